@@ -1,0 +1,349 @@
+"""Everything that turns words into the ids a language model reads: the only owner of prompts.
+
+Templates, turns and ids equal those of xtuner 0.2.0 (``PROMPT_TEMPLATE``, ``llava_map_fn``, ``encode_fn``),
+as tests check; nothing of xtuner is imported, so that a converted model answers questions without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pallava.errors import PallavaError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IMAGE_TOKEN = "<image>"
+IMAGE_TOKEN_INDEX = -200
+IGNORE_INDEX = -100
+
+# As xtuner decides it: these tokenizers' own idea of a begin token is not used.
+_BEGIN_IDS = {
+    "QWenTokenizer": [],
+    "QWen2Tokenizer": [],
+    "Qwen2TokenizerFast": [],
+    "ChatGLMTokenizer": [64790, 64792],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptTemplate:
+    """How one family of language models marks who speaks.
+
+    Attributes:
+        name: The name that configs use.
+        instruction: Format string with ``{input}`` around a human message, up to where the answer begins.
+        system: Format string with ``{system}``; used only where the user gives a system message.
+        suffix: What follows each answer and is trained.
+        suffix_as_eos: Whether ``suffix`` ends the answer; otherwise the tokenizer's end token follows it.
+        sep: What follows each answer's end and is not trained.
+        stop_words: Tokens that end an answer.
+        extra_end_tokens: Further tokens that end an answer wherever the vocabulary has them.
+    """
+
+    name: str
+    instruction: str
+    system: str = "{system}\n"
+    suffix: str = ""
+    suffix_as_eos: bool = False
+    sep: str = ""
+    stop_words: tuple[str, ...] = ()
+    extra_end_tokens: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the template as plain values that JSON can hold."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PromptTemplate:
+        """Read what `to_dict` gave.
+
+        Raises:
+            PallavaError: A key is unknown, a required one is missing, or ``instruction`` has no ``{input}``.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise PallavaError(
+                f"prompt template has unknown keys {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+            )
+        if missing := [key for key in ("name", "instruction") if key not in values]:
+            raise PallavaError(f"prompt template lacks {' and '.join(missing)}")
+        if "{input}" not in values["instruction"]:
+            raise PallavaError(f"prompt template '{values['name']}' has no {{input}} in its instruction")
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
+
+
+_CHATML = PromptTemplate(
+    name="internlm2_chat",
+    system="<|im_start|>system\n{system}<|im_end|>\n",
+    instruction="<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n",
+    suffix="<|im_end|>",
+    suffix_as_eos=True,
+    sep="\n",
+    stop_words=("<|im_end|>",),
+)
+_MISTRAL = PromptTemplate(
+    name="mistral", system="[INST] {system} [/INST]\n", instruction="[INST] {input} [/INST]", sep="\n"
+)
+
+TEMPLATES: dict[str, PromptTemplate] = {
+    template.name: template
+    for template in (
+        PromptTemplate(
+            name="llama3_chat",
+            system="<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>",
+            instruction=(
+                "<|start_header_id|>user<|end_header_id|>\n\n{input}<|eot_id|>"
+                "<|start_header_id|>assistant<|end_header_id|>\n\n"
+            ),
+            suffix="<|eot_id|>",
+            suffix_as_eos=True,
+            stop_words=("<|eot_id|>",),
+            extra_end_tokens=("<|end_of_text|>",),
+        ),
+        _CHATML,
+        dataclasses.replace(_CHATML, name="qwen_chat", stop_words=("<|im_end|>", "<|endoftext|>")),
+        PromptTemplate(
+            name="phi3_chat",
+            system="<|system|>\n{system}<|end|>\n",
+            instruction="<|user|>\n{input}<|end|>\n<|assistant|>\n",
+            suffix="<|end|>",
+            suffix_as_eos=True,
+            sep="\n",
+            stop_words=("<|end|>",),
+        ),
+        _MISTRAL,
+        dataclasses.replace(_MISTRAL, name="mixtral"),
+        PromptTemplate(
+            name="vicuna",
+            system=(
+                "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+                "helpful, detailed, and polite answers to the user's questions. {system}\n "
+            ),
+            instruction="USER: {input} ASSISTANT:",
+            sep="\n",
+        ),
+        PromptTemplate(
+            name="llama2_chat",
+            system=(
+                "[INST] <<SYS>>\n You are a helpful, respectful and honest assistant. Always answer as "
+                "helpfully as possible, while being safe. Your answers should not include any harmful, "
+                "unethical, racist, sexist, toxic, dangerous, or illegal content. Please ensure that your responses are "
+                "socially unbiased and positive in nature.\n{system}\n<</SYS>>\n [/INST] "
+            ),
+            instruction="[INST] {input} [/INST]",
+            sep="\n",
+        ),
+        PromptTemplate(
+            name="gemma",
+            system="<start_of_turn>system\n{system}<end_of_turn>\n",
+            instruction="<start_of_turn>user\n{input}<end_of_turn>\n<start_of_turn>model\n",
+            suffix="<end_of_turn>",
+            sep="\n",
+            stop_words=("<end_of_turn>",),
+        ),
+        PromptTemplate(
+            name="zephyr",
+            system="<|system|>\n{system}\n",
+            instruction="<|user|>\n{input}\n<|assistant|>\n",
+            sep="\n",
+        ),
+        PromptTemplate(
+            name="default",
+            system="<|System|>:{system}\n",
+            instruction="<|User|>:{input}\n<|Bot|>:",
+            sep="\n",
+        ),
+    )
+}
+
+# What training files ask of an image that has a caption; a caption must be a full answer to each.
+CAPTION_PROMPTS: tuple[str, ...] = (
+    "Describe this pathology image.",
+    "What does this pathology image show?",
+    "Give a description of the tissue in this image.",
+    "Summarize what can be seen in this micrograph.",
+    "Write a caption for this pathology image.",
+    "How would you describe this histology picture?",
+    "Please describe the findings in this image.",
+    "Tell me what is visible in this pathology picture.",
+    "Provide a caption that fits this microscopic image.",
+    "Put the content of this pathology image into words.",
+    "State what this pathology figure depicts.",
+    "What is shown here?",
+    "Report what you observe in this tissue image.",
+    "Explain what this pathology image presents.",
+    "Which findings does this image illustrate?",
+    "Characterize the specimen seen in this image.",
+    "Compose a description to accompany this pathology figure.",
+    "Look at this micrograph and say what it shows.",
+    "Give an account of this pathology image.",
+    "What would a fitting legend for this figure be?",
+    "Convey in words what this microscopy picture displays.",
+    "As a pathologist, describe this image to a colleague.",
+    "Outline the content of this pathology picture.",
+    "Share your description of this image.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One human message, with its image markers in front, and the answer to it (None: still to be given)."""
+
+    question: str
+    answer: str | None = None
+    system: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """Ids (``IMAGE_TOKEN_INDEX`` once per image) and as many labels (``IGNORE_INDEX``: not trained)."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+def get_template(template: str | Mapping[str, Any] | PromptTemplate) -> PromptTemplate:
+    """Give the template of a name, of a dictionary as `PromptTemplate.to_dict` makes it, or itself.
+
+    Raises:
+        PallavaError: No template has that name, or the dictionary is not one.
+    """
+    if isinstance(template, PromptTemplate):
+        return template
+    if isinstance(template, Mapping):
+        return PromptTemplate.from_dict(template)
+    if template not in TEMPLATES:
+        raise PallavaError(f"no prompt template '{template}'; there are {', '.join(sorted(TEMPLATES))}")
+    return TEMPLATES[template]
+
+
+def build_question(text: str, num_images: int = 1) -> str:
+    """Put image markers in front of a question, as training data has them.
+
+    A text that holds markers keeps its number of them, and they are moved to the front.
+    """
+    count = text.count(IMAGE_TOKEN) or num_images
+    if count == 0:
+        return text
+    text = text.replace(IMAGE_TOKEN, "").strip()
+    return f"{IMAGE_TOKEN * count}\n{text}".strip()
+
+
+def turns_from_conversations(conversations: Sequence[Mapping[str, str]]) -> list[Turn]:
+    """Pair the messages of a LLaVA-style conversation.
+
+    As xtuner's ``llava_map_fn``: leading answers are skipped, human messages that follow each other are
+    joined, markers go to the front of their message. Beyond it, the first message may be from "system", a
+    message may have several markers, and a human message at the end gives a turn without an answer.
+
+    Raises:
+        PallavaError: A message lacks ``from`` or a text as ``value``, or its speaker is none of the three.
+    """
+    turns: list[Turn] = []
+    question: str | None = None
+    system: str | None = None
+    for position, message in enumerate(conversations):
+        speaker, value = _read_message(message, position)
+        if speaker == "system" and position == 0:
+            system = value
+        elif speaker == "human":
+            question = (question or "") + build_question(value, num_images=0)
+        elif speaker == "gpt":
+            if question is None and not turns:
+                continue
+            turns.append(Turn(question or "", value, system if not turns else None))
+            question = None
+        else:
+            expected = "'human', 'gpt' or, at the start, 'system'"
+            raise PallavaError(f"message {position + 1} is from '{speaker}'; expected {expected}")
+    if question is not None:
+        turns.append(Turn(question, None, system if not turns else None))
+    return turns
+
+
+def _read_message(message: Any, position: int) -> tuple[str, str]:
+    speaker = message.get("from") if isinstance(message, Mapping) else None
+    value = message.get("value") if isinstance(message, Mapping) else None
+    if not isinstance(speaker, str) or not isinstance(value, str):
+        raise PallavaError(f'message {position + 1} is not {{"from": "human" or "gpt", "value": text}}')
+    return speaker, value
+
+
+def encode_conversation(
+    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: PromptTemplate
+) -> Encoded:
+    """Give the ids and labels that a conversation is trained on, equal to those of xtuner's ``encode_fn``.
+
+    Raises:
+        PallavaError: A turn has no answer, or the template needs an end token that the tokenizer lacks.
+    """
+    input_ids: list[int] = []
+    labels: list[int] = []
+    for round_, turn in enumerate(turns, start=1):
+        if turn.answer is None:
+            raise PallavaError(f"turn {round_} has no answer to train on")
+        prompt = _encode_question(turn, round_, tokenizer, template)
+        answer = tokenizer.encode(turn.answer + template.suffix, add_special_tokens=False)
+        if not template.suffix_as_eos:
+            answer = answer + _end_ids(tokenizer)
+        sep = tokenizer.encode(template.sep, add_special_tokens=False) if template.sep else []
+        input_ids += prompt + answer + sep
+        labels += [IGNORE_INDEX] * len(prompt) + answer + [IGNORE_INDEX] * len(sep)
+    return Encoded(input_ids, labels)
+
+
+def encode_prompt(
+    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: PromptTemplate
+) -> list[int]:
+    """Give the ids up to where the answer to the last turn begins, the same that training has before it.
+
+    Raises:
+        PallavaError: There is no turn, or one before the last has no answer.
+    """
+    if not turns:
+        raise PallavaError("there is no question to answer")
+    history = encode_conversation(turns[:-1], tokenizer, template).input_ids
+    return history + _encode_question(turns[-1], len(turns), tokenizer, template)
+
+
+def _encode_question(
+    turn: Turn, round_: int, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate
+) -> list[int]:
+    text = template.instruction.format(input=turn.question, round=round_)
+    if turn.system:
+        text = template.system.format(system=turn.system) + text
+    # The begin token stands first, and again after an end token, but not after a suffix that ends an answer.
+    ids = _begin_ids(tokenizer) if round_ == 1 or not template.suffix_as_eos else []
+    for index, chunk in enumerate(text.split(IMAGE_TOKEN)):
+        if index > 0:
+            ids.append(IMAGE_TOKEN_INDEX)
+        ids += tokenizer.encode(chunk, add_special_tokens=False)
+    return ids
+
+
+def _begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids = _BEGIN_IDS.get(type(tokenizer).__name__, tokenizer.bos_token_id)
+    return list(ids) if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def _end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids = tokenizer.eos_token_id
+    if ids is None:
+        raise PallavaError("the prompt template ends answers with the tokenizer's end token, and it has none")
+    return list(ids) if isinstance(ids, list) else [ids]
+
+
+def end_token_ids(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> list[int]:
+    """Give every id that ends an answer: the template's that the vocabulary has, and the tokenizer's own."""
+    ids: list[int] = []
+    for token in (*template.stop_words, *template.extra_end_tokens):
+        index = tokenizer.convert_tokens_to_ids(token)
+        if isinstance(index, int) and tokenizer.convert_ids_to_tokens(index) == token:
+            ids.append(index)
+    if tokenizer.eos_token_id is not None:
+        ids += _end_ids(tokenizer)
+    return list(dict.fromkeys(ids))
