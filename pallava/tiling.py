@@ -1,0 +1,158 @@
+"""From a picture to its overview and tiles: one function for training, chat, evaluation and serving.
+
+The canvas is chosen as LLaVA-NeXT does (https://llava-vl.github.io/blog/2024-01-30-llava-next/), from the 15
+grids that PA-LLaVA uses. Letters in shapes: N tiles, P side of a tile in pixels, R rows and C columns of tiles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pallava.errors import PallavaError
+from pallava.images import open_image
+
+if TYPE_CHECKING:
+    from transformers import CLIPImageProcessor
+
+PUBLISHED_CANVASES: tuple[tuple[int, int], ...] = tuple(
+    (columns, rows) for columns in range(1, 9) for rows in range(1, 9) if 4 <= columns * rows <= 8
+)
+"""The 15 grids (columns, rows) of 4 to 8 tiles; of equally good ones the earlier is taken."""
+
+
+@dataclass(frozen=True)
+class TileSpec:
+    """What the encoder wants a tile to be.
+
+    Attributes:
+        size: Side of the square tile in pixels.
+        mean: Mean of each channel, for values between 0 and 1.
+        std: Standard deviation of each channel, likewise.
+        resample: Pillow's number of the filter (3 is bicubic).
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resample: int = int(Image.Resampling.BICUBIC)
+
+    @classmethod
+    def from_image_processor(cls, processor: CLIPImageProcessor) -> TileSpec:
+        """Reads size, normalization and filter off an image processor of transformers.
+
+        Raises:
+            PallavaError: The processor's size is not a square, or it scales pixels other than by 1/255.
+        """
+        factor = processor.rescale_factor if processor.do_rescale else 1.0
+        if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+            raise PallavaError(f"the image processor scales pixels by {factor}; tiles are scaled by 1/255")
+        mean, std = (
+            (processor.image_mean, processor.image_std) if processor.do_normalize else ((0,) * 3, (1,) * 3)
+        )
+        return cls(
+            _square_size(processor), _three("image_mean", mean), _three("image_std", std), processor.resample
+        )
+
+
+def choose_canvas(
+    image_size: tuple[int, int], tile_size: int, canvases: Sequence[tuple[int, int]] = PUBLISHED_CANVASES
+) -> tuple[int, int]:
+    """Chooses the canvas that keeps most of the image, and of those the one with the least padding.
+
+    Args:
+        image_size: (width, height) of the image in pixels.
+        tile_size: Side of a tile in pixels.
+        canvases: Grids (columns, rows) to choose from; the earlier wins a tie.
+
+    Returns:
+        (width, height) of the canvas in pixels.
+    """
+    width, height = image_size
+    best, best_rank = (0, 0), (-1, 0)
+    for columns, rows in canvases:
+        canvas = (columns * tile_size, rows * tile_size)
+        scale = min(canvas[0] / width, canvas[1] / height)
+        effective = min(int(width * scale) * int(height * scale), width * height)
+        rank = (effective, effective - canvas[0] * canvas[1])  # most pixels kept, then least padded
+        if rank > best_rank:
+            best, best_rank = canvas, rank
+    if best == (0, 0):
+        raise PallavaError("there is no canvas to choose from: the list of canvases is empty")
+    return best
+
+
+def make_tiles(
+    image: Image.Image, spec: TileSpec, canvases: Sequence[tuple[int, int]] = PUBLISHED_CANVASES
+) -> torch.Tensor:
+    """Makes the overview and the tiles of one image, normalized for the encoder.
+
+    Args:
+        image: A picture; it is brought to RGB and upright by `open_image` if it did not come from there.
+        spec: Size, normalization and filter of a tile.
+        canvases: Grids (columns, rows) to choose from.
+
+    Returns:
+        float32 of shape (1+N, 3, P, P): the overview, then the tiles row by row.
+    """
+    image = open_image(image)
+    size = spec.size
+    overview = np.asarray(image.resize((size, size), spec.resample))  # (P, P, 3)
+    canvas = np.asarray(
+        _fit(image, choose_canvas(image.size, size, canvases), spec.resample)
+    )  # (R*P, C*P, 3)
+    rows, columns = canvas.shape[0] // size, canvas.shape[1] // size
+    tiles = canvas.reshape(rows, size, columns, size, 3).transpose(0, 2, 1, 3, 4)  # (R, C, P, P, 3)
+    stack = np.concatenate([overview[None], tiles.reshape(-1, size, size, 3)])  # (1+N, P, P, 3)
+    return _normalize(torch.from_numpy(stack), spec)
+
+
+def _fit(image: Image.Image, canvas_size: tuple[int, int], resample: int) -> Image.Image:
+    """Resizes the image to touch the canvas in one direction and centres it on black in the other."""
+    (width, height), (canvas_width, canvas_height) = image.size, canvas_size
+    scale_width, scale_height = canvas_width / width, canvas_height / height
+    if scale_width < scale_height:
+        new_size = (canvas_width, min(math.ceil(height * scale_width), canvas_height))
+    else:
+        new_size = (min(math.ceil(width * scale_height), canvas_width), canvas_height)
+    resized = image.resize(new_size, resample)
+    if new_size == canvas_size:
+        return resized
+    canvas = Image.new("RGB", canvas_size)
+    canvas.paste(resized, ((canvas_width - new_size[0]) // 2, (canvas_height - new_size[1]) // 2))
+    return canvas
+
+
+def _normalize(stack: torch.Tensor, spec: TileSpec) -> torch.Tensor:
+    """(1+N, P, P, 3) of bytes to (1+N, 3, P, P) of float32."""
+    mean, std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (spec.mean, spec.std))
+    pixels = stack.permute(0, 3, 1, 2).contiguous().to(torch.float32)
+    return pixels.div_(255).sub_(mean).div_(std)
+
+
+def _square_size(processor: CLIPImageProcessor) -> int:
+    size: Any = processor.crop_size if processor.do_center_crop else processor.size
+    if isinstance(size, Mapping):
+        sides = {int(value) for key, value in size.items() if key in ("height", "width", "shortest_edge")}
+    else:
+        sides = {int(size)}
+    if len(sides) != 1 or min(sides) < 1:
+        raise PallavaError(
+            f"tiles are square, but the image processor's size is {dict(size)}; make the sides equal"
+        )
+    return sides.pop()
+
+
+def _three(name: str, values: Sequence[float]) -> tuple[float, float, float]:
+    if len(values) != 3:
+        raise PallavaError(
+            f"the image processor's {name} needs 3 values, one a channel, and has {len(values)}"
+        )
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
