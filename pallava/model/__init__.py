@@ -1,0 +1,22 @@
+"""The network in plain transformers; knows nothing of xtuner, data sets or commands."""
+
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+from pallava.model.connector import ScaleInvariantConnector, ScaleInvariantConnectorConfig
+from pallava.model.modeling import PALLaVAConfig, PALLaVAForConditionalGeneration
+from pallava.model.processor import PALLaVAProcessor
+from pallava.model.vision import load_image_processor, load_plip
+
+__all__ = [
+    "PALLaVAConfig",
+    "PALLaVAForConditionalGeneration",
+    "PALLaVAProcessor",
+    "ScaleInvariantConnector",
+    "ScaleInvariantConnectorConfig",
+    "load_image_processor",
+    "load_plip",
+]
+
+AutoConfig.register(PALLaVAConfig.model_type, PALLaVAConfig, exist_ok=True)
+AutoModel.register(PALLaVAConfig, PALLaVAForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(PALLaVAConfig, PALLaVAProcessor, exist_ok=True)

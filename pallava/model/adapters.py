@@ -1,0 +1,71 @@
+"""LoRA adapters of the language model, through peft."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from pallava.errors import PallavaError
+
+
+def is_adapted(llm: nn.Module) -> bool:
+    """Whether a language model carries an adapter."""
+    return hasattr(llm, "peft_config")
+
+
+def open_llm(name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+    """Opens a causal language model by name or path; code from its folder is not run.
+
+    Raises:
+        PallavaError: There is no such model.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(name_or_path, **kwargs)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise PallavaError(
+            f"No language model at {name_or_path}: {reason} Give the path of a Hugging Face folder, or a name on the hub."
+        ) from None
+
+
+def load_adapter(base_llm: str | None, adapter: Path, **kwargs: Any) -> Any:
+    """The base language model with an adapter beside it.
+
+    Raises:
+        PallavaError: The base is not named, or not there.
+    """
+    if not base_llm:
+        raise PallavaError(
+            f"{adapter} needs its base language model, and names none: give base_llm=... (its path)."
+        )
+    hide_broken_bitsandbytes()
+    from peft import PeftModel  # imports bitsandbytes where it finds it
+
+    return PeftModel.from_pretrained(open_llm(base_llm, **kwargs), str(adapter))
+
+
+def hide_broken_bitsandbytes() -> None:
+    """Makes peft and transformers see that bitsandbytes is not there when it cannot be imported.
+
+    bitsandbytes 0.45.0, which xtuner pins, asks for a module that triton dropped with torch 2.6, and peft imports
+    it as soon as it is installed. Does nothing where the import works.
+    """
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        for name in [name for name in sys.modules if name.split(".")[0] == "bitsandbytes"]:
+            del sys.modules[name]
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+        _forget_bitsandbytes()
+
+
+def _forget_bitsandbytes() -> None:
+    import transformers.utils.import_utils as transformers_imports
+    from peft import import_utils as peft_imports
+
+    transformers_imports._bitsandbytes_available = False
+    for name in ("is_bnb_available", "is_bnb_4bit_available"):
+        getattr(peft_imports, name).cache_clear()

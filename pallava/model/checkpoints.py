@@ -1,0 +1,241 @@
+"""Reading weights that came from elsewhere: safely, and with every key accounted for.
+
+The only reader of foreign weight files. Nothing in a file is ever executed: safetensors, or PyTorch's
+``weights_only`` unpickler with a short list of harmless names, whose objects are replaced by an empty stand-in.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pallava.errors import PallavaError
+
+StateDict = dict[str, Tensor]
+Renames = tuple[tuple[str, str | None], ...]
+"""(part of a published key, what stands there in ours); None drops the key."""
+
+PLIP_RENAMES: Renames = (
+    ("vision_model.embeddings.position_ids", None),  # a buffer that newer transformers recompute
+    ("post_layrnorm", "post_layernorm"),
+)
+CONNECTOR_RENAMES: Renames = (
+    ("model.bert.embeddings.position_ids", None),  # never read: the queries come as embeddings
+    (".self.", ".attention."),
+    ("model.bert.", "qformer."),
+    ("model.mlp.model.", "projection."),
+    ("model.norm.", "norm."),
+)
+
+# What training checkpoints of mmengine and DeepSpeed hold beside tensors: logs, counters and settings, which we
+# never read. Each name is answered by a stand-in, so that the real code is neither imported nor run.
+_IGNORED_GLOBALS = (
+    "builtins.getattr",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "mmengine.config.config.ConfigDict",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "numpy._core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.dtypes.Float64DType",
+    "numpy.dtypes.Float32DType",
+    "numpy.dtypes.Int64DType",
+    "numpy.dtypes.UInt32DType",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+)
+_SAFE_TORCH = (2, 10)  # older weights_only unpicklers could be attacked (CVE-2025-32434 and a later one)
+
+
+class _Ignored(dict):
+    """Stands in for an object we do not read; swallows whatever its pickle does to it."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> "_Ignored":
+        return super().__new__(cls)
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def read_weights(source: str | os.PathLike[str]) -> StateDict:
+    """Reads the tensors of a weights file, a checkpoint, a DeepSpeed folder or a Hugging Face folder.
+
+    Args:
+        source: ``.safetensors``, ``.pth``, ``.pt`` or ``.bin``; a DeepSpeed checkpoint folder or a file in it; a
+            folder with ``model.safetensors`` (sharded or not) or one weights file.
+
+    Raises:
+        PallavaError: Nothing there, truncated, no weights in it, or it holds code or objects.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise PallavaError(
+            f"No weights at {path}: the path does not exist. Give a checkpoint file or folder."
+        )
+    if path.is_dir():
+        return _read_folder(path)
+    return _read_file(path)
+
+
+def rename_keys(state: Mapping[str, Tensor], renames: Renames) -> StateDict:
+    """Walks a table of renames over all keys; every row is applied to every key, in order."""
+    renamed = {}
+    for key, value in state.items():
+        new: str | None = key
+        for old_part, new_part in renames:
+            if new is not None and old_part in new:
+                new = None if new_part is None else new.replace(old_part, new_part)
+        if new is not None:
+            renamed[new] = value
+    return renamed
+
+
+def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> StateDict:
+    """The entries under a prefix, without it; all of them where none has it."""
+    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return inside or dict(state)
+
+
+def compare_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Says which keys are missing, unexpected or reshaped; empty if the two agree."""
+    both = expected.keys() & found.keys()
+    report = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "reshaped": sorted(
+            f"{key}: {tuple(found[key].shape)} where {tuple(expected[key].shape)} is expected"
+            for key in both
+            if found[key].shape != expected[key].shape
+        ),
+    }
+    return {kind: keys for kind, keys in report.items() if keys}
+
+
+def load_strictly(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: object,
+    expected: Mapping[str, Tensor] | None = None,
+    hint: str = "",
+) -> None:
+    """Loads weights of which no key may be missing, left over or of another shape.
+
+    Args:
+        module: Takes the weights; on the meta device it becomes the tensors themselves.
+        state: Weights under the module's own keys.
+        source: Where they come from, for the message.
+        expected: The keys that must come; default: all of the module's.
+        hint: Last sentence of the message.
+
+    Raises:
+        PallavaError: Lists missing, unexpected and reshaped keys.
+    """
+    own = module.state_dict()
+    report = compare_keys(own if expected is None else expected, state)
+    if report:
+        raise PallavaError(_describe(report, source, type(module).__name__) + (f" {hint}" if hint else ""))
+    on_meta = any(tensor.is_meta for tensor in own.values())
+    if not on_meta:
+        state = {key: value.to(own[key].dtype) if key in own else value for key, value in state.items()}
+    module.load_state_dict(state, strict=expected is None, assign=on_meta)
+
+
+def _describe(report: dict[str, list[str]], source: object, name: str) -> str:
+    def shorten(keys: list[str]) -> str:
+        return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+
+    parts = "; ".join(f"{len(keys)} {kind}: {shorten(keys)}" for kind, keys in report.items())
+    return f"The weights in {source} do not fit {name}: {parts}."
+
+
+def _read_folder(folder: Path) -> StateDict:
+    tagged = sorted(folder.glob("**/mp_rank_00_model_states.pt"))
+    if tagged:  # ZeRO-1 and -2 keep the trained weights whole in the first rank's file
+        return _read_file(_latest_tag(folder, tagged))
+    shards = sorted(folder.glob("model*.safetensors"))
+    files = shards or sorted(
+        p for p in folder.iterdir() if p.suffix in {".bin", ".pth", ".pt", ".safetensors"}
+    )
+    files = [p for p in files if p.name not in {"training_args.bin", "optimizer.pt", "scheduler.pt"}]
+    if not files:
+        raise PallavaError(
+            f"No weights in the folder {folder}: expected model.safetensors or one .bin, .pth or .pt file."
+        )
+    if not shards and len(files) > 1 and not files[0].name.startswith("pytorch_model-"):
+        names = ", ".join(p.name for p in files)
+        raise PallavaError(f"The folder {folder} holds several weight files ({names}): give the path of one.")
+    merged: StateDict = {}
+    for file in files:
+        merged.update(_read_file(file))
+    return merged
+
+
+def _latest_tag(folder: Path, tagged: list[Path]) -> Path:
+    latest = folder / "latest"
+    named = folder / latest.read_text().strip() / tagged[0].name if latest.is_file() else tagged[-1]
+    return named if named in tagged else tagged[-1]
+
+
+def _read_file(path: Path) -> StateDict:
+    if path.stat().st_size == 0:
+        raise PallavaError(f"The weights file {path} is empty (0 bytes): copy or download it again.")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise PallavaError(
+                f"{path} is not a readable safetensors file ({error}): copy or download it again."
+            ) from None
+    return _tensors_of(_unpickle_safely(path), path)
+
+
+def _unpickle_safely(path: Path) -> Any:
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < _SAFE_TORCH:
+        raise PallavaError(
+            f"{path} is a pickle, and torch {torch.__version__} cannot open one from elsewhere safely: "
+            "install torch 2.10 or newer, or give a .safetensors file."
+        )
+    try:
+        with torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED_GLOBALS]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a broken or hostile file makes the unpickler raise
+        reason = str(error).split("Please file an issue")[0]
+        if "Unsupported" in reason or "GLOBAL" in reason:
+            named = [
+                line.strip() for line in reason.splitlines() if "GLOBAL" in line or "Unsupported" in line
+            ]
+            raise PallavaError(
+                f"{path} was not opened, and nothing in it was executed: it holds more than tensors "
+                f"({named[0] if named else reason[:200]}). Ask its author for a .safetensors file."
+            ) from None
+        first = reason.strip().splitlines()[0] if reason.strip() else type(error).__name__
+        raise PallavaError(
+            f"{path} is not a readable PyTorch file ({first}): copy or download it again."
+        ) from None
+
+
+def _tensors_of(content: Any, path: Path) -> StateDict:
+    for key in ("state_dict", "module", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not content:
+        raise PallavaError(f"{path} holds no weights: expected a state dict, found {type(content).__name__}.")
+    tensors = {str(key).removeprefix("module."): v for key, v in content.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise PallavaError(f"{path} holds no weights: its {len(content)} entries are no tensors.")
+    return tensors

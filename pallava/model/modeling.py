@@ -1,0 +1,403 @@
+"""PA-LLaVA: overview and tiles through the encoder, the connector, and into the language model's text.
+
+Letters in shape comments: B samples, L text tokens, I images, N tiles of an image, T tokens of a tile, D encoder
+width, H language model width.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import LongTensor, Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from pallava.errors import PallavaError
+from pallava.model.adapters import is_adapted, load_adapter
+from pallava.model.checkpoints import load_strictly, read_weights
+from pallava.model.connector import ScaleInvariantConnector, ScaleInvariantConnectorConfig
+from pallava.model.vision import patch_tokens
+from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+
+ADAPTER_FOLDER = "adapter"
+_MAX_NEW_TOKENS = 256
+
+
+class PALLaVAConfig(PretrainedConfig):
+    """Configuration of the whole model.
+
+    Args:
+        text_config: The language model's configuration, or its dictionary.
+        vision_config: The encoder's.
+        connector_config: The connector's.
+        vision_feature_layer: Which hidden states of the encoder the connector reads.
+        base_llm: Name or path of the language model, where the folder holds an adapter beside it.
+    """
+
+    model_type = "pallava"
+    sub_configs = {
+        "text_config": AutoConfig,
+        "vision_config": CLIPVisionConfig,
+        "connector_config": ScaleInvariantConnectorConfig,
+    }
+
+    def __init__(
+        self,
+        text_config: PretrainedConfig | dict[str, Any] | None = None,
+        vision_config: CLIPVisionConfig | dict[str, Any] | None = None,
+        connector_config: ScaleInvariantConnectorConfig | dict[str, Any] | None = None,
+        vision_feature_layer: int = -2,
+        base_llm: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(text_config, PretrainedConfig):
+            values = dict(text_config or {})
+            text_config = AutoConfig.for_model(values.pop("model_type", "llama"), **values)
+        self.text_config = text_config
+        self.vision_config = _as_config(CLIPVisionConfig, vision_config)
+        self.connector_config = _as_config(ScaleInvariantConnectorConfig, connector_config)
+        self.vision_feature_layer = vision_feature_layer
+        self.base_llm = base_llm
+        super().__init__(**kwargs)
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """How many tokens of the language model one image takes."""
+        return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+
+
+class PALLaVAForConditionalGeneration(PreTrainedModel):
+    """The whole network: `visual_encoder`, `connector` and `llm`."""
+
+    config_class = PALLaVAConfig
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn_2 = True
+    _tied_weights_keys = ["llm.lm_head.weight"]
+
+    def __init__(
+        self,
+        config: PALLaVAConfig,
+        *,
+        llm: nn.Module | None = None,
+        visual_encoder: CLIPVisionModel | None = None,
+        connector: ScaleInvariantConnector | None = None,
+    ) -> None:
+        super().__init__(config)
+        self.llm: Any = llm if llm is not None else AutoModelForCausalLM.from_config(config.text_config)
+        self.visual_encoder = (
+            visual_encoder if visual_encoder is not None else CLIPVisionModel(config.vision_config)
+        )
+        self.connector = (
+            connector if connector is not None else ScaleInvariantConnector(config.connector_config)
+        )
+        self.generation_config = _greedy(self.llm)
+
+    @classmethod
+    def from_parts(
+        cls,
+        llm: nn.Module,
+        encoder: CLIPVisionModel,
+        connector: ScaleInvariantConnector,
+        *,
+        vision_feature_layer: int = -2,
+    ) -> "PALLaVAForConditionalGeneration":
+        """Builds the whole from a causal language model (with or without LoRA), an encoder and a connector.
+
+        Raises:
+            PallavaError: The widths of the parts do not fit.
+        """
+        _check_width("encoder", encoder.config.hidden_size, "visual_hidden_size", connector)
+        _check_width("language model", llm.config.hidden_size, "llm_hidden_size", connector)
+        config = PALLaVAConfig(
+            text_config=llm.config,
+            vision_config=encoder.config,
+            connector_config=connector.config,
+            vision_feature_layer=vision_feature_layer,
+            base_llm=llm.config.name_or_path or None,
+        )
+        return cls(config, llm=llm, visual_encoder=encoder, connector=connector)
+
+    def encode_images(
+        self, pixel_values: Tensor | Sequence[Tensor], tiles_per_image: Tensor | Sequence[int] | None = None
+    ) -> Tensor:
+        """Turns images into visual tokens.
+
+        Args:
+            pixel_values: (1+N, 3, P, P) for each image, the overview first: as a list, or all of them in one
+                tensor. One tensor without `tiles_per_image` is one image; of five dimensions, one image a row.
+            tiles_per_image: (I,), how many of the rows are each image's, its overview included.
+
+        Returns:
+            (I, T, H), visual tokens.
+
+        Raises:
+            PallavaError: The rows do not add up, or an image has no tile.
+        """
+        pixels, counts = _flatten_images(pixel_values, tiles_per_image)
+        if not counts:
+            return pixels.new_zeros(
+                0, self.config.num_visual_tokens, self.config.connector_config.llm_hidden_size
+            )
+        learns = any(p.requires_grad for p in self.visual_encoder.parameters())
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            tokens = patch_tokens(
+                self.visual_encoder, pixels.to(self.device), self.config.vision_feature_layer
+            )
+        images = tokens.split(counts)  # I x (1+N, T, D)
+        overview = torch.stack([image[0] for image in images])  # (I, T, D)
+        tiles = pad_sequence(
+            [image[1:].flatten(0, 1) for image in images], batch_first=True
+        )  # (I, max N*T, D)
+        lengths = torch.tensor([(count - 1) * overview.shape[1] for count in counts], device=tiles.device)
+        tile_mask = torch.arange(tiles.shape[1], device=tiles.device) < lengths[:, None]
+        return self.connector(overview, tiles, tile_mask.long())
+
+    def forward(
+        self,
+        input_ids: LongTensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | Sequence[Tensor] | None = None,
+        tiles_per_image: Tensor | Sequence[int] | None = None,
+        labels: LongTensor | None = None,
+        **llm_kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Runs the model over text with images in it.
+
+        Args:
+            input_ids: (B, L), -200 once for each image; images in reading order over the batch.
+            attention_mask: (B, L), 0 for padding, on the right or the left.
+            pixel_values: As in `encode_images`.
+            tiles_per_image: As in `encode_images`.
+            labels: (B, L), -100 where nothing is to be learnt.
+            **llm_kwargs: Passed on to the language model.
+
+        Returns:
+            The language model's output; logits (B, L', V), where each image's marker has become T positions and
+            padding stays on its side.
+
+        Raises:
+            PallavaError: The number of image markers is not the number of images.
+        """
+        visual_tokens = None if pixel_values is None else self.encode_images(pixel_values, tiles_per_image)
+        fused = self.fuse(input_ids, visual_tokens, attention_mask=attention_mask, labels=labels)
+        return self.llm(**fused, use_cache=False, **llm_kwargs)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: LongTensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | Sequence[Tensor] | None = None,
+        tiles_per_image: Tensor | Sequence[int] | None = None,
+        **generate_kwargs: Any,
+    ) -> LongTensor:
+        """Answers each sample of a batch; greedy unless told otherwise.
+
+        Args:
+            input_ids: (B, L), prompts as the processor makes them.
+            attention_mask: (B, L), 0 for padding on either side.
+            pixel_values: As in `encode_images`.
+            tiles_per_image: As in `encode_images`.
+            **generate_kwargs: Options of transformers' `generate`, such as `max_new_tokens` or `streamer`.
+
+        Returns:
+            (B, new tokens), the answers alone, each up to and with its end token, then padding.
+
+        Raises:
+            PallavaError: The number of image markers is not the number of images.
+        """
+        visual_tokens = None if pixel_values is None else self.encode_images(pixel_values, tiles_per_image)
+        fused = self.fuse(input_ids, visual_tokens, attention_mask=attention_mask, left=True)
+        fused.pop("position_ids")  # generate counts them itself, from the mask
+        generate_kwargs.setdefault("generation_config", self.generation_config)
+        return self.llm.generate(**fused, **generate_kwargs)
+
+    def fuse(
+        self,
+        input_ids: LongTensor,
+        visual_tokens: Tensor | None,
+        *,
+        attention_mask: Tensor | None = None,
+        labels: LongTensor | None = None,
+        left: bool | None = None,
+    ) -> dict[str, Tensor]:
+        """Puts visual tokens in the place of the image markers.
+
+        Args:
+            input_ids: (B, L), with -200 for each image.
+            visual_tokens: (I, T, H), or None where there is no image.
+            attention_mask: (B, L), 0 for padding.
+            labels: (B, L).
+            left: Whether padding goes to the left; default: the side it is on in `attention_mask`.
+
+        Returns:
+            `inputs_embeds` (B, L', H), `attention_mask` and `position_ids` (B, L'), and `labels` if given.
+
+        Raises:
+            PallavaError: The number of markers is not the number of images.
+        """
+        input_ids = input_ids.to(self.device)  # type: ignore[assignment]
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)
+        is_image = (input_ids == IMAGE_TOKEN_INDEX) & mask.bool()
+        is_text = (input_ids != IMAGE_TOKEN_INDEX) & mask.bool()
+        num_images = 0 if visual_tokens is None else len(visual_tokens)
+        if int(is_image.sum()) != num_images:
+            raise PallavaError(
+                f"The text holds {int(is_image.sum())} image marker(s), but {num_images} image(s) were given: "
+                "each image needs exactly one <image> in the text."
+            )
+        num_tokens = 1 if visual_tokens is None else visual_tokens.shape[1]
+        spans = mask + is_image * (num_tokens - 1)  # how many positions each token takes
+        starts = spans.cumsum(1) - spans  # (B, L)
+        lengths = spans.sum(1)
+        total = int(lengths.max())
+        left = bool((mask[:, 0] == 0).any()) if left is None else left
+        offsets = (total - lengths) * int(left)
+        starts = starts + offsets[:, None]
+        rows = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(input_ids)
+
+        text_embeds = self.llm.get_input_embeddings()(input_ids[is_text])
+        embeds = text_embeds.new_zeros(len(input_ids), total, text_embeds.shape[-1])
+        embeds = embeds.index_put((rows[is_text], starts[is_text]), text_embeds)
+        if visual_tokens is not None and num_images:
+            places = starts[is_image][:, None] + torch.arange(num_tokens, device=starts.device)  # (I, T)
+            embeds = embeds.index_put((rows[is_image][:, None], places), visual_tokens.to(embeds.dtype))
+        positions = torch.arange(total, device=input_ids.device) - offsets[:, None]
+        real = (positions >= 0) & (positions < lengths[:, None])
+        fused = {
+            "inputs_embeds": embeds,
+            "attention_mask": real.long(),
+            "position_ids": positions.clamp(min=0),
+        }
+        if labels is not None:
+            padded = torch.full((len(input_ids), total), IGNORE_INDEX, device=input_ids.device)
+            fused["labels"] = padded.index_put(
+                (rows[is_text], starts[is_text]), labels.to(input_ids)[is_text]
+            )
+        return fused
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, folder: str | os.PathLike[str], *args: Any, base_llm: str | None = None, **kwargs: Any
+    ) -> "PALLaVAForConditionalGeneration":
+        """Opens a model folder: whole, or with an adapter beside a named base language model.
+
+        Args:
+            folder: What `save_pretrained` or ``pallava convert`` wrote.
+            *args: Passed on to transformers.
+            base_llm: Where the base language model lies, if not where it was when the folder was written.
+            **kwargs: Passed on to transformers; `torch_dtype` is ``"auto"`` unless given.
+
+        Raises:
+            PallavaError: No model there, or its base language model cannot be found.
+        """
+        kwargs.setdefault("torch_dtype", "auto")
+        path = Path(folder)
+        if path.exists() and not (path / "config.json").is_file():
+            raise PallavaError(
+                f"{path} is no model folder: it has no config.json. `pallava convert` writes one."
+            )
+        if not (path / ADAPTER_FOLDER).is_dir():
+            return super().from_pretrained(folder, *args, **kwargs)
+        config = PALLaVAConfig.from_pretrained(path)
+        llm = load_adapter(
+            base_llm or config.base_llm, path / ADAPTER_FOLDER, torch_dtype=kwargs["torch_dtype"]
+        )
+        model = cls(config, llm=llm)
+        state = read_weights(path)
+        expected = {k: v for k, v in model.state_dict().items() if not k.startswith("llm.")}
+        load_strictly(model, state, source=path, expected=expected)
+        generation = path / "generation_config.json"
+        if generation.is_file():
+            model.generation_config = GenerationConfig.from_pretrained(path)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Writes one folder, in safetensors; a language model with LoRA keeps its adapter apart.
+
+        Args:
+            folder: Where to; made if need be.
+            *args: Passed on to transformers.
+            **kwargs: Passed on to transformers, such as `max_shard_size`.
+        """
+        if is_adapted(self.llm):
+            self.llm.save_pretrained(Path(folder) / ADAPTER_FOLDER)
+            kwargs["state_dict"] = {k: v for k, v in self.state_dict().items() if not k.startswith("llm.")}
+        super().save_pretrained(folder, *args, **kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's."""
+        return self.llm.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The language model's."""
+        return self.llm.get_output_embeddings()
+
+    def tie_weights(self) -> None:
+        """Ties the language model's own weights, and nothing else."""
+        self.llm.tie_weights()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The parts have initialized themselves."""
+
+
+def _as_config(kind: type[PretrainedConfig], value: PretrainedConfig | dict[str, Any] | None) -> Any:
+    return value if isinstance(value, PretrainedConfig) else kind(**(value or {}))
+
+
+def _check_width(part: str, width: int, field: str, connector: ScaleInvariantConnector) -> None:
+    expected = getattr(connector.config, field)
+    if width != expected:
+        raise PallavaError(
+            f"The {part} is {width} wide, but the connector expects {expected} ({field}): they do not belong together."
+        )
+
+
+def _flatten_images(
+    pixel_values: Tensor | Sequence[Tensor], tiles_per_image: Tensor | Sequence[int] | None
+) -> tuple[Tensor, list[int]]:
+    """All tiles in one (sum of 1+N, 3, P, P), and how many are each image's."""
+    if isinstance(pixel_values, Tensor):
+        if pixel_values.dim() == 5:
+            pixel_values = list(pixel_values)
+        elif tiles_per_image is None:
+            pixel_values = [pixel_values]
+    if not isinstance(pixel_values, Tensor):
+        counts = [len(image) for image in pixel_values]
+        pixel_values = torch.cat(list(pixel_values))
+    else:
+        counts = [int(count) for count in tiles_per_image]  # type: ignore[union-attr]
+    if sum(counts) != len(pixel_values) or any(count < 2 for count in counts):
+        raise PallavaError(
+            f"{len(pixel_values)} overviews and tiles were given for images of {counts}: each image needs its "
+            "overview and at least one tile, and the numbers must add up."
+        )
+    return pixel_values, counts
+
+
+def _greedy(llm: Any) -> GenerationConfig:
+    """The language model's own end and padding tokens, and nothing of its sampling."""
+    own = getattr(llm, "generation_config", None) or llm.config
+    eos = own.eos_token_id
+    first = eos[0] if isinstance(eos, list) else eos
+    return GenerationConfig(
+        bos_token_id=own.bos_token_id,
+        eos_token_id=eos,
+        pad_token_id=own.pad_token_id if own.pad_token_id is not None else first,
+        max_new_tokens=_MAX_NEW_TOKENS,
+        do_sample=False,
+        use_cache=True,
+    )
