@@ -131,8 +131,8 @@ TEMPLATES: dict[str, PromptTemplate] = {
             system=(
                 "[INST] <<SYS>>\n You are a helpful, respectful and honest assistant. Always answer as "
                 "helpfully as possible, while being safe. Your answers should not include any harmful, "
-                "unethical, racist, sexist, toxic, dangerous, or illegal content. Please ensure that your responses are "
-                "socially unbiased and positive in nature.\n{system}\n<</SYS>>\n [/INST] "
+                "unethical, racist, sexist, toxic, dangerous, or illegal content. Please ensure that your "
+                "responses are socially unbiased and positive in nature.\n{system}\n<</SYS>>\n [/INST] "
             ),
             instruction="[INST] {input} [/INST]",
             sep="\n",

@@ -1,0 +1,196 @@
+import copy
+import json
+import re
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from pallava.errors import PallavaError
+from pallava.prompts import (
+    CAPTION_PROMPTS,
+    IGNORE_INDEX,
+    IMAGE_TOKEN_INDEX,
+    TEMPLATES,
+    Turn,
+    build_question,
+    encode_conversation,
+    encode_prompt,
+    end_token_ids,
+    get_template,
+    turns_from_conversations,
+)
+
+CONVERSATION = [
+    {"from": "gpt", "value": "a greeting that nobody asked for"},
+    {"from": "human", "value": "Is necrosis {present}?\n<image> "},
+    {"from": "gpt", "value": "yes"},
+    {"from": "human", "value": " How dense "},
+    {"from": "human", "value": "are the nuclei?"},
+    {"from": "gpt", "value": "sparse\n"},
+]
+
+
+@pytest.fixture(scope="module")
+def rows(golden):
+    return json.loads((golden / "prompts.json").read_text())["rows"]
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_template_equals_xtuner(name):
+    from xtuner.utils import PROMPT_TEMPLATE
+
+    ours, theirs = TEMPLATES[name], PROMPT_TEMPLATE[name]
+    assert ours.name == name
+    assert ours.instruction == theirs.INSTRUCTION
+    assert ours.system == theirs.SYSTEM
+    assert ours.suffix == theirs.get("SUFFIX", "")
+    assert ours.suffix_as_eos == theirs.get("SUFFIX_AS_EOS", False)
+    assert ours.sep == theirs.get("SEP", "")
+    assert list(ours.stop_words) == list(theirs.get("STOP_WORDS", []))
+
+
+def test_golden_text(rows):
+    assert len(rows) == 4
+    for row in rows:
+        turns = turns_from_conversations(row["conversations"])
+        for name in ("llama3_chat", "qwen_chat"):
+            template = get_template(name)
+            made = [
+                {
+                    "input": template.instruction.format(input=turn.question),
+                    "output": turn.answer + template.suffix,
+                    "need_eos_token": not template.suffix_as_eos,
+                    "sep": template.sep,
+                }
+                for turn in turns
+            ]
+            assert made == row[name]
+
+
+def test_golden_ids(rows, smollm2_tokenizer):
+    for row in rows:
+        turns = turns_from_conversations(row["conversations"])
+        encoded = encode_conversation(turns, smollm2_tokenizer, get_template("qwen_chat"))
+        assert encoded.input_ids == row["qwen_chat_smollm2_input_ids"]
+        assert encoded.labels == row["qwen_chat_smollm2_labels"]
+
+
+def xtuner_encode(conversations, tokenizer, name, system=None):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from xtuner.dataset.map_fns.dataset_map_fns.llava_map_fn import llava_map_fn
+        from xtuner.dataset.map_fns.template_map_fn import template_map_fn
+        from xtuner.dataset.utils import encode_fn
+        from xtuner.utils import PROMPT_TEMPLATE
+
+    example = llava_map_fn({"conversations": copy.deepcopy(conversations)})
+    example["conversation"][0]["system"] = system
+    example = template_map_fn(example, PROMPT_TEMPLATE[name])
+    return encode_fn(example, tokenizer, 10_000, with_image_token=True)
+
+
+@pytest.mark.parametrize("system", [None, "You read slides."])
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_ids_equal_xtuner(name, system, smollm2_tokenizer):
+    expected = xtuner_encode(CONVERSATION, smollm2_tokenizer, name, system)
+    conversation = CONVERSATION if system is None else [{"from": "system", "value": system}, *CONVERSATION]
+    encoded = encode_conversation(
+        turns_from_conversations(conversation), smollm2_tokenizer, get_template(name)
+    )
+    assert encoded.input_ids == expected["input_ids"]
+    assert encoded.labels == expected["labels"]
+
+
+def test_qwen_tokenizer_gets_no_begin_token(smollm2_tokenizer, monkeypatch):
+    kind = type("Qwen2TokenizerFast", (type(smollm2_tokenizer),), {})
+    tokenizer = copy.copy(smollm2_tokenizer)
+    tokenizer.__class__ = kind
+    expected = xtuner_encode(CONVERSATION, tokenizer, "mistral")
+    encoded = encode_conversation(turns_from_conversations(CONVERSATION), tokenizer, get_template("mistral"))
+    assert encoded.input_ids == expected["input_ids"]
+    assert encoded.input_ids[0] != tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_inference_sees_what_training_has_before_the_answer(name, smollm2_tokenizer):
+    turns = [
+        Turn(build_question("What is this?", 2), "liver", system="You read slides."),
+        Turn("Sure?", "yes"),
+    ]
+    template = get_template(name)
+    for count in (1, 2):
+        trained = encode_conversation(turns[:count], smollm2_tokenizer, template)
+        asked = [*turns[: count - 1], Turn(turns[count - 1].question, None, turns[count - 1].system)]
+        prompt = encode_prompt(asked, smollm2_tokenizer, template)
+        assert trained.input_ids[: len(prompt)] == prompt
+        assert trained.labels[len(prompt) - 1] == IGNORE_INDEX
+        assert trained.labels[len(prompt)] == trained.input_ids[len(prompt)]  # the answer begins here
+        assert prompt.count(IMAGE_TOKEN_INDEX) == 2
+
+
+def test_markers_go_to_the_front():
+    assert build_question("What is it?") == "<image>\nWhat is it?"
+    assert build_question("What is it?\n<image>") == "<image>\nWhat is it?"
+    assert build_question("Compare <image> with <image>.") == "<image><image>\nCompare  with ."
+    assert build_question(" as it is ", num_images=0) == " as it is "
+    assert build_question("", num_images=1) == "<image>"
+
+
+def test_a_question_at_the_end_awaits_its_answer():
+    turns = turns_from_conversations([{"from": "human", "value": "<image>Why?"}])
+    assert turns == [Turn("<image>\nWhy?", None)]
+
+
+@pytest.mark.parametrize("message", [{"from": "user", "value": "x"}, {"value": "x"}, {"from": "gpt"}, "text"])
+def test_malformed_message_is_named(message):
+    with pytest.raises(PallavaError, match="message 2"):
+        turns_from_conversations([{"from": "human", "value": "x"}, message])
+
+
+class _Llama3Tokenizer:
+    """The parts of Llama 3's vocabulary that end an answer."""
+
+    eos_token_id = 128009
+
+    def convert_tokens_to_ids(self, token):
+        return {"<|eot_id|>": 128009, "<|end_of_text|>": 128001}.get(token)
+
+    def convert_ids_to_tokens(self, index):
+        return {128009: "<|eot_id|>", 128001: "<|end_of_text|>"}[index]
+
+
+def test_llama3_ends_at_both_of_its_tokens(smollm2_tokenizer):
+    assert end_token_ids(_Llama3Tokenizer(), get_template("llama3_chat")) == [128009, 128001]
+    assert end_token_ids(smollm2_tokenizer, get_template("llama3_chat")) == [2]  # has neither: its own
+    assert end_token_ids(smollm2_tokenizer, get_template("qwen_chat")) == [2, 0]
+
+
+def test_template_survives_json():
+    for template in TEMPLATES.values():
+        assert get_template(json.loads(json.dumps(template.to_dict()))) == template
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("llama4_chat", "llama3_chat"),
+        ({"name": "x"}, "lacks instruction"),
+        ({"name": "x", "instruction": "no place"}, "{input}"),
+        ({"name": "x", "instruction": "{input}", "SUFFIX": "e"}, "unknown keys SUFFIX"),
+    ],
+)
+def test_wrong_template_is_named(template, message):
+    with pytest.raises(PallavaError, match=re.escape(message)):
+        get_template(template)
+
+
+def test_caption_prompts_are_different():
+    assert len(CAPTION_PROMPTS) >= 20
+    assert len({prompt.lower().strip(" .?") for prompt in CAPTION_PROMPTS}) == len(CAPTION_PROMPTS)
+
+
+def test_prompts_import_nothing_heavy():
+    code = "import sys, pallava.prompts; sys.exit(any(m in sys.modules for m in ('torch', 'xtuner')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
