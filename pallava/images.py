@@ -1,7 +1,7 @@
 """Opening a picture: one function for training, chat, evaluation and the tools.
 
-Pictures come from the internet and from microscopes, so every file is taken as foreign: its size is read from
-the header and compared with a cap before a pixel is decoded, and what Pillow stumbles over becomes one sentence.
+Pictures come from the internet and from microscopes, so every file is taken as foreign: its size is read
+from the header and compared with a cap before a pixel is decoded, and any failure becomes one sentence.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ MAX_PIXELS = 1024**3 // 12
 # An allow-list, since some of Pillow's readers start other programs (EPS runs Ghostscript).
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM", "AVIF")
 _ORIENTATION_TAG = 0x0112
+_PHOTOMETRIC_TAG = 0x0106
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -47,8 +48,8 @@ class ImageError(PallavaError):
 def open_image(source: ImageSource, *, max_pixels: int | None = MAX_PIXELS) -> Image.Image:
     """Opens a picture as a person sees it.
 
-    The stored orientation is applied, transparency is laid on white, deep greyscale is scaled to 8 bits rather
-    than clipped. Of a file with several frames the first is taken. What this function returned once, it passes
+    The stored orientation is applied, transparency is laid on white, deep greyscale is scaled to 8 bits and
+    not clipped. Of a file with several frames the first is taken. What this function once returned, it passes
     through unchanged.
 
     Args:
@@ -66,7 +67,7 @@ def open_image(source: ImageSource, *, max_pixels: int | None = MAX_PIXELS) -> I
     with _opened(source) as image:
         _check_size(image, source, max_pixels)
         image.load()
-        return _to_rgb(_upright(image))
+        return _upright(_to_rgb(image), image)
 
 
 def image_size(source: ImageSource) -> tuple[int, int]:
@@ -155,13 +156,14 @@ def _check_size(image: Image.Image, source: ImageSource, max_pixels: int | None)
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(rgb: Image.Image, stored: Image.Image) -> Image.Image:
+    """Turns the RGB version of the stored image as the stored image's metadata ask for."""
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG)
+        orientation = stored.getexif().get(_ORIENTATION_TAG)
     except Exception:  # broken metadata must not cost a sound picture: viewers show it as it is stored
-        return image
+        return rgb
     method = _TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
+    return rgb if method is None else rgb.transpose(method)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -186,7 +188,10 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
         high = 65535.0
     else:
         high = next(limit for limit in (1.0, 255.0, 65535.0) if high <= limit)
-    return Image.fromarray(np.rint(values * (255.0 / high)).astype(np.uint8))
+    grey = np.rint(values * (255.0 / high)).astype(np.uint8)
+    # Pillow inverts white-is-zero TIFFs of up to 8 bits itself, and leaves the deeper ones.
+    is_white_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC_TAG) == 0
+    return Image.fromarray(255 - grey if is_white_zero else grey)
 
 
 class _PillowLimitsOff:

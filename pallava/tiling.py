@@ -1,7 +1,7 @@
 """From a picture to its overview and tiles: one function for training, chat, evaluation and serving.
 
 The canvas is chosen as LLaVA-NeXT does (https://llava-vl.github.io/blog/2024-01-30-llava-next/), from the 15
-grids that PA-LLaVA uses. Letters in shapes: N tiles, P side of a tile in pixels, R rows and C columns of tiles.
+grids that PA-LLaVA uses. Letters in shapes: N tiles, P side of a tile in pixels, R rows and C columns.
 """
 
 from __future__ import annotations
