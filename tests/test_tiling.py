@@ -20,7 +20,7 @@ def test_fifteen_canvases_in_order_of_columns():
 
 def test_most_pixels_then_least_padding_then_first():
     assert choose_canvas((2048, 1536), 224) == (672, 448)
-    assert choose_canvas((64, 64), 32) == (64, 64)  # (2, 3) keeps as much and pads more
+    assert choose_canvas((64, 64), 32, [(2, 3), (2, 2)]) == (64, 64)  # (2, 3) keeps as much and pads more
     assert choose_canvas((32, 32), 32) == (32, 128)  # (1, 4), (2, 2) and (4, 1) are equally good
     assert choose_canvas((32, 32), 32, [(4, 1), (1, 4)]) == (128, 32)
     with pytest.raises(PallavaError, match="empty"):
@@ -73,9 +73,7 @@ def test_spec_of_an_image_processor():
     assert plain.resample == 3
     assert plain.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
     assert plain.std == pytest.approx((0.26862954, 0.26130258, 0.27577711))
-    raw = CLIPImageProcessor(
-        size={"height": 96, "width": 96}, do_center_crop=False, do_normalize=False, resample=2
-    )
+    raw = CLIPImageProcessor(size={"height": 96, "width": 96}, do_center_crop=False, do_normalize=False, resample=2)
     assert TileSpec.from_image_processor(raw) == TileSpec(96, (0, 0, 0), (1, 1, 1), 2)
 
 
