@@ -1,1 +1,84 @@
-"""The ``pallava`` command."""
+"""The ``pallava`` command: one file a subcommand, imported only when it is run or asked for help."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from pallava import __version__
+from pallava.errors import PallavaError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("pallava.cli.demo", "train a small PA-LLaVA on this computer, and look at what it learnt"),
+    "train": ("pallava.cli.train", "train by a config, as `xtuner train` does, with the trainer's true exit code"),
+    "convert": ("pallava.cli.convert", "turn a training checkpoint into a model folder"),
+    "chat": ("pallava.cli.chat", "ask a model folder about an image"),
+    "data prepare": ("pallava.cli.data_prepare", "tokenize a training file ahead of training"),
+    "config list": ("pallava.cli.config_list", "list the configs"),
+    "config copy": ("pallava.cli.config_copy", "copy a config to change it"),
+}
+_USER_ERROR = 2
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: What stands behind ``pallava``; default: those of this process.
+
+    Returns:
+        The exit code: 0, what the subcommand gives, or 2 for bad input.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    name = _find_command(words)
+    if name is None:
+        return _explain(words)
+    module: ModuleType = importlib.import_module(COMMANDS[name][0])
+    parser = argparse.ArgumentParser(
+        prog=f"pallava {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    options = parser.parse_args(words[len(name.split()) :])
+    try:
+        return int(module.run(options) or 0)
+    except PallavaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _find_command(words: list[str]) -> str | None:
+    for count in (2, 1):
+        name = " ".join(words[:count])
+        if len(words) >= count and name in COMMANDS:
+            return name
+    return None
+
+
+def _explain(words: list[str]) -> int:
+    if words[:1] in (["--version"], ["-V"]):
+        print(f"pallava {__version__}")
+        return 0
+    asked = not words or words[-1] in ("-h", "--help", "help")
+    group = words[0] if words and any(name.startswith(words[0] + " ") for name in COMMANDS) else ""
+    if not asked and not group:
+        print(f"error: there is no command `pallava {words[0]}`.\n", file=sys.stderr)
+    print(_usage(group), file=sys.stdout if asked and words else sys.stderr)
+    return 0 if asked and words else _USER_ERROR
+
+
+def _usage(group: str) -> str:
+    shown = {name: what for name, (_, what) in COMMANDS.items() if name.startswith(group)}
+    rows = "\n".join(f"  {name:<14}{what}" for name, what in shown.items())
+    return (
+        f"usage: pallava COMMAND ...\n\n{rows}\n\n`pallava COMMAND --help` tells more.\n\n"
+        'example: pallava chat demo/model --image slide.png --question "Is necrosis present?"'
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -38,9 +38,7 @@ def load_adapter(base_llm: str | None, adapter: Path, **kwargs: Any) -> Any:
         PallavaError: The base is not named, or not there.
     """
     if not base_llm:
-        raise PallavaError(
-            f"{adapter} needs its base language model, and names none: give base_llm=... (its path)."
-        )
+        raise PallavaError(f"{adapter} needs its base language model, and names none: give base_llm=... (its path).")
     hide_broken_bitsandbytes()
     from peft import PeftModel  # imports bitsandbytes where it finds it
 

@@ -81,9 +81,7 @@ def read_weights(source: str | os.PathLike[str]) -> StateDict:
     """
     path = Path(source)
     if not path.exists():
-        raise PallavaError(
-            f"No weights at {path}: the path does not exist. Give a checkpoint file or folder."
-        )
+        raise PallavaError(f"No weights at {path}: the path does not exist. Give a checkpoint file or folder.")
     if path.is_dir():
         return _read_folder(path)
     return _read_file(path)
@@ -166,9 +164,7 @@ def _read_folder(folder: Path) -> StateDict:
     if tagged:  # ZeRO-1 and -2 keep the trained weights whole in the first rank's file
         return _read_file(_latest_tag(folder, tagged))
     shards = sorted(folder.glob("model*.safetensors"))
-    files = shards or sorted(
-        p for p in folder.iterdir() if p.suffix in {".bin", ".pth", ".pt", ".safetensors"}
-    )
+    files = shards or sorted(p for p in folder.iterdir() if p.suffix in {".bin", ".pth", ".pt", ".safetensors"})
     files = [p for p in files if p.name not in {"training_args.bin", "optimizer.pt", "scheduler.pt"}]
     if not files:
         raise PallavaError(
@@ -215,17 +211,13 @@ def _unpickle_safely(path: Path) -> Any:
     except Exception as error:  # whatever a broken or hostile file makes the unpickler raise
         reason = str(error).split("Please file an issue")[0]
         if "Unsupported" in reason or "GLOBAL" in reason:
-            named = [
-                line.strip() for line in reason.splitlines() if "GLOBAL" in line or "Unsupported" in line
-            ]
+            named = [line.strip() for line in reason.splitlines() if "GLOBAL" in line or "Unsupported" in line]
             raise PallavaError(
                 f"{path} was not opened, and nothing in it was executed: it holds more than tensors "
                 f"({named[0] if named else reason[:200]}). Ask its author for a .safetensors file."
             ) from None
         first = reason.strip().splitlines()[0] if reason.strip() else type(error).__name__
-        raise PallavaError(
-            f"{path} is not a readable PyTorch file ({first}): copy or download it again."
-        ) from None
+        raise PallavaError(f"{path} is not a readable PyTorch file ({first}): copy or download it again.") from None
 
 
 def _tensors_of(content: Any, path: Path) -> StateDict:

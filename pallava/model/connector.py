@@ -170,9 +170,7 @@ def infer_connector_config(
     """
     layer = "qformer.encoder.layer."
     numbers = {int(key[len(layer) :].split(".")[0]) for key in state if key.startswith(layer)}
-    depths = [
-        int(key.split(".")[1]) for key in state if key.startswith("projection.") and key.endswith("weight")
-    ]
+    depths = [int(key.split(".")[1]) for key in state if key.startswith("projection.") and key.endswith("weight")]
     feed_forward = state.get(f"{layer}0.intermediate_query.dense.weight")
     if not numbers or not depths or feed_forward is None:
         raise PallavaError(

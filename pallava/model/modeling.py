@@ -97,12 +97,8 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
     ) -> None:
         super().__init__(config)
         self.llm: Any = llm if llm is not None else AutoModelForCausalLM.from_config(config.text_config)
-        self.visual_encoder = (
-            visual_encoder if visual_encoder is not None else CLIPVisionModel(config.vision_config)
-        )
-        self.connector = (
-            connector if connector is not None else ScaleInvariantConnector(config.connector_config)
-        )
+        self.visual_encoder = visual_encoder if visual_encoder is not None else CLIPVisionModel(config.vision_config)
+        self.connector = connector if connector is not None else ScaleInvariantConnector(config.connector_config)
         self.generation_config = _greedy(self.llm)
 
     @classmethod
@@ -148,19 +144,13 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
         """
         pixels, counts = _flatten_images(pixel_values, tiles_per_image)
         if not counts:
-            return pixels.new_zeros(
-                0, self.config.num_visual_tokens, self.config.connector_config.llm_hidden_size
-            )
+            return pixels.new_zeros(0, self.config.num_visual_tokens, self.config.connector_config.llm_hidden_size)
         learns = any(p.requires_grad for p in self.visual_encoder.parameters())
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            tokens = patch_tokens(
-                self.visual_encoder, pixels.to(self.device), self.config.vision_feature_layer
-            )
+            tokens = patch_tokens(self.visual_encoder, pixels.to(self.device), self.config.vision_feature_layer)
         images = tokens.split(counts)  # I x (1+N, T, D)
         overview = torch.stack([image[0] for image in images])  # (I, T, D)
-        tiles = pad_sequence(
-            [image[1:].flatten(0, 1) for image in images], batch_first=True
-        )  # (I, max N*T, D)
+        tiles = pad_sequence([image[1:].flatten(0, 1) for image in images], batch_first=True)  # (I, max N*T, D)
         lengths = torch.tensor([(count - 1) * overview.shape[1] for count in counts], device=tiles.device)
         tile_mask = torch.arange(tiles.shape[1], device=tiles.device) < lengths[:, None]
         return self.connector(overview, tiles, tile_mask.long())
@@ -284,10 +274,16 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
         }
         if labels is not None:
             padded = torch.full((len(input_ids), total), IGNORE_INDEX, device=input_ids.device)
-            fused["labels"] = padded.index_put(
-                (rows[is_text], starts[is_text]), labels.to(input_ids)[is_text]
-            )
+            fused["labels"] = padded.index_put((rows[is_text], starts[is_text]), labels.to(input_ids)[is_text])
         return fused
+
+    def use_end_tokens(self, ids: Sequence[int]) -> None:
+        """Makes `generate` stop at these tokens, beside those of the language model."""
+        own = self.generation_config.eos_token_id
+        known = [] if own is None else own if isinstance(own, list) else [own]
+        self.generation_config.eos_token_id = list(dict.fromkeys([*ids, *known]))
+        if self.generation_config.pad_token_id is None and ids:
+            self.generation_config.pad_token_id = ids[0]
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -307,15 +303,11 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
         kwargs.setdefault("torch_dtype", "auto")
         path = Path(folder)
         if path.exists() and not (path / "config.json").is_file():
-            raise PallavaError(
-                f"{path} is no model folder: it has no config.json. `pallava convert` writes one."
-            )
+            raise PallavaError(f"{path} is no model folder: it has no config.json. `pallava convert` writes one.")
         if not (path / ADAPTER_FOLDER).is_dir():
             return super().from_pretrained(folder, *args, **kwargs)
         config = PALLaVAConfig.from_pretrained(path)
-        llm = load_adapter(
-            base_llm or config.base_llm, path / ADAPTER_FOLDER, torch_dtype=kwargs["torch_dtype"]
-        )
+        llm = load_adapter(base_llm or config.base_llm, path / ADAPTER_FOLDER, torch_dtype=kwargs["torch_dtype"])
         model = cls(config, llm=llm)
         state = read_weights(path)
         expected = {k: v for k, v in model.state_dict().items() if not k.startswith("llm.")}

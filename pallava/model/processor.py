@@ -96,9 +96,7 @@ class PALLaVAProcessor(ProcessorMixin):
             encode_prompt(_turns(text, count, system), self.tokenizer, self.template)
             for text, count in zip(texts, per_text, strict=True)
         ]
-        inputs: dict[str, Tensor] = dict(
-            zip(("input_ids", "attention_mask"), self._pad(prompts), strict=True)
-        )
+        inputs: dict[str, Tensor] = dict(zip(("input_ids", "attention_mask"), self._pad(prompts), strict=True))
         if images:
             tiles = [make_tiles(open_image(image), self.tile_spec) for image in images]
             inputs["pixel_values"] = torch.cat(tiles)

@@ -118,9 +118,7 @@ def _build(config: CLIPVisionConfig, state: Mapping[str, Tensor], source: Path) 
     return encoder.eval()
 
 
-def _from_open_clip(
-    state: Mapping[str, Tensor], model_name: str
-) -> tuple[CLIPVisionConfig, dict[str, Tensor]]:
+def _from_open_clip(state: Mapping[str, Tensor], model_name: str) -> tuple[CLIPVisionConfig, dict[str, Tensor]]:
     import open_clip  # takes seconds, and only this source needs it
 
     described = open_clip.get_model_config(model_name)
@@ -147,11 +145,7 @@ def _from_open_clip(
         hidden_act="quick_gelu" if described.get("quick_gelu") else "gelu",
         projection_dim=described["embed_dim"],
     )
-    visual = {
-        k.removeprefix("visual."): v
-        for k, v in state.items()
-        if k.startswith("visual.") and k != "visual.proj"
-    }
+    visual = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.") and k != "visual.proj"}
     split: dict[str, Tensor] = {}
     for key, value in rename_keys(visual, _OPEN_CLIP_RENAMES).items():
         if ".in_proj_" in key:  # open_clip keeps query, key and value in one matrix

@@ -1,0 +1,256 @@
+"""The model as xtuner trains it: which parts are frozen, what is saved, where weights come from."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS
+from peft import get_peft_model
+from torch import Tensor, nn
+from xtuner.registry import BUILDER
+
+from pallava.errors import PallavaError
+from pallava.model import PALLaVAForConditionalGeneration, ScaleInvariantConnector, ScaleInvariantConnectorConfig
+from pallava.model.checkpoints import StateDict, load_strictly, read_weights
+from pallava.model.connector import own_connector_keys
+
+Part = dict[str, Any]
+"""A part of the model as a config names it: ``dict(type=..., ...)``."""
+
+
+@BUILDER.register_module()
+def build_connector(visual_hidden_size: int, llm_hidden_size: int, **sizes: Any) -> ScaleInvariantConnector:
+    """A new connector for an encoder and a language model of these widths.
+
+    Args:
+        visual_hidden_size: Width of the encoder's tokens.
+        llm_hidden_size: Width of the language model's embeddings.
+        **sizes: The other fields of `ScaleInvariantConnectorConfig`.
+    """
+    return ScaleInvariantConnector(
+        ScaleInvariantConnectorConfig(visual_hidden_size=visual_hidden_size, llm_hidden_size=llm_hidden_size, **sizes)
+    )
+
+
+@MODELS.register_module()
+@BUILDER.register_module()
+class PALLaVAModel(BaseModel):
+    """PA-LLaVA under xtuner's trainer.
+
+    Args:
+        llm: The causal language model.
+        visual_encoder: The vision model.
+        connector: The connector; widths are filled in. Default: the published sizes.
+        freeze_llm: Keeps the language model's own weights as they are; LoRA still learns.
+        freeze_visual_encoder: Keeps the encoder as it is.
+        llm_lora: peft's `LoraConfig`; without `target_modules` every linear layer but the output's.
+        pretrained_pth: Weights to start from: a checkpoint of ours or a published one, a file or a folder.
+        use_activation_checkpointing: Trades a second forward pass for memory.
+
+    Raises:
+        PallavaError: A part cannot be opened, or the weights to start from do not fit.
+    """
+
+    def __init__(
+        self,
+        llm: Part | nn.Module,
+        visual_encoder: Part | nn.Module,
+        connector: Part | nn.Module | None = None,
+        freeze_llm: bool = True,
+        freeze_visual_encoder: bool = True,
+        llm_lora: Part | None = None,
+        pretrained_pth: str | None = None,
+        use_activation_checkpointing: bool = True,
+    ) -> None:
+        super().__init__()
+        self.freeze_llm, self.freeze_visual_encoder = freeze_llm, freeze_visual_encoder
+        self.llm = _build_llm(llm)
+        self.visual_encoder = _build(visual_encoder)
+        self.connector = self._build_connector(connector)
+        self.llm.requires_grad_(not freeze_llm)
+        self.visual_encoder.requires_grad_(not freeze_visual_encoder)
+        if llm_lora is not None:
+            self.llm = _add_lora(self.llm, llm_lora)
+        # The same modules as one network, kept out of the module tree: no parameter has two names.
+        self.__dict__["network"] = PALLaVAForConditionalGeneration.from_parts(
+            self.llm, self.visual_encoder, self.connector
+        )
+        self._tag_parameters()
+        if use_activation_checkpointing:
+            self.gradient_checkpointing_enable()
+        if pretrained_pth is not None:
+            self.load_pretrained(pretrained_pth)
+        self.train()
+
+    def _build_connector(self, connector: Part | nn.Module | None) -> nn.Module:
+        if isinstance(connector, nn.Module):
+            return connector
+        widths = {
+            "visual_hidden_size": self.visual_encoder.config.hidden_size,
+            "llm_hidden_size": self.llm.config.hidden_size,
+        }
+        return BUILDER.build({"type": build_connector, **widths, **(connector or {})})
+
+    def _tag_parameters(self) -> None:
+        """Says on each parameter which learning rate is its own: the optimizer is given no names."""
+        for name, parameter in self.named_parameters():
+            parameter.lr_group = name.split(".")[0]  # type: ignore[attr-defined]
+
+    def forward(
+        self, data: dict[str, Tensor], data_samples: object = None, mode: str = "loss"
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]] | Any:
+        """Runs one batch of `pallava.training.collate.collate`.
+
+        Args:
+            data: `input_ids`, `attention_mask`, `labels` (B, L), `pixel_values` (sum of 1+N, 3, P, P) and
+                `tiles_per_image` (I,), both empty where the batch has no image.
+            data_samples: Not used; mmengine passes it.
+            mode: ``"loss"``, ``"predict"`` (logits of each sample) or ``"tensor"`` (the whole output).
+        """
+        has_images = len(data["tiles_per_image"]) > 0
+        inputs = {k: v for k, v in data.items() if has_images or k not in ("pixel_values", "tiles_per_image")}
+        output = self.network(**inputs)
+        if mode == "loss":
+            return {"loss": output.loss if has_images else output.loss + self._nothing_from_connector()}
+        if mode == "predict":
+            return [{"logits": logits} for logits in output.logits]
+        return output
+
+    def _nothing_from_connector(self) -> Tensor:
+        """Zero, with a gradient of zero for the connector: ranks wait for each other's gradients."""
+        learnt = [p.sum() for p in (*self.connector.parameters(), *self.visual_encoder.parameters()) if p.requires_grad]
+        return 0.0 * torch.stack(learnt).sum() if learnt else torch.zeros((), device=self.network.device)
+
+    def train(self, mode: bool = True) -> "PALLaVAModel":
+        """Sets training mode; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        if self.freeze_visual_encoder:
+            self.visual_encoder.eval()
+        if not any(p.requires_grad for p in self.llm.parameters()):
+            self.llm.eval()
+        return self
+
+    def init_weights(self) -> None:
+        """Does nothing: the parts have their weights, and mmengine would draw them anew."""
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recomputes activations in the backward pass, in the parts that have one."""
+        options = {"gradient_checkpointing_kwargs": {"use_reentrant": False}}
+        self.llm.gradient_checkpointing_enable(**options)
+        self.connector.gradient_checkpointing = True
+        if not self.freeze_visual_encoder:
+            self.visual_encoder.gradient_checkpointing_enable(**options)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keeps activations instead."""
+        self.llm.gradient_checkpointing_disable()
+        self.connector.gradient_checkpointing = False
+        self.visual_encoder.gradient_checkpointing_disable()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> "OrderedDict[str, Tensor]":  # type: ignore[override]
+        """What is trained, and nothing else."""
+        prefix = kwargs.get("prefix", "")
+        trained = {prefix + name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        state = super().state_dict(*args, **kwargs)
+        return OrderedDict((key, value) for key, value in state.items() if key in trained)
+
+    def load_pretrained(self, source: str) -> None:
+        """Loads trained weights, every key accounted for.
+
+        Raises:
+            PallavaError: The file cannot be read safely, or its keys and shapes are not those of this model.
+        """
+        state = self.own_keys(read_weights(source), source)
+        load_strictly(self, state, source=source, expected=self.state_dict())
+        print_log(f"Loaded pretrained weights from {source}", "current")
+
+    def own_keys(self, state: Mapping[str, Tensor], source: object) -> StateDict:
+        """Checkpoint weights under this model's keys.
+
+        Raises:
+            PallavaError: They were trained with cross-attention and this connector has none, or the reverse.
+        """
+        state = own_checkpoint_keys(state)
+        wants = self.connector.config.add_cross_attention
+        has = any(".crossattention." in key for key in state)
+        if wants != has and any(key.startswith("connector.") for key in state):
+            raise PallavaError(
+                f"{source} was trained {'with' if has else 'without'} cross-attention to the tiles, but this model has "
+                f"its connector {'with' if wants else 'without'}: set model.connector.add_cross_attention={has} to go "
+                "on with these weights, or start from others."
+            )
+        return state
+
+    def to_hf(
+        self,
+        cfg: Any,
+        save_dir: str,
+        fp32: bool = False,
+        save_pretrained_kwargs: Mapping[str, Any] | None = None,
+        save_format: str = "xtuner",
+        **kwargs: Any,
+    ) -> None:
+        """Writes the model folder for ``xtuner convert pth_to_hf``.
+
+        Args:
+            cfg: The run's config, from which the frozen parts are opened again (here they are on the meta device).
+            save_dir: The folder.
+            fp32: Keeps float32; float16 otherwise, as xtuner's command says.
+            save_pretrained_kwargs: Passed on to `save_pretrained`.
+            save_format: ``"xtuner"`` keeps LoRA as an adapter, ``"huggingface"`` merges it.
+            **kwargs: Not used.
+
+        Raises:
+            PallavaError: Another format, or the checkpoint lacked a trained weight.
+        """
+        from pallava.training.convert import write_folder  # builds a PALLaVAModel itself
+
+        if save_format not in ("xtuner", "huggingface"):
+            raise PallavaError(
+                f"--save-format {save_format} is another model's: use xtuner (adapter) or huggingface (merged)."
+            )
+        sizes = {k: v for k, v in (save_pretrained_kwargs or {}).items() if k == "max_shard_size"}
+        write_folder(
+            cfg,
+            self.state_dict(),
+            save_dir,
+            merge=save_format == "huggingface",
+            dtype=torch.float32 if fp32 else torch.float16,
+            source="the checkpoint",
+            **sizes,
+        )
+
+
+def own_checkpoint_keys(state: Mapping[str, Tensor]) -> StateDict:
+    """A checkpoint's weights under our keys, from ours or the published ones (``projector.``)."""
+    connector = {k: v for k, v in state.items() if k.startswith(("projector.", "connector."))}
+    others = {k: v for k, v in state.items() if k not in connector}
+    renamed = own_connector_keys(connector) if connector else {}
+    return {**others, **{f"connector.{key}": value for key, value in renamed.items()}}
+
+
+def _build(part: Part | nn.Module) -> Any:
+    return part if isinstance(part, nn.Module) else BUILDER.build(part)
+
+
+def _build_llm(part: Part | nn.Module) -> Any:
+    try:
+        llm = _build(part)
+    except OSError as error:  # transformers' way of saying that there is no such model
+        name = part.get("pretrained_model_name_or_path", part) if isinstance(part, dict) else part
+        raise PallavaError(
+            f"No language model at {name}: {str(error).splitlines()[0]} Set llm_name_or_path to a Hugging Face "
+            "folder, or to a name on the hub that this machine can reach."
+        ) from None
+    llm.config.use_cache = False
+    return llm
+
+
+def _add_lora(llm: nn.Module, lora: Part) -> Any:
+    config = lora if not isinstance(lora, dict) else BUILDER.build(lora)
+    if config.target_modules is None:
+        config.target_modules = "all-linear"  # peft leaves the output layer out
+    return get_peft_model(llm, config)  # type: ignore[arg-type]
