@@ -1,0 +1,96 @@
+"""Checkpoints of a run: opened without running what they hold, resumed on torch 2.6 or newer, converted exactly."""
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import HistoryBuffer
+
+_HISTORY_METHODS = ("min", "max", "mean", "current")
+
+
+class _TorchLoadingSafely(types.ModuleType):
+    """Stands for `torch` in a module of another library; only its `load` differs."""
+
+    load = staticmethod(lambda *args, **kwargs: load_safely(*args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def load_safely(file: Any, map_location: Any = None, **_: Any) -> Any:
+    """`torch.load` with `weights_only=True`, which also admits what mmengine and DeepSpeed write beside tensors.
+
+    The names are admitted for this call alone: other loading in the process keeps to its own list.
+    """
+    with torch.serialization.safe_globals(_admitted()):
+        return torch.load(file, map_location=map_location, weights_only=True)
+
+
+def load_checkpoints_safely() -> bool:
+    """From torch 2.6 on, mmengine's own checkpoints fail to load; and xtuner's converter runs what a file holds.
+
+    mmengine (`--resume` of a file) and xtuner (the seed of a resumed run) use torch's default, which refuses their logs
+    (`Unsupported global: mmengine.logging.history_buffer.HistoryBuffer`). xtuner's `guess_load_checkpoint` and its
+    reader of DeepSpeed folders (`xtuner convert`) turn safety off. Scripts import these functions by name before we
+    come, so what they see as `torch` is replaced and not they.
+    """
+    import mmengine.runner.checkpoint
+    import xtuner.model.utils
+    import xtuner.tools.utils
+    import xtuner.utils.zero_to_any_dtype
+
+    for module in (
+        mmengine.runner.checkpoint,
+        xtuner.tools.utils,
+        xtuner.model.utils,
+        xtuner.utils.zero_to_any_dtype,
+    ):
+        module.torch = _TorchLoadingSafely("torch")
+    return True
+
+
+def keep_float32_in_conversion() -> bool:
+    """Xtuner rounds a DeepSpeed folder to float16 before `convert pth_to_hf` sees it, `--fp32` or not."""
+    from xtuner.utils import zero_to_any_dtype
+
+    if torch.float32 == zero_to_any_dtype.DEFAULT_DTYPE:
+        return False
+    # The default is bound in the signature: changing the constant would not reach it.
+    zero_to_any_dtype.get_state_dict_from_zero_checkpoint = functools.partial(
+        zero_to_any_dtype.get_state_dict_from_zero_checkpoint, dtype=torch.float32
+    )
+    return True
+
+
+def history_method(owner: type, name: str) -> Callable[..., Any]:
+    """Stands for `builtins.getattr` in a checkpoint: a HistoryBuffer pickles four of its methods through it.
+
+    Raises:
+        ValueError: Anything else is asked for.
+    """
+    if owner is not HistoryBuffer or name not in _HISTORY_METHODS:
+        raise ValueError(f"A checkpoint asks for {name!r} of {owner!r}, which no training checkpoint needs")
+    return getattr(HistoryBuffer, name)
+
+
+def _admitted() -> list[Any]:
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
+    numeric = [getattr(np.dtypes, name) for name in ("Float64DType", "Float32DType", "Int64DType", "UInt32DType")]
+    harmless = [HistoryBuffer, ConfigDict, np.dtype, np.ndarray, *numeric]
+    scaling = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
+    return [
+        *harmless,
+        *scaling,
+        (history_method, "builtins.getattr"),
+        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+        *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    ]

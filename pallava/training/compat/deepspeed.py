@@ -1,0 +1,59 @@
+"""DeepSpeed: a single process without MPI, and an all-gather that older versions ran with gradients."""
+
+import functools
+import os
+import socket
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from packaging.version import Version
+
+GATHERS_WITHOUT_GRADIENTS = Version("0.19.0")
+
+
+def start_alone_without_mpi() -> bool:
+    """`--deepspeed` with one process and no launcher looks for mpi4py; names the process as its own group instead."""
+    from mmengine._strategy import DeepSpeedStrategy
+
+    wrap_model = DeepSpeedStrategy._wrap_model
+
+    @functools.wraps(wrap_model)
+    def wrap_model_alone(self: Any, model: torch.nn.Module) -> Any:
+        # By now every launcher has started its group. Earlier, these variables would be taken for a launcher's.
+        if not torch.distributed.is_initialized():
+            name_single_process()
+        return wrap_model(self, model)
+
+    DeepSpeedStrategy._wrap_model = wrap_model_alone
+    return True
+
+
+def name_single_process() -> None:
+    """Sets what DeepSpeed needs to start a group of one, unless a launcher named the process already."""
+    launched = {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+    mpi_processes = max(int(os.environ.get(name, 1)) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
+    if launched or mpi_processes > 1:
+        return
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def gather_without_gradients() -> bool:
+    """Before 0.19, ZeRO's step gathered parameters with gradients on, which gloo refuses.
+
+    `Output 0 of Split is a view and is being modified inplace`. Only the backend of a CPU gathers in this way.
+    """
+    if torch.cuda.is_available() or Version(version("deepspeed")) >= GATHERS_WITHOUT_GRADIENTS:
+        return False
+    from deepspeed.runtime.zero import stage_1_and_2
+
+    stage_1_and_2.all_gather_dp_groups = torch.no_grad()(stage_1_and_2.all_gather_dp_groups)
+    return True

@@ -1,0 +1,71 @@
+"""xtuner and mmengine on a machine without a GPU. Nothing here does anything where CUDA is available."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+
+
+class CpuDevice:
+    """What xtuner asks of a device, answered for a CPU: no half precision."""
+
+    @staticmethod
+    def is_available() -> bool:
+        """Whether to train in fp16."""
+        return False
+
+    @staticmethod
+    def is_bf16_supported() -> bool:
+        """Whether to train in bf16."""
+        return False  # a CPU could, but xtuner would hand float32 inputs to bf16 weights
+
+
+def describe_cpu_to_xtuner() -> bool:
+    """Xtuner asks `torch.cpu.is_bf16_supported`, which does not exist, to choose the precision of `--deepspeed`."""
+    if torch.cuda.is_available():
+        return False
+    from xtuner.tools import utils
+    from xtuner.utils.device import get_device_name
+
+    if get_device_name() != "cpu" or hasattr(torch.cpu, "is_bf16_supported"):
+        return False
+    utils.get_torch_device = CpuDevice
+    return True
+
+
+def distribute_on_cpu() -> bool:
+    """Mmengine calls `torch.cuda.set_device` under every launcher, and our configs name the backend nccl."""
+    if torch.cuda.is_available():
+        return False
+    from mmengine.dist import utils
+
+    for name in ("_init_dist_pytorch", "_init_dist_slurm", "_init_dist_mpi"):
+        setattr(utils, name, _without_cuda(getattr(utils, name)))
+    return True
+
+
+def _without_cuda(start: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(start)
+    def start_on_cpu(backend: str, **kwargs: Any) -> None:
+        with mock.patch.object(torch.cuda, "set_device"):
+            start("gloo" if backend == "nccl" else backend, **kwargs)
+
+    return start_on_cpu
+
+
+def wrap_on_cpu() -> bool:
+    """Mmengine gives every `MMDistributedDataParallel` a GPU number, which torch refuses for a model on a CPU."""
+    if torch.cuda.is_available():
+        return False
+    from mmengine.model import MMDistributedDataParallel
+
+    construct = MMDistributedDataParallel.__init__
+
+    @functools.wraps(construct)
+    def construct_on_cpu(self: Any, *args: Any, **kwargs: Any) -> None:
+        construct(self, *args, **{**kwargs, "device_ids": None})
+
+    MMDistributedDataParallel.__init__ = construct_on_cpu
+    return True
