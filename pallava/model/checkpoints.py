@@ -74,7 +74,8 @@ def read_weights(source: str | os.PathLike[str]) -> StateDict:
 
     Args:
         source: ``.safetensors``, ``.pth``, ``.pt`` or ``.bin``; a DeepSpeed checkpoint folder or a file in it; a
-            folder with ``model.safetensors`` (sharded or not) or one weights file.
+            folder with ``model.safetensors`` (sharded or not) or one weights file; a run's work directory (its newest
+            checkpoint).
 
     Raises:
         PallavaError: Nothing there, truncated, no weights in it, or it holds code or objects.
@@ -160,6 +161,9 @@ def _describe(report: dict[str, list[str]], source: object, name: str) -> str:
 
 
 def _read_folder(folder: Path) -> StateDict:
+    last = folder / "last_checkpoint"  # a run's work directory; it names an absolute path, and may have been moved
+    if last.is_file():
+        return read_weights(folder / Path(last.read_text().strip()).name)
     tagged = sorted(folder.glob("**/mp_rank_00_model_states.pt"))
     if tagged:  # ZeRO-1 and -2 keep the trained weights whole in the first rank's file
         return _read_file(_latest_tag(folder, tagged))

@@ -1,0 +1,1 @@
+"""Training configs; `pallava config list` names them."""

@@ -1,0 +1,198 @@
+"""PA-LLaVA, stage 2: instruction tuning. Connector and LoRA go on from stage 1 with questions and answers.
+
+Get an own copy with `pallava config copy pallava_instruction_tuning`, set PART 1, and launch (`pallava train` takes the
+same arguments as `xtuner train`, finds the config by its bare name, and reports failures in its exit code):
+
+    one GPU     xtuner train pallava_instruction_tuning.py --deepspeed deepspeed_zero2 --seed 1024
+    8 GPUs      NPROC_PER_NODE=8 xtuner train pallava_instruction_tuning.py --deepspeed deepspeed_zero2 --seed 1024
+    2 nodes     NPROC_PER_NODE=8 NNODES=2 PORT=12345 ADDR=<first node> NODE_RANK=0 \
+                    xtuner train pallava_instruction_tuning.py --deepspeed deepspeed_zero2 --seed 1024
+                (the same on the second node with NODE_RANK=1)
+    Slurm       srun -p <partition> --ntasks=8 --ntasks-per-node=8 --gres=gpu:8 --kill-on-bad-exit=1 \
+                    xtuner train pallava_instruction_tuning.py --launcher slurm --deepspeed deepspeed_zero2 --seed 1024
+    resume      ... --resume work_dirs/pallava_instruction_tuning/iter_2000.pth
+"""
+
+from mmengine.dataset import DefaultSampler
+from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
+from mmengine.optim import CosineAnnealingLR, LinearLR
+from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
+from peft import LoraConfig
+from xtuner.engine.hooks import DatasetInfoHook
+from xtuner.engine.runner import TrainLoop
+
+from pallava.model import load_image_processor, load_plip
+from pallava.training.chat_hook import SampleChatHook
+from pallava.training.collate import collate
+from pallava.training.dataset import PALLaVADataset
+from pallava.training.llm import load_llm, load_tokenizer
+from pallava.training.model import PALLaVAModel, build_connector
+from pallava.training.optimizer import GroupLearningRateHook, grouped_adamw, precise_optim_wrapper
+from pallava.training.random_state_hook import RandomStateHook
+
+# Imports of a config do not run while it is parsed; this statement does, and loads the plugin early enough. The dumped
+# config, which loses it, has `custom_imports` instead.
+__import__("pallava.training")
+custom_imports = dict(imports=["pallava.training"], allow_failed_imports=False)
+
+#######################################################################
+#                          PART 1  Settings                           #
+#######################################################################
+# Paths, relative to the directory you launch from. Yours to set.
+llm_name_or_path = "meta-llama/Meta-Llama-3-8B-Instruct"
+plip_path = "./pretrained/plip"
+pretrained_pth = "./work_dirs/pallava_domain_alignment"  # stage 1: its work directory (the newest) or one checkpoint
+data_path = "./data/instruction_tuning.jsonl"
+image_folder = "./data/images"
+
+# Text
+prompt_template = "llama3_chat"
+context_length = 2048  # text and visual tokens together
+num_visual_tokens = 196
+
+# Scheduler and optimizer
+batch_size = 6  # per process
+accumulative_counts = 4
+dataloader_num_workers = 16
+max_epochs = 12
+lr = 2e-4
+min_lr = 1e-6
+connector_lr_mult = 0.5
+betas = (0.9, 0.999)
+weight_decay = 0
+max_norm = 1  # gradient clipping
+warmup_ratio = 0.03
+precision = "auto"  # bf16 where the device has it, else fp16 with a dynamic loss scale, else (CPU) float32
+
+# Save
+save_steps = 2000
+save_total_limit = 20  # -1 keeps all
+
+# Ask the model about an image now and then
+sample_chat_steps = 1000
+sample_images = ["./data/sample.jpg"]
+sample_questions = ["What tissue does this image show?", "Is there a tumor in this image?"]
+
+#######################################################################
+#            PART 2  Model & Tokenizer & Image Processor              #
+#######################################################################
+tokenizer = dict(type=load_tokenizer, pretrained_model_name_or_path=llm_name_or_path, padding_side="right")
+
+image_processor = dict(type=load_image_processor, source=plip_path)
+
+model = dict(
+    type=PALLaVAModel,
+    llm=dict(type=load_llm, pretrained_model_name_or_path=llm_name_or_path),
+    visual_encoder=dict(type=load_plip, source=plip_path),
+    connector=dict(type=build_connector, num_hidden_layers=6, num_attention_heads=12, add_cross_attention=True),
+    freeze_llm=True,
+    freeze_visual_encoder=True,
+    llm_lora=dict(
+        type=LoraConfig,
+        r=128,
+        lora_alpha=256,
+        lora_dropout=0.05,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules="all-linear",
+    ),
+    pretrained_pth=pretrained_pth,
+)
+
+#######################################################################
+#                      PART 3  Dataset & Dataloader                   #
+#######################################################################
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=dataloader_num_workers,
+    pin_memory=True,
+    dataset=dict(
+        type=PALLaVADataset,
+        data_path=data_path,
+        image_folder=image_folder,
+        tokenizer=tokenizer,
+        image_processor=image_processor,
+        prompt_template=prompt_template,
+        context_length=context_length,
+        num_visual_tokens=num_visual_tokens,
+    ),
+    sampler=dict(type=DefaultSampler, shuffle=True),
+    collate_fn=dict(type=collate),
+)
+
+#######################################################################
+#                    PART 4  Scheduler & Optimizer                    #
+#######################################################################
+optim_wrapper = dict(
+    type=precise_optim_wrapper,
+    precision=precision,
+    optimizer=dict(
+        type=grouped_adamw,
+        lr=lr,
+        lr_mults=dict(connector=connector_lr_mult),
+        betas=betas,
+        weight_decay=weight_decay,
+    ),
+    clip_grad=dict(max_norm=max_norm, error_if_nonfinite=False),
+    accumulative_counts=accumulative_counts,
+)
+
+param_scheduler = [
+    dict(
+        type=LinearLR,
+        start_factor=1e-5,
+        by_epoch=True,
+        begin=0,
+        end=warmup_ratio * max_epochs,
+        convert_to_iter_based=True,
+    ),
+    dict(
+        type=CosineAnnealingLR,
+        eta_min=min_lr,
+        by_epoch=True,
+        begin=warmup_ratio * max_epochs,
+        end=max_epochs,
+        convert_to_iter_based=True,
+    ),
+]
+
+train_cfg = dict(type=TrainLoop, max_epochs=max_epochs)
+
+#######################################################################
+#                           PART 5  Runtime                           #
+#######################################################################
+custom_hooks = [
+    dict(type=DatasetInfoHook, tokenizer=tokenizer),
+    dict(
+        type=SampleChatHook,
+        tokenizer=tokenizer,
+        image_processor=image_processor,
+        images=sample_images,
+        questions=sample_questions,
+        prompt_template=prompt_template,
+        every_n_iters=sample_chat_steps,
+    ),
+    dict(type=GroupLearningRateHook),
+    dict(type=RandomStateHook),
+]
+
+default_hooks = dict(
+    timer=dict(type=IterTimerHook),
+    logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=10),
+    param_scheduler=dict(type=ParamSchedulerHook),
+    checkpoint=dict(type=CheckpointHook, by_epoch=False, interval=save_steps, max_keep_ckpts=save_total_limit),
+    sampler_seed=dict(type=DistSamplerSeedHook),
+)
+
+env_cfg = dict(
+    cudnn_benchmark=False,
+    mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
+    dist_cfg=dict(backend="nccl"),  # gloo on a machine without a GPU
+)
+
+visualizer = dict(type=Visualizer, vis_backends=[dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)])
+log_level = "INFO"
+log_processor = dict(by_epoch=False)
+load_from = None
+resume = False  # True would take up whatever an old run left in the work directory; use --resume
+randomness = dict(seed=None, deterministic=False)  # --seed sets it

@@ -1,0 +1,76 @@
+"""How a training is started: one process, several, or several on several nodes, as `xtuner train` does it.
+
+What differs: the interpreter is this one and not the first `python` on the path, the exit code is the trainer's, and
+half-set variables are refused instead of waiting for a node that never comes.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pallava.errors import PallavaError
+
+
+def build_command(script: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """The command that trains, from the launch variables of `xtuner train`.
+
+    Args:
+        script: xtuner's `tools/train.py`.
+        arguments: What follows `xtuner train`.
+        environment: NPROC_PER_NODE, NNODES, NODE_RANK, ADDR and PORT; an empty one counts as unset.
+
+    Raises:
+        PallavaError: A variable is no number, or several nodes lack an address or a port.
+    """
+    nodes, processes = (_number(environment, name, 1) for name in ("NNODES", "NPROC_PER_NODE"))
+    if nodes * processes == 1 or _launcher(arguments) in ("slurm", "mpi"):
+        return [sys.executable, str(script), *arguments]
+    address = environment.get("ADDR") or "127.0.0.1"
+    port = _number(environment, "PORT", 0)
+    if nodes > 1 and not (environment.get("ADDR") and port):
+        raise PallavaError(
+            f"NNODES={nodes} needs ADDR, the first node's address, and PORT, a free port there: the same on every node."
+        )
+    rendezvous = [
+        f"--nnodes={nodes}",
+        f"--node_rank={_number(environment, 'NODE_RANK', 0)}",
+        f"--nproc_per_node={processes}",
+        f"--master_addr={address}",
+        f"--master_port={port or _free_port()}",
+    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *rendezvous]
+    return [*torchrun, str(script), *arguments, "--launcher", "pytorch"]
+
+
+def build_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment to train in: processes that share a machine's cores share them evenly.
+
+    Unset, torchrun would give each process a single thread.
+    """
+    processes = _number(environment, "NPROC_PER_NODE", 1)
+    shared = {"OMP_NUM_THREADS": str(max(1, _num_cores() // processes))} if processes > 1 else {}
+    return {**shared, **environment}
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _launcher(arguments: Sequence[str]) -> str | None:
+    given = dict(zip(arguments, [*arguments[1:], ""], strict=True))
+    return given.get("--launcher")
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    value = environment.get(name) or str(default)
+    if not value.isdigit():
+        raise PallavaError(f"{name}={value} is no number: set it to one, or leave it unset for {default}.")
+    return int(value)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
