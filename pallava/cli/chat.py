@@ -1,6 +1,6 @@
 """Asks a model folder about an image; for research only, not for diagnosis.
 
-example:
+Example:
   pallava chat demo/model --image slide.png --question "Is necrosis present?"
   pallava chat demo/model --image slide.png         (asks again and again, until an empty line)
 """

@@ -2,7 +2,7 @@
 
 The config, the language model and the encoder are those that the run's work directory names, unless given.
 
-example:
+Example:
   pallava convert work_dirs/pallava_instruction_tuning/iter_17772.pth pa-llava
   pallava convert work_dirs/pallava_instruction_tuning/iter_17772.pth pa-llava --merge --dtype bfloat16
 """

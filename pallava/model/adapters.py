@@ -27,7 +27,7 @@ def open_llm(name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise PallavaError(
-            f"No language model at {name_or_path}: {reason} Give the path of a Hugging Face folder, or a name on the hub."
+            f"No language model at {name_or_path}: {reason} Give the path of a Hugging Face folder, or a hub name."
         ) from None
 
 

@@ -43,10 +43,7 @@ def model(folder: Path, cross: bool = True) -> PALLaVAForConditionalGeneration:
 def samples() -> list[dict[str, Tensor]]:
     tiles, io = load_file(GOLDEN / "tiling_io.safetensors"), load_file(GOLDEN / "model_io.safetensors")
     names = ("input_ids", "labels", "visual_tokens", "logits", "loss")
-    return [
-        {"tiles": tiles[f"tiles_{i}"], **{name: io[f"{name}_{i}"] for name in names}}
-        for i in range(NUM_SAMPLES)
-    ]
+    return [{"tiles": tiles[f"tiles_{i}"], **{name: io[f"{name}_{i}"] for name in names}} for i in range(NUM_SAMPLES)]
 
 
 def batch(rows: list[dict[str, Tensor]], left: bool = False) -> dict[str, Tensor]:
@@ -56,9 +53,7 @@ def batch(rows: list[dict[str, Tensor]], left: bool = False) -> dict[str, Tensor
     def pad(key: str, value: int) -> Tensor:
         padding = [torch.full((length - len(row["input_ids"]),), value) for row in rows]
         rows_of = [row.get(key, torch.ones_like(row["input_ids"])) for row in rows]
-        return torch.stack(
-            [torch.cat([p, r] if left else [r, p]) for p, r in zip(padding, rows_of, strict=True)]
-        )
+        return torch.stack([torch.cat([p, r] if left else [r, p]) for p, r in zip(padding, rows_of, strict=True)])
 
     return {
         "input_ids": pad("input_ids", 0),

@@ -1,0 +1,150 @@
+"""What is trained, what is saved, and what it starts from."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import init_empty_weights
+from peft import LoraConfig
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+
+from pallava.errors import PallavaError
+from pallava.training.model import PALLaVAModel, build_connector
+from tests.model import golden
+from tests.model.test_checkpoints import save_malicious
+
+
+def tiny(cross: bool = True, **changes: Any) -> PALLaVAModel:
+    encoder = CLIPVisionModel(CLIPVisionConfig.from_json_file(golden.GOLDEN / "plip_config.json"))
+    options: dict[str, Any] = {
+        "llm": golden.llm(),
+        "visual_encoder": encoder,
+        "connector": dict(
+            type=build_connector,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=32,
+            add_cross_attention=cross,
+        ),
+        "llm_lora": dict(type=LoraConfig, r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
+    }
+    return PALLaVAModel(**{**options, **changes})
+
+
+def collated(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return golden.batch(rows)
+
+
+def test_published_sizes() -> None:
+    with init_empty_weights():
+        llm = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=128256,
+                hidden_size=4096,
+                intermediate_size=14336,
+                num_hidden_layers=32,
+                num_attention_heads=32,
+                num_key_value_heads=8,
+            )
+        )
+        encoder = CLIPVisionModel(
+            CLIPVisionConfig(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, patch_size=16)
+        )
+        lora = dict(type=LoraConfig, r=128, lora_alpha=256, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = PALLaVAModel(llm=llm, visual_encoder=encoder, llm_lora=lora)
+    counts: dict[str, int] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            counts[parameter.lr_group] = counts.get(parameter.lr_group, 0) + parameter.numel()
+    assert counts == {"connector": 59_862_016, "llm": 335_544_320}
+    assert sum(p.numel() for p in model.visual_encoder.parameters()) == 85_799_424
+    assert all(p.is_meta for p in model.parameters())
+
+
+def test_the_checkpoint_is_what_is_trained() -> None:
+    model = tiny()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert set(model.state_dict()) == trained
+    assert {key.split(".")[0] for key in trained} == {"llm", "connector"}
+    assert "llm.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight" in trained
+    assert "connector.qformer.encoder.layer.0.crossattention.attention.key.weight" in trained
+    assert all("lora_" in key for key in trained if key.startswith("llm."))
+
+
+def test_loss_equals_the_recorded_one() -> None:
+    model = tiny(pretrained_pth=str(golden.GOLDEN / "stage_checkpoint.pth"))
+    encoder = torch.load(golden.GOLDEN / "plip_vision.bin", weights_only=True)
+    encoder = {k.replace("layrnorm", "layernorm") if "post" in k else k: v for k, v in encoder.items()}
+    model.visual_encoder.load_state_dict(encoder, strict=False)
+    from safetensors.torch import load_file
+
+    recorded = load_file(golden.GOLDEN / "stage_checkpoint_io.safetensors")
+    model.eval()
+    for index, row in enumerate(golden.samples()):
+        loss = model(collated([row]), mode="loss")["loss"]
+        torch.testing.assert_close(loss, recorded[f"loss_{index}"][0], atol=1e-5, rtol=0)
+
+
+def test_frozen_parts_learn_nothing_and_drop_nothing() -> None:
+    model = tiny().train()
+    assert not model.visual_encoder.training
+    assert model.connector.training
+    assert model.llm.training
+    model(collated(golden.samples()))["loss"].backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    grads = []
+    for checkpointing in (True, False):
+        torch.manual_seed(0)
+        model = tiny(use_activation_checkpointing=checkpointing)
+        torch.manual_seed(1)
+        model(collated(golden.samples()))["loss"].backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_a_batch_without_images_still_reaches_the_connector() -> None:
+    model = tiny()
+    row = {
+        "input_ids": torch.tensor([5, 6, 7]),
+        "labels": torch.tensor([-100, 6, 7]),
+        "tiles": torch.zeros(0, 3, 32, 32),
+    }
+    batch = golden.batch([row])
+    batch["tiles_per_image"] = torch.zeros(0, dtype=torch.long)
+    model(batch)["loss"].backward()
+    grads = [p.grad for p in model.connector.parameters()]
+    assert all(grad is not None and not grad.any() for grad in grads)
+
+
+@pytest.mark.parametrize("cross", [True, False])
+def test_stage_1_without_cross_attention_names_the_switch(tmp_path: Path, cross: bool) -> None:
+    torch.save({"state_dict": tiny(cross=not cross).state_dict()}, tmp_path / "stage1.pth")
+    with pytest.raises(PallavaError, match=f"connector.add_cross_attention={not cross}"):
+        tiny(cross=cross, pretrained_pth=str(tmp_path / "stage1.pth"))
+
+
+def test_stage_1_of_another_shape_is_refused(tmp_path: Path) -> None:
+    lora = dict(type=LoraConfig, r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    torch.save({"state_dict": tiny(llm_lora=lora).state_dict()}, tmp_path / "stage1.pth")
+    with pytest.raises(PallavaError, match="28 reshaped"):
+        tiny(pretrained_pth=str(tmp_path / "stage1.pth"))
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    model = tiny()
+    torch.nn.init.normal_(model.llm.base_model.model.model.layers[0].self_attn.q_proj.lora_B.default.weight)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "stage1.pth")
+    opened = tiny(pretrained_pth=str(tmp_path / "stage1.pth"))
+    torch.testing.assert_close(opened.state_dict(), model.state_dict())
+
+
+def test_malicious_pretrained_weights_execute_nothing(tmp_path: Path) -> None:
+    proof = tmp_path / "executed"
+    with pytest.raises(PallavaError, match="nothing in it was executed"):
+        tiny(pretrained_pth=str(save_malicious(tmp_path / "stage1.pth", proof)))
+    assert not proof.exists()
