@@ -1,0 +1,36 @@
+"""The demo's stage 2: the published config, small enough for a laptop. `pallava demo` launches it:
+
+NPROC_PER_NODE=2 pallava train demo/pallava_instruction_tuning --deepspeed deepspeed_zero2 --seed 1024
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from ..pallava_instruction_tuning import *
+
+__import__("pallava.training")
+
+# A value that the published config computed from another one has its full key here: it would keep the old one.
+llm_name_or_path = model.llm.pretrained_model_name_or_path = "./demo/llm"
+pretrained_pth = model.pretrained_pth = "./demo/stage1"
+plip_path = model.visual_encoder.source = "./demo/plip"
+data_path = train_dataloader.dataset.data_path = "./demo/data/instruction_tuning.jsonl"
+image_folder = train_dataloader.dataset.image_folder = "./demo/data/images"
+sample_images = custom_hooks[1].images = ["./demo/data/sample.png"]
+for __part in (tokenizer, train_dataloader.dataset.tokenizer, custom_hooks[0].tokenizer, custom_hooks[1].tokenizer):
+    __part.pretrained_model_name_or_path = llm_name_or_path
+for __part in (image_processor, train_dataloader.dataset.image_processor, custom_hooks[1].image_processor):
+    __part.source = plip_path
+
+context_length = train_dataloader.dataset.context_length = 256
+num_visual_tokens = train_dataloader.dataset.num_visual_tokens = 16
+prompt_template = train_dataloader.dataset.prompt_template = custom_hooks[1].prompt_template = "qwen_chat"
+
+batch_size = train_dataloader.batch_size = 16
+dataloader_num_workers = train_dataloader.num_workers = 0
+accumulative_counts = optim_wrapper.accumulative_counts = 1
+max_epochs = train_cfg.max_epochs = param_scheduler[1].end = 1
+param_scheduler[0].end = param_scheduler[1].begin = warmup_ratio * max_epochs
+lr = optim_wrapper.optimizer.lr = 1e-3
+save_steps = default_hooks.checkpoint.interval = 1000
+save_total_limit = default_hooks.checkpoint.max_keep_ckpts = 1
