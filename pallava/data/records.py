@@ -1,0 +1,206 @@
+"""Streaming records out of a JSON list or a JSON Lines file; memory holds one stretch of the text at a time."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pallava.errors import PallavaError
+
+_BOM = codecs.BOM_UTF8
+_CHUNK_BYTES = 1 << 20
+_MAX_RECORD = 64 << 20  # a forgotten quote must not read the rest of the file into memory
+_EXPECTED = "expected a JSON list of records, or one JSON record a line (JSONL)"
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One JSON value and where it stands.
+
+    Attributes:
+        index: Number of the record, from 0.
+        position: Where it begins, for messages: ``line 3``, or ``record 3 (line 5, column 1)`` in a list.
+        value: The parsed value, of any JSON type.
+    """
+
+    index: int
+    position: str
+    value: Any
+
+
+class RecordFile:
+    """A file of records; iterating yields them one by one.
+
+    Attributes:
+        path: The file.
+        num_bytes: Its size.
+        num_bytes_read: How far the current iteration has come, for a progress bar.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self.num_bytes = self.path.stat().st_size
+        except OSError as error:
+            raise PallavaError(f"cannot read '{self.path}': {error.strerror}") from None
+        self.num_bytes_read = 0
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yields every record.
+
+        Raises:
+            PallavaError: The text is not JSON or not UTF-8; the message gives the position.
+        """
+        try:
+            with self.path.open("rb") as file:
+                if file.read(len(_BOM)) != _BOM:
+                    file.seek(0)
+                is_list = _first_character(file) == b"["
+                for record in _list_records(file) if is_list else _line_records(file):
+                    self.num_bytes_read = file.tell()
+                    yield record
+        except _JSONProblem as problem:
+            raise PallavaError(f"'{self.path}', {problem}; {_EXPECTED}") from None
+        except OSError as error:
+            raise PallavaError(f"cannot read '{self.path}': {error.strerror}") from None
+
+
+class _JSONProblem(Exception):
+    """What is wrong and where, without the file's name."""
+
+
+def _first_character(file: BinaryIO) -> bytes:
+    """Finds the first character that is not a space, and leaves the file where it was."""
+    start = file.tell()
+    while chunk := file.read(_CHUNK_BYTES):
+        if text := chunk.lstrip(b" \t\r\n"):
+            file.seek(start)
+            return text[:1]
+    raise _JSONProblem("line 1: the file is empty")
+
+
+def _line_records(file: BinaryIO) -> Iterator[Record]:
+    index = number = 0
+    while line := file.readline(_MAX_RECORD + 1):
+        number += 1
+        if len(line) > _MAX_RECORD:
+            raise _JSONProblem(f"line {number}: longer than {_MAX_RECORD} bytes")
+        if not line.strip():
+            continue
+        yield Record(index, f"line {number}", _parse_line(line, number))
+        index += 1
+
+
+def _parse_line(line: bytes, number: int) -> Any:
+    try:
+        return json.loads(line.rstrip(b"\r\n").decode())
+    except UnicodeDecodeError as error:
+        raise _JSONProblem(f"line {number}, byte {error.start + 1}: not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise _JSONProblem(f"line {number}, column {error.colno}: not JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
+        raise _JSONProblem(f"line {number}: not JSON that can be read ({error})") from None
+
+
+def _list_records(file: BinaryIO) -> Iterator[Record]:
+    window = _Window(file)
+    window.take("[")
+    index = 0
+    while window.peek() != "]" or index:
+        position = f"record {index + 1} ({window.position()})"
+        yield Record(index, position, window.parse(f"record {index + 1}"))
+        index += 1
+        if window.peek() == "]":
+            break
+        window.take(",")
+    window.take("]")
+    if window.peek():
+        raise _JSONProblem(f"{window.position()}: text after the end of the list")
+
+
+class _Window:
+    """The stretch of a long text around the place that is being parsed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._text = ""
+        self._at = 0  # where parsing stands
+        self._counted, self._line, self._column = 0, 1, 1  # line and column of text[counted]
+
+    def position(self) -> str:
+        """Tells line and column of the place, from 1."""
+        self._count_to(self._at)
+        return f"line {self._line}, column {self._column}"
+
+    def peek(self) -> str:
+        """Skips space and gives the next character; nothing at the end."""
+        while True:
+            match = _SPACE.match(self._text, self._at)
+            assert match is not None  # the pattern matches nothing, too
+            self._at = match.end()
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._grow():
+                return ""
+
+    def take(self, character: str) -> None:
+        """Steps over one character that must come next."""
+        found = self.peek()
+        if found != character:
+            what = f"found {found!r}" if found else "the text ends"
+            raise _JSONProblem(f"{self.position()}: not JSON ({what} where {character!r} is due)")
+        self._at += 1
+
+    def parse(self, name: str) -> Any:
+        """Parses the next JSON value, reading on while it is not complete."""
+        while True:
+            start = self._at
+            try:
+                value, end = _DECODER.raw_decode(self._text, start)
+            except json.JSONDecodeError as error:
+                if self._is_cut(error) and self._grow():
+                    continue
+                self._at += error.pos - start  # growing moves the place even where nothing comes
+                raise _JSONProblem(f"{name}, {self.position()}: not JSON ({error.msg})") from None
+            except (ValueError, RecursionError) as error:
+                raise _JSONProblem(f"{name}, {self.position()}: unreadable JSON ({error})") from None
+            if len(self._text) - end <= 2 and self._grow():
+                continue  # a number may go on: 1.5 | e-3
+            self._at += end - start
+            return value
+
+    def _is_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether the error may come from the end of the stretch: a longer text may be right."""
+        return error.msg.startswith("Unterminated string") or len(self._text) - error.pos < 16
+
+    def _grow(self) -> bool:
+        """Drops what is parsed and reads on, twice as much for a value that is already long."""
+        self._count_to(self._at)
+        rest = self._text[self._at :]
+        if len(rest) > _MAX_RECORD:
+            raise _JSONProblem(f"{self.position()}: a record of more than {_MAX_RECORD} characters")
+        chunk = self._file.read(max(_CHUNK_BYTES, len(rest)))
+        try:
+            more = self._decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            at = self._file.tell() - len(error.object) + error.start
+            raise _JSONProblem(f"byte {at + 1}: not UTF-8 text") from None
+        self._text, self._at, self._counted = rest + more, 0, 0
+        return bool(chunk)
+
+    def _count_to(self, at: int) -> None:
+        num_lines = self._text.count("\n", self._counted, at)
+        if num_lines:
+            self._line += num_lines
+            self._column = at - self._text.rindex("\n", self._counted, at)
+        else:
+            self._column += at - self._counted
+        self._counted = at

@@ -1,0 +1,292 @@
+"""From pairs of image and caption to the JSONL that training reads.
+
+Each row depends on its record, its number and the seed alone, so that any number of workers writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pallava.data.records import Record, RecordFile
+from pallava.errors import PallavaError
+from pallava.images import ImageError, image_size
+from pallava.prompts import CAPTION_PROMPTS, IMAGE_TOKEN
+
+MAX_PIXELS = 16_777_216
+"""Images of more pixels are left out, as PA-LLaVA left them out."""
+
+REASONS = ("missing", "unreadable", "too_large", "empty_caption", "outside_folder", "malformed")
+"""Why a record can be left out."""
+
+_BATCH = 256
+_EXAMPLES = 3
+
+
+@dataclass
+class Summary:
+    """What became of the records.
+
+    Attributes:
+        num_records: Records read.
+        num_written: Rows written.
+        left_out: Count of records left out, for each of `REASONS`.
+        examples: The first few of each reason, with their positions.
+    """
+
+    num_records: int = 0
+    num_written: int = 0
+    left_out: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+    examples: dict[str, list[str]] = field(default_factory=lambda: {reason: [] for reason in REASONS})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Gives the counts and examples as JSON holds them."""
+        return {**vars(self)}
+
+
+class _LeftOut(Exception):
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class _Settings:
+    root: str  # the image folder without links, with a closing separator
+    prompts: tuple[str, ...]
+    seed: int
+    max_pixels: int
+    id_prefix: str
+
+
+def write_training_file(
+    source: str | Path,
+    image_folder: str | Path,
+    output: str | Path,
+    *,
+    prompts: Sequence[str] = CAPTION_PROMPTS,
+    seed: int = 0,
+    max_pixels: int = MAX_PIXELS,
+    num_workers: int = 1,
+    id_prefix: str | None = None,
+) -> Summary:
+    """Writes a training file from a JSON list or JSONL of ``{"image", "caption"}``.
+
+    Of the images only the headers are read. The output appears complete or not at all.
+
+    Args:
+        source: The pairs.
+        image_folder: What the records' image names are relative to.
+        output: The JSONL to write; a file that is there is replaced at the end.
+        prompts: Wordings of the question, one of which is drawn for each row.
+        seed: Of the draws.
+        max_pixels: Larger images are left out.
+        num_workers: Processes that read headers; the output does not depend on it.
+        id_prefix: What ids begin with; the stem of the source's name if None.
+
+    Returns:
+        Counts of what was written and left out.
+
+    Raises:
+        PallavaError: The source is not JSON (with the position), a folder is missing, or no row is left.
+    """
+    source, image_folder, output = Path(source), Path(image_folder), Path(output).resolve()
+    _check_arguments(source, image_folder, output, prompts, num_workers)
+    prefix = f"{source.stem}-" if id_prefix is None else id_prefix
+    root = str(image_folder.resolve()).rstrip(os.sep) + os.sep
+    settings = _Settings(root, tuple(prompts), seed, max_pixels, prefix)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = output.with_name(f".{output.name}.{os.getpid()}.unfinished")
+    try:
+        summary = _write(RecordFile(source), unfinished, settings, num_workers)
+        if not summary.num_written:
+            raise PallavaError(f"no row to write from '{source}': {_describe(summary)}")
+        unfinished.replace(output)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return summary
+
+
+def read_prompts(path: str | Path) -> tuple[str, ...]:
+    """Reads question wordings, one a line.
+
+    Raises:
+        PallavaError: The file cannot be read, holds no wording, or a wording holds an image marker.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PallavaError(f"cannot read the prompts file '{path}': {error}") from None
+    for number, line in enumerate(lines, 1):
+        if IMAGE_TOKEN in line:
+            raise PallavaError(f"'{path}', line {number}: {IMAGE_TOKEN} is added by itself; leave it out")
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise PallavaError(f"the prompts file '{path}' holds no prompt; expected one a line")
+    return prompts
+
+
+def _check_arguments(source: Path, image_folder: Path, output: Path, prompts: Sequence[str], num_workers: int) -> None:
+    if not image_folder.is_dir():
+        raise PallavaError(f"the image folder '{image_folder}' is not a folder")
+    if output.is_dir():
+        raise PallavaError(f"the output '{output}' is a folder; give the name of a file")
+    if output.exists() and source.exists() and output.samefile(source):
+        raise PallavaError(f"input and output are the same file, '{output}'; give the output another name")
+    if not prompts:
+        raise PallavaError("there is no prompt to draw from")
+    if num_workers < 1:
+        raise PallavaError(f"the number of workers is {num_workers}; expected 1 or more")
+
+
+def _write(records: RecordFile, path: Path, settings: _Settings, num_workers: int) -> Summary:
+    summary = Summary()
+    bar = tqdm(total=records.num_bytes, unit="B", unit_scale=True, desc="dataformat", mininterval=1)
+    with bar, path.open("xb") as file:
+        for results in _in_order(_batches(records), settings, num_workers):
+            for result in results:
+                _count(summary, result)
+                if isinstance(result, bytes):
+                    file.write(result)
+            bar.set_postfix(rows=summary.num_written, refresh=False)
+            bar.update(records.num_bytes_read - bar.n)
+    return summary
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    iterator = iter(records)
+    while batch := list(islice(iterator, _BATCH)):
+        yield batch
+
+
+def _in_order(
+    batches: Iterator[list[Record]], settings: _Settings, num_workers: int
+) -> Iterator[list[bytes | tuple[str, str]]]:
+    """Makes the rows of each batch, several at once; few enough wait that memory stays flat."""
+    head = list(islice(batches, 2))
+    if num_workers == 1 or len(head) < 2:  # a pool costs more than one batch
+        yield from (_make_rows(batch, settings) for batch in chain(head, batches))
+        return
+    pool = ProcessPoolExecutor(num_workers, get_context("spawn"), _ignore_interrupt)
+    waiting: deque[Future[list[bytes | tuple[str, str]]]] = deque()
+    try:
+        for batch in chain(head, batches):
+            waiting.append(pool.submit(_make_rows, batch, settings))
+            if len(waiting) >= 4 * num_workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise PallavaError("a worker was ended from outside; is there enough memory? Try --workers 1") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _ignore_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends the pool
+
+
+def _make_rows(batch: list[Record], settings: _Settings) -> list[bytes | tuple[str, str]]:
+    """Makes of each record its line, or (reason, message) where it is left out."""
+    results: list[bytes | tuple[str, str]] = []
+    for record in batch:
+        try:
+            results.append(_make_row(record, settings))
+        except _LeftOut as left_out:
+            results.append((left_out.reason, f"{record.position}: {left_out}"))
+    return results
+
+
+def _make_row(record: Record, settings: _Settings) -> bytes:
+    image, caption = _fields(record.value)
+    name = _name_in_folder(image, settings)
+    if not caption:
+        raise _LeftOut("empty_caption", f"the caption of '{image}' is empty")
+    _check_image(settings.root + name, settings.max_pixels)
+    row = {
+        "id": f"{settings.id_prefix}{record.index:08d}",
+        "image": name,
+        "conversations": [
+            {"from": "human", "value": _question(record.index, settings)},
+            {"from": "gpt", "value": caption},
+        ],
+    }
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+def _fields(value: Any) -> tuple[str, str]:
+    """Takes image name and caption out of a record."""
+    if not isinstance(value, dict):
+        raise _LeftOut("malformed", f"a record is an object with image and caption, not {type(value).__name__}")
+    for key in ("image", "caption"):
+        if key not in value:
+            raise _LeftOut("malformed", f"the record has no '{key}'; its keys are {sorted(value)[:8]}")
+    image, caption = value["image"], "" if value["caption"] is None else value["caption"]
+    for key, text in (("image", image), ("caption", caption)):
+        if not isinstance(text, str):
+            raise _LeftOut("malformed", f"'{key}' is text, not {type(text).__name__}")
+    if not image or "\0" in image or _printable(image) != image:
+        raise _LeftOut("malformed", f"{image!r} is not the name of a file")
+    return image, _printable(caption).strip()
+
+
+def _printable(text: str) -> str:
+    """Replaces halves of surrogate pairs, which JSON can hold and a file cannot."""
+    return text.encode(errors="replace").decode()
+
+
+def _name_in_folder(image: str, settings: _Settings) -> str:
+    """Gives the image's name relative to the folder, and refuses what leaves it, by a link too."""
+    path = os.path.normpath(Path(settings.root, image))
+    real_path = os.path.realpath(path)
+    if not real_path.startswith(settings.root):
+        raise _LeftOut("outside_folder", f"'{image}' leaves the image folder")
+    return (path if path.startswith(settings.root) else real_path).removeprefix(settings.root)
+
+
+def _check_image(path: str, max_pixels: int) -> None:
+    try:
+        width, height = image_size(path)
+    except ImageError as error:
+        raise _LeftOut("unreadable" if os.path.exists(path) else "missing", str(error)) from None  # noqa: PTH110
+    if width * height > max_pixels:
+        raise _LeftOut("too_large", f"'{path}' has {width} x {height} pixels, more than {max_pixels}")
+
+
+def _question(index: int, settings: _Settings) -> str:
+    digest = hashlib.blake2b(f"{settings.seed}:{index}".encode(), digest_size=8).digest()
+    draw, is_image_first = divmod(int.from_bytes(digest, "big"), 2)
+    prompt = settings.prompts[draw % len(settings.prompts)]
+    return f"{IMAGE_TOKEN}\n{prompt}" if is_image_first else f"{prompt}\n{IMAGE_TOKEN}"
+
+
+def _count(summary: Summary, result: bytes | tuple[str, str]) -> None:
+    summary.num_records += 1
+    if isinstance(result, bytes):
+        summary.num_written += 1
+        return
+    reason, message = result
+    summary.left_out[reason] += 1
+    if len(summary.examples[reason]) < _EXAMPLES:
+        summary.examples[reason].append(message)
+
+
+def _describe(summary: Summary) -> str:
+    if not summary.num_records:
+        return "it holds no record"
+    counts = ", ".join(f"{count} {reason}" for reason, count in summary.left_out.items() if count)
+    first = next(message for messages in summary.examples.values() for message in messages)
+    return f"of {summary.num_records} records all are left out ({counts}); {first}"

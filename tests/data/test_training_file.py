@@ -1,0 +1,172 @@
+"""Training files: what a row holds, what is left out and why, the same bytes from any number of workers."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pallava.data import training_file
+from pallava.data.training_file import REASONS, read_prompts, write_training_file
+from pallava.errors import PallavaError
+
+PROMPTS = ("Describe it.", "What is it?", "Name the tissue.")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    Image.new("RGB", (8, 6)).save(folder / "a.png")
+    Image.new("L", (5, 5)).save(folder / "sub" / "b.jpg")
+    return folder
+
+
+def write(folder: Path, records: list, **options) -> tuple[list, training_file.Summary]:
+    source, output = folder.parent / "pairs.json", folder.parent / "out" / "train.jsonl"
+    source.write_text(json.dumps(records), encoding="utf-8")
+    options.setdefault("prompts", PROMPTS)
+    summary = write_training_file(source, folder, output, **options)
+    return [json.loads(line) for line in output.read_text(encoding="utf-8").split("\n")[:-1]], summary
+
+
+def pair(image: str = "a.png", caption: str = "Glands.") -> dict:
+    return {"image": image, "caption": caption}
+
+
+def test_row_holds_what_training_reads(folder: Path):
+    rows, summary = write(folder, [pair(caption=" Glandé\n🔬 \ud800"), pair("./sub/../sub/b.jpg")])
+    assert [row["id"] for row in rows] == ["pairs-00000000", "pairs-00000001"]
+    assert [row["image"] for row in rows] == ["a.png", "sub/b.jpg"]
+    human, answer = rows[0]["conversations"]
+    assert answer == {"from": "gpt", "value": "Glandé\n🔬 ?"}
+    assert human["from"] == "human"
+    assert human["value"].replace("<image>", "").strip("\n") in PROMPTS
+    assert (summary.num_records, summary.num_written) == (2, 2)
+    assert summary.left_out == dict.fromkeys(REASONS, 0)
+
+
+def test_prompts_and_orders_are_drawn_evenly_and_by_seed(folder: Path):
+    def questions(seed: int) -> list[str]:
+        rows, _ = write(folder, [pair()] * 600, seed=seed)
+        assert len({row["id"] for row in rows}) == 600
+        return [row["conversations"][0]["value"] for row in rows]
+
+    first = questions(0)
+    counts = Counter(first)
+    assert set(counts) == {text for p in PROMPTS for text in (f"<image>\n{p}", f"{p}\n<image>")}
+    assert min(counts.values()) > 60
+    assert questions(0) == first
+    assert sum(a != b for a, b in zip(questions(1), first, strict=True)) > 300
+
+
+def test_number_of_workers_does_not_change_a_byte(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(training_file, "_BATCH", 16)
+    for i in range(100):
+        (folder / f"{i}.png").symlink_to("a.png")
+    records = [pair(f"{i}.png", "" if i % 7 == 0 else f"Caption {i}.") for i in range(130)]
+    outcomes = []
+    for num_workers in (1, 3):
+        _, summary = write(folder, records, num_workers=num_workers)
+        outcomes.append(((folder.parent / "out" / "train.jsonl").read_bytes(), summary))
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][1].left_out["missing"] == 26
+
+
+def test_each_reason_is_counted_and_has_its_position(folder: Path):
+    outside = folder.parent / "secret.png"
+    Image.new("RGB", (2, 2)).save(outside)
+    (folder / "link.png").symlink_to(outside)
+    (folder / "linked").symlink_to(folder.parent)
+    (folder / "dangling.png").symlink_to(folder / "nowhere.png")
+    (folder / "empty.png").touch()
+    (folder / "page.png").write_text("<html>")
+    os.mkfifo(folder / "pipe.png")
+    Image.new("1", (400, 50)).save(folder / "large.png")
+    bad = {
+        "missing": ["none.png", "a.png/b.png", "dangling.png", "x" * 300],
+        "unreadable": ["empty.png", "page.png", "sub", "pipe.png"],
+        "too_large": ["large.png"],
+        "outside_folder": ["../secret.png", str(outside), "link.png", "linked/secret.png", ".."],
+        "malformed": ["", "a\0.png", "\ud800.png", None, 3, ["a.png"]],
+    }
+    records = [pair(image) for images in bad.values() for image in images]
+    records += [pair(caption=""), pair(caption=" \n"), pair(caption=None), pair(caption=5)]
+    records += [{"image": "a.png"}, {"caption": "Glands."}, "a.png", None, [], pair()]
+    rows, summary = write(folder, records, max_pixels=19_999)
+    assert [row["id"] for row in rows] == [f"pairs-{len(records) - 1:08d}"]
+    assert summary.left_out == {
+        "missing": 4,
+        "unreadable": 4,
+        "too_large": 1,
+        "empty_caption": 3,
+        "outside_folder": 5,
+        "malformed": 12,
+    }
+    assert summary.examples["unreadable"][0].startswith("record 5 (line 1, column ")
+    assert "400 x 50 pixels, more than 19999" in summary.examples["too_large"][0]
+    assert all(0 < len(messages) <= 3 for messages in summary.examples.values())
+    assert json.loads(json.dumps(summary.to_dict()))["num_written"] == 1
+
+
+def test_an_image_of_just_the_limit_stays(folder: Path):
+    assert len(write(folder, [pair()], max_pixels=48)[0]) == 1
+    with pytest.raises(PallavaError, match=r"no row to write .* of 1 records all are left out \(1 too_large\)"):
+        write(folder, [pair()], max_pixels=47)
+
+
+def test_absolute_names_inside_the_folder_become_relative(folder: Path):
+    link = folder.parent / "linked_images"
+    link.symlink_to(folder)
+    rows, _ = write(link, [pair(str(folder / "a.png")), pair(str(link / "sub/b.jpg")), pair("a.png")])
+    assert [row["image"] for row in rows] == ["a.png", "sub/b.jpg", "a.png"]
+
+
+def test_folder_whose_name_begins_alike_is_outside(folder: Path):
+    other = folder.parent / "images_too"
+    other.mkdir()
+    Image.new("RGB", (2, 2)).save(other / "a.png")
+    _, summary = write(folder, [pair("../images_too/a.png"), pair()])
+    assert summary.left_out["outside_folder"] == 1
+
+
+@pytest.mark.parametrize("content", ['[{"image": "a.png", "caption": "x"}, {]', "[]", '[{"image": "a.png"}]'])
+def test_failure_leaves_the_old_output_and_no_rubbish(folder: Path, content: str):
+    source, output = folder.parent / "pairs.json", folder.parent / "train.jsonl"
+    source.write_text(content)
+    output.write_text("old")
+    with pytest.raises(PallavaError, match=r"record 2, line 1, column|holds no record|no 'caption'"):
+        write_training_file(source, folder, output)
+    assert output.read_text() == "old"
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["images", "pairs.json", "train.jsonl"]
+
+
+def test_arguments_that_cannot_work(folder: Path):
+    source = folder.parent / "pairs.jsonl"
+    source.write_text(json.dumps(pair()))
+    output = folder.parent / "o.jsonl"
+    for message, arguments, options in [
+        ("is not a folder", (source, source, output), {}),
+        ("is a folder", (source, folder, folder), {}),
+        ("the same file", (source, folder, folder / ".." / "pairs.jsonl"), {}),
+        ("number of workers is 0", (source, folder, output), {"num_workers": 0}),
+        ("no prompt", (source, folder, output), {"prompts": ()}),
+        ("No such file", (folder / "no.json", folder, output), {}),
+    ]:
+        with pytest.raises(PallavaError, match=message):
+            write_training_file(*arguments, **options)
+    assert source.read_text() == json.dumps(pair())
+
+
+def test_prompts_file(tmp_path: Path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\ufeffDescribe it.\r\n\n  What is it?  \n", encoding="utf-8")
+    assert read_prompts(path) == ("Describe it.", "What is it?")
+    for content, message in [("A.\nShow <image>\n", "line 2: <image>"), (" \n", "holds no prompt")]:
+        path.write_text(content)
+        with pytest.raises(PallavaError, match=message):
+            read_prompts(path)
+    with pytest.raises(PallavaError, match="cannot read"):
+        read_prompts(tmp_path / "none.txt")
