@@ -302,8 +302,9 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
         """
         kwargs.setdefault("torch_dtype", "auto")
         path = Path(folder)
-        if path.exists() and not (path / "config.json").is_file():
-            raise PallavaError(f"{path} is no model folder: it has no config.json. `pallava convert` writes one.")
+        is_hub_name = not path.exists() and str(folder).count("/") == 1 and not str(folder).startswith((".", "/", "~"))
+        if not is_hub_name and not (path / "config.json").is_file():
+            raise PallavaError(f"No model folder at {path}: it has no config.json. `pallava convert` writes one.")
         if not (path / ADAPTER_FOLDER).is_dir():
             return super().from_pretrained(folder, *args, **kwargs)
         config = PALLaVAConfig.from_pretrained(path)

@@ -159,5 +159,5 @@ def test_parts_of_other_widths_are_refused() -> None:
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PallavaError, match="no model folder"):
+    with pytest.raises(PallavaError, match="No model folder"):
         PALLaVAForConditionalGeneration.from_pretrained(tmp_path)

@@ -1,0 +1,35 @@
+# Two commands are all that a newcomer needs: `make demo` and `make test`. Both install what they need into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+# xtuner starts `python` and `torchrun` from the PATH. One thread each where processes share cores.
+RUN := PATH="$(BIN):$$PATH"
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-slow lint install clean
+
+demo: $(INSTALLED)
+	$(RUN) pallava demo
+
+test: $(INSTALLED) lint
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -m "not slow" --durations=15
+
+test-slow: $(INSTALLED)
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -m slow --durations=15
+
+lint: $(INSTALLED)
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"error: pallava needs Python 3.10 to 3.12, but $(PYTHON) is {v[0]}.{v[1]}. Try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV), a few minutes and some 7 GB ..."
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf demo build work_dirs *.egg-info .pytest_cache .mypy_cache .ruff_cache

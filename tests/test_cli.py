@@ -1,0 +1,60 @@
+"""The ``pallava`` command itself."""
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from pallava.cli import COMMANDS, main
+from pallava.errors import PallavaError
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main([*name.split(), "--help"])
+    assert exited.value.code == 0
+    out = capsys.readouterr().out
+    assert f"usage: pallava {name}" in out
+    assert "example" in out.lower()
+
+
+def test_the_list_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert all(name in capsys.readouterr().out for name in ["convert"])
+    assert main([]) == 2
+    assert main(["data"]) == 2
+    assert "data prepare" in capsys.readouterr().err
+    assert main(["--version"]) == 0
+
+
+def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluat"]) == 2
+    assert "there is no command `pallava evaluat`" in capsys.readouterr().err
+
+
+def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(options: object) -> int:
+        raise PallavaError("found this, expected that")
+
+    monkeypatch.setattr(import_module(COMMANDS["config list"][0]), "run", fail)
+    assert main(["config", "list"]) == 2
+    assert capsys.readouterr().err == "error: found this, expected that\n"
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["chat", "nowhere", "--image", "none.png", "--question", "?"], "none.png"),
+        (["chat", "nowhere", "--question", "?"], "nowhere"),
+        (["convert", "none.pth", "out"], "none.pth"),
+    ],
+)
+def test_commands_say_what_is_missing(arguments: list[str], reason: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "pallava", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert reason in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
