@@ -273,9 +273,7 @@ def _read_message(message: Any, position: int) -> tuple[str, str]:
     return speaker, value
 
 
-def encode_conversation(
-    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: PromptTemplate
-) -> Encoded:
+def encode_conversation(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> Encoded:
     """Give the ids and labels that a conversation is trained on, equal to those of xtuner's ``encode_fn``.
 
     Raises:
@@ -296,9 +294,7 @@ def encode_conversation(
     return Encoded(input_ids, labels)
 
 
-def encode_prompt(
-    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: PromptTemplate
-) -> list[int]:
+def encode_prompt(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> list[int]:
     """Give the ids up to where the answer to the last turn begins, the same that training has before it.
 
     Raises:

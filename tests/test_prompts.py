@@ -96,9 +96,7 @@ def xtuner_encode(conversations, tokenizer, name, system=None):
 def test_ids_equal_xtuner(name, system, smollm2_tokenizer):
     expected = xtuner_encode(CONVERSATION, smollm2_tokenizer, name, system)
     conversation = CONVERSATION if system is None else [{"from": "system", "value": system}, *CONVERSATION]
-    encoded = encode_conversation(
-        turns_from_conversations(conversation), smollm2_tokenizer, get_template(name)
-    )
+    encoded = encode_conversation(turns_from_conversations(conversation), smollm2_tokenizer, get_template(name))
     assert encoded.input_ids == expected["input_ids"]
     assert encoded.labels == expected["labels"]
 

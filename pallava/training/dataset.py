@@ -1,0 +1,129 @@
+"""Training rows with their tiles, as xtuner's runner asks for them."""
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from mmengine.dist import barrier, is_distributed
+from mmengine.logging import print_log
+from torch.utils.data import Dataset
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+from xtuner.registry import BUILDER
+
+from pallava.data.encoding import Settings
+from pallava.data.tokenize import Prepared, prepare
+from pallava.errors import PallavaError
+from pallava.images import open_image
+from pallava.prompts import PromptTemplate
+from pallava.tiling import TileSpec, make_tiles
+
+T = TypeVar("T")
+
+
+@BUILDER.register_module()
+class PALLaVADataset(Dataset[dict[str, Any]]):
+    """Image-text rows: ids tokenized ahead, images opened and tiled when they are asked for.
+
+    Under distribution one process of each node tokenizes, and the others read what it kept.
+
+    Args:
+        data_path: A JSONL or JSON file, a folder of such files, or what ``pallava data prepare`` wrote.
+        image_folder: What `image` in a row is relative to.
+        tokenizer: The language model's, or its config.
+        image_processor: The encoder's, or its config.
+        prompt_template: A name in `pallava.prompts.TEMPLATES`, a template, or its dictionary.
+        context_length: Most tokens of a sample, visual ones included.
+        num_visual_tokens: What one image takes of them.
+        num_proc: Processes that tokenize.
+        cache_dir: Where to keep what was tokenized; default: ``pallava`` in the cache of `datasets`.
+
+    Raises:
+        PallavaError: No data, broken data, or data prepared with other settings.
+    """
+
+    def __init__(
+        self,
+        data_path: str | Path,
+        image_folder: str | Path,
+        tokenizer: Mapping[str, Any] | PreTrainedTokenizerBase,
+        image_processor: Mapping[str, Any] | BaseImageProcessor,
+        prompt_template: str | Mapping[str, Any] | PromptTemplate = "llama3_chat",
+        context_length: int = 2048,
+        num_visual_tokens: int = 196,
+        num_proc: int = 4,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        tokenizer, image_processor = build(tokenizer), build(image_processor)
+        settings = Settings.make(tokenizer, prompt_template, context_length, num_visual_tokens)
+        prepared: Prepared = _one_per_node_first(
+            functools.partial(prepare, data_path, tokenizer, settings, num_proc=num_proc, cache_dir=cache_dir)
+        )
+        print_log(f"{data_path}: {prepared.describe()}", logger="current")
+        self.rows = prepared.rows
+        self.image_folder = Path(image_folder)
+        self.tile_spec = TileSpec.from_image_processor(image_processor)
+
+    @functools.cached_property
+    def modality_length(self) -> list[int]:
+        """Length of each row in tokens, visual ones included; negative for rows without image."""
+        lengths, images = self.rows["length"][:], self.rows["images"][:]
+        return [length if names else -length for length, names in zip(lengths, images, strict=True)]
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Gives one row.
+
+        Returns:
+            `input_ids` and `labels` (lists, with -200 for each image), `pixel_values` (sum of 1+N, 3, P, P), the
+            tiles of all its images, and `tiles_per_image` (list).
+
+        Raises:
+            PallavaError: An image is missing or unreadable; names the row and the image.
+        """
+        row = self.rows[index]
+        tiles = [self._tiles(row["id"], name) for name in row["images"]]
+        size = self.tile_spec.size
+        return {
+            "input_ids": row["input_ids"],
+            "labels": row["labels"],
+            "pixel_values": torch.cat(tiles) if tiles else torch.zeros(0, 3, size, size),
+            "tiles_per_image": [len(image) for image in tiles],
+        }
+
+    def _tiles(self, row_id: str, name: str) -> torch.Tensor:
+        path = self.image_folder / name
+        try:
+            return make_tiles(open_image(path), self.tile_spec)
+        except PallavaError as error:
+            raise PallavaError(f"row '{row_id}', image {path}: {error}") from error
+
+
+def build(part: Any) -> Any:
+    """A tokenizer or image processor from its config, or itself."""
+    return BUILDER.build(part) if isinstance(part, Mapping) else part
+
+
+def _one_per_node_first(work: Callable[[], T]) -> T:
+    """Runs work that leaves a result on disk, on the first process of each node and then on the others.
+
+    A failure of the first is raised after the others were let go, which then fail by themselves in the same way.
+    """
+    result: T | None = None
+    failure: Exception | None = None
+    # Every launcher sets it; mmengine's own get_local_rank needs a process group that its runner does not make.
+    is_first = not is_distributed() or os.environ.get("LOCAL_RANK", "0") == "0"
+    if is_first:
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+    barrier()
+    if failure is not None:
+        raise failure
+    return result if is_first else work()  # type: ignore[return-value]
