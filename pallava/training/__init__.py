@@ -2,4 +2,8 @@
 
 from pallava.training import compat
 
-compat.apply()
+compat.apply()  # before the imports below: peft must not meet a broken bitsandbytes
+
+from pallava.training import collate, dataset, llm, model, optimizer, random_state_hook  # noqa: E402
+
+__all__ = ["collate", "compat", "dataset", "llm", "model", "optimizer", "random_state_hook"]

@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from xtuner.registry import BUILDER
 
 from pallava.errors import PallavaError
 from pallava.training.optimizer import device_dtype
 
 
+@BUILDER.register_module()
 def load_llm(
     pretrained_model_name_or_path: str, torch_dtype: str | torch.dtype = "auto", **options: Any
 ) -> PreTrainedModel:
@@ -27,6 +29,7 @@ def load_llm(
     return _load(AutoModelForCausalLM, pretrained_model_name_or_path, torch_dtype=dtype, **options)
 
 
+@BUILDER.register_module()
 def load_tokenizer(pretrained_model_name_or_path: str, **options: Any) -> PreTrainedTokenizerBase:
     """Loads the language model's tokenizer; takes what `load_llm` takes.
 

@@ -6,7 +6,11 @@ checkpoint's seed, chooses the precision of DeepSpeed, or starts the processes' 
 
 from pallava.training.compat.bitsandbytes import block_broken_bitsandbytes
 from pallava.training.compat.checkpoints import keep_float32_in_conversion, load_checkpoints_safely
-from pallava.training.compat.deepspeed import gather_without_gradients, start_alone_without_mpi
+from pallava.training.compat.deepspeed import (
+    gather_without_compiling,
+    gather_without_gradients,
+    start_alone_without_mpi,
+)
 from pallava.training.compat.device import describe_cpu_to_xtuner, distribute_on_cpu, wrap_on_cpu
 
 _WORKAROUNDS = (
@@ -16,6 +20,7 @@ _WORKAROUNDS = (
     wrap_on_cpu,
     start_alone_without_mpi,
     gather_without_gradients,
+    gather_without_compiling,
     load_checkpoints_safely,
     keep_float32_in_conversion,
 )

@@ -1,4 +1,4 @@
-"""DeepSpeed: a single process without MPI, and an all-gather that older versions ran with gradients."""
+"""DeepSpeed: a single process without MPI, a CPU without a compiler, an all-gather that older versions got wrong."""
 
 import functools
 import os
@@ -56,4 +56,19 @@ def gather_without_gradients() -> bool:
     from deepspeed.runtime.zero import stage_1_and_2
 
     stage_1_and_2.all_gather_dp_groups = torch.no_grad()(stage_1_and_2.all_gather_dp_groups)
+    return True
+
+
+def gather_without_compiling() -> bool:
+    """On a CPU DeepSpeed compiles a shared-memory all-reduce first: a minute, or a failure where there is no compiler.
+
+    Only its inference uses it; without it, all goes over gloo as before.
+    """
+    if torch.cuda.is_available():
+        return False
+    from deepspeed.comm import torch as backend
+
+    if not hasattr(backend, "build_shm_op"):
+        return False
+    backend.build_shm_op = lambda: None
     return True
