@@ -53,12 +53,8 @@ class TileSpec:
         factor = processor.rescale_factor if processor.do_rescale else 1.0
         if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
             raise PallavaError(f"the image processor scales pixels by {factor}; tiles are scaled by 1/255")
-        mean, std = (
-            (processor.image_mean, processor.image_std) if processor.do_normalize else ((0,) * 3, (1,) * 3)
-        )
-        return cls(
-            _square_size(processor), _three("image_mean", mean), _three("image_std", std), processor.resample
-        )
+        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0,) * 3, (1,) * 3)
+        return cls(_square_size(processor), _three("image_mean", mean), _three("image_std", std), processor.resample)
 
 
 def choose_canvas(
@@ -104,9 +100,7 @@ def make_tiles(
     image = open_image(image)
     size = spec.size
     overview = np.asarray(image.resize((size, size), spec.resample))  # (P, P, 3)
-    canvas = np.asarray(
-        _fit(image, choose_canvas(image.size, size, canvases), spec.resample)
-    )  # (R*P, C*P, 3)
+    canvas = np.asarray(_fit(image, choose_canvas(image.size, size, canvases), spec.resample))  # (R*P, C*P, 3)
     rows, columns = canvas.shape[0] // size, canvas.shape[1] // size
     tiles = canvas.reshape(rows, size, columns, size, 3).transpose(0, 2, 1, 3, 4)  # (R, C, P, P, 3)
     stack = np.concatenate([overview[None], tiles.reshape(-1, size, size, 3)])  # (1+N, P, P, 3)
@@ -143,16 +137,12 @@ def _square_size(processor: CLIPImageProcessor) -> int:
     else:
         sides = {int(size)}
     if len(sides) != 1 or min(sides) < 1:
-        raise PallavaError(
-            f"tiles are square, but the image processor's size is {dict(size)}; make the sides equal"
-        )
+        raise PallavaError(f"tiles are square, but the image processor's size is {dict(size)}; make the sides equal")
     return sides.pop()
 
 
 def _three(name: str, values: Sequence[float]) -> tuple[float, float, float]:
     if len(values) != 3:
-        raise PallavaError(
-            f"the image processor's {name} needs 3 values, one a channel, and has {len(values)}"
-        )
+        raise PallavaError(f"the image processor's {name} needs 3 values, one a channel, and has {len(values)}")
     red, green, blue = (float(value) for value in values)
     return red, green, blue

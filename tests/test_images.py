@@ -4,6 +4,7 @@ import io
 import struct
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -228,3 +229,11 @@ def test_missing_empty_foreign_and_folder(tmp_path: Path):
 def test_size_needs_no_pixels():
     data = saved(Image.effect_noise((64, 48), 90))
     assert image_size(data[:200]) == (64, 48)
+
+
+def test_many_threads_leave_pillows_limit_as_it_was(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    data = saved(Image.new("RGB", (20, 20)))
+    with ThreadPoolExecutor(8) as pool:
+        assert all(image.size == (20, 20) for image in pool.map(open_image, [data] * 200))
+    assert Image.MAX_IMAGE_PIXELS == 10

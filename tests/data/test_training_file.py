@@ -63,7 +63,7 @@ def test_prompts_and_orders_are_drawn_evenly_and_by_seed(folder: Path):
 
 
 def test_number_of_workers_does_not_change_a_byte(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(training_file, "_BATCH", 16)
+    monkeypatch.setattr(training_file, "_BATCH", 4)
     for i in range(100):
         (folder / f"{i}.png").symlink_to("a.png")
     records = [pair(f"{i}.png", "" if i % 7 == 0 else f"Caption {i}.") for i in range(130)]
