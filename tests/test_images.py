@@ -83,6 +83,7 @@ def test_jpeg_orientation_and_stored_size():
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0garbage"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_broken_exif_costs_nothing(exif: bytes):
     data = saved(two_by_one(), exif=exif)
     assert pixels(open_image(data)) == [RED, GREEN]
