@@ -4,6 +4,12 @@ from pallava.training import compat
 
 compat.apply()  # before the imports below: peft must not meet a broken bitsandbytes
 
+from xtuner.registry import BUILDER  # noqa: E402
+
+from pallava.model import load_image_processor, load_plip  # noqa: E402
 from pallava.training import collate, dataset, llm, model, optimizer, random_state_hook  # noqa: E402
+
+for __part in (load_plip, load_image_processor):  # pallava.model knows nothing of xtuner
+    BUILDER.register_module(module=__part)
 
 __all__ = ["collate", "compat", "dataset", "llm", "model", "optimizer", "random_state_hook"]

@@ -1,0 +1,187 @@
+"""Asks the model in training about a few images, as a user will ask the finished one."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+
+from pallava.errors import PallavaError
+from pallava.images import open_image
+from pallava.model import PALLaVAProcessor
+from pallava.prompts import PromptTemplate
+from pallava.tiling import TileSpec, choose_canvas
+from pallava.training.dataset import build
+from pallava.training.random_state_hook import get_random_state, set_random_state
+
+_SHORT = 50  # new tokens before training, where an answer is noise
+_GAP = 4  # pixels between the tiles of a picture
+
+
+@HOOKS.register_module()
+class SampleChatHook(Hook):
+    """Answers sample questions before training (shortly), every so many iterations, and after it.
+
+    The answers are those that the model folder converted at this iteration gives: the same processor, all tiles,
+    greedy, in evaluation mode. Nothing of the training changes: modes and random states are put back. They go to the
+    log, to ``vis_data/sample_chat_ITERATION.txt`` and to TensorBoard; the pictures, once, to the visualizer. One
+    process answers; where no process holds all parameters (ZeRO-3) there are no answers.
+
+    Args:
+        tokenizer: The language model's, or its config.
+        image_processor: The encoder's, or its config.
+        images: Paths, one for each question, or one for all; none switches the hook off.
+        questions: The questions; none switches the hook off.
+        prompt_template: As in training.
+        every_n_iters: How often to ask.
+        max_new_tokens: Longest answer.
+        system: A system message before each question; give one only if training has it.
+
+    Raises:
+        PallavaError: An image is missing or unreadable, or the images are neither one nor as many as the questions.
+    """
+
+    priority = "LOW"
+
+    def __init__(
+        self,
+        tokenizer: Mapping[str, Any] | PreTrainedTokenizerBase,
+        image_processor: Mapping[str, Any] | BaseImageProcessor,
+        images: Sequence[str | Path],
+        questions: Sequence[str],
+        prompt_template: str | Mapping[str, Any] | PromptTemplate = "llama3_chat",
+        every_n_iters: int = 1000,
+        max_new_tokens: int = 256,
+        system: str | None = None,
+    ) -> None:
+        self.questions = list(questions) if images else []
+        self.every_n_iters, self.max_new_tokens, self.system = every_n_iters, max_new_tokens, system
+        self._last_step: int | None = None
+        if not self.questions:
+            return
+        if len(images) not in (1, len(self.questions)):
+            raise PallavaError(
+                f"the sample chat has {len(images)} images for {len(self.questions)} questions; give one image for "
+                "each question, or one for all"
+            )
+        opened = [_open_sample(path) for path in images]
+        self.pictures = opened
+        self.images = opened * len(self.questions) if len(opened) == 1 else opened
+        self.processor = PALLaVAProcessor(build(image_processor), build(tokenizer), prompt_template)
+
+    def before_train(self, runner: Any) -> None:
+        """Asks the model as it comes, and stores the pictures."""
+        if self.questions and is_main_process():
+            for index, image in enumerate(self.pictures):
+                sheet = contact_sheet(image, self.processor)
+                runner.visualizer.add_image(f"sample_chat_{index}", sheet, runner.iter)
+        self._chat(runner, runner.iter, min(_SHORT, self.max_new_tokens))
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Asks where it is due."""
+        if self.every_n_train_iters(runner, self.every_n_iters):
+            self._chat(runner, runner.iter + 1, self.max_new_tokens)
+
+    def after_train(self, runner: Any) -> None:
+        """Asks the model as it leaves, unless its last iteration did."""
+        if runner.iter != self._last_step:
+            self._chat(runner, runner.iter, self.max_new_tokens)
+
+    def _chat(self, runner: Any, step: int, max_new_tokens: int) -> None:
+        if not self.questions or not is_main_process():
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+            runner.logger.warning("No sample chat: ZeRO-3 leaves no process with all parameters.")
+            return
+        with as_converted(model):
+            answers = [
+                self._answer(model.network, question, image, max_new_tokens)
+                for question, image in zip(self.questions, self.images, strict=True)
+            ]
+        if step:  # what was said before training is short
+            self._last_step = step
+        texts = [
+            f"Question: {question}\nAnswer: {answer}" for question, answer in zip(self.questions, answers, strict=True)
+        ]
+        _write(runner, step, texts)
+
+    def _answer(self, network: Any, question: str, image: Any, max_new_tokens: int) -> str:
+        inputs = self.processor(question, images=image, system=self.system).to(network.device)
+        ends = self.processor.end_token_ids
+        ids = network.generate(
+            **inputs, max_new_tokens=max_new_tokens, eos_token_id=ends, do_sample=False, use_cache=True
+        )
+        return self.processor.batch_decode(ids)[0]
+
+
+@contextmanager
+def as_converted(model: nn.Module) -> Iterator[None]:
+    """Puts a model in training into the state that it is used in, and everything back afterwards."""
+    modules = list(model.modules())
+    modes = [module.training for module in modules]
+    checkpointing = [module for module in modules if getattr(module, "gradient_checkpointing", False) is True]
+    config: Any = model.llm.config  # type: ignore[union-attr]
+    use_cache, random_state = config.use_cache, get_random_state()
+    try:
+        model.eval()
+        for module in checkpointing:
+            module.gradient_checkpointing = False  # type: ignore[assignment]
+        config.use_cache = True
+        yield
+    finally:
+        config.use_cache = use_cache
+        for module in checkpointing:
+            module.gradient_checkpointing = True  # type: ignore[assignment]
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+        set_random_state(random_state)
+
+
+def contact_sheet(image: Any, processor: PALLaVAProcessor) -> np.ndarray:
+    """What the model sees of an image: its overview on the left, its tiles in their places on the right.
+
+    Returns:
+        (height, width, 3), uint8.
+    """
+    spec = processor.tile_spec
+    tiles = _denormalize(processor("", images=image)["pixel_values"], spec)  # (1+N, 3, P, P)
+    tiles = pad(tiles, (0, _GAP, 0, _GAP), value=255)
+    columns, rows = (side // spec.size for side in choose_canvas(image.size, spec.size))
+    side = spec.size + _GAP
+    grid = tiles[1:].view(rows, columns, 3, side, side).permute(2, 0, 3, 1, 4).reshape(3, rows * side, columns * side)
+    overview = pad(tiles[0], (0, _GAP, 0, grid.shape[1] - side), value=255)
+    return torch.cat([overview, grid], dim=2).permute(1, 2, 0).contiguous().numpy()
+
+
+def _denormalize(tiles: Tensor, spec: TileSpec) -> Tensor:
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    return tiles.mul(std).add(mean).mul(255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _open_sample(path: str | Path) -> Any:
+    try:
+        return open_image(path)
+    except PallavaError as error:
+        raise PallavaError(f"sample image of the chat: {error}; set sample_images, or [] to go without") from error
+
+
+def _write(runner: Any, step: int, texts: Sequence[str]) -> None:
+    text = "\n\n".join(texts)
+    runner.logger.info(f"Sample chat at iteration {step}:\n{text}\n")
+    folder = Path(runner.log_dir) / "vis_data"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"sample_chat_{step}.txt").write_text(text + "\n", encoding="utf-8")
+    # mmengine's visualizer knows no text and keeps its list of backends to itself.
+    for backend in runner.visualizer._vis_backends.values():
+        if hasattr(backend.experiment, "add_text"):
+            backend.experiment.add_text("sample_chat", text.replace("\n", "  \n"), step)
