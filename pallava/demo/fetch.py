@@ -147,6 +147,7 @@ def _write_hugging_face_folder(gguf: Path, folder: Path) -> None:
         settings.bos_token_id = tokenizer.bos_token_id
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
+    (folder / "tokenizer.model").unlink(missing_ok=True)  # a copy of the whole GGUF file
 
 
 def _move_into_place(staging: Path, target: Path) -> Path:

@@ -1,0 +1,277 @@
+"""Synthetic micrographs: drawings whose every fact is known. They are no images of tissue.
+
+Two dyes are laid on as concentrations, one on nuclei and one on everything else, and turned into colours by
+the Beer-Lambert law, as a stained section does it. What is drawn follows `Facts` and a seed, nothing else.
+Letters in shapes: R rows and C columns of pixels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+UNIT = 72
+"""Pixels a side of what is meant to fill one tile."""
+GRIDS: tuple[tuple[int, int], ...] = ((2, 2), (3, 2), (2, 3), (4, 2))
+"""Columns and rows of tiles that the pictures are drawn for."""
+
+DYES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    "H&E": ((1.25, 1.45, 0.62), (0.10, 0.62, 0.32)),
+    "IHC": ((0.75, 1.20, 1.65), (0.22, 0.14, 0.05)),
+    "PAS": ((1.10, 1.05, 0.55), (0.30, 1.00, 0.35)),
+    "trichrome": ((1.30, 1.30, 0.95), (0.85, 0.40, 0.10)),
+}
+"""Optical density of red, green and blue for a nucleus and for the matrix, at concentration 1."""
+STAINS = tuple(DYES)
+DENSITIES: dict[str, float] = {"sparse": 1.6, "moderate": 4.6, "dense": 11.0}
+"""Nuclei for each 1,000 square pixels."""
+GLAND_COUNTS = ("none", "one", "two", "three")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a micrograph shows.
+
+    Attributes:
+        stain: A key of `DYES`.
+        density: A key of `DENSITIES`.
+        glands: Number of glands, 0 to 3.
+        necrosis: Whether there is an area of necrosis.
+        inflammation: Whether there is a cluster of small dark round nuclei.
+        mitosis: Whether the dark figures are pairs of bars; otherwise they are round and of the same mass.
+    """
+
+    stain: str
+    density: str
+    glands: int
+    necrosis: bool
+    inflammation: bool
+    mitosis: bool
+
+
+@dataclass(frozen=True)
+class Region:
+    """One drawn thing: its kind (gland, necrosis, inflammation or figure), centre and radius in pixels."""
+
+    kind: str
+    x: float
+    y: float
+    radius: float
+
+
+@dataclass(frozen=True)
+class Micrograph:
+    """A drawing: pixels (R, C, 3) of bytes, its facts, its regions, its grid of columns and rows."""
+
+    pixels: NDArray[np.uint8]
+    facts: Facts
+    regions: tuple[Region, ...]
+    grid: tuple[int, int]
+
+
+def random_facts(rng: Generator) -> Facts:
+    """Draws facts, each attribute evenly and independently of the others."""
+    return Facts(
+        stain=str(rng.choice(STAINS)),
+        density=str(rng.choice(list(DENSITIES))),
+        glands=int(rng.integers(len(GLAND_COUNTS))),
+        necrosis=bool(rng.integers(2)),
+        inflammation=bool(rng.integers(2)),
+        mitosis=bool(rng.integers(2)),
+    )
+
+
+def draw(facts: Facts, rng: Generator) -> Micrograph:
+    """Draws one synthetic micrograph.
+
+    Args:
+        facts: What it is to show.
+        rng: Where everything else comes from: grid, places, sizes, colours, noise.
+    """
+    grid = GRIDS[rng.integers(len(GRIDS))]
+    width, height = (round(count * UNIT * rng.uniform(0.97, 1.08)) for count in grid)
+    regions = _place(facts, width, height, rng)
+    ground = 0.55 + 0.22 * _smooth_noise(height, width, 14, rng) + 0.12 * _fibres(height, width, rng)
+    nuclei = np.zeros((height, width), np.float32)
+    _scatter_nuclei(nuclei, DENSITIES[facts.density], regions, rng)
+    painters: dict[str, Callable[[Floats, Floats, Region, Generator], None]] = {
+        "gland": _paint_gland,
+        "necrosis": _paint_necrosis,
+        "inflammation": _paint_inflammation,
+        "figure": _paint_mitosis if facts.mitosis else _paint_round_figure,
+    }
+    for region in regions:
+        painters[region.kind](nuclei, ground, region, rng)
+    return Micrograph(_develop(nuclei, ground, facts.stain, rng), facts, regions, grid)
+
+
+def _develop(nuclei: Floats, ground: Floats, stain: str, rng: Generator) -> NDArray[np.uint8]:
+    """Concentrations (R, C) to pixels (R, C, 3)."""
+    nuclear, matrix = (np.asarray(dye, np.float32) * rng.uniform(0.9, 1.1, 3) for dye in DYES[stain])
+    density = nuclei[..., None] * nuclear + ground[..., None] * matrix * rng.uniform(0.85, 1.15)
+    pixels = 245.0 * np.exp(-density) + rng.normal(0, 2.0, nuclei.shape + (1,))
+    return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+def _place(facts: Facts, width: int, height: int, rng: Generator) -> tuple[Region, ...]:
+    """Finds room for everything, so that nothing overlaps; shrinks it where there is not enough."""
+    wanted = [("necrosis", 25.0)] * facts.necrosis + [("inflammation", 20.0)] * facts.inflammation
+    wanted += [("gland", 18.0)] * facts.glands + [("figure", 8.0)] * int(rng.integers(3, 5))
+    placed: list[Region] = []
+    for kind, usual in wanted:
+        radius, tries = usual * rng.uniform(0.92, 1.1), 0
+        while True:
+            x = rng.uniform(radius + 2, width - radius - 2)
+            y = rng.uniform(radius + 2, height - radius - 2)
+            if all(np.hypot(x - r.x, y - r.y) > radius + r.radius + 3 for r in placed):
+                placed.append(Region(kind, x, y, radius))
+                break
+            tries += 1
+            if tries % 60 == 0:
+                radius *= 0.93
+    return tuple(placed)
+
+
+def _scatter_nuclei(nuclei: Floats, per_thousand: float, regions: tuple[Region, ...], rng: Generator) -> None:
+    height, width = nuclei.shape
+    step = (1000 / per_thousand) ** 0.5
+    ys, xs = np.mgrid[step / 2 : height : step, step / 2 : width : step]
+    spots = np.stack([xs.ravel(), ys.ravel()], 1) + rng.uniform(-0.42, 0.42, (xs.size, 2)) * step
+    for region in regions:
+        distance = np.hypot(spots[:, 0] - region.x, spots[:, 1] - region.y)
+        spots = spots[distance > region.radius + 2]
+    bank = _nucleus_stamps()
+    for x, y in spots:
+        _stamp(nuclei, bank[rng.integers(len(bank))], x, y, rng.uniform(0.7, 1.0))
+
+
+def _paint_gland(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> None:
+    distance = _distance(ground.shape, region)
+    inside = _edge(distance - region.radius)
+    lumen = _edge(distance - region.radius * 0.5)
+    ground[:] = ground * (1 - inside) + inside * 1.05
+    ground[:] = ground * (1 - lumen) + lumen * 0.03
+    nuclei[:] *= 1 - inside
+    count = round(region.radius * 1.15)
+    start = rng.uniform(0, 2 * np.pi)
+    for angle in start + np.arange(count) * 2 * np.pi / count:
+        x, y = (region.x + 0.8 * region.radius * np.cos(angle), region.y + 0.8 * region.radius * np.sin(angle))
+        _stamp(nuclei, _disc_stamp(2.4), x, y, 0.95)
+
+
+def _paint_necrosis(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> None:
+    ragged = _distance(ground.shape, region) + 3.5 * _smooth_noise(*ground.shape, 6, rng)
+    inside = _edge((ragged - region.radius) / 2)
+    granular = 1.5 + 0.25 * rng.standard_normal(ground.shape).astype(np.float32)
+    ground[:] = ground * (1 - inside) + inside * granular
+    nuclei[:] *= 1 - inside
+    for _ in range(14):
+        angle, reach = rng.uniform(0, 2 * np.pi), region.radius * 0.85 * rng.uniform() ** 0.5
+        spot = (region.x + reach * np.cos(angle), region.y + reach * np.sin(angle))
+        _stamp(nuclei, _disc_stamp(0.9), *spot, 0.6)
+
+
+def _paint_inflammation(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> None:
+    count = round(0.040 * np.pi * region.radius**2)
+    index = np.arange(count) + 0.5  # a sunflower's spiral: even, without overlap
+    reach, angle = region.radius * (index / count) ** 0.5, index * 2.39996 + rng.uniform(0, 6)
+    jitter = rng.uniform(-0.9, 0.9, (2, count))
+    xs, ys = region.x + reach * np.cos(angle) + jitter[0], region.y + reach * np.sin(angle) + jitter[1]
+    for x, y in zip(xs, ys, strict=True):
+        _stamp(nuclei, _disc_stamp(2.0), x, y, 1.35)
+
+
+def _paint_mitosis(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> None:
+    _clear_halo(nuclei, ground, region)
+    angle = rng.uniform(0, np.pi)
+    ys, xs = _offsets(ground.shape, region)
+    along, across = xs * np.cos(angle) + ys * np.sin(angle), ys * np.cos(angle) - xs * np.sin(angle)
+    bars = np.maximum(np.abs(along) - 4.6, np.abs(np.abs(across) - 2.9) - 1.25)
+    np.maximum(nuclei, 1.7 * _edge(bars), out=nuclei)
+
+
+def _paint_round_figure(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> None:
+    """As dark in all as two bars (2 x 9.2 x 2.5), but one round lump."""
+    _clear_halo(nuclei, ground, region)
+    ys, xs = _offsets(ground.shape, region)
+    np.maximum(nuclei, 1.7 * _edge(np.hypot(xs, ys) - (2 * 9.2 * 2.5 / np.pi) ** 0.5), out=nuclei)
+
+
+def _clear_halo(nuclei: Floats, ground: Floats, region: Region) -> None:
+    inside = _edge(_distance(ground.shape, region) - region.radius)
+    nuclei[:] *= 1 - inside
+    ground[:] = ground * (1 - inside) + inside * 0.25
+
+
+def _offsets(shape: tuple[int, ...], region: Region) -> tuple[Floats, Floats]:
+    ys = np.arange(shape[0], dtype=np.float32)[:, None] - np.float32(region.y)
+    xs = np.arange(shape[1], dtype=np.float32)[None, :] - np.float32(region.x)
+    return ys, xs
+
+
+def _distance(shape: tuple[int, ...], region: Region) -> Floats:
+    ys, xs = _offsets(shape, region)
+    return np.hypot(ys, xs)
+
+
+def _edge(signed: Floats) -> Floats:
+    """Coverage of a pixel, from its signed distance to an outline (negative inside)."""
+    return np.clip(0.5 - signed, 0, 1)
+
+
+def _smooth_noise(height: int, width: int, cell: int, rng: Generator) -> Floats:
+    """Bilinear noise of about -1 to 1 whose lumps are `cell` pixels wide, (R, C)."""
+    rows, columns = height // cell + 2, width // cell + 2
+    coarse = rng.uniform(-1, 1, (rows, columns)).astype(np.float32)
+    y, x = np.arange(height) / cell, np.arange(width) / cell
+    top, left = y.astype(int), x.astype(int)
+    down, right = (y - top).astype(np.float32)[:, None], (x - left).astype(np.float32)[None, :]
+    upper = coarse[top][:, left] * (1 - right) + coarse[top][:, left + 1] * right
+    lower = coarse[top + 1][:, left] * (1 - right) + coarse[top + 1][:, left + 1] * right
+    return upper * (1 - down) + lower * down
+
+
+def _fibres(height: int, width: int, rng: Generator) -> Floats:
+    """Wavy stripes in one direction, (R, C)."""
+    angle = rng.uniform(0, np.pi)
+    ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
+    across = xs * np.float32(np.cos(angle)) + ys * np.float32(np.sin(angle))
+    return np.sin(across * np.float32(0.55) + 2.5 * _smooth_noise(height, width, 20, rng))
+
+
+def _stamp(target: Floats, stamp: Floats, x: float, y: float, strength: float) -> None:
+    """Lays a small square onto the map, keeping the darker of both; what hangs over the border is cut."""
+    half = stamp.shape[0] // 2
+    left, top = round(x) - half, round(y) - half
+    cut_left, cut_top = max(-left, 0), max(-top, 0)
+    window = target[top + cut_top : top + stamp.shape[0], left + cut_left : left + stamp.shape[1]]
+    if window.size:
+        piece = stamp[cut_top : cut_top + window.shape[0], cut_left : cut_left + window.shape[1]]
+        np.maximum(window, piece * np.float32(strength), out=window)
+
+
+@lru_cache(maxsize=8)
+def _disc_stamp(radius: float) -> Floats:
+    half = int(np.ceil(radius)) + 1
+    axis = np.arange(-half, half + 1, dtype=np.float32)
+    return _edge(np.hypot(axis[:, None], axis[None, :]) - np.float32(radius))
+
+
+@lru_cache(maxsize=1)
+def _nucleus_stamps() -> tuple[Floats, ...]:
+    """64 ellipses of many sizes and directions, the same in every process."""
+    rng = np.random.default_rng(0)
+    axis = np.arange(-7, 8, dtype=np.float32)
+    stamps = []
+    for _ in range(64):
+        angle, long, short = rng.uniform(0, np.pi), rng.uniform(3.2, 4.8), rng.uniform(2.2, 3.2)
+        dx, dy = rng.uniform(-0.5, 0.5, 2)
+        xs, ys = axis[None, :] - dx, axis[:, None] - dy
+        u, v = xs * np.cos(angle) + ys * np.sin(angle), ys * np.cos(angle) - xs * np.sin(angle)
+        stamps.append(_edge((np.hypot(u / long, v / short) - 1) * short).astype(np.float32))
+    return tuple(stamps)

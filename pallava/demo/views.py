@@ -1,0 +1,82 @@
+"""What the encoder learns from: whole pictures small, and parts of them at full size, each with a caption."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from PIL import Image
+
+from pallava.demo.micrographs import Facts, Region
+from pallava.demo.questions import view_caption
+from pallava.tiling import TileSpec
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture on disk with what is known of it.
+
+    Attributes:
+        image: The opened picture.
+        facts: What it shows; nothing for a real one.
+        regions: Where things are.
+        columns: Tiles across, of the canvas that it is drawn for.
+        caption: Used instead of the facts, for a real picture.
+    """
+
+    image: Image.Image
+    facts: Facts | None
+    regions: tuple[Region, ...]
+    columns: int
+    caption: str = ""
+
+
+def view_batches(
+    pictures: Sequence[Picture], spec: TileSpec, rng: Generator, *, batch_size: int
+) -> Iterator[tuple[torch.Tensor, list[str]]]:
+    """Endless batches of views, half of them overviews.
+
+    Yields:
+        (B, 3, P, P) of float32, normalized, and B captions.
+    """
+    overviews = [_pixels(picture.image, spec.size) for picture in pictures]
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
+    while True:
+        views, captions = [], []
+        for position, index in enumerate(rng.integers(len(pictures), size=batch_size)):
+            picture = pictures[index]
+            is_overview = position % 2 == 0
+            view, regions = (overviews[index], picture.regions) if is_overview else _part(picture, spec.size, rng)
+            views.append(_flip(view, rng))
+            known = picture.facts and view_caption(picture.facts, regions, overview=is_overview)
+            captions.append(known or picture.caption)
+        pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float()
+        yield pixels.div_(255).sub_(mean).div_(std).contiguous(), captions
+
+
+def _part(picture: Picture, size: int, rng: Generator) -> tuple[np.ndarray, list[Region]]:
+    """A square of the size of a tile, around a figure in two of three cases."""
+    side = picture.image.width / picture.columns
+    limits = picture.image.width - side, picture.image.height - side
+    figures = [region for region in picture.regions if region.kind == "figure"]
+    left, top = (rng.uniform(0, max(limit, 0)) for limit in limits)
+    if figures and rng.integers(3):
+        figure = figures[rng.integers(len(figures))]
+        reach = side / 2 - figure.radius
+        left, top = (
+            float(np.clip(centre + rng.uniform(-reach, reach) - side / 2, 0, max(limit, 0)))
+            for centre, limit in zip((figure.x, figure.y), limits, strict=True)
+        )
+    inside = [r for r in picture.regions if 0 <= r.x - left < side and 0 <= r.y - top < side]
+    box = (left, top, left + side, top + side)
+    return _pixels(picture.image, size, box), inside
+
+
+def _pixels(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+def _flip(view: np.ndarray, rng: Generator) -> np.ndarray:
+    rows, columns = rng.integers(2, size=2) * 2 - 1
+    return view[::rows, ::columns]

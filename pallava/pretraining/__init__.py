@@ -1,0 +1,1 @@
+"""PLIP: contrastive training of the pathology encoder with open_clip."""
