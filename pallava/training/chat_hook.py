@@ -19,7 +19,7 @@ from pallava.errors import PallavaError
 from pallava.images import open_image
 from pallava.model import PALLaVAProcessor
 from pallava.prompts import PromptTemplate
-from pallava.tiling import TileSpec, choose_canvas
+from pallava.tiling import TileSpec, choose_canvas, make_tiles
 from pallava.training.dataset import build
 from pallava.training.random_state_hook import get_random_state, set_random_state
 
@@ -82,7 +82,7 @@ class SampleChatHook(Hook):
         """Asks the model as it comes, and stores the pictures."""
         if self.questions and is_main_process():
             for index, image in enumerate(self.pictures):
-                sheet = contact_sheet(image, self.processor)
+                sheet = contact_sheet(image, self.processor.tile_spec)
                 runner.visualizer.add_image(f"sample_chat_{index}", sheet, runner.iter)
         self._chat(runner, runner.iter, min(_SHORT, self.max_new_tokens))
 
@@ -117,10 +117,8 @@ class SampleChatHook(Hook):
 
     def _answer(self, network: Any, question: str, image: Any, max_new_tokens: int) -> str:
         inputs = self.processor(question, images=image, system=self.system).to(network.device)
-        ends = self.processor.end_token_ids
-        ids = network.generate(
-            **inputs, max_new_tokens=max_new_tokens, eos_token_id=ends, do_sample=False, use_cache=True
-        )
+        network.use_end_tokens(self.processor.end_token_ids)  # as conversion does
+        ids = network.generate(**inputs, max_new_tokens=max_new_tokens)
         return self.processor.batch_decode(ids)[0]
 
 
@@ -147,19 +145,18 @@ def as_converted(model: nn.Module) -> Iterator[None]:
         set_random_state(random_state)
 
 
-def contact_sheet(image: Any, processor: PALLaVAProcessor) -> np.ndarray:
+def contact_sheet(image: Any, spec: TileSpec) -> np.ndarray:
     """What the model sees of an image: its overview on the left, its tiles in their places on the right.
 
     Returns:
         (height, width, 3), uint8.
     """
-    spec = processor.tile_spec
-    tiles = _denormalize(processor("", images=image)["pixel_values"], spec)  # (1+N, 3, P, P)
+    tiles = _denormalize(make_tiles(image, spec), spec)  # (1+N, 3, P, P)
     tiles = pad(tiles, (0, _GAP, 0, _GAP), value=255)
     columns, rows = (side // spec.size for side in choose_canvas(image.size, spec.size))
     side = spec.size + _GAP
     grid = tiles[1:].view(rows, columns, 3, side, side).permute(2, 0, 3, 1, 4).reshape(3, rows * side, columns * side)
-    overview = pad(tiles[0], (0, _GAP, 0, grid.shape[1] - side), value=255)
+    overview = pad(tiles[0], (0, 0, 0, grid.shape[1] - side), value=255)
     return torch.cat([overview, grid], dim=2).permute(1, 2, 0).contiguous().numpy()
 
 
