@@ -16,6 +16,8 @@ from pallava.model.adapters import is_adapted
 from pallava.model.checkpoints import load_strictly, read_weights
 from pallava.training.model import PALLaVAModel
 
+_DEEPSPEED_SCRIPT = "zero_to_fp32.py"  # DeepSpeed leaves it beside its checkpoints
+
 
 def convert(
     checkpoint: str | Path,
@@ -70,7 +72,7 @@ def find_config(checkpoint: Path) -> Path:
         PallavaError: None there, or several.
     """
     for folder in (checkpoint.parent, checkpoint.parent.parent):
-        found = sorted(folder.glob("*.py"))
+        found = sorted(path for path in folder.glob("*.py") if path.name != _DEEPSPEED_SCRIPT)
         if len(found) == 1:
             return found[0]
         if found:

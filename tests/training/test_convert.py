@@ -1,0 +1,124 @@
+"""From a training checkpoint to a model folder, on the recorded checkpoint and the recorded numbers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
+
+from pallava.errors import PallavaError
+from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
+from pallava.model.checkpoints import read_weights
+from pallava.training.convert import convert
+from tests.model import golden
+from tests.model.test_checkpoints import save_malicious
+
+CONFIG = """
+llm = {folder!r} + "/llm"
+plip = {folder!r} + "/plip"
+model = dict(
+    type="pallava.training.model.PALLaVAModel",
+    llm=dict(type="pallava.training.llm.load_llm", pretrained_model_name_or_path=llm),
+    visual_encoder=dict(type="pallava.model.load_plip", source=plip),
+    connector=dict(type="pallava.training.model.build_connector", num_hidden_layers=2, num_attention_heads=4,
+                   intermediate_size=32),
+    llm_lora=dict(type="peft.LoraConfig", r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
+    pretrained_pth="not/read.pth",
+)
+train_dataloader = dict(dataset=dict(
+    tokenizer=dict(type="pallava.training.llm.load_tokenizer", pretrained_model_name_or_path={folder!r} + "/llm"),
+    image_processor=dict(type="pallava.model.load_image_processor", source=plip),
+    prompt_template="qwen_chat",
+))
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, smollm2_tokenizer: PreTrainedTokenizerBase) -> Path:
+    """A work directory as training leaves it, and the parts that its config names."""
+    folder = tmp_path_factory.mktemp("run")
+    golden.llm().save_pretrained(folder / "llm")
+    smollm2_tokenizer.save_pretrained(folder / "llm")
+    golden.published_plip_folder(folder / "plip")
+    work_dir = folder / "work_dir"
+    work_dir.mkdir()
+    (work_dir / "config.py").write_text(CONFIG.format(folder=str(folder)))
+    (work_dir / "iter_10.pth").write_bytes((golden.GOLDEN / "stage_checkpoint.pth").read_bytes())
+    return work_dir
+
+
+def assert_recorded(folder: Path, tolerance: float = 1e-5) -> None:
+    model = PALLaVAForConditionalGeneration.from_pretrained(folder)
+    recorded = load_file(golden.GOLDEN / "stage_checkpoint_io.safetensors")
+    for index, row in enumerate(golden.samples()):
+        with torch.no_grad():
+            logits = model(row["input_ids"][None], pixel_values=[row["tiles"]]).logits
+        torch.testing.assert_close(logits, recorded[f"logits_{index}"], atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_the_folder_gives_the_recorded_logits(run: Path, tmp_path: Path, merge: bool) -> None:
+    out = convert(run / "iter_10.pth", tmp_path / "out", merge=merge)
+    assert_recorded(out)
+    assert (out / "adapter").is_dir() is not merge
+    processor = PALLaVAProcessor.from_pretrained(out)
+    model = PALLaVAForConditionalGeneration.from_pretrained(out)
+    assert set(processor.end_token_ids) <= set(model.generation_config.eos_token_id)
+
+
+def test_the_encoder_is_the_pretrained_one_bit_for_bit(run: Path, tmp_path: Path) -> None:
+    out = read_weights(convert(run / "iter_10.pth", tmp_path / "out"))
+    published = load_file(golden.GOLDEN / "plip_vision.safetensors")
+    published.pop("vision_model.embeddings.position_ids")
+    for key, value in published.items():
+        assert torch.equal(out["visual_encoder." + key.replace("post_layrnorm", "post_layernorm")], value)
+
+
+def test_a_deepspeed_folder_or_a_file_inside_one(run: Path, tmp_path: Path) -> None:
+    state = read_weights(run / "iter_10.pth")
+    folder = tmp_path / "iter_10.pth"
+    folder.mkdir()
+    torch.save({"module": state, "ds_version": "0.19"}, folder / "mp_rank_00_model_states.pt")
+    for index, source in enumerate((folder, folder / "mp_rank_00_model_states.pt")):
+        assert_recorded(convert(source, tmp_path / f"out{index}", config=run / "config.py"))
+
+
+def test_parts_may_be_given(run: Path, tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    for name in ("llm", "plip"):
+        (parts / name).symlink_to(run.parent / name)
+    out = convert(run / "iter_10.pth", tmp_path / "out", llm=str(parts / "llm"), visual_encoder=str(parts / "plip"))
+    assert_recorded(out)
+    with pytest.raises(PallavaError, match="nowhere"):
+        convert(run / "iter_10.pth", tmp_path / "out2", llm="./nowhere")
+
+
+def test_what_is_there_stays(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "precious.txt").write_text("mine")
+    with pytest.raises(PallavaError, match="--overwrite"):
+        convert(run / "iter_10.pth", out)
+    assert (out / "precious.txt").read_text() == "mine"
+    broken = {k: v for k, v in read_weights(run / "iter_10.pth").items() if "norm.weight" not in k}
+    torch.save(broken, tmp_path / "broken.pth")
+    with pytest.raises(PallavaError, match="missing: connector.norm.weight"):
+        convert(tmp_path / "broken.pth", out, config=run / "config.py", overwrite=True)
+    assert (out / "precious.txt").read_text() == "mine"
+
+
+def test_a_malicious_checkpoint_executes_nothing(run: Path, tmp_path: Path) -> None:
+    proof = tmp_path / "executed"
+    with pytest.raises(PallavaError, match="nothing in it was executed"):
+        convert(save_malicious(tmp_path / "a.pth", proof), tmp_path / "out", config=run / "config.py")
+    assert not proof.exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_config(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "a.pth"
+    checkpoint.write_bytes((golden.GOLDEN / "stage_checkpoint.pth").read_bytes())
+    with pytest.raises(PallavaError, match="by --config"):
+        convert(checkpoint, tmp_path / "out")
