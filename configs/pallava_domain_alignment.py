@@ -67,7 +67,7 @@ precision = "auto"  # bf16 where the device has it, else fp16 with a dynamic los
 save_steps = 2000
 save_total_limit = 20  # -1 keeps all
 
-# Ask the model about an image now and then
+# Ask the model about images now and then: one image for each question, or one for all. No image: no chat.
 sample_chat_steps = 1000
 sample_images = ["./data/sample.jpg"]
 sample_questions = ["Describe this pathology image.", "What tissue does this image show?"]

@@ -1,6 +1,7 @@
 """DeepSpeed: a single process without MPI, a CPU without a compiler, an all-gather that older versions got wrong."""
 
 import functools
+import importlib
 import os
 import socket
 from importlib.metadata import version
@@ -66,9 +67,12 @@ def gather_without_compiling() -> bool:
     """
     if torch.cuda.is_available():
         return False
-    from deepspeed.comm import torch as backend
-
+    backend = importlib.import_module("deepspeed.comm.torch")  # `from deepspeed.comm import torch` gives torch itself
     if not hasattr(backend, "build_shm_op"):
         return False
-    backend.build_shm_op = lambda: None
+    backend.build_shm_op = _build_nothing  # type: ignore[attr-defined]
     return True
+
+
+def _build_nothing() -> None:
+    return None
