@@ -12,7 +12,7 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.add_argument("checkpoint", help="a .pth file, a DeepSpeed folder, or a file inside one")
+    parser.add_argument("checkpoint", help="a .pth file, a DeepSpeed folder, a file inside one, or a work directory")
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--config", help="the run's config, if it does not lie beside the checkpoint")
     parser.add_argument("--llm", help="the base language model, if not where the config says")

@@ -83,9 +83,23 @@ def read_weights(source: str | os.PathLike[str]) -> StateDict:
     path = Path(source)
     if not path.exists():
         raise PallavaError(f"No weights at {path}: the path does not exist. Give a checkpoint file or folder.")
-    if path.is_dir():
-        return _read_folder(path)
-    return _read_file(path)
+    path = newest_checkpoint(path)
+    return _read_folder(path) if path.is_dir() else _read_file(path)
+
+
+def newest_checkpoint(path: Path) -> Path:
+    """The newest checkpoint of a training run's work directory; any other path itself.
+
+    Raises:
+        PallavaError: The checkpoint that the directory names is gone.
+    """
+    note = path / "last_checkpoint"
+    if not note.is_file():
+        return path
+    newest = path / Path(note.read_text(encoding="utf-8").strip()).name  # the directory may have been moved
+    if not newest.exists():
+        raise PallavaError(f"{path} names {newest.name} as its newest checkpoint, but that is gone: name another one.")
+    return newest
 
 
 def rename_keys(state: Mapping[str, Tensor], renames: Renames) -> StateDict:

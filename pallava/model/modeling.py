@@ -104,7 +104,7 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
     @classmethod
     def from_parts(
         cls,
-        llm: nn.Module,
+        llm: Any,
         encoder: CLIPVisionModel,
         connector: ScaleInvariantConnector,
         *,

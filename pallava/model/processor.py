@@ -89,7 +89,8 @@ class PALLaVAProcessor(ProcessorMixin):
         Raises:
             PallavaError: The images cannot be shared out, or one cannot be opened.
         """
-        texts = [text] if isinstance(text, str) or (text and isinstance(text[0], Mapping)) else list(text)
+        is_one = isinstance(text, str) or (len(text) > 0 and isinstance(text[0], Mapping))
+        texts: list[Any] = [text] if is_one else list(text)
         images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
         per_text = _share_images(texts, len(images))
         prompts = [

@@ -33,7 +33,7 @@ def convert(
     """Writes a model folder from a checkpoint.
 
     Args:
-        checkpoint: A ``.pth`` file, a DeepSpeed folder, or a file inside one.
+        checkpoint: A ``.pth`` file, a DeepSpeed folder, a file inside one, or a run's work directory (its newest).
         out: The folder to write.
         config: The run's config; default: the one that the run dumped into its work directory.
         llm: The base language model, if not where the config says.
@@ -71,7 +71,7 @@ def find_config(checkpoint: Path) -> Path:
     Raises:
         PallavaError: None there, or several.
     """
-    for folder in (checkpoint.parent, checkpoint.parent.parent):
+    for folder in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
         found = sorted(path for path in folder.glob("*.py") if path.name != _DEEPSPEED_SCRIPT)
         if len(found) == 1:
             return found[0]

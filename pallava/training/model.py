@@ -69,7 +69,7 @@ class PALLaVAModel(BaseModel):
         self.freeze_llm, self.freeze_visual_encoder = freeze_llm, freeze_visual_encoder
         self.llm = _build_llm(llm)
         self.visual_encoder = _build(visual_encoder)
-        self.connector = self._build_connector(connector)
+        self.connector: Any = self._build_connector(connector)
         self.llm.requires_grad_(not freeze_llm)
         self.visual_encoder.requires_grad_(not freeze_visual_encoder)
         if llm_lora is not None:
@@ -85,7 +85,7 @@ class PALLaVAModel(BaseModel):
             self.load_pretrained(pretrained_pth)
         self.train()
 
-    def _build_connector(self, connector: Part | nn.Module | None) -> nn.Module:
+    def _build_connector(self, connector: Part | nn.Module | None) -> Any:
         if isinstance(connector, nn.Module):
             return connector
         widths = {

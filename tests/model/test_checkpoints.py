@@ -143,3 +143,20 @@ def test_loading_in_place_keeps_dtype() -> None:
     layer = torch.nn.Linear(2, 2).to(torch.bfloat16)
     load_strictly(layer, {"weight": torch.eye(2), "bias": torch.zeros(2)}, source="test")
     assert layer.weight.dtype == torch.bfloat16
+
+
+def test_a_work_directory_stands_for_its_newest_checkpoint(tmp_path: Path) -> None:
+    for step in (1, 2):
+        torch.save({"state_dict": {"step": torch.tensor(step)}}, tmp_path / f"iter_{step}.pth")
+    (tmp_path / "last_checkpoint").write_text("/where/it/was/trained/iter_2.pth")
+    assert read_weights(tmp_path)["step"] == 2
+    (tmp_path / "iter_2.pth").unlink()
+    with pytest.raises(PallavaError, match="iter_2.pth.*gone"):
+        read_weights(tmp_path)
+
+
+def test_two_files_are_not_guessed_between(tmp_path: Path) -> None:
+    for name in ("a.pth", "b.pth"):
+        torch.save({"a": torch.ones(1)}, tmp_path / name)
+    with pytest.raises(PallavaError, match="several weight files \\(a.pth, b.pth\\)"):
+        read_weights(tmp_path)
