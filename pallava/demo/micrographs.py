@@ -114,7 +114,7 @@ def _develop(nuclei: Floats, ground: Floats, stain: str, rng: Generator) -> NDAr
     """Concentrations (R, C) to pixels (R, C, 3)."""
     nuclear, matrix = (np.asarray(dye, np.float32) * rng.uniform(0.9, 1.1, 3) for dye in DYES[stain])
     density = nuclei[..., None] * nuclear + ground[..., None] * matrix * rng.uniform(0.85, 1.15)
-    pixels = 245.0 * np.exp(-density) + rng.normal(0, 2.0, nuclei.shape + (1,))
+    pixels = 245.0 * np.exp(-density) + rng.normal(0, 2.0, (*nuclei.shape, 1))
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 

@@ -10,26 +10,27 @@ from PIL import Image
 
 from pallava.demo.micrographs import Facts, Region
 from pallava.demo.questions import view_caption
+from pallava.demo.real import measured_caption
 from pallava.tiling import TileSpec
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture on disk with what is known of it.
+    """A picture with what is known of it.
 
     Attributes:
         image: The opened picture.
         facts: What it shows; nothing for a real one.
         regions: Where things are.
         columns: Tiles across, of the canvas that it is drawn for.
-        caption: Used instead of the facts, for a real picture.
+        stain: Of a real picture, whose other facts are measured.
     """
 
     image: Image.Image
     facts: Facts | None
     regions: tuple[Region, ...]
     columns: int
-    caption: str = ""
+    stain: str = ""
 
 
 def view_batches(
@@ -49,8 +50,10 @@ def view_batches(
             is_overview = position % 2 == 0
             view, regions = (overviews[index], picture.regions) if is_overview else _part(picture, spec.size, rng)
             views.append(_flip(view, rng))
-            known = picture.facts and view_caption(picture.facts, regions, overview=is_overview)
-            captions.append(known or picture.caption)
+            if picture.facts:
+                captions.append(view_caption(picture.facts, regions, overview=is_overview))
+            else:
+                captions.append(measured_caption(picture.stain, view))
         pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float()
         yield pixels.div_(255).sub_(mean).div_(std).contiguous(), captions
 

@@ -1,0 +1,75 @@
+"""How large the demo is, in one place."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from pallava.errors import PallavaError
+
+TILE_SIZE, PATCH_SIZE = 64, 16
+NUM_VISUAL_TOKENS = (TILE_SIZE // PATCH_SIZE) ** 2
+PIXEL_MEAN, PIXEL_STD = (0.7, 0.6, 0.7), (0.25, 0.25, 0.25)
+
+PLIP_MODEL: dict[str, Any] = {
+    "embed_dim": 128,
+    "vision_cfg": {
+        "layers": 4, "width": 192, "head_width": 48, "patch_size": PATCH_SIZE, "image_size": TILE_SIZE
+    },
+    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 96, "heads": 2, "layers": 2},
+}  # fmt: skip
+"""The small PLIP, as open_clip describes a model."""
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Sizes of everything; the defaults are those of ``make demo``.
+
+    Attributes:
+        train_pictures: Synthetic micrographs to train on.
+        test_pictures: Held-out ones, of other seeds.
+        real_pictures: Pieces to cut out of each of the two real pictures.
+        plip_steps: Batches that the encoder learns from.
+        plip_batch: Views in each.
+        plip_lr: Peak learning rate of the encoder.
+        alignment_rows: Captions of stage 1, each seen once.
+        instruction_rows: Conversations of stage 2, each seen once.
+        turns: Questions in each conversation.
+        closed_per_attribute: Held-out closed questions on each attribute, about.
+        open_per_attribute: Held-out open questions on each attribute that has some, about.
+        eval_batch: Questions answered at once.
+        processes: Of stage 2.
+        seed: Of drawing, training and questions.
+    """
+
+    train_pictures: int = 1800
+    test_pictures: int = 240
+    real_pictures: int = 60
+    plip_steps: int = 500
+    plip_batch: int = 128
+    plip_lr: float = 1e-3
+    alignment_rows: int = 1600
+    instruction_rows: int = 2400
+    turns: int = 6
+    closed_per_attribute: int = 72
+    open_per_attribute: int = 72
+    eval_batch: int = 32
+    processes: int = 2
+    seed: int = 1024
+
+    def scaled(self, fraction: float) -> "DemoSettings":
+        """The same demo at a fraction of its size, for a test of its steps; its answers are worth nothing.
+
+        Raises:
+            PallavaError: If the fraction is not above 0 and at most 1.
+        """
+        if not 0 < fraction <= 1:
+            raise PallavaError(f"the demo's scale must be above 0 and at most 1, not {fraction:g}")
+        if fraction == 1:
+            return self
+        fixed = {"turns", "plip_lr", "eval_batch", "processes", "seed"}
+        sizes = {
+            field.name: max(8, round(getattr(self, field.name) * fraction))
+            for field in dataclasses.fields(self)
+            if field.name not in fixed
+        }
+        return dataclasses.replace(self, **sizes)
