@@ -33,7 +33,7 @@ _OPEN_CLIP_RENAMES: Renames = (
 )
 
 
-def load_plip(source: str | os.PathLike[str], *, model_name: str | None = None) -> CLIPVisionModel:
+def load_plip(source: str | os.PathLike[str], model_name: str | None = None) -> CLIPVisionModel:
     """Opens a CLIP vision encoder, in evaluation mode.
 
     Args:

@@ -1,5 +1,6 @@
 """The whole model against the recorded numbers: alone, as a batch, padded on either side, saved and opened again."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,18 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from pallava.model import PALLaVAForConditionalGeneration, load_plip
+from pallava.model import PALLaVAForConditionalGeneration, ScaleInvariantConnector, load_plip
 from pallava.model.adapters import hide_broken_bitsandbytes
-from pallava.model.checkpoints import load_strictly, read_weights, strip_prefix
+from pallava.model.checkpoints import (
+    PLIP_RENAMES,
+    compare_keys,
+    load_strictly,
+    read_weights,
+    rename_keys,
+    strip_prefix,
+)
 from pallava.model.connector import own_connector_keys
 from pallava.model.vision import patch_tokens
 from tests.model import golden
@@ -34,9 +43,7 @@ def test_plip_layers(tmp_path: Path) -> None:
     encoder = load_plip(golden.published_plip_folder(tmp_path))
     io = load_file(golden.GOLDEN / "plip_vision_io.safetensors")
     with torch.no_grad():
-        torch.testing.assert_close(
-            patch_tokens(encoder, io["pixel_values"]), io["penultimate"][:, 1:], **TOLERANCE
-        )
+        torch.testing.assert_close(patch_tokens(encoder, io["pixel_values"]), io["penultimate"][:, 1:], **TOLERANCE)
         torch.testing.assert_close(encoder(io["pixel_values"]).last_hidden_state, io["last"], **TOLERANCE)
 
 
@@ -90,9 +97,7 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> PALLaVAForConditionalGe
     llm = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=projections))
     state = read_weights(golden.GOLDEN / "stage_checkpoint.pth")
     lora = strip_prefix(state, "llm.")
-    load_strictly(
-        llm, lora, source="golden", expected={k: v for k, v in llm.state_dict().items() if "lora_" in k}
-    )
+    load_strictly(llm, lora, source="golden", expected={k: v for k, v in llm.state_dict().items() if "lora_" in k})
     connector = golden.connector()
     load_strictly(connector, own_connector_keys(state), source="golden")
     encoder = load_plip(golden.published_plip_folder(folder / "plip"))
@@ -101,10 +106,7 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> PALLaVAForConditionalGe
 
 def stage_rows() -> list[dict[str, Tensor]]:
     io = load_file(golden.GOLDEN / "stage_checkpoint_io.safetensors")
-    return [
-        {**row, "logits": io[f"logits_{i}"], "loss": io[f"loss_{i}"]}
-        for i, row in enumerate(golden.samples())
-    ]
+    return [{**row, "logits": io[f"logits_{i}"], "loss": io[f"loss_{i}"]} for i, row in enumerate(golden.samples())]
 
 
 @pytest.mark.parametrize("left", [False, True])
@@ -126,3 +128,27 @@ def test_adapter_beside_its_base_saved_and_opened_again(
     rows = stage_rows()
     with torch.no_grad():
         assert_logits(opened(**golden.batch(rows)).logits, rows)
+
+
+def published_keys(part: str) -> dict[str, Tensor]:
+    shapes = json.loads((golden.GOLDEN / "published_keys_full_size.json").read_text())[part]
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("part", "count"), [("connector_cross_true", 59_862_016), ("connector_cross_false", 45_678_592)]
+)
+def test_every_published_key_of_the_connector(part: str, count: int) -> None:
+    with torch.device("meta"):
+        connector = ScaleInvariantConnector.from_published(published_keys(part))
+    assert sum(p.numel() for p in connector.parameters()) == count
+    assert all(p.requires_grad for p in connector.parameters())
+    assert connector.config.add_cross_attention is ("true" in part)
+
+
+def test_every_published_key_of_plip() -> None:
+    with torch.device("meta"):
+        encoder = CLIPVisionModel(CLIPVisionConfig(patch_size=16))
+    published = rename_keys(published_keys("plip_vision_vit_b_16"), PLIP_RENAMES)
+    assert compare_keys(encoder.state_dict(), published) == {}
+    assert sum(p.numel() for p in encoder.parameters()) == 85_799_424
