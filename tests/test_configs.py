@@ -1,0 +1,234 @@
+"""Every config loads, dumps, reloads and builds; the demo's differ from the published ones where they say so."""
+
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate import init_empty_weights
+from mmengine.config import Config
+from mmengine.registry import OPTIM_WRAPPERS
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+
+from pallava.cli import main
+from pallava.config_files import config_names, configs_dir, find_config
+from pallava.errors import PallavaError
+from pallava.training.model import PALLaVAModel
+from pallava.training.optimizer import grouped_adamw
+
+STAGES = ("pallava_domain_alignment", "pallava_instruction_tuning")
+NAMES = (*STAGES, *(f"demo/{stage}" for stage in STAGES))
+COMMON = {
+    "accumulative_counts": 6,
+    "batch_size": 6,
+    "max_epochs": 9,
+    "dataloader_num_workers": 16,
+    "context_length": 2048,
+    "num_visual_tokens": 196,
+    "llm_name_or_path": "meta-llama/Meta-Llama-3-8B-Instruct",
+    "prompt_template": "llama3_chat",
+    "betas": (0.9, 0.999),
+    "weight_decay": 0,
+    "max_norm": 1,
+    "warmup_ratio": 0.03,
+    "save_steps": 2000,
+    "save_total_limit": 20,
+    "sample_chat_steps": 1000,
+    "resume": False,
+    "lr": 1e-4,
+    "min_lr": 0.0,
+}
+PUBLISHED = {
+    STAGES[0]: COMMON,
+    STAGES[1]: {**COMMON, "accumulative_counts": 4, "max_epochs": 12, "lr": 2e-4, "min_lr": 1e-6},
+}
+# What is read, by the value at the top that it comes from: an override must reach both.
+READ_BY = {
+    "llm_name_or_path": (
+        "model.llm.pretrained_model_name_or_path",
+        "tokenizer.pretrained_model_name_or_path",
+        "train_dataloader.dataset.tokenizer.pretrained_model_name_or_path",
+        "custom_hooks.0.tokenizer.pretrained_model_name_or_path",
+        "custom_hooks.1.tokenizer.pretrained_model_name_or_path",
+    ),
+    "plip_path": (
+        "model.visual_encoder.source",
+        "image_processor.source",
+        "train_dataloader.dataset.image_processor.source",
+        "custom_hooks.1.image_processor.source",
+    ),
+    "data_path": ("train_dataloader.dataset.data_path",),
+    "image_folder": ("train_dataloader.dataset.image_folder",),
+    "prompt_template": ("train_dataloader.dataset.prompt_template", "custom_hooks.1.prompt_template"),
+    "context_length": ("train_dataloader.dataset.context_length",),
+    "num_visual_tokens": ("train_dataloader.dataset.num_visual_tokens",),
+    "batch_size": ("train_dataloader.batch_size",),
+    "dataloader_num_workers": ("train_dataloader.num_workers",),
+    "accumulative_counts": ("optim_wrapper.accumulative_counts",),
+    "max_epochs": ("train_cfg.max_epochs", "param_scheduler.1.end"),
+    "lr": ("optim_wrapper.optimizer.lr",),
+    "min_lr": ("param_scheduler.1.eta_min",),
+    "connector_lr_mult": ("optim_wrapper.optimizer.lr_mults.connector",),
+    "precision": ("optim_wrapper.precision",),
+    "save_steps": ("default_hooks.checkpoint.interval",),
+    "save_total_limit": ("default_hooks.checkpoint.max_keep_ckpts",),
+    "sample_images": ("custom_hooks.1.images",),
+    "sample_questions": ("custom_hooks.1.questions",),
+    "sample_chat_steps": ("custom_hooks.1.every_n_iters",),
+}
+DEMO_TOP = {
+    "llm_name_or_path",
+    "plip_path",
+    "data_path",
+    "image_folder",
+    "sample_images",
+    "prompt_template",
+    "context_length",
+    "num_visual_tokens",
+    "batch_size",
+    "dataloader_num_workers",
+    "accumulative_counts",
+    "max_epochs",
+    "lr",
+    "save_steps",
+    "save_total_limit",
+}
+DEMO_KEYS = DEMO_TOP | {key for top in DEMO_TOP for key in READ_BY[top]}
+DEMO_KEYS |= {"param_scheduler.0.end", "param_scheduler.1.begin"}  # computed from max_epochs
+DIFFERENT = {
+    f"demo/{STAGES[0]}": DEMO_KEYS,
+    f"demo/{STAGES[1]}": DEMO_KEYS | {"pretrained_pth", "model.pretrained_pth"},
+}
+
+
+def flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """{"a": [{"b": 1}]} to {"a.0.b": 1}; lists of plain values stay whole."""
+    if isinstance(value, dict) and value:
+        items = value.items()
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        items = enumerate(value)
+    else:
+        return {path: value}
+    return {key: leaf for name, part in items for key, leaf in flatten(part, f"{path}.{name}".strip(".")).items()}
+
+
+def load(path: str | Path, tmp_path: Path) -> dict[str, Any]:
+    """A config as xtuner's dump has it: types as names."""
+    dumped = tmp_path / "dumped.py"
+    Config.fromfile(path).dump(dumped)
+    return Config.fromfile(dumped).to_dict()
+
+
+def test_all_are_found():
+    assert sorted(config_names()) == sorted(NAMES)
+    files = [path for path in configs_dir().rglob("*.py") if path.name != "__init__.py"]
+    assert len(files) == len(NAMES) == 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dump_reloads_equal(name, tmp_path):
+    config = Config.fromfile(find_config(name))
+    first, second = tmp_path / "first.py", tmp_path / "second.py"
+    config.dump(first)
+    Config.fromfile(first).dump(second)
+    assert first.read_text() == second.read_text()
+    assert Config.fromfile(first).custom_imports["imports"] == ["pallava.training"]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_copy_stands_alone(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["config", "copy", name, "own.py"]) == 0
+    assert load("own.py", tmp_path) == load(find_config(name), tmp_path)
+    assert main(["config", "copy", name, "own.py"]) == 2
+
+
+def test_a_copy_that_would_not_stand_alone(tmp_path):
+    assert main(["config", "copy", NAMES[2], str(tmp_path)]) == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_published_values(name, tmp_path):
+    config = load(find_config(name), tmp_path)
+    assert {key: config[key] for key in PUBLISHED[name]} == PUBLISHED[name]
+    lora = config["model"]["llm_lora"]
+    assert (lora["r"], lora["lora_alpha"], lora["lora_dropout"]) == (128, 256, 0.05)
+    assert config["model"]["connector"]["num_hidden_layers"] == 6
+    assert config["model"]["freeze_llm"] is config["model"]["freeze_visual_encoder"] is True
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_at_the_top_are_those_read(name, tmp_path):
+    flat = flatten(load(find_config(name), tmp_path))
+    stale = {key: (flat[key], flat[top]) for top, keys in READ_BY.items() for key in keys if flat[key] != flat[top]}
+    assert not stale
+
+
+@pytest.mark.parametrize("name", sorted(DIFFERENT))
+def test_demo_differs_in_the_listed_keys(name, tmp_path):
+    published = flatten(load(find_config(Path(name).name), tmp_path))
+    demo = flatten(load(find_config(name), tmp_path))
+    assert published.keys() == demo.keys()
+    assert {key for key in demo if demo[key] != published[key]} <= DIFFERENT[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_builds(name):
+    config = Config.fromfile(find_config(name))
+    with init_empty_weights():
+        llm, encoder = tiny_parts() if name.startswith("demo/") else published_parts()
+        options = {key: config.model[key] for key in ("connector", "llm_lora", "freeze_llm", "freeze_visual_encoder")}
+        model = PALLaVAModel(llm=llm, visual_encoder=encoder, **options)
+    counts = Counter()
+    for parameter in model.parameters():
+        counts[parameter.lr_group] += parameter.numel() if parameter.requires_grad else 0
+    if not name.startswith("demo/"):
+        assert counts == {"connector": 59_862_016, "llm": 335_544_320, "visual_encoder": 0}
+    settings = {key: value for key, value in config.optim_wrapper.optimizer.items() if key != "type"}
+    optimizer = grouped_adamw(model.parameters(), **settings)
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates == {"llm": config.lr, "connector": config.lr * config.connector_lr_mult}
+    wrapper = {key: value for key, value in config.optim_wrapper.items() if key != "optimizer"}
+    assert OPTIM_WRAPPERS.build({**wrapper, "optimizer": optimizer})
+
+
+def published_parts():
+    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 128256}
+    vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "patch_size": 16}
+    return (
+        LlamaForCausalLM(LlamaConfig(num_attention_heads=32, num_key_value_heads=8, **sizes)),
+        CLIPVisionModel(CLIPVisionConfig(num_attention_heads=12, **vision)),
+    )
+
+
+def tiny_parts():
+    sizes = {"hidden_size": 24, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 12}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes)), CLIPVisionModel(CLIPVisionConfig(**sizes))
+
+
+def test_names_that_are_none():
+    with pytest.raises(PallavaError, match="No config nonsense: give .* pallava_domain_alignment"):
+        find_config("nonsense")
+    assert find_config("pallava_domain_alignment.py") == configs_dir() / "pallava_domain_alignment.py"
+
+
+def test_every_package_is_in_the_wheel():
+    root = configs_dir().parent
+    listing = (root / "pyproject.toml").read_text().split("\npackages = [")[1].split("]")[0]
+    listed = set(re.findall(r'"(.*?)"', listing))  # Python 3.10 has no tomllib
+    folders = {path.parent.relative_to(root) for top in ("pallava", "configs") for path in (root / top).rglob("*.py")}
+    names = {
+        ".".join(("pallava", *folder.parts) if folder.parts[0] == "configs" else folder.parts) for folder in folders
+    }
+    assert listed == names
+
+
+def test_an_installed_copy_finds_its_configs(tmp_path, monkeypatch):
+    shutil.copytree(configs_dir(), tmp_path / "pallava" / "configs")
+    monkeypatch.setattr("pallava.__file__", str(tmp_path / "pallava" / "__init__.py"))
+    assert configs_dir() == tmp_path / "pallava" / "configs"
+    assert sorted(config_names()) == sorted(NAMES)
+    assert Config.fromfile(find_config(NAMES[2])).batch_size
