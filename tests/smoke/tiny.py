@@ -1,0 +1,88 @@
+"""Everything that a training needs, so small that a step takes milliseconds."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+TILE = 32
+WORDS = [
+    "what",
+    "is",
+    "shown",
+    "here",
+    "?",
+    "describe",
+    "the",
+    "image",
+    ".",
+    "stain",
+    "nuclei",
+    "gland",
+    "necrosis",
+    "present",
+    "absent",
+    "yes",
+    "no",
+    "few",
+    "many",
+]
+
+
+def save_parts(folder: Path) -> dict[str, Path]:
+    """Writes a random language model with its tokenizer and a random encoder."""
+    torch.manual_seed(0)
+    specials = ["<unk>", "<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = {word: index for index, word in enumerate([*specials, *WORDS, "user", "assistant"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+    ).save_pretrained(folder / "llm")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), num_key_value_heads=2, **sizes)).save_pretrained(
+        folder / "llm"
+    )
+    vision = CLIPVisionConfig(image_size=TILE, patch_size=16, **{**sizes, "hidden_size": 24})
+    CLIPVisionModel(vision).save_pretrained(folder / "plip")
+    CLIPImageProcessor(size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE}).save_pretrained(
+        folder / "plip"
+    )
+    return {"llm": folder / "llm", "plip": folder / "plip"}
+
+
+def save_data(folder: Path, num_rows: int = 24, num_without_image: int = 0) -> dict[str, Path]:
+    """Writes pictures and one question on each; the last rows have none."""
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    with (folder / "rows.jsonl").open("w") as rows:
+        for index in range(num_rows):
+            row = {"id": str(index), "image": f"{index}.png"}
+            has_image = index < num_rows - num_without_image
+            if has_image:
+                pixels = rng.integers(0, 255, (48 + index, 64, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(images / f"{index}.png")
+            else:
+                del row["image"]
+            question = ("<image>\n" if has_image else "") + "what is shown here ?"
+            answer = " ".join(rng.choice(WORDS, 6))
+            turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+            rows.write(json.dumps({**row, "conversations": turns}) + "\n")
+    return {"rows": folder / "rows.jsonl", "images": images, "sample": images / "0.png"}
