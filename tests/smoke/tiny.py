@@ -68,7 +68,7 @@ def save_parts(folder: Path) -> dict[str, Path]:
 
 
 def save_data(folder: Path, num_rows: int = 24, num_without_image: int = 0) -> dict[str, Path]:
-    """Writes pictures and one question on each; the last rows have none."""
+    """Writes pictures and one question on each; the last rows have no picture."""
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -85,4 +85,34 @@ def save_data(folder: Path, num_rows: int = 24, num_without_image: int = 0) -> d
             answer = " ".join(rng.choice(WORDS, 6))
             turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
             rows.write(json.dumps({**row, "conversations": turns}) + "\n")
-    return {"rows": folder / "rows.jsonl", "images": images, "sample": images / "0.png"}
+    return {"rows": folder / "rows.jsonl", "images": images, "sample": images / "0.png", "cache": folder / "cache"}
+
+
+def write_config(name: str, parts: dict[str, Path], data: dict[str, Path], path: Path, num_steps: int = 8) -> Path:
+    """Writes a config of ours with the tiny parts in it, which logs raw losses and tells `tests.smoke.probe` all."""
+    from mmengine.config import Config
+
+    from pallava.config_files import find_config
+
+    config = Config.fromfile(find_config(name))
+    dataset, chat = config.train_dataloader.dataset, config.custom_hooks[1]
+    for part in (config.model.llm, dataset.tokenizer, config.custom_hooks[0].tokenizer, chat.tokenizer):
+        part.pretrained_model_name_or_path = str(parts["llm"])
+    for part in (config.model.visual_encoder, dataset.image_processor, chat.image_processor):
+        part.source = str(parts["plip"])
+    dataset.update(data_path=str(data["rows"]), image_folder=str(data["images"]), num_visual_tokens=4)
+    dataset.update(prompt_template="qwen_chat", context_length=64, num_proc=1, cache_dir=str(data["cache"]))
+    chat.update(images=[str(data["sample"])], prompt_template="qwen_chat", max_new_tokens=4)
+    config.model.connector.update(num_hidden_layers=2, num_attention_heads=2)
+    config.model.llm_lora.r = 4
+    config.model.pretrained_pth = None
+    config.train_dataloader.update(batch_size=1, num_workers=0)
+    config.optim_wrapper.accumulative_counts = 1
+    config.train_cfg = {"type": "xtuner.engine.runner.TrainLoop", "max_iters": num_steps}
+    config.param_scheduler = [{"type": "CosineAnnealingLR", "by_epoch": False, "begin": 0, "end": num_steps}]
+    config.default_hooks.logger.interval = 1
+    config.default_hooks.checkpoint.update(interval=num_steps // 2, max_keep_ckpts=5)
+    config.custom_hooks.append({"type": "tests.smoke.probe.Probe"})
+    config.custom_imports.imports.append("tests.smoke.probe")
+    config.dump(path)
+    return path

@@ -1,0 +1,128 @@
+"""Trainings as users launch them, on parts so small that starting Python takes the time."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pallava.cli.launch import _free_port
+from tests.smoke.tiny import save_data, save_parts, write_config
+
+pytestmark = pytest.mark.smoke
+ROOT = Path(__file__).parents[2]
+ZERO2 = ("--deepspeed", "deepspeed_zero2")
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    """Stage 2's config (connector at half the rate) with tiny parts; a third of the rows have no image."""
+    folder = tmp_path_factory.mktemp("tiny")
+    data = save_data(folder, num_rows=24, num_without_image=8)
+    return write_config("pallava_instruction_tuning", save_parts(folder), data, folder / "tiny.py", num_steps=STEPS)
+
+
+def start(config: Path, work_dir: Path, *arguments: str, command=("pallava",), **variables: str) -> subprocess.Popen:
+    words = [*command, "train", str(config), "--work-dir", str(work_dir), *arguments]
+    paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **paths, "OMP_NUM_THREADS": "1", **variables}
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(words, env=environment, cwd=config.parent, **output)
+
+
+def train(config: Path, work_dir: Path, *arguments: str, **options) -> None:
+    process = start(config, work_dir, *arguments, **options)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-4000:]
+
+
+def read(work_dir: Path, kind: str, rank: int = 0) -> list[dict]:
+    records = map(json.loads, (work_dir / f"probe_{rank}.jsonl").read_text().splitlines())
+    return [record for record in records if record["kind"] == kind]
+
+
+def losses(work_dir: Path, rank: int = 0) -> dict[int, float]:
+    return {record["step"]: record["loss"] for record in read(work_dir, "step", rank)}
+
+
+def assert_resumes(config: Path, work_dir: Path, resumed: Path, *arguments: str, ranks: int = 1, **options) -> None:
+    """Resumed in the middle, every process's losses go on as they would have."""
+    train(config, resumed, "--resume", str(work_dir / f"iter_{STEPS // 2}.pth"), *arguments, **options)
+    for rank in range(ranks):
+        expected = {step: loss for step, loss in losses(work_dir, rank).items() if step > STEPS // 2}
+        assert losses(resumed, rank) == expected
+        assert len(expected) == STEPS // 2
+
+
+def test_two_processes_under_zero2(config, tmp_path):
+    """The command of the paper's authors, on two CPUs."""
+    options = {"NPROC_PER_NODE": "2"}
+    train(config, tmp_path / "run", *ZERO2, "--seed", "1024", command=("xtuner",), **options)
+    start_of = [read(tmp_path / "run", "start", rank)[0] for rank in (0, 1)]
+    end_of = [read(tmp_path / "run", "end", rank)[0] for rank in (0, 1)]
+    assert start_of[0] == start_of[1], "the ranks start with different weights"
+    assert end_of[0]["connector"] == end_of[1]["connector"] != start_of[0]["connector"]
+    assert end_of[0]["frozen"] == start_of[0]["frozen"], "the encoder or the base language model was changed"
+    images = [[record["images"] for record in read(tmp_path / "run", "step", rank)] for rank in (0, 1)]
+    assert any(a != b for a, b in zip(*images, strict=True)), "no step had a rank without images beside one with some"
+    (update,) = read(tmp_path / "run", "update")
+    assert update["connector"] / update["lora_B"] == pytest.approx(0.5, rel=0.02)
+    assert_resumes(config, tmp_path / "run", tmp_path / "resumed", *ZERO2, ranks=2, **options)
+
+
+def test_one_process(config, tmp_path):
+    train(config, tmp_path / "run", "--seed", "1024")
+    assert_resumes(config, tmp_path / "run", tmp_path / "resumed")
+
+
+@pytest.mark.slow
+def test_one_process_under_zero2(config, tmp_path):
+    train(config, tmp_path / "run", *ZERO2, "--seed", "1024")
+    assert_resumes(config, tmp_path / "run", tmp_path / "resumed", *ZERO2)
+
+
+@pytest.mark.slow
+def test_two_processes(config, tmp_path):
+    train(config, tmp_path / "run", "--seed", "1024", NPROC_PER_NODE="2")
+    assert read(tmp_path / "run", "start", 0) == read(tmp_path / "run", "start", 1)
+    assert_resumes(config, tmp_path / "run", tmp_path / "resumed", ranks=2, NPROC_PER_NODE="2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deepspeed", [(), ZERO2], ids=["plain", "zero2"])
+def test_two_nodes(config, tmp_path, deepspeed):
+    nodes = {"NNODES": "2", "ADDR": "127.0.0.1"}
+    for run, arguments in {
+        "run": ("--seed", "1024"),
+        "resumed": ("--resume", str(tmp_path / "run" / f"iter_{STEPS // 2}.pth")),
+    }.items():
+        nodes["PORT"] = str(_free_port())
+        launched = [
+            start(config, tmp_path / run, *deepspeed, *arguments, NODE_RANK=str(rank), **nodes) for rank in (0, 1)
+        ]
+        outputs = [process.communicate(timeout=300)[0] for process in launched]
+        assert [process.returncode for process in launched] == [0, 0], outputs[0][-3000:] + outputs[1][-3000:]
+    for rank in (0, 1):
+        whole = losses(tmp_path / "run", rank)
+        assert losses(tmp_path / "resumed", rank) == {step: whole[step] for step in range(STEPS // 2 + 1, STEPS + 1)}
+
+
+@pytest.mark.slow
+def test_seeds(config, tmp_path):
+    for run, seed in {"first": "1024", "again": "1024", "other": "7"}.items():
+        train(config, tmp_path / run, "--seed", seed)
+    assert losses(tmp_path / "first") == losses(tmp_path / "again")
+    assert losses(tmp_path / "first") != losses(tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_is_refused(config, tmp_path):
+    """DeepSpeed's optimizer is cut into as many pieces as there were processes."""
+    train(config, tmp_path / "run", *ZERO2, NPROC_PER_NODE="2")
+    process = start(config, tmp_path / "other", *ZERO2, "--resume", str(tmp_path / "run" / f"iter_{STEPS}.pth"))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "world size" in output
