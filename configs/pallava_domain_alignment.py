@@ -83,7 +83,14 @@ model = dict(
     type=PALLaVAModel,
     llm=dict(type=load_llm, pretrained_model_name_or_path=llm_name_or_path),
     visual_encoder=dict(type=load_plip, source=plip_path),
-    connector=dict(type=build_connector, num_hidden_layers=6, num_attention_heads=12, add_cross_attention=True),
+    connector=dict(
+        type=build_connector,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        dropout=0.1,
+        add_cross_attention=True,
+    ),
     freeze_llm=True,
     freeze_visual_encoder=True,
     llm_lora=dict(
@@ -96,6 +103,7 @@ model = dict(
         target_modules="all-linear",
     ),
     pretrained_pth=None,
+    use_activation_checkpointing=True,
 )
 
 #######################################################################

@@ -13,11 +13,11 @@ same arguments as `xtuner train`, finds the config by its bare name, and reports
     resume      ... --resume work_dirs/pallava_instruction_tuning/iter_2000.pth
 """
 
-from mmengine.dataset import DefaultSampler
 from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
 from peft import LoraConfig
+from xtuner.dataset.samplers import LengthGroupedSampler
 from xtuner.engine.hooks import DatasetInfoHook
 from xtuner.engine.runner import TrainLoop
 
@@ -84,7 +84,14 @@ model = dict(
     type=PALLaVAModel,
     llm=dict(type=load_llm, pretrained_model_name_or_path=llm_name_or_path),
     visual_encoder=dict(type=load_plip, source=plip_path),
-    connector=dict(type=build_connector, num_hidden_layers=6, num_attention_heads=12, add_cross_attention=True),
+    connector=dict(
+        type=build_connector,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        dropout=0.1,
+        add_cross_attention=True,
+    ),
     freeze_llm=True,
     freeze_visual_encoder=True,
     llm_lora=dict(
@@ -97,6 +104,7 @@ model = dict(
         target_modules="all-linear",
     ),
     pretrained_pth=pretrained_pth,
+    use_activation_checkpointing=True,
 )
 
 #######################################################################
@@ -116,7 +124,12 @@ train_dataloader = dict(
         context_length=context_length,
         num_visual_tokens=num_visual_tokens,
     ),
-    sampler=dict(type=DefaultSampler, shuffle=True),
+    # Rows of like length, and with or without an image, stand together: less padding, and no rank waits for another.
+    sampler=dict(
+        type=LengthGroupedSampler,
+        length_property="modality_length",
+        per_device_batch_size=batch_size * accumulative_counts,
+    ),
     collate_fn=dict(type=collate),
 )
 

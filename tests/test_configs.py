@@ -94,12 +94,17 @@ DEMO_TOP = {
     "lr",
     "save_steps",
     "save_total_limit",
+    "sample_chat_steps",
 }
 DEMO_KEYS = DEMO_TOP | {key for top in DEMO_TOP for key in READ_BY[top]}
-DEMO_KEYS |= {"param_scheduler.0.end", "param_scheduler.1.begin"}  # computed from max_epochs
+DEMO_KEYS |= {"warmup_ratio", "param_scheduler.0.end", "param_scheduler.1.begin", "default_hooks.logger.interval"}
+DEMO_KEYS |= {f"model.connector.{key}" for key in ("num_hidden_layers", "num_attention_heads", "intermediate_size")}
+DEMO_KEYS |= {f"model.llm_lora.{key}" for key in ("r", "lora_alpha", "lora_dropout")}
+DEMO_KEYS |= {"model.connector.dropout", "model.use_activation_checkpointing"}
 DIFFERENT = {
     f"demo/{STAGES[0]}": DEMO_KEYS,
-    f"demo/{STAGES[1]}": DEMO_KEYS | {"pretrained_pth", "model.pretrained_pth"},
+    f"demo/{STAGES[1]}": DEMO_KEYS
+    | {"pretrained_pth", "model.pretrained_pth", "train_dataloader.sampler.per_device_batch_size"},
 }
 
 
@@ -165,6 +170,10 @@ def test_values_at_the_top_are_those_read(name, tmp_path):
     flat = flatten(load(find_config(name), tmp_path))
     stale = {key: (flat[key], flat[top]) for top, keys in READ_BY.items() for key in keys if flat[key] != flat[top]}
     assert not stale
+    grouped = flat.get("train_dataloader.sampler.per_device_batch_size")
+    assert grouped in (None, flat["batch_size"] * flat["accumulative_counts"])
+    warmup = flat["warmup_ratio"] * flat["max_epochs"]
+    assert flat["param_scheduler.0.end"] == flat["param_scheduler.1.begin"] == warmup
 
 
 @pytest.mark.parametrize("name", sorted(DIFFERENT))

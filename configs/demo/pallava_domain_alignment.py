@@ -25,11 +25,19 @@ context_length = train_dataloader.dataset.context_length = 256
 num_visual_tokens = train_dataloader.dataset.num_visual_tokens = 16
 prompt_template = train_dataloader.dataset.prompt_template = custom_hooks[1].prompt_template = "qwen_chat"
 
-batch_size = train_dataloader.batch_size = 16
+# Smaller parts. Without dropout and recomputation a few hundred steps go further.
+model.connector.update(num_hidden_layers=2, num_attention_heads=4, intermediate_size=768, dropout=0.0)
+model.llm_lora.update(r=16, lora_alpha=32, lora_dropout=0.0)
+model.use_activation_checkpointing = False
+
+batch_size = train_dataloader.batch_size = 8
 dataloader_num_workers = train_dataloader.num_workers = 0
 accumulative_counts = optim_wrapper.accumulative_counts = 1
 max_epochs = train_cfg.max_epochs = param_scheduler[1].end = 1
+warmup_ratio = 0.1
 param_scheduler[0].end = param_scheduler[1].begin = warmup_ratio * max_epochs
 lr = optim_wrapper.optimizer.lr = 1e-3
 save_steps = default_hooks.checkpoint.interval = 1000
 save_total_limit = default_hooks.checkpoint.max_keep_ckpts = 1
+default_hooks.logger.interval = 5
+sample_chat_steps = custom_hooks[1].every_n_iters = 1000

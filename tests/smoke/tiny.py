@@ -107,6 +107,7 @@ def write_config(name: str, parts: dict[str, Path], data: dict[str, Path], path:
     config.model.llm_lora.r = 4
     config.model.pretrained_pth = None
     config.train_dataloader.update(batch_size=1, num_workers=0)
+    config.train_dataloader.sampler = {"type": "DefaultSampler", "shuffle": True}  # mixes rows with and without image
     config.optim_wrapper.accumulative_counts = 1
     config.train_cfg = {"type": "xtuner.engine.runner.TrainLoop", "max_iters": num_steps}
     config.param_scheduler = [{"type": "CosineAnnealingLR", "by_epoch": False, "begin": 0, "end": num_steps}]

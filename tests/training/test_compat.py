@@ -51,7 +51,7 @@ def test_lora_without_bitsandbytes():
     from peft.import_utils import is_bnb_4bit_available, is_bnb_available
     from transformers.utils import is_bitsandbytes_available
 
-    assert not (is_bnb_available() or is_bnb_4bit_available() or is_bitsandbytes_available())
+    assert not any(ask() for ask in (is_bnb_available, is_bnb_4bit_available, is_bitsandbytes_available))
 
 
 @pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
