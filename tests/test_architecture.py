@@ -22,7 +22,18 @@ MAY_IMPORT = {
     "pretraining": {"images", "tiling", "prompts", "model"},
     "training": {"images", "tiling", "prompts", "model", "data"},
     "evaluation": {"images", "tiling", "prompts", "model", "data", "report"},
-    "demo": {"images", "tiling", "prompts", "model", "data", "pretraining", "training", "evaluation", "report"},
+    "demo": {
+        "config_files",
+        "images",
+        "tiling",
+        "prompts",
+        "model",
+        "data",
+        "pretraining",
+        "training",
+        "evaluation",
+        "report",
+    },
 }
 NO_XTUNER = set(MAY_IMPORT) - {"training"}
 
