@@ -87,9 +87,7 @@ def score(
         "closed_accuracy_shuffled": _share(wrong_image, closed),
         "closed_accuracy_majority": round(most_frequent[0][1] / sum(closed), 4),
         "open_exact_match": _share(right, open_),
-        "attribute_accuracy": {
-            name: _share(right, (q.attribute == name for q in questions)) for name in ATTRIBUTES
-        },
+        "attribute_accuracy": {name: _share(right, (q.attribute == name for q in questions)) for name in ATTRIBUTES},
         "fine_detail_accuracy": {
             "with_tiles": _share(right, (q.attribute == FINE_DETAIL for q in questions)),
             "tiles_replaced_by_overview": _share(fine_right, [True] * len(fine)),

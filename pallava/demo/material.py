@@ -6,6 +6,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 
 from pallava.demo.fetch import fetch_ihc_picture, fetch_slide
 from pallava.demo.micrographs import Facts, Micrograph, Region, draw, random_facts
-from pallava.demo.questions import TestQuestion, caption, held_out_questions, training_turns
+from pallava.demo.questions import CAPTION_PROMPTS, TestQuestion, caption, held_out_questions, training_turns
 from pallava.demo.real import crops, measured_caption
 from pallava.demo.settings import DemoSettings
 from pallava.demo.views import Picture
@@ -33,16 +34,18 @@ def write_material(folder: Path, settings: DemoSettings, progress: Progress = la
     real = _cut_real(folder, settings)
     rng = np.random.default_rng([settings.seed, _QUESTIONS])
     drawn = _cycle(train, settings.alignment_rows - len(real))
-    pairs = [{"image": record["name"], "caption": caption(_facts(record), rng)} for record in drawn]
+    pairs = [{"image": record["name"], "caption": caption(_facts(record))} for record in drawn]
     pairs += [{"image": record["name"], "caption": record["caption"]} for record in real]
     _write_json(folder / "train.json", train + real)
     _write_json(folder / "test.json", test)
+    _write_text(folder / "prompts.txt", "\n".join(CAPTION_PROMPTS) + "\n")
     _write_json(folder / "captions.json", [pairs[i] for i in rng.permutation(len(pairs))])
     rows = (
         _conversation(number, record, training_turns(_facts(record), rng, settings.turns))
         for number, record in enumerate(_cycle(train, settings.instruction_rows))
     )
     _write_text(folder / "instruction_tuning.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    shutil.copy(folder / "images" / test[0]["name"], folder / "sample.png")  # what the trainings chat about
     questions = held_out_questions(
         [_facts(record) for record in test],
         rng,

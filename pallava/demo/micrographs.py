@@ -17,7 +17,7 @@ Floats = NDArray[np.float32]
 
 UNIT = 72
 """Pixels a side of what is meant to fill one tile."""
-GRIDS: tuple[tuple[int, int], ...] = ((2, 2), (3, 2), (2, 3), (4, 2))
+GRIDS: tuple[tuple[int, int], ...] = ((2, 2), (3, 2), (2, 3))
 """Columns and rows of tiles that the pictures are drawn for."""
 
 DYES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
@@ -121,7 +121,7 @@ def _develop(nuclei: Floats, ground: Floats, stain: str, rng: Generator) -> NDAr
 def _place(facts: Facts, width: int, height: int, rng: Generator) -> tuple[Region, ...]:
     """Finds room for everything, so that nothing overlaps; shrinks it where there is not enough."""
     wanted = [("necrosis", 25.0)] * facts.necrosis + [("inflammation", 20.0)] * facts.inflammation
-    wanted += [("gland", 18.0)] * facts.glands + [("figure", 8.0)] * int(rng.integers(3, 5))
+    wanted += [("gland", 22.0)] * facts.glands + [("figure", 8.0)] * int(rng.integers(4, 6))
     placed: list[Region] = []
     for kind, usual in wanted:
         radius, tries = usual * rng.uniform(0.92, 1.1), 0
@@ -153,14 +153,14 @@ def _scatter_nuclei(nuclei: Floats, per_thousand: float, regions: tuple[Region, 
 def _paint_gland(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> None:
     distance = _distance(ground.shape, region)
     inside = _edge(distance - region.radius)
-    lumen = _edge(distance - region.radius * 0.5)
+    lumen = _edge(distance - region.radius * 0.58)
     ground[:] = ground * (1 - inside) + inside * 1.05
     ground[:] = ground * (1 - lumen) + lumen * 0.03
     nuclei[:] *= 1 - inside
     count = round(region.radius * 1.15)
     start = rng.uniform(0, 2 * np.pi)
     for angle in start + np.arange(count) * 2 * np.pi / count:
-        x, y = (region.x + 0.8 * region.radius * np.cos(angle), region.y + 0.8 * region.radius * np.sin(angle))
+        x, y = (region.x + 0.82 * region.radius * np.cos(angle), region.y + 0.82 * region.radius * np.sin(angle))
         _stamp(nuclei, _disc_stamp(2.4), x, y, 0.95)
 
 
@@ -188,7 +188,7 @@ def _paint_inflammation(nuclei: Floats, ground: Floats, region: Region, rng: Gen
 
 def _paint_mitosis(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> None:
     _clear_halo(nuclei, ground, region)
-    angle = rng.uniform(0, np.pi)
+    angle = rng.integers(2) * np.pi / 2 + rng.uniform(-0.25, 0.25)
     ys, xs = _offsets(ground.shape, region)
     along, across = xs * np.cos(angle) + ys * np.sin(angle), ys * np.cos(angle) - xs * np.sin(angle)
     bars = np.maximum(np.abs(along) - 4.6, np.abs(np.abs(across) - 2.9) - 1.25)

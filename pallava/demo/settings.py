@@ -66,9 +66,11 @@ class DemoSettings:
             raise PallavaError(f"the demo's scale must be above 0 and at most 1, not {fraction:g}")
         if fraction == 1:
             return self
+        # Below ten steps the learning rate's warm-up would have none.
+        least = {"alignment_rows": 80, "instruction_rows": 40}
         fixed = {"turns", "plip_lr", "eval_batch", "processes", "seed"}
         sizes = {
-            field.name: max(8, round(getattr(self, field.name) * fraction))
+            field.name: max(least.get(field.name, 8), round(getattr(self, field.name) * fraction))
             for field in dataclasses.fields(self)
             if field.name not in fixed
         }

@@ -43,9 +43,12 @@ def view_batches(
     """
     overviews = [_pixels(picture.image, spec.size) for picture in pictures]
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
+    alike = _alike(pictures)
     while True:
         views, captions = [], []
-        for position, index in enumerate(rng.integers(len(pictures), size=batch_size)):
+        # Every other batch is of one stain and density: there the rest must tell the captions apart.
+        pool = alike[rng.integers(len(alike))] if rng.integers(2) else np.arange(len(pictures))
+        for position, index in enumerate(rng.choice(pool, batch_size)):
             picture = pictures[index]
             is_overview = position % 2 == 0
             view, regions = (overviews[index], picture.regions) if is_overview else _part(picture, spec.size, rng)
@@ -56,6 +59,12 @@ def view_batches(
                 captions.append(measured_caption(picture.stain, view))
         pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float()
         yield pixels.div_(255).sub_(mean).div_(std).contiguous(), captions
+
+
+def _alike(pictures: Sequence[Picture]) -> list[np.ndarray]:
+    """Numbers of the pictures that share stain and density, a list for each such pair."""
+    keys = np.array([f"{p.facts.stain} {p.facts.density}" if p.facts else "" for p in pictures])
+    return [np.flatnonzero(keys == key) for key in np.unique(keys)]
 
 
 def _part(picture: Picture, size: int, rng: Generator) -> tuple[np.ndarray, list[Region]]:

@@ -1,0 +1,139 @@
+"""The demo's page: what was trained, how it went, what it answers."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from pallava.demo.exam import is_right
+from pallava.demo.material import picture_paths
+from pallava.demo.questions import TestQuestion
+from pallava.demo.settings import PIXEL_MEAN, PIXEL_STD, TILE_SIZE
+from pallava.images import open_image
+from pallava.report import page as html
+from pallava.report.plots import line_plot
+from pallava.report.tables import percent, table
+from pallava.tiling import TileSpec, choose_canvas, make_tiles
+
+_SPEC = TileSpec(TILE_SIZE, PIXEL_MEAN, PIXEL_STD)
+_NUM_SAMPLES = 6
+_CAUTION = (
+    "All questions are about synthetic images: drawings with known content, not tissue. The model is a toy that "
+    "shows that the whole chain works. For research only; not for diagnosis, and no measure of any real use."
+)
+
+
+def write_page(folder: Path, report: dict[str, Any], questions: Sequence[TestQuestion], answers: Sequence[str]) -> None:
+    """Writes ``index.html`` into the demo's folder."""
+    parts = [
+        html.heading(
+            "PA-LLaVA, small",
+            "An encoder, a connector and LoRA on SmolLM2-135M-Instruct, trained on this computer in "
+            f"{report['seconds']['total'] / 60:.0f} minutes: contrast, domain alignment, instruction tuning.",
+            level=1,
+        ),
+        html.note(_CAUTION),
+        _key_figures(report),
+        html.heading("What it was asked", "Held-out synthetic images, and wordings that training never used."),
+        _result_table(report, questions),
+        html.heading("Samples", "Each image, what the encoder sees of it, and what the model answers."),
+        html.grid(_samples(folder, questions, answers)),
+        html.heading("How the trainings went"),
+        html.grid(_curves(folder)),
+        html.heading("Real pictures in the training", "Captions say what can be measured on them, no more."),
+        html.grid(_real_pictures(folder)),
+        html.heading("Time"),
+        table(["Step", "Seconds"], [[name, f"{value:.0f}"] for name, value in report["seconds"].items()]),
+        f"<footer>{_CAUTION}</footer>",
+    ]
+    (folder / "index.html").write_text(html.page("PA-LLaVA, small: results", parts), encoding="utf-8")
+
+
+def _key_figures(report: dict[str, Any]) -> str:
+    fine = report["fine_detail_accuracy"]
+    return html.figures(
+        [
+            (percent(report["closed_accuracy"]), "of closed questions right"),
+            (percent(report["closed_accuracy_shuffled"]), "with another image: it does look"),
+            (percent(report["open_exact_match"]), "of open questions exactly right"),
+            (percent(fine["with_tiles"]), "on the fine detail, with tiles"),
+            (percent(fine["tiles_replaced_by_overview"]), "on it with the overview alone"),
+        ]
+    )
+
+
+def _result_table(report: dict[str, Any], questions: Sequence[TestQuestion]) -> str:
+    rows = [
+        [name, str(sum(q.attribute == name for q in questions)), percent(value)]
+        for name, value in report["attribute_accuracy"].items()
+    ]
+    closed = sum(q.closed for q in questions)
+    rows += [
+        ["all closed", str(closed), percent(report["closed_accuracy"])],
+        ["all closed, shuffled images", str(closed), percent(report["closed_accuracy_shuffled"])],
+        ["all closed, most frequent answer", str(closed), percent(report["closed_accuracy_majority"])],
+        ["all open", str(len(questions) - closed), percent(report["open_exact_match"])],
+    ]
+    return table(["Attribute", "Questions", "Right"], rows)
+
+
+def _samples(folder: Path, questions: Sequence[TestQuestion], answers: Sequence[str]) -> list[str]:
+    """Cards of the pictures with the most questions."""
+    paths = picture_paths(folder / "data", "test")
+    by_picture: dict[int, list[html.Answered]] = {}
+    for question, answer in zip(questions, answers, strict=True):
+        by_picture.setdefault(question.picture, []).append(
+            html.Answered(question.question, answer, question.answer, is_right(answer, question.answer))
+        )
+    chosen = sorted(by_picture, key=lambda number: (-len(by_picture[number]), number))[:_NUM_SAMPLES]
+    return [
+        html.card(f"Synthetic micrograph {number}", _tiled(paths[number]) + html.answers(by_picture[number][:6]))
+        for number in chosen
+    ]
+
+
+def _tiled(path: Path) -> str:
+    image = open_image(path)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    stack = (make_tiles(image, _SPEC) * std + mean).mul(255).round().clamp(0, 255).byte()  # (1+N, 3, P, P)
+    squares = [Image.fromarray(tile.permute(1, 2, 0).numpy()) for tile in stack]
+    columns = choose_canvas(image.size, TILE_SIZE)[0] // TILE_SIZE
+    return html.picture_with_tiles(image, squares[0], squares[1:], columns)
+
+
+def _curves(folder: Path) -> list[str]:
+    losses = json.loads((folder / "plip_training" / "losses.json").read_text())
+    curves = {"PLIP: contrastive loss": list(enumerate(losses, 1))}
+    curves["Stage 1, domain alignment: loss"] = read_losses(folder / "stage1")
+    curves["Stage 2, instruction tuning: loss"] = read_losses(folder / "stage2")
+    return [
+        html.card(
+            title,
+            line_plot({"loss": points}, x_label="step", y_label="loss", smooth=max(1, len(points) // 25)),
+        )
+        for title, points in curves.items()
+    ]
+
+
+def read_losses(work_dir: Path) -> list[tuple[float, float]]:
+    """Steps and losses that a training logged, of its newest run."""
+    logs = sorted(work_dir.glob("*/vis_data/scalars.json"))
+    if not logs:
+        return []
+    records = (json.loads(line) for line in logs[-1].read_text().splitlines() if line.strip())
+    return [(record["step"], record["loss"]) for record in records if "loss" in record]
+
+
+def _real_pictures(folder: Path) -> list[str]:
+    records = json.loads((folder / "data" / "train.json").read_text())
+    by_stain = {record["stain"]: record for record in records if "stain" in record}
+    return [
+        html.card(
+            record["caption"],
+            html.picture(open_image(folder / "data" / "images" / record["name"]), width=240, caption=stain),
+        )
+        for stain, record in by_stain.items()
+    ]

