@@ -41,7 +41,7 @@ class PALLaVAProcessor(ProcessorMixin):
 
     attributes = ["image_processor", "tokenizer"]
     valid_kwargs = ["prompt_template", "chat_template"]
-    image_processor_class = "AutoImageProcessor"
+    image_processor_class = "CLIPImageProcessor"
     tokenizer_class = "AutoTokenizer"
 
     def __init__(

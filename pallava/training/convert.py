@@ -48,6 +48,8 @@ def convert(
     Raises:
         PallavaError: A part cannot be found, the weights do not fit, or the folder exists.
     """
+    if Path(out).exists() and not overwrite:
+        raise PallavaError(f"{out} exists: choose another folder, or add --overwrite to replace it.")
     state = read_weights(checkpoint)
     path = Path(config) if config is not None else find_config(Path(checkpoint))
     if not path.is_file():
@@ -59,8 +61,6 @@ def convert(
     if visual_encoder is not None:
         cfg.model.visual_encoder.source = visual_encoder
         cfg.train_dataloader.dataset.image_processor.source = visual_encoder
-    if Path(out).exists() and not overwrite:
-        raise PallavaError(f"{out} exists: choose another folder, or add --overwrite to replace it.")
     write_folder(cfg, state, out, merge=merge, dtype=dtype, source=checkpoint)
     return Path(out)
 
