@@ -40,4 +40,6 @@ lr = optim_wrapper.optimizer.lr = 1e-3
 save_steps = default_hooks.checkpoint.interval = 1000
 save_total_limit = default_hooks.checkpoint.max_keep_ckpts = 1
 default_hooks.logger.interval = 5
+sample_questions = custom_hooks[1].questions = ["Describe the image.", "Is there necrosis?"]
+custom_hooks[1].max_new_tokens = 32
 sample_chat_steps = custom_hooks[1].every_n_iters = 1000

@@ -6,6 +6,7 @@ A second run goes on where the first one stopped. For research only: nothing her
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
     from pallava.demo.settings import DemoSettings
 
     settings = DemoSettings().scaled(args.scale)
+    # Read when torch loads: a thread that waits by spinning takes a shared core's time from those that work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pallava.demo.pipeline import Demo  # takes seconds to import; a wrong argument is told at once
 
     report = Demo(Path("demo"), settings, _Lines()).run()

@@ -79,7 +79,7 @@ def picture_paths(folder: Path, name: str) -> list[Path]:
 
 
 def _draw_set(folder: Path, name: str, count: int, stream: list[int], progress: Progress) -> list[dict[str, Any]]:
-    records = []
+    records: list[dict[str, Any]] = []
     for number in range(count):
         rng = np.random.default_rng([*stream, number])
         micrograph = draw(random_facts(rng), rng)
@@ -102,7 +102,7 @@ def _record(name: str, micrograph: Micrograph) -> dict[str, Any]:
 
 def _cut_real(folder: Path, settings: DemoSettings) -> list[dict[str, Any]]:
     """Pieces of the slide and of the IHC picture, for training alone."""
-    records = []
+    records: list[dict[str, Any]] = []
     for stain, source in (("H&E", fetch_slide()), ("IHC", fetch_ihc_picture())):
         rng = np.random.default_rng([settings.seed, _REAL])
         with Image.open(source) as image:

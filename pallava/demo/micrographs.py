@@ -94,7 +94,8 @@ def draw(facts: Facts, rng: Generator) -> Micrograph:
         rng: Where everything else comes from: grid, places, sizes, colours, noise.
     """
     grid = GRIDS[rng.integers(len(GRIDS))]
-    width, height = (round(count * UNIT * rng.uniform(0.97, 1.08)) for count in grid)
+    unit = round(UNIT * rng.uniform(0.97, 1.08))  # one for both sides, so that the grid fits exactly
+    width, height = (count * unit for count in grid)
     regions = _place(facts, width, height, rng)
     ground = 0.55 + 0.22 * _smooth_noise(height, width, 14, rng) + 0.12 * _fibres(height, width, rng)
     nuclei = np.zeros((height, width), np.float32)
@@ -165,8 +166,9 @@ def _paint_gland(nuclei: Floats, ground: Floats, region: Region, rng: Generator)
 
 
 def _paint_necrosis(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> None:
-    ragged = _distance(ground.shape, region) + 3.5 * _smooth_noise(*ground.shape, 6, rng)
-    inside = _edge((ragged - region.radius) / 2)
+    height, width = ground.shape
+    ragged = _distance(ground.shape, region) + 3.5 * _smooth_noise(height, width, 6, rng)
+    inside = _edge((ragged - region.radius) * np.float32(0.5))
     granular = 1.5 + 0.25 * rng.standard_normal(ground.shape).astype(np.float32)
     ground[:] = ground * (1 - inside) + inside * granular
     nuclei[:] *= 1 - inside

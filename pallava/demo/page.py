@@ -106,9 +106,11 @@ def _tiled(path: Path) -> str:
 
 def _curves(folder: Path) -> list[str]:
     losses = json.loads((folder / "plip_training" / "losses.json").read_text())
-    curves = {"PLIP: contrastive loss": list(enumerate(losses, 1))}
-    curves["Stage 1, domain alignment: loss"] = read_losses(folder / "stage1")
-    curves["Stage 2, instruction tuning: loss"] = read_losses(folder / "stage2")
+    curves = {
+        "PLIP: contrastive loss": [(float(step), loss) for step, loss in enumerate(losses, 1)],
+        "Stage 1, domain alignment: loss": read_losses(folder / "stage1"),
+        "Stage 2, instruction tuning: loss": read_losses(folder / "stage2"),
+    }
     return [
         html.card(
             title,

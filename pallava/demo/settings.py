@@ -44,11 +44,11 @@ class DemoSettings:
     train_pictures: int = 1800
     test_pictures: int = 240
     real_pictures: int = 60
-    plip_steps: int = 500
-    plip_batch: int = 128
+    plip_steps: int = 1200
+    plip_batch: int = 64
     plip_lr: float = 1e-3
-    alignment_rows: int = 1600
-    instruction_rows: int = 2400
+    alignment_rows: int = 1200
+    instruction_rows: int = 520
     turns: int = 6
     closed_per_attribute: int = 72
     open_per_attribute: int = 72

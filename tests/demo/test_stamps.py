@@ -1,0 +1,53 @@
+import contextlib
+
+from pallava.demo.stamps import Step, run_steps
+
+
+def steps(tmp_path, ran, settings=(1, 1), code="a"):
+    source = tmp_path / "code.py"
+    source.write_text(code)
+
+    def make(name):
+        def run():
+            ran.append(name)
+            (tmp_path / name).touch()
+
+        return run
+
+    return [
+        Step(name, make(name), value, [source] if name == "one" else [], [tmp_path / name])
+        for name, value in zip(("one", "two"), settings, strict=True)
+    ]
+
+
+def run(tmp_path, **changes):
+    ran = []
+    run_steps(steps(tmp_path, ran, **changes), tmp_path / "stamps", lambda line: None)
+    return ran
+
+
+def test_a_step_runs_again_only_if_it_or_an_earlier_one_changed(tmp_path):
+    assert run(tmp_path) == ["one", "two"]
+    assert run(tmp_path) == []
+    assert run(tmp_path, settings=(1, 2)) == ["two"]
+    assert run(tmp_path, settings=(2, 2)) == ["one", "two"]
+    assert run(tmp_path, settings=(2, 2), code="b") == ["one", "two"]
+
+
+def test_a_step_whose_result_is_gone_runs_again(tmp_path):
+    run(tmp_path)
+    (tmp_path / "two").unlink()
+    assert run(tmp_path) == ["two"]
+
+
+def test_a_failed_step_is_not_taken_for_done(tmp_path):
+    ran = []
+    first, second = steps(tmp_path, ran)
+
+    def fail():
+        raise RuntimeError
+
+    broken = Step("two", fail, second.settings, second.sources, [])
+    with contextlib.suppress(RuntimeError):
+        run_steps([first, broken], tmp_path / "stamps", lambda line: None)
+    assert run(tmp_path) == ["two"]
