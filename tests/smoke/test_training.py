@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pallava.cli.launch import _free_port
 from tests.smoke.tiny import save_data, save_parts, write_config
@@ -27,10 +29,14 @@ def config(tmp_path_factory) -> Path:
 
 def start(config: Path, work_dir: Path, *arguments: str, command=("pallava",), **variables: str) -> subprocess.Popen:
     words = [*command, "train", str(config), "--work-dir", str(work_dir), *arguments]
-    paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    environment = {**os.environ, **paths, "OMP_NUM_THREADS": "1", **variables}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(words, env=environment, cwd=config.parent, **output)
+    return subprocess.Popen(words, env=environment(**variables), cwd=config.parent, **output)
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Ours, with this interpreter's commands first, as `xtuner` runs `python` and `torchrun` by name."""
+    paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **paths, "OMP_NUM_THREADS": "1", **variables}
 
 
 def train(config: Path, work_dir: Path, *arguments: str, **options) -> None:
@@ -57,20 +63,40 @@ def assert_resumes(config: Path, work_dir: Path, resumed: Path, *arguments: str,
         assert len(expected) == STEPS // 2
 
 
-def test_two_processes_under_zero2(config, tmp_path):
-    """The command of the paper's authors, on two CPUs."""
-    options = {"NPROC_PER_NODE": "2"}
-    train(config, tmp_path / "run", *ZERO2, "--seed", "1024", command=("xtuner",), **options)
-    start_of = [read(tmp_path / "run", "start", rank)[0] for rank in (0, 1)]
-    end_of = [read(tmp_path / "run", "end", rank)[0] for rank in (0, 1)]
+@pytest.fixture(scope="module")
+def zero2_run(config, tmp_path_factory) -> Path:
+    """Two processes under ZeRO-2, by the command of the paper's authors."""
+    work_dir = tmp_path_factory.mktemp("zero2") / "run"
+    train(config, work_dir, *ZERO2, "--seed", "1024", command=("xtuner",), NPROC_PER_NODE="2")
+    return work_dir
+
+
+def test_two_processes_under_zero2(zero2_run):
+    start_of, end_of = ([read(zero2_run, kind, rank)[0] for rank in (0, 1)] for kind in ("start", "end"))
     assert start_of[0] == start_of[1], "the ranks start with different weights"
     assert end_of[0]["connector"] == end_of[1]["connector"] != start_of[0]["connector"]
     assert end_of[0]["frozen"] == start_of[0]["frozen"], "the encoder or the base language model was changed"
-    images = [[record["images"] for record in read(tmp_path / "run", "step", rank)] for rank in (0, 1)]
+    images = [[record["images"] for record in read(zero2_run, "step", rank)] for rank in (0, 1)]
     assert any(a != b for a, b in zip(*images, strict=True)), "no step had a rank without images beside one with some"
-    (update,) = read(tmp_path / "run", "update")
+    (update,) = read(zero2_run, "update")
     assert update["connector"] / update["lora_B"] == pytest.approx(0.5, rel=0.02)
-    assert_resumes(config, tmp_path / "run", tmp_path / "resumed", *ZERO2, ranks=2, **options)
+
+
+def test_zero2_resumes(config, zero2_run, tmp_path):
+    assert_resumes(config, zero2_run, tmp_path / "resumed", *ZERO2, ranks=2, NPROC_PER_NODE="2")
+
+
+def test_zero2_converts_exactly(config, zero2_run, tmp_path):
+    """xtuner's own converter of a DeepSpeed folder loses no bit."""
+    checkpoint = zero2_run / f"iter_{STEPS}.pth"
+    words = ["xtuner", "convert", "pth_to_hf", str(zero2_run / config.name), str(checkpoint), str(tmp_path), "--fp32"]
+    process = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert (tmp_path / "config.json").is_file(), process.stderr[-3000:]
+    trained = torch.load(checkpoint / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+    written = {key: value for file in tmp_path.rglob("*.safetensors") for key, value in load_file(file).items()}
+    for key, value in trained.items():
+        name = key.removeprefix("llm.").replace(".default.weight", ".weight")
+        assert torch.equal(written[name], value), name
 
 
 def test_one_process(config, tmp_path):
