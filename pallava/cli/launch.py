@@ -38,7 +38,7 @@ def build_command(script: Path, arguments: Sequence[str], environment: Mapping[s
         f"--node_rank={_number(environment, 'NODE_RANK', 0)}",
         f"--nproc_per_node={processes}",
         f"--master_addr={address}",
-        f"--master_port={port or _free_port()}",
+        f"--master_port={port or free_port()}",
     ]
     torchrun = [sys.executable, "-m", "torch.distributed.run", *rendezvous]
     return [*torchrun, str(script), *arguments, "--launcher", "pytorch"]
@@ -70,7 +70,8 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     return int(value)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pallava.cli.launch import _free_port
+from pallava.cli.launch import free_port
 from tests.smoke.tiny import save_data, save_parts, write_config
 
 pytestmark = pytest.mark.smoke
@@ -125,7 +125,7 @@ def test_two_nodes(config, tmp_path, deepspeed):
         "run": ("--seed", "1024"),
         "resumed": ("--resume", str(tmp_path / "run" / f"iter_{STEPS // 2}.pth")),
     }.items():
-        nodes["PORT"] = str(_free_port())
+        nodes["PORT"] = str(free_port())
         launched = [
             start(config, tmp_path / run, *deepspeed, *arguments, NODE_RANK=str(rank), **nodes) for rank in (0, 1)
         ]

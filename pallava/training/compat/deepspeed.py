@@ -3,7 +3,6 @@
 import functools
 import importlib
 import os
-import socket
 from importlib.metadata import version
 from typing import Any
 
@@ -37,14 +36,7 @@ def name_single_process() -> None:
     if launched or mpi_processes > 1:
         return
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-
-
-def free_port() -> int:
-    """A TCP port of this machine that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")  # any free port: nobody else joins
 
 
 def gather_without_gradients() -> bool:
