@@ -184,6 +184,7 @@ custom_hooks = [
         questions=sample_questions,
         prompt_template=prompt_template,
         every_n_iters=sample_chat_steps,
+        max_new_tokens=256,
     ),
     dict(type=GroupLearningRateHook),
     dict(type=RandomStateHook),

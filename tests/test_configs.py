@@ -100,7 +100,7 @@ DEMO_KEYS = DEMO_TOP | {key for top in DEMO_TOP for key in READ_BY[top]}
 DEMO_KEYS |= {"warmup_ratio", "param_scheduler.0.end", "param_scheduler.1.begin", "default_hooks.logger.interval"}
 DEMO_KEYS |= {f"model.connector.{key}" for key in ("num_hidden_layers", "num_attention_heads", "intermediate_size")}
 DEMO_KEYS |= {f"model.llm_lora.{key}" for key in ("r", "lora_alpha", "lora_dropout")}
-DEMO_KEYS |= {"model.connector.dropout", "model.use_activation_checkpointing"}
+DEMO_KEYS |= {"model.connector.dropout", "model.use_activation_checkpointing", "custom_hooks.1.max_new_tokens"}
 DIFFERENT = {
     f"demo/{STAGES[0]}": DEMO_KEYS,
     f"demo/{STAGES[1]}": DEMO_KEYS

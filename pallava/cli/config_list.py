@@ -1,4 +1,8 @@
-"""List the names of our configs, which `pallava train` and `pallava config copy` take."""
+"""List the names of our configs, which `pallava train` and `pallava config copy` take.
+
+example:
+  pallava config list
+"""
 
 import argparse
 
