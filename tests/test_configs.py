@@ -84,6 +84,7 @@ DEMO_TOP = {
     "data_path",
     "image_folder",
     "sample_images",
+    "sample_questions",
     "prompt_template",
     "context_length",
     "num_visual_tokens",

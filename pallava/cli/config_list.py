@@ -1,7 +1,6 @@
 """List the names of our configs, which `pallava train` and `pallava config copy` take.
 
-example:
-  pallava config list
+For example: pallava config copy pallava_domain_alignment
 """
 
 import argparse
