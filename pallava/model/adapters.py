@@ -1,7 +1,6 @@
 """LoRA adapters of the language model, through peft."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from pallava.errors import PallavaError
+from pallava.model.bitsandbytes import block_broken_bitsandbytes
 
 
 def is_adapted(llm: nn.Module) -> bool:
@@ -39,31 +39,7 @@ def load_adapter(base_llm: str | None, adapter: Path, **kwargs: Any) -> Any:
     """
     if not base_llm:
         raise PallavaError(f"{adapter} needs its base language model, and names none: give base_llm=... (its path).")
-    hide_broken_bitsandbytes()
+    block_broken_bitsandbytes()
     from peft import PeftModel  # imports bitsandbytes where it finds it
 
     return PeftModel.from_pretrained(open_llm(base_llm, **kwargs), str(adapter))
-
-
-def hide_broken_bitsandbytes() -> None:
-    """Makes peft and transformers see that bitsandbytes is not there when it cannot be imported.
-
-    bitsandbytes 0.45.0, which xtuner pins, asks for a module that triton dropped with torch 2.6, and peft imports
-    it as soon as it is installed. Does nothing where the import works.
-    """
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        for name in [name for name in sys.modules if name.split(".")[0] == "bitsandbytes"]:
-            del sys.modules[name]
-        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
-        _forget_bitsandbytes()
-
-
-def _forget_bitsandbytes() -> None:
-    import transformers.utils.import_utils as transformers_imports
-    from peft import import_utils as peft_imports
-
-    transformers_imports._bitsandbytes_available = False
-    for name in ("is_bnb_available", "is_bnb_4bit_available"):
-        getattr(peft_imports, name).cache_clear()

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pallava.model import PALLaVAForConditionalGeneration, ScaleInvariantConnector, load_plip
-from pallava.model.adapters import hide_broken_bitsandbytes
+from pallava.model.bitsandbytes import block_broken_bitsandbytes
 from pallava.model.checkpoints import (
     PLIP_RENAMES,
     compare_keys,
@@ -88,7 +88,7 @@ def test_saved_and_opened_again(model: PALLaVAForConditionalGeneration, tmp_path
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> PALLaVAForConditionalGeneration:
     """The model with the recorded training checkpoint in it; its base language model lies in a folder."""
-    hide_broken_bitsandbytes()
+    block_broken_bitsandbytes()
     folder = tmp_path_factory.mktemp("adapted")
     base = golden.llm()
     base.save_pretrained(folder / "base")

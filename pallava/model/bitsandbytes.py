@@ -1,6 +1,11 @@
-"""bitsandbytes 0.45.0, which xtuner 0.2.0 pins, cannot be imported beside triton 3.3 or newer (torch 2.7)."""
+"""bitsandbytes 0.45.0, which xtuner 0.2.0 pins, cannot be imported beside triton 3.3 or newer (torch 2.7).
+
+It stands here and not among the work-arounds of training, which applies it too, because a model folder with an adapter
+opens without xtuner.
+"""
 
 import importlib
+import logging
 import sys
 from typing import Any
 
@@ -13,6 +18,7 @@ def block_broken_bitsandbytes() -> bool:
     They look whether the package is there, not whether it works, so that LoRA on an ordinary model fails. Must run
     before the first LoRA is built.
     """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # that it has no GPU, said at every command on a CPU
     try:
         importlib.import_module("bitsandbytes")
     except Exception as error:  # it fails in many ways: ImportError, RuntimeError, OSError of a shared library
