@@ -6,7 +6,7 @@ A second run goes on where the first one stopped. For research only: nothing her
 """
 
 import argparse
-import os
+import signal
 import sys
 from pathlib import Path
 
@@ -29,10 +29,10 @@ def run(args: argparse.Namespace) -> int:
     from pallava.demo.settings import DemoSettings
 
     settings = DemoSettings().scaled(args.scale)
-    # Read when torch loads: a thread that waits by spinning takes a shared core's time from those that work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pallava.demo.pipeline import Demo  # takes seconds to import; a wrong argument is told at once
 
+    # Asked to end, Python would leave the training that it started alone and running.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     report = Demo(Path("demo"), settings, _Lines()).run()
     fine = report["fine_detail_accuracy"]
     print(

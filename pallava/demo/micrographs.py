@@ -30,6 +30,7 @@ DYES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] =
 STAINS = tuple(DYES)
 DENSITIES: dict[str, float] = {"sparse": 1.6, "moderate": 4.6, "dense": 11.0}
 """Nuclei for each 1,000 square pixels."""
+_BAR_LENGTH, _SMUDGE = 11.0, 0.66
 GLAND_COUNTS = ("none", "one", "two", "three")
 
 
@@ -43,7 +44,8 @@ class Facts:
         glands: Number of glands, 0 to 3.
         necrosis: Whether there is an area of necrosis.
         inflammation: Whether there is a cluster of small dark round nuclei.
-        mitosis: Whether the dark figures are pairs of bars; otherwise they are round and of the same mass.
+        mitosis: Whether the figures in a halo are pairs of dark bars; otherwise they are even smudges that let
+            as much light pass.
     """
 
     stain: str
@@ -104,7 +106,7 @@ def draw(facts: Facts, rng: Generator) -> Micrograph:
         "gland": _paint_gland,
         "necrosis": _paint_necrosis,
         "inflammation": _paint_inflammation,
-        "figure": _paint_mitosis if facts.mitosis else _paint_round_figure,
+        "figure": _paint_mitosis if facts.mitosis else _paint_smudge,
     }
     for region in regions:
         painters[region.kind](nuclei, ground, region, rng)
@@ -122,7 +124,7 @@ def _develop(nuclei: Floats, ground: Floats, stain: str, rng: Generator) -> NDAr
 def _place(facts: Facts, width: int, height: int, rng: Generator) -> tuple[Region, ...]:
     """Finds room for everything, so that nothing overlaps; shrinks it where there is not enough."""
     wanted = [("necrosis", 25.0)] * facts.necrosis + [("inflammation", 20.0)] * facts.inflammation
-    wanted += [("gland", 22.0)] * facts.glands + [("figure", 8.0)] * int(rng.integers(4, 6))
+    wanted += [("gland", 23.0)] * facts.glands + [("figure", 8.0)] * int(rng.integers(4, 7))
     placed: list[Region] = []
     for kind, usual in wanted:
         radius, tries = usual * rng.uniform(0.92, 1.1), 0
@@ -168,7 +170,7 @@ def _paint_gland(nuclei: Floats, ground: Floats, region: Region, rng: Generator)
 def _paint_necrosis(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> None:
     height, width = ground.shape
     ragged = _distance(ground.shape, region) + 3.5 * _smooth_noise(height, width, 6, rng)
-    inside = _edge((ragged - region.radius) * np.float32(0.5))
+    inside = _edge((ragged - np.float32(region.radius)) * np.float32(0.5))
     granular = 1.5 + 0.25 * rng.standard_normal(ground.shape).astype(np.float32)
     ground[:] = ground * (1 - inside) + inside * granular
     nuclei[:] *= 1 - inside
@@ -189,19 +191,26 @@ def _paint_inflammation(nuclei: Floats, ground: Floats, region: Region, rng: Gen
 
 
 def _paint_mitosis(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> None:
+    """Two dark bars, 4.4 pixels from middle to middle: tiles show them, overviews mix them with what is between."""
+    along, across = _figure_axes(nuclei, ground, region, rng)
+    bars = np.maximum(along - _BAR_LENGTH / 2, np.abs(across - 2.2) - 1.0)
+    np.maximum(nuclei, 1.7 * _edge(bars), out=nuclei)
+
+
+def _paint_smudge(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> None:
+    """The outline of two bars, evenly filled, so that as much light passes in all."""
+    along, across = _figure_axes(nuclei, ground, region, rng)
+    filled = np.maximum(along - _BAR_LENGTH / 2, across - 3.2)
+    np.maximum(nuclei, _SMUDGE * _edge(filled), out=nuclei)
+
+
+def _figure_axes(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> tuple[Floats, Floats]:
+    """Clears a halo; distances from the figure's two axes, each (R, C)."""
     _clear_halo(nuclei, ground, region)
     angle = rng.integers(2) * np.pi / 2 + rng.uniform(-0.25, 0.25)
     ys, xs = _offsets(ground.shape, region)
     along, across = xs * np.cos(angle) + ys * np.sin(angle), ys * np.cos(angle) - xs * np.sin(angle)
-    bars = np.maximum(np.abs(along) - 4.6, np.abs(np.abs(across) - 2.9) - 1.25)
-    np.maximum(nuclei, 1.7 * _edge(bars), out=nuclei)
-
-
-def _paint_round_figure(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> None:
-    """As dark in all as two bars (2 x 9.2 x 2.5), but one round lump."""
-    _clear_halo(nuclei, ground, region)
-    ys, xs = _offsets(ground.shape, region)
-    np.maximum(nuclei, 1.7 * _edge(np.hypot(xs, ys) - (2 * 9.2 * 2.5 / np.pi) ** 0.5), out=nuclei)
+    return np.abs(along), np.abs(across)
 
 
 def _clear_halo(nuclei: Floats, ground: Floats, region: Region) -> None:

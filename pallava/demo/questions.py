@@ -157,7 +157,7 @@ def view_caption(facts: Facts, regions: Sequence[Region], *, overview: bool) -> 
     parts = [f"{facts.stain} {facts.density}", f"glands {glands}"]
     parts += [f"{kind} {_yes_no(kind in kinds)}" for kind in ("necrosis", "inflammation")]
     if not overview and "figure" in kinds:
-        parts.append("mitotic bars" if facts.mitosis else "round clump")
+        parts.append("mitotic bars" if facts.mitosis else "pale smudge")
     return ("overview " if overview else "tile ") + " ".join(parts)
 
 

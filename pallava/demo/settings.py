@@ -15,7 +15,7 @@ PLIP_MODEL: dict[str, Any] = {
     "vision_cfg": {
         "layers": 4, "width": 192, "head_width": 48, "patch_size": PATCH_SIZE, "image_size": TILE_SIZE
     },
-    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 96, "heads": 2, "layers": 2},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 96, "heads": 2, "layers": 2},
 }  # fmt: skip
 """The small PLIP, as open_clip describes a model."""
 
@@ -37,7 +37,7 @@ class DemoSettings:
         closed_per_attribute: Held-out closed questions on each attribute, about.
         open_per_attribute: Held-out open questions on each attribute that has some, about.
         eval_batch: Questions answered at once.
-        processes: Of stage 2.
+        processes: Of both stages.
         seed: Of drawing, training and questions.
     """
 

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -68,7 +69,6 @@ def _environment(processes: int) -> dict[str, str]:
     path = [str(Path(sys.executable).parent), environment.get("PATH", "")]
     environment["PATH"] = os.pathsep.join(path)  # xtuner starts whatever `python` and `torchrun` come first
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads would take a shared core's time
     environment["TOKENIZERS_PARALLELISM"] = "false"
     environment["NPROC_PER_NODE"] = str(processes)
     for name in ("NNODES", "NODE_RANK", "ADDR", "PORT"):
@@ -83,7 +83,13 @@ def _run(
     progress: Callable[[str], None],
 ) -> int:
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # a group of its own, so that all its processes can be ended
     )
     assert process.stdout is not None
     try:
@@ -94,7 +100,7 @@ def _run(
         return process.wait()
     finally:
         if process.poll() is None:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 def _tail(log: Path, lines: int = 25) -> str:

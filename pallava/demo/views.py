@@ -46,8 +46,8 @@ def view_batches(
     alike = _alike(pictures)
     while True:
         views, captions = [], []
-        # Every other batch is of one stain and density: there the rest must tell the captions apart.
-        pool = alike[rng.integers(len(alike))] if rng.integers(2) else np.arange(len(pictures))
+        # Three batches of four are of one stain and density: there the rest must tell the captions apart.
+        pool = alike[rng.integers(len(alike))] if rng.integers(4) else np.arange(len(pictures))
         for position, index in enumerate(rng.choice(pool, batch_size)):
             picture = pictures[index]
             is_overview = position % 2 == 0

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +83,9 @@ def _optimize(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings.steps))
     model.train()
+    pace = _Pace()
     for step, (pixels, captions) in zip(range(settings.steps), batches, strict=False):
+        pace.next_step()
         image, text, scale = model(pixels, tokenize(captions))[:3]
         loss = contrast(image, text, scale)
         optimizer.zero_grad(set_to_none=True)
@@ -94,6 +97,7 @@ def _optimize(
             model.logit_scale.clamp_(0, math.log(100))  # as CLIP does
         losses.append(loss.item())
         on_step(step + 1, losses[-1])
+    pace.restore()
     return losses
 
 
@@ -103,3 +107,32 @@ def _rate(step: int, steps: int) -> float:
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+class _Pace:
+    """Finds out how many threads are fastest: on a shared computer a small model is slower with all of them.
+
+    The first steps of each try warm up and are not counted; then the faster number stays.
+    """
+
+    _steps = 6
+
+    def __init__(self) -> None:
+        self._before = torch.get_num_threads()
+        self._tries = sorted({self._before, 1}, reverse=True)
+        self._times: list[list[float]] = [[] for _ in self._tries]
+        self._count = 0
+
+    def next_step(self) -> None:
+        """Is called before each step."""
+        number, self._count = self._count // self._steps, self._count + 1
+        if number < len(self._tries):
+            torch.set_num_threads(self._tries[number])
+            self._times[number].append(time.perf_counter())
+        elif number == len(self._tries) and (self._count - 1) % self._steps == 0:
+            spans = [times[-1] - times[2] for times in self._times]
+            torch.set_num_threads(self._tries[spans.index(min(spans))])
+
+    def restore(self) -> None:
+        """Puts the number of threads back."""
+        torch.set_num_threads(self._before)
