@@ -10,7 +10,7 @@ from PIL import Image
 
 from pallava.demo.exam import is_right
 from pallava.demo.material import picture_paths
-from pallava.demo.questions import TestQuestion
+from pallava.demo.questions import FINE_DETAIL, TestQuestion
 from pallava.demo.settings import PIXEL_MEAN, PIXEL_STD, TILE_SIZE
 from pallava.images import open_image
 from pallava.report import page as html
@@ -40,7 +40,7 @@ def write_page(folder: Path, report: dict[str, Any], questions: Sequence[TestQue
         html.heading("What it was asked", "Held-out synthetic images, and wordings that training never used."),
         _result_table(report, questions),
         html.heading("Samples", "Each image, what the encoder sees of it, and what the model answers."),
-        html.grid(_samples(folder, questions, answers)),
+        html.grid(_samples(folder, questions, answers), is_wide=True),
         html.heading("How the trainings went"),
         html.grid(_curves(folder)),
         html.heading("Real pictures in the training", "Captions say what can be measured on them, no more."),
@@ -57,17 +57,21 @@ def _key_figures(report: dict[str, Any]) -> str:
     return html.figures(
         [
             (percent(report["closed_accuracy"]), "of closed questions right"),
-            (percent(report["closed_accuracy_shuffled"]), "with another image: it does look"),
+            (percent(report["closed_accuracy_shuffled"]), "of them with shuffled images"),
             (percent(report["open_exact_match"]), "of open questions exactly right"),
             (percent(fine["with_tiles"]), "on the fine detail, with tiles"),
-            (percent(fine["tiles_replaced_by_overview"]), "on it with the overview alone"),
+            (percent(fine["tiles_replaced_by_overview"]), "on it, with the overview in their place"),
         ]
     )
 
 
 def _result_table(report: dict[str, Any], questions: Sequence[TestQuestion]) -> str:
     rows = [
-        [name, str(sum(q.attribute == name for q in questions)), percent(value)]
+        [
+            name + " (the fine detail)" * (name == FINE_DETAIL),
+            str(sum(q.attribute == name for q in questions)),
+            percent(value),
+        ]
         for name, value in report["attribute_accuracy"].items()
     ]
     closed = sum(q.closed for q in questions)

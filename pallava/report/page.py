@@ -31,13 +31,15 @@ p { max-width: 70ch; } .soft { color: var(--soft); }
 .figure span { font-size: .85rem; color: var(--soft); }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 310px), 1fr)); gap: 1rem; }
 .card h3 { font-size: 1rem; margin: 0 0 .6rem; } .card svg { width: 100%; height: auto; }
+.wide { grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); }
 .pictures { display: flex; gap: 1rem; align-items: flex-start; flex-wrap: wrap; }
 .pictures figure { margin: 0; } figcaption { font-size: .75rem; color: var(--soft); margin-bottom: .25rem; }
 img { display: block; border-radius: 4px; } .tiles { display: grid; gap: 3px; width: max-content; }
 ul.answers { list-style: none; margin: .9rem 0 0; padding: 0; font-size: .92rem; }
 ul.answers li { padding: .35rem 0; border-top: 1px solid var(--line); display: flex; gap: .75rem;
   justify-content: space-between; }
-.right { color: var(--good); white-space: nowrap; } .wrong { color: var(--bad); white-space: nowrap; }
+ul.answers span + span { text-align: right; max-width: 60%; } .right { color: var(--good); }
+.wrong { color: var(--bad); }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .93rem; }
 caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
 th, td { padding: .45rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
@@ -83,9 +85,9 @@ def figures(values: Sequence[tuple[str, str]]) -> str:
     return f'<div class="figures">{"".join(boxes)}</div>'
 
 
-def grid(cards: Sequence[str]) -> str:
-    """Cards side by side where there is room."""
-    return f'<div class="grid">{"".join(cards)}</div>'
+def grid(cards: Sequence[str], *, is_wide: bool = False) -> str:
+    """Cards side by side where there is room; wide ones in two columns at most."""
+    return f'<div class="grid{" wide" * is_wide}">{"".join(cards)}</div>'
 
 
 def card(title: str, content: str) -> str:
