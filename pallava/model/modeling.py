@@ -185,6 +185,41 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
         fused = self.fuse(input_ids, visual_tokens, attention_mask=attention_mask, labels=labels)
         return self.llm(**fused, use_cache=False, **llm_kwargs)
 
+    def compute_loss(
+        self,
+        input_ids: LongTensor,
+        labels: LongTensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | Sequence[Tensor] | None = None,
+        tiles_per_image: Tensor | Sequence[int] | None = None,
+    ) -> Tensor:
+        """The loss of `forward`, without the logits of positions that teach nothing.
+
+        Of a question and its short answer the vocabulary's scores are needed for the answer alone: with 128,256
+        words they would take most of the memory, and in the backward pass twice.
+
+        Args:
+            input_ids: As in `forward`, as all that follows.
+            labels: (B, L).
+            attention_mask: (B, L).
+            pixel_values: Tiles.
+            tiles_per_image: (I,).
+
+        Returns:
+            Mean cross-entropy over the labels that are not -100, a scalar.
+
+        Raises:
+            PallavaError: The number of image markers is not the number of images.
+        """
+        visual_tokens = None if pixel_values is None else self.encode_images(pixel_values, tiles_per_image)
+        fused = self.fuse(input_ids, visual_tokens, attention_mask=attention_mask, labels=labels)
+        targets = fused.pop("labels")[:, 1:]
+        llm = self.llm.get_base_model() if is_adapted(self.llm) else self.llm
+        hidden = llm.base_model(**fused, use_cache=False).last_hidden_state[:, :-1]  # (B, L'-1, H)
+        taught = targets != IGNORE_INDEX
+        logits = llm.get_output_embeddings()(hidden[taught])  # (taught labels, V)
+        return nn.functional.cross_entropy(logits.float(), targets[taught])
+
     @torch.no_grad()
     def generate(
         self,

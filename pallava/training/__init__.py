@@ -1,7 +1,8 @@
 """The xtuner plugin. Importing it applies the work-arounds and registers our parts."""
 
-from pallava.training import compat
+from pallava.training import compat, failures
 
+failures.tell_in_a_sentence()
 compat.apply()  # before the imports below: peft must not meet a broken bitsandbytes
 
 from xtuner.registry import BUILDER  # noqa: E402

@@ -1,5 +1,6 @@
 """The model as xtuner trains it: which parts are frozen, what is saved, where weights come from."""
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +30,13 @@ def build_connector(visual_hidden_size: int, llm_hidden_size: int, **sizes: Any)
         visual_hidden_size: Width of the encoder's tokens.
         llm_hidden_size: Width of the language model's embeddings.
         **sizes: The other fields of `ScaleInvariantConnectorConfig`.
+
+    Raises:
+        PallavaError: There is no such field.
     """
+    known = set(inspect.signature(ScaleInvariantConnectorConfig).parameters) - {"kwargs"}
+    if unknown := sorted(sizes.keys() - known):  # transformers' configurations would take anything
+        raise PallavaError(f"model.connector has no {', '.join(unknown)}: it knows {', '.join(sorted(known))}.")
     return ScaleInvariantConnector(
         ScaleInvariantConnectorConfig(visual_hidden_size=visual_hidden_size, llm_hidden_size=llm_hidden_size, **sizes)
     )
@@ -112,9 +119,10 @@ class PALLaVAModel(BaseModel):
         """
         has_images = len(data["tiles_per_image"]) > 0
         inputs = {k: v for k, v in data.items() if has_images or k not in ("pixel_values", "tiles_per_image")}
-        output = self.network(**inputs)
         if mode == "loss":
-            return {"loss": output.loss if has_images else output.loss + self._nothing_from_connector()}
+            loss = self.network.compute_loss(**inputs)
+            return {"loss": loss if has_images else loss + self._nothing_from_connector()}
+        output = self.network(**inputs)
         if mode == "predict":
             return [{"logits": logits} for logits in output.logits]
         return output

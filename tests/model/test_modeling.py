@@ -161,3 +161,9 @@ def test_parts_of_other_widths_are_refused() -> None:
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PallavaError, match="No model folder"):
         PALLaVAForConditionalGeneration.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_the_loss_alone_equals_that_beside_logits(model: PALLaVAForConditionalGeneration, left: bool) -> None:
+    batch = golden.batch(golden.samples(), left)
+    torch.testing.assert_close(model.compute_loss(**batch), model(**batch).loss)

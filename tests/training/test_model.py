@@ -148,3 +148,8 @@ def test_malicious_pretrained_weights_execute_nothing(tmp_path: Path) -> None:
     with pytest.raises(PallavaError, match="nothing in it was executed"):
         tiny(pretrained_pth=str(save_malicious(tmp_path / "stage1.pth", proof)))
     assert not proof.exists()
+
+
+def test_a_misspelt_size_of_the_connector_is_named() -> None:
+    with pytest.raises(PallavaError, match="model.connector has no num_layers: it knows .*num_hidden_layers"):
+        build_connector(24, 16, num_layers=3)
