@@ -2,8 +2,9 @@
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
+from pallava.model.configuration import PALLaVAConfig
 from pallava.model.connector import ScaleInvariantConnector, ScaleInvariantConnectorConfig
-from pallava.model.modeling import PALLaVAConfig, PALLaVAForConditionalGeneration
+from pallava.model.modeling import PALLaVAForConditionalGeneration
 from pallava.model.processor import PALLaVAProcessor
 from pallava.model.vision import load_image_processor, load_plip
 

@@ -13,12 +13,9 @@ import torch
 from torch import LongTensor, Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    CLIPVisionConfig,
     CLIPVisionModel,
     GenerationConfig,
-    PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -26,55 +23,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from pallava.errors import PallavaError
 from pallava.model.adapters import is_adapted, load_adapter
 from pallava.model.checkpoints import load_strictly, read_weights
-from pallava.model.connector import ScaleInvariantConnector, ScaleInvariantConnectorConfig
+from pallava.model.configuration import PALLaVAConfig
+from pallava.model.connector import ScaleInvariantConnector
+from pallava.model.fusion import fuse
 from pallava.model.vision import patch_tokens
-from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from pallava.prompts import IGNORE_INDEX
 
 ADAPTER_FOLDER = "adapter"
 _MAX_NEW_TOKENS = 256
-
-
-class PALLaVAConfig(PretrainedConfig):
-    """Configuration of the whole model.
-
-    Args:
-        text_config: The language model's configuration, or its dictionary.
-        vision_config: The encoder's.
-        connector_config: The connector's.
-        vision_feature_layer: Which hidden states of the encoder the connector reads.
-        base_llm: Name or path of the language model, where the folder holds an adapter beside it.
-    """
-
-    model_type = "pallava"
-    sub_configs = {
-        "text_config": AutoConfig,
-        "vision_config": CLIPVisionConfig,
-        "connector_config": ScaleInvariantConnectorConfig,
-    }
-
-    def __init__(
-        self,
-        text_config: PretrainedConfig | dict[str, Any] | None = None,
-        vision_config: CLIPVisionConfig | dict[str, Any] | None = None,
-        connector_config: ScaleInvariantConnectorConfig | dict[str, Any] | None = None,
-        vision_feature_layer: int = -2,
-        base_llm: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if not isinstance(text_config, PretrainedConfig):
-            values = dict(text_config or {})
-            text_config = AutoConfig.for_model(values.pop("model_type", "llama"), **values)
-        self.text_config = text_config
-        self.vision_config = _as_config(CLIPVisionConfig, vision_config)
-        self.connector_config = _as_config(ScaleInvariantConnectorConfig, connector_config)
-        self.vision_feature_layer = vision_feature_layer
-        self.base_llm = base_llm
-        super().__init__(**kwargs)
-
-    @property
-    def num_visual_tokens(self) -> int:
-        """How many tokens of the language model one image takes."""
-        return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
 
 
 class PALLaVAForConditionalGeneration(PreTrainedModel):
@@ -252,65 +208,17 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
 
     def fuse(
         self,
-        input_ids: LongTensor,
+        input_ids: Tensor,
         visual_tokens: Tensor | None,
         *,
         attention_mask: Tensor | None = None,
-        labels: LongTensor | None = None,
+        labels: Tensor | None = None,
         left: bool | None = None,
     ) -> dict[str, Tensor]:
-        """Puts visual tokens in the place of the image markers.
-
-        Args:
-            input_ids: (B, L), with -200 for each image.
-            visual_tokens: (I, T, H), or None where there is no image.
-            attention_mask: (B, L), 0 for padding.
-            labels: (B, L).
-            left: Whether padding goes to the left; default: the side it is on in `attention_mask`.
-
-        Returns:
-            `inputs_embeds` (B, L', H), `attention_mask` and `position_ids` (B, L'), and `labels` if given.
-
-        Raises:
-            PallavaError: The number of markers is not the number of images.
-        """
-        input_ids = input_ids.to(self.device)  # type: ignore[assignment]
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)
-        is_image = (input_ids == IMAGE_TOKEN_INDEX) & mask.bool()
-        is_text = (input_ids != IMAGE_TOKEN_INDEX) & mask.bool()
-        num_images = 0 if visual_tokens is None else len(visual_tokens)
-        if int(is_image.sum()) != num_images:
-            raise PallavaError(
-                f"The text holds {int(is_image.sum())} image marker(s), but {num_images} image(s) were given: "
-                "each image needs exactly one <image> in the text."
-            )
-        num_tokens = 1 if visual_tokens is None else visual_tokens.shape[1]
-        spans = mask + is_image * (num_tokens - 1)  # how many positions each token takes
-        starts = spans.cumsum(1) - spans  # (B, L)
-        lengths = spans.sum(1)
-        total = int(lengths.max())
-        left = bool((mask[:, 0] == 0).any()) if left is None else left
-        offsets = (total - lengths) * int(left)
-        starts = starts + offsets[:, None]
-        rows = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(input_ids)
-
-        text_embeds = self.llm.get_input_embeddings()(input_ids[is_text])
-        embeds = text_embeds.new_zeros(len(input_ids), total, text_embeds.shape[-1])
-        embeds = embeds.index_put((rows[is_text], starts[is_text]), text_embeds)
-        if visual_tokens is not None and num_images:
-            places = starts[is_image][:, None] + torch.arange(num_tokens, device=starts.device)  # (I, T)
-            embeds = embeds.index_put((rows[is_image][:, None], places), visual_tokens.to(embeds.dtype))
-        positions = torch.arange(total, device=input_ids.device) - offsets[:, None]
-        real = (positions >= 0) & (positions < lengths[:, None])
-        fused = {
-            "inputs_embeds": embeds,
-            "attention_mask": real.long(),
-            "position_ids": positions.clamp(min=0),
-        }
-        if labels is not None:
-            padded = torch.full((len(input_ids), total), IGNORE_INDEX, device=input_ids.device)
-            fused["labels"] = padded.index_put((rows[is_text], starts[is_text]), labels.to(input_ids)[is_text])
-        return fused
+        """Puts visual tokens in the place of the image markers; see `pallava.model.fusion.fuse`."""
+        input_ids = input_ids.to(self.device)
+        embed = self.llm.get_input_embeddings()
+        return fuse(embed, input_ids, visual_tokens, attention_mask=attention_mask, labels=labels, left=left)
 
     def use_end_tokens(self, ids: Sequence[int]) -> None:
         """Makes `generate` stop at these tokens, beside those of the language model."""
@@ -380,10 +288,6 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """The parts have initialized themselves."""
-
-
-def _as_config(kind: type[PretrainedConfig], value: PretrainedConfig | dict[str, Any] | None) -> Any:
-    return value if isinstance(value, PretrainedConfig) else kind(**(value or {}))
 
 
 def _check_width(part: str, width: int, field: str, connector: ScaleInvariantConnector) -> None:

@@ -1,0 +1,75 @@
+"""Where text and images meet: visual tokens take the place of the image markers.
+
+Letters in shape comments: B samples, L text tokens, L' positions after fusing, I images of T visual tokens, H width.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pallava.errors import PallavaError
+from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+
+
+def fuse(
+    embed: Callable[[Tensor], Tensor],
+    input_ids: Tensor,
+    visual_tokens: Tensor | None,
+    *,
+    attention_mask: Tensor | None = None,
+    labels: Tensor | None = None,
+    left: bool | None = None,
+) -> dict[str, Tensor]:
+    """Puts visual tokens in the place of the image markers.
+
+    Args:
+        embed: The language model's input embeddings.
+        input_ids: (B, L), with -200 for each image.
+        visual_tokens: (I, T, H), or None where there is no image.
+        attention_mask: (B, L), 0 for padding.
+        labels: (B, L).
+        left: Whether padding goes to the left; default: the side it is on in `attention_mask`.
+
+    Returns:
+        `inputs_embeds` (B, L', H), `attention_mask` and `position_ids` (B, L'), and `labels` if given.
+
+    Raises:
+        PallavaError: The number of markers is not the number of images.
+    """
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)
+    is_image = (input_ids == IMAGE_TOKEN_INDEX) & mask.bool()
+    is_text = (input_ids != IMAGE_TOKEN_INDEX) & mask.bool()
+    num_images = 0 if visual_tokens is None else len(visual_tokens)
+    if int(is_image.sum()) != num_images:
+        raise PallavaError(
+            f"The text holds {int(is_image.sum())} image marker(s), but {num_images} image(s) were given: "
+            "each image needs exactly one <image> in the text."
+        )
+    num_tokens = 1 if visual_tokens is None else visual_tokens.shape[1]
+    spans = mask + is_image * (num_tokens - 1)  # how many positions each token takes
+    starts = spans.cumsum(1) - spans  # (B, L)
+    lengths = spans.sum(1)
+    total = int(lengths.max())
+    left = bool((mask[:, 0] == 0).any()) if left is None else left
+    offsets = (total - lengths) * int(left)
+    starts = starts + offsets[:, None]
+    rows = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(input_ids)
+
+    text_embeds = embed(input_ids[is_text])
+    embeds = text_embeds.new_zeros(len(input_ids), total, text_embeds.shape[-1])
+    embeds = embeds.index_put((rows[is_text], starts[is_text]), text_embeds)
+    if visual_tokens is not None and num_images:
+        places = starts[is_image][:, None] + torch.arange(num_tokens, device=starts.device)  # (I, T)
+        embeds = embeds.index_put((rows[is_image][:, None], places), visual_tokens.to(embeds.dtype))
+    positions = torch.arange(total, device=input_ids.device) - offsets[:, None]
+    real = (positions >= 0) & (positions < lengths[:, None])
+    fused = {
+        "inputs_embeds": embeds,
+        "attention_mask": real.long(),
+        "position_ids": positions.clamp(min=0),
+    }
+    if labels is not None:
+        padded = torch.full((len(input_ids), total), IGNORE_INDEX, device=input_ids.device)
+        fused["labels"] = padded.index_put((rows[is_text], starts[is_text]), labels.to(input_ids)[is_text])
+    return fused
