@@ -3,6 +3,9 @@
 Draws synthetic micrographs, trains a small encoder and both stages of PA-LLaVA on a small language model, and puts
 held-out questions to the result. It takes about 20 minutes on two cores; results lie in ./demo, a page among them.
 A second run goes on where the first one stopped. For research only: nothing here is fit for diagnosis.
+
+Example:
+  pallava demo && pallava chat demo/model --image demo/data/images/test-00000.png --question "Is necrosis present?"
 """
 
 import argparse

@@ -73,19 +73,20 @@ def score(
     Args:
         questions: All held-out questions.
         answers: To each, with its own image.
-        answers_shuffled: To each, with another image.
+        answers_shuffled: To the closed ones, with another image.
         without_tiles: To those on the fine detail alone, with the tiles replaced by the overview.
     """
     right = [is_right(a, q.answer) for q, a in zip(questions, answers, strict=True)]
-    wrong_image = [is_right(a, q.answer) for q, a in zip(questions, answers_shuffled, strict=True)]
+    asked_closed = [q for q in questions if q.closed]
+    wrong_image = [is_right(a, q.answer) for q, a in zip(asked_closed, answers_shuffled, strict=True)]
     fine = [q for q in questions if q.attribute == FINE_DETAIL]
     fine_right = [is_right(a, q.answer) for q, a in zip(fine, without_tiles, strict=True)]
     closed, open_ = [q.closed for q in questions], [not q.closed for q in questions]
-    most_frequent = Counter(q.answer for q in questions if q.closed).most_common(1)
+    most_frequent = Counter(q.answer for q in asked_closed).most_common(1)
     return {
         "closed_accuracy": _share(right, closed),
-        "closed_accuracy_shuffled": _share(wrong_image, closed),
-        "closed_accuracy_majority": round(most_frequent[0][1] / sum(closed), 4),
+        "closed_accuracy_shuffled": _share(wrong_image, [True] * len(asked_closed)),
+        "closed_accuracy_majority": round(most_frequent[0][1] / len(asked_closed), 4),
         "open_exact_match": _share(right, open_),
         "attribute_accuracy": {name: _share(right, (q.attribute == name for q in questions)) for name in ATTRIBUTES},
         "fine_detail_accuracy": {

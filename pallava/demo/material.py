@@ -49,8 +49,8 @@ def write_material(folder: Path, settings: DemoSettings, progress: Progress = la
     questions = held_out_questions(
         [_facts(record) for record in test],
         rng,
-        closed_per_attribute=settings.closed_per_attribute,
-        open_per_attribute=settings.open_per_attribute,
+        closed_per_kind=settings.closed_per_kind,
+        open_per_kind=settings.open_per_kind,
     )
     _write_json(folder / "questions.json", [dataclasses.asdict(question) for question in questions])
 

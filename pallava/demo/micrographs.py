@@ -21,17 +21,19 @@ GRIDS: tuple[tuple[int, int], ...] = ((2, 2), (3, 2), (2, 3))
 """Columns and rows of tiles that the pictures are drawn for."""
 
 DYES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
-    "H&E": ((1.25, 1.45, 0.62), (0.10, 0.62, 0.32)),
-    "IHC": ((0.75, 1.20, 1.65), (0.22, 0.14, 0.05)),
-    "PAS": ((1.10, 1.05, 0.55), (0.30, 1.00, 0.35)),
-    "trichrome": ((1.30, 1.30, 0.95), (0.85, 0.40, 0.10)),
+    "H&E": ((1.18, 1.35, 0.78), (0.23, 0.58, 0.26)),
+    "IHC": ((0.93, 1.23, 1.30), (0.29, 0.34, 0.13)),
+    "PAS": ((1.10, 1.15, 0.75), (0.33, 0.77, 0.28)),
+    "trichrome": ((1.20, 1.27, 0.95), (0.61, 0.47, 0.15)),
 }
-"""Optical density of red, green and blue for a nucleus and for the matrix, at concentration 1."""
+"""Optical density of red, green and blue for a nucleus and for the matrix, at concentration 1.
+
+The stains differ less than real ones do, so that colour does not outweigh what is drawn."""
 STAINS = tuple(DYES)
 DENSITIES: dict[str, float] = {"sparse": 1.6, "moderate": 4.6, "dense": 11.0}
 """Nuclei for each 1,000 square pixels."""
 _BAR_LENGTH, _SMUDGE = 11.0, 0.66
-GLAND_COUNTS = ("none", "one", "two", "three")
+GLAND_COUNTS = ("none", "one", "two")
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Facts:
     Attributes:
         stain: A key of `DYES`.
         density: A key of `DENSITIES`.
-        glands: Number of glands, 0 to 3.
+        glands: Number of glands, 0 to 2.
         necrosis: Whether there is an area of necrosis.
         inflammation: Whether there is a cluster of small dark round nuclei.
         mitosis: Whether the figures in a halo are pairs of dark bars; otherwise they are even smudges that let
@@ -123,8 +125,8 @@ def _develop(nuclei: Floats, ground: Floats, stain: str, rng: Generator) -> NDAr
 
 def _place(facts: Facts, width: int, height: int, rng: Generator) -> tuple[Region, ...]:
     """Finds room for everything, so that nothing overlaps; shrinks it where there is not enough."""
-    wanted = [("necrosis", 25.0)] * facts.necrosis + [("inflammation", 20.0)] * facts.inflammation
-    wanted += [("gland", 23.0)] * facts.glands + [("figure", 8.0)] * int(rng.integers(4, 7))
+    wanted = [("necrosis", 34.0)] * facts.necrosis + [("inflammation", 29.0)] * facts.inflammation
+    wanted += [("gland", 24.0)] * facts.glands + [("figure", 8.0)] * int(rng.integers(4, 7))
     placed: list[Region] = []
     for kind, usual in wanted:
         radius, tries = usual * rng.uniform(0.92, 1.1), 0
@@ -171,7 +173,7 @@ def _paint_necrosis(nuclei: Floats, ground: Floats, region: Region, rng: Generat
     height, width = ground.shape
     ragged = _distance(ground.shape, region) + 3.5 * _smooth_noise(height, width, 6, rng)
     inside = _edge((ragged - np.float32(region.radius)) * np.float32(0.5))
-    granular = 1.5 + 0.25 * rng.standard_normal(ground.shape).astype(np.float32)
+    granular = 2.4 + 0.3 * rng.standard_normal(ground.shape).astype(np.float32)
     ground[:] = ground * (1 - inside) + inside * granular
     nuclei[:] *= 1 - inside
     for _ in range(14):

@@ -172,7 +172,7 @@ class Demo:
             convert(checkpoint_of(self.folder / "stage2"), self.folder / "model", merge=True, overwrite=True)
 
     def examine(self) -> None:
-        """All held-out questions with their image and with another, those on fine detail also without tiles."""
+        """All held-out questions; the closed ones also with another image, those on fine detail without tiles."""
         from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 
         model = PALLaVAForConditionalGeneration.from_pretrained(self.folder / "model").eval()
@@ -180,11 +180,12 @@ class Demo:
         questions, paths = read_questions(self.data), picture_paths(self.data, "test")
         own = [paths[question.picture] for question in questions]
         other = [paths[number] for number in shuffled(questions, len(paths))]
+        closed = [number for number, question in enumerate(questions) if question.closed]
         fine = [number for number, question in enumerate(questions) if question.attribute == FINE_DETAIL]
         put = functools.partial(ask, model, processor, batch_size=self.settings.eval_batch, progress=self._progress)
         answers = {
             "own": put(questions, own),
-            "shuffled": put(questions, other),
+            "shuffled": put([questions[n] for n in closed], [other[n] for n in closed]),
             "without_tiles": put([questions[n] for n in fine], [own[n] for n in fine], without_tiles=True),
         }
         _write_json(self.folder / "answers.json", answers)

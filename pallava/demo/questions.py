@@ -153,7 +153,7 @@ def view_caption(facts: Facts, regions: Sequence[Region], *, overview: bool) -> 
         overview: Whether it is the whole; its scaling hides the figures, so they are not named.
     """
     kinds = [region.kind for region in regions]
-    glands = GLAND_COUNTS[min(kinds.count("gland"), 3)]
+    glands = GLAND_COUNTS[min(kinds.count("gland"), len(GLAND_COUNTS) - 1)]
     parts = [f"{facts.stain} {facts.density}", f"glands {glands}"]
     parts += [f"{kind} {_yes_no(kind in kinds)}" for kind in ("necrosis", "inflammation")]
     if not overview and "figure" in kinds:
@@ -176,31 +176,30 @@ def training_turns(facts: Facts, rng: Generator, num_turns: int) -> list[tuple[s
 
 
 def _pick_kind(attribute: str, facts: Facts, rng: Generator) -> Kind:
-    if rng.integers(2):
-        choices = [kind for kind in OPEN if kind.attribute == attribute]
-        if choices:
-            return choices[0]
+    choices = [kind for kind in OPEN if kind.attribute == attribute]
     closed = [kind for kind in CLOSED if kind.attribute == attribute]
+    # Captions teach to name a value; to compare one with the picture takes more practice.
+    if choices and rng.uniform() < (0.5 if len(closed) == 1 else 0.25):
+        return choices[0]
     wanted = _yes_no(bool(rng.integers(2)))
     matching = [kind for kind in closed if kind.answer(facts) == wanted] or closed
     return matching[rng.integers(len(matching))]
 
 
 def held_out_questions(
-    facts: Sequence[Facts], rng: Generator, *, closed_per_attribute: int, open_per_attribute: int
+    facts: Sequence[Facts], rng: Generator, *, closed_per_kind: int, open_per_kind: int
 ) -> list[TestQuestion]:
     """Questions on held-out pictures, balanced in every closed wording and in every open answer.
 
     Args:
         facts: Of the pictures.
         rng: Chooses the pictures.
-        closed_per_attribute: About how many closed questions to ask on each attribute.
-        open_per_attribute: About how many open ones, on the three attributes that have some.
+        closed_per_kind: About how often to ask each closed question.
+        open_per_kind: About how often to ask each open one.
     """
     asked: list[TestQuestion] = []
     for kind in (*CLOSED, *OPEN):
-        siblings = sum(other.attribute == kind.attribute for other in (CLOSED if kind.closed else OPEN))
-        wanted = (closed_per_attribute if kind.closed else open_per_attribute) / siblings
+        wanted = closed_per_kind if kind.closed else open_per_kind
         answers = sorted({kind.answer(fact) for fact in facts})
         each = max(1, round(wanted / len(answers) / len(kind.test)))
         for answer in answers:

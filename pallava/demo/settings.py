@@ -34,8 +34,8 @@ class DemoSettings:
         alignment_rows: Captions of stage 1, each seen once.
         instruction_rows: Conversations of stage 2, each seen once.
         turns: Questions in each conversation.
-        closed_per_attribute: Held-out closed questions on each attribute, about.
-        open_per_attribute: Held-out open questions on each attribute that has some, about.
+        closed_per_kind: How often each closed question is put, on held-out pictures.
+        open_per_kind: How often each open one is.
         eval_batch: Questions answered at once.
         processes: Of both stages.
         seed: Of drawing, training and questions.
@@ -44,14 +44,14 @@ class DemoSettings:
     train_pictures: int = 1800
     test_pictures: int = 240
     real_pictures: int = 60
-    plip_steps: int = 1200
+    plip_steps: int = 1000
     plip_batch: int = 64
     plip_lr: float = 1e-3
-    alignment_rows: int = 1200
-    instruction_rows: int = 520
+    alignment_rows: int = 1500
+    instruction_rows: int = 720
     turns: int = 6
-    closed_per_attribute: int = 72
-    open_per_attribute: int = 72
+    closed_per_kind: int = 36
+    open_per_kind: int = 72
     eval_batch: int = 32
     processes: int = 2
     seed: int = 1024

@@ -12,7 +12,7 @@ QUESTIONS = [
 
 
 def test_scores():
-    report = score(QUESTIONS, ["Yes", "no", "pas.", "no"], ["no", "no", "PAS", "yes"], ["yes"])
+    report = score(QUESTIONS, ["Yes", "no", "pas.", "no"], ["no", "no", "yes"], ["yes"])
     assert report["closed_accuracy"] == round(2 / 3, 4)
     assert report["closed_accuracy_shuffled"] == round(2 / 3, 4)
     assert report["closed_accuracy_majority"] == round(2 / 3, 4)
