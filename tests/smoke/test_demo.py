@@ -22,7 +22,7 @@ KEYS = {
 
 
 def demo(folder: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pallava.cli", "demo", "--scale", "0.01"]
+    command = [sys.executable, "-m", "pallava", "demo", "--scale", "0.01"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
@@ -45,7 +45,7 @@ def test_every_step_runs_once(tmp_path):
 
 
 def test_a_wrong_scale_is_told_in_a_sentence(tmp_path):
-    command = [sys.executable, "-m", "pallava.cli", "demo", "--scale", "3"]
+    command = [sys.executable, "-m", "pallava", "demo", "--scale", "3"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.startswith("error: the demo's scale must be above 0")

@@ -44,7 +44,8 @@ def test_a_users_mistake_is_one_sentence_and_fails(tmp_path):
     row["conversations"].append({"from": "gpt", "value": "yes"})
     (tmp_path / "damaged.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "images" / "damaged.png").write_bytes((tmp_path / "images" / "0.png").read_bytes()[:200])
-    torch.save({"state_dict": {"connector.norm.weight": torch.ones(24)}}, tmp_path / "other.pth")
+    other = {"connector.qformer.encoder.layer.0.crossattention.attention.key.weight": torch.ones(8, 8)}
+    torch.save({"state_dict": other}, tmp_path / "other.pth")
     command = [Path(sys.executable).with_name("pallava"), "train", config, "--work-dir", "run", "--cfg-options"]
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
     output["env"] = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}  # the config names a hook of the tests
