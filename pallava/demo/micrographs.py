@@ -17,7 +17,7 @@ Floats = NDArray[np.float32]
 
 UNIT = 72
 """Pixels a side of what is meant to fill one tile."""
-GRIDS: tuple[tuple[int, int], ...] = ((2, 2), (3, 2), (2, 3))
+GRIDS: tuple[tuple[int, int], ...] = ((3, 2), (2, 3))
 """Columns and rows of tiles that the pictures are drawn for."""
 
 DYES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
@@ -33,7 +33,8 @@ STAINS = tuple(DYES)
 DENSITIES: dict[str, float] = {"sparse": 1.6, "moderate": 4.6, "dense": 11.0}
 """Nuclei for each 1,000 square pixels."""
 _BAR_LENGTH, _SMUDGE = 11.0, 0.66
-GLAND_COUNTS = ("none", "one", "two")
+GLAND_COUNTS: dict[int, str] = {0: "none", 1: "one", 4: "four"}
+"""How many glands there may be, and the word for it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Facts:
     Attributes:
         stain: A key of `DYES`.
         density: A key of `DENSITIES`.
-        glands: Number of glands, 0 to 2.
+        glands: Number of glands, a key of `GLAND_COUNTS`.
         necrosis: Whether there is an area of necrosis.
         inflammation: Whether there is a cluster of small dark round nuclei.
         mitosis: Whether the figures in a halo are pairs of dark bars; otherwise they are even smudges that let
@@ -83,7 +84,7 @@ def random_facts(rng: Generator) -> Facts:
     return Facts(
         stain=str(rng.choice(STAINS)),
         density=str(rng.choice(list(DENSITIES))),
-        glands=int(rng.integers(len(GLAND_COUNTS))),
+        glands=int(rng.choice(list(GLAND_COUNTS))),
         necrosis=bool(rng.integers(2)),
         inflammation=bool(rng.integers(2)),
         mitosis=bool(rng.integers(2)),
@@ -126,7 +127,7 @@ def _develop(nuclei: Floats, ground: Floats, stain: str, rng: Generator) -> NDAr
 def _place(facts: Facts, width: int, height: int, rng: Generator) -> tuple[Region, ...]:
     """Finds room for everything, so that nothing overlaps; shrinks it where there is not enough."""
     wanted = [("necrosis", 34.0)] * facts.necrosis + [("inflammation", 29.0)] * facts.inflammation
-    wanted += [("gland", 24.0)] * facts.glands + [("figure", 8.0)] * int(rng.integers(4, 7))
+    wanted += [("gland", 23.0)] * facts.glands + [("figure", 8.0)] * int(rng.integers(4, 7))
     placed: list[Region] = []
     for kind, usual in wanted:
         radius, tries = usual * rng.uniform(0.92, 1.1), 0
@@ -158,14 +159,14 @@ def _scatter_nuclei(nuclei: Floats, per_thousand: float, regions: tuple[Region, 
 def _paint_gland(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> None:
     distance = _distance(ground.shape, region)
     inside = _edge(distance - region.radius)
-    lumen = _edge(distance - region.radius * 0.58)
+    lumen = _edge(distance - region.radius * 0.66)
     ground[:] = ground * (1 - inside) + inside * 1.05
     ground[:] = ground * (1 - lumen) + lumen * 0.03
     nuclei[:] *= 1 - inside
     count = round(region.radius * 1.15)
     start = rng.uniform(0, 2 * np.pi)
     for angle in start + np.arange(count) * 2 * np.pi / count:
-        x, y = (region.x + 0.82 * region.radius * np.cos(angle), region.y + 0.82 * region.radius * np.sin(angle))
+        x, y = (region.x + 0.85 * region.radius * np.cos(angle), region.y + 0.85 * region.radius * np.sin(angle))
         _stamp(nuclei, _disc_stamp(2.4), x, y, 0.95)
 
 
@@ -218,7 +219,7 @@ def _figure_axes(nuclei: Floats, ground: Floats, region: Region, rng: Generator)
 def _clear_halo(nuclei: Floats, ground: Floats, region: Region) -> None:
     inside = _edge(_distance(ground.shape, region) - region.radius)
     nuclei[:] *= 1 - inside
-    ground[:] = ground * (1 - inside) + inside * 0.25
+    ground[:] = ground * (1 - inside) + inside * 0.4
 
 
 def _offsets(shape: tuple[int, ...], region: Region) -> tuple[Floats, Floats]:

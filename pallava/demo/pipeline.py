@@ -113,9 +113,12 @@ class Demo:
             np.random.default_rng(sizes.seed),
             batch_size=sizes.plip_batch,
         )
+        settings = PretrainingSettings(
+            "pallava-demo", PLIP_MODEL, sizes.plip_steps, sizes.plip_lr, lock_text=True, seed=sizes.seed
+        )
         losses = train_plip(
             batches,
-            PretrainingSettings("pallava-demo", PLIP_MODEL, steps=sizes.plip_steps, lr=sizes.plip_lr, seed=sizes.seed),
+            settings,
             self.folder / "plip_training",
             on_step=lambda step, loss: self._progress(f"step {step} of {sizes.plip_steps}, loss {loss:.3f}"),
         )

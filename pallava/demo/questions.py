@@ -26,6 +26,7 @@ class Kind:
         test: Wordings for the held-out questions.
         answer: From facts to the answer.
         closed: Whether the answer is yes or no.
+        yes: Share of all pictures where a closed question's answer is yes.
     """
 
     attribute: str
@@ -33,42 +34,34 @@ class Kind:
     test: tuple[str, ...]
     answer: Callable[[Facts], str] = field(compare=False)
     closed: bool = True
+    yes: float = 0.5
 
 
 def _yes_no(truth: bool) -> str:
     return "yes" if truth else "no"
 
 
-def _value_kinds() -> list[Kind]:
-    """Closed questions that name a value: one kind for each stain and density."""
-    kinds = [
-        Kind(
-            "stain",
-            (f"Is the stain {value}?", f"Is this section stained with {value}?", f"Was {value} used here?"),
-            (f"Is this a {value} stain?", f"Is the tissue stained with {value}?"),
-            lambda facts, value=value: _yes_no(facts.stain == value),  # type: ignore[misc]
-        )
-        for value in STAINS
-    ]
-    kinds += [
-        Kind(
-            "density",
-            (f"Is the nuclear density {value}?", f"Are the nuclei {value}?", f"Is this a {value} nuclear pattern?"),
-            (f"Is the density of nuclei {value}?", f"Would you call the nuclei {value}?"),
-            lambda facts, value=value: _yes_no(facts.density == value),  # type: ignore[misc]
-        )
-        for value in DENSITIES
-    ]
-    return kinds
-
-
 CLOSED: tuple[Kind, ...] = (
-    *_value_kinds(),
+    Kind(
+        "stain",
+        ("Is the stain H&E?", "Is this section stained with H&E?", "Was H&E used here?"),
+        ("Is this an H&E stain?", "Is the tissue stained with H&E?"),
+        lambda facts: _yes_no(facts.stain == "H&E"),
+        yes=1 / len(STAINS),
+    ),
+    Kind(
+        "density",
+        ("Is the nuclear density high?", "Are the nuclei dense?", "Is this a dense nuclear pattern?"),
+        ("Is the density of nuclei high?", "Would you call the nuclei dense?"),
+        lambda facts: _yes_no(facts.density == "dense"),
+        yes=1 / len(DENSITIES),
+    ),
     Kind(
         "glands",
         ("Are there glands?", "Is a gland present?", "Do you see any gland?"),
         ("Are any glands present?", "Is there a gland?"),
         lambda facts: _yes_no(facts.glands > 0),
+        yes=1 - 1 / len(GLAND_COUNTS),
     ),
     Kind(
         "necrosis",
@@ -127,6 +120,9 @@ class TestQuestion:
     closed: bool
 
 
+_CLOSED_TURNS = 0.2
+"""Of an attribute's turns, those of a closed question with a certain answer."""
+
 CAPTION_PROMPTS = ("Describe it.", "What is shown?", "Describe the image.", "Give the findings.")
 """Short ones: on a small computer every token of a prompt costs time."""
 
@@ -144,28 +140,30 @@ def caption(facts: Facts) -> str:
     return ", ".join(parts) + "."
 
 
-def view_caption(facts: Facts, regions: Sequence[Region], *, overview: bool) -> str:
+def view_caption(facts: Facts, regions: Sequence[Region], *, overview: bool, on_figures: bool = False) -> str:
     """What one view shows, for the encoder: the whole picture small, or a part of it at full size.
 
     Args:
         facts: Of the whole picture.
         regions: Those inside the view.
         overview: Whether it is the whole; its scaling hides the figures, so they are not named.
+        on_figures: Names nothing else where there are figures.
     """
     kinds = [region.kind for region in regions]
-    glands = GLAND_COUNTS[min(kinds.count("gland"), len(GLAND_COUNTS) - 1)]
+    glands = ("none", "one", "two", "three", "four")[kinds.count("gland")]
+    figure = ("mitotic bars" if facts.mitosis else "pale smudge") if "figure" in kinds and not overview else ""
+    if figure and on_figures:
+        return figure
     parts = [f"{facts.stain} {facts.density}", f"glands {glands}"]
     parts += [f"{kind} {_yes_no(kind in kinds)}" for kind in ("necrosis", "inflammation")]
-    if not overview and "figure" in kinds:
-        parts.append("mitotic bars" if facts.mitosis else "pale smudge")
-    return ("overview " if overview else "tile ") + " ".join(parts)
+    return " ".join(("overview" if overview else "tile", *parts, figure)).strip()
 
 
 def training_turns(facts: Facts, rng: Generator, num_turns: int) -> list[tuple[str, str]]:
     """Questions and answers about one picture for instruction tuning, in random order.
 
-    Each attribute is asked for in turn before one is asked for again. Where a question names a value, it is
-    the true one in half of the cases.
+    Each attribute is asked for in turn before one is asked for again. Over all pictures a closed question is
+    answered yes as often as no.
     """
     turns: list[tuple[str, str]] = []
     while len(turns) < num_turns:
@@ -176,14 +174,11 @@ def training_turns(facts: Facts, rng: Generator, num_turns: int) -> list[tuple[s
 
 
 def _pick_kind(attribute: str, facts: Facts, rng: Generator) -> Kind:
+    """An attribute's open question or its closed one, the latter less often where its answer is frequent."""
+    closed = next(kind for kind in CLOSED if kind.attribute == attribute)
     choices = [kind for kind in OPEN if kind.attribute == attribute]
-    closed = [kind for kind in CLOSED if kind.attribute == attribute]
-    # Captions teach to name a value; to compare one with the picture takes more practice.
-    if choices and rng.uniform() < (0.5 if len(closed) == 1 else 0.25):
-        return choices[0]
-    wanted = _yes_no(bool(rng.integers(2)))
-    matching = [kind for kind in closed if kind.answer(facts) == wanted] or closed
-    return matching[rng.integers(len(matching))]
+    share = closed.yes if closed.answer(facts) == "yes" else 1 - closed.yes
+    return choices[0] if choices and rng.uniform() > _CLOSED_TURNS / share else closed
 
 
 def held_out_questions(

@@ -50,7 +50,7 @@ class DemoSettings:
     alignment_rows: int = 1500
     instruction_rows: int = 720
     turns: int = 6
-    closed_per_kind: int = 36
+    closed_per_kind: int = 66
     open_per_kind: int = 72
     eval_batch: int = 32
     processes: int = 2

@@ -13,6 +13,10 @@ from pallava.demo.questions import view_caption
 from pallava.demo.real import measured_caption
 from pallava.tiling import TileSpec
 
+_KINDS_IN_BATCH = 4
+"""Pairs of stain and density in a batch: few, so that the rest must tell the captions apart."""
+_MAX_TRIES = 4  # times the size of a batch
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -36,29 +40,41 @@ class Picture:
 def view_batches(
     pictures: Sequence[Picture], spec: TileSpec, rng: Generator, *, batch_size: int
 ) -> Iterator[tuple[torch.Tensor, list[str]]]:
-    """Endless batches of views, half of them overviews.
+    """Endless batches of views: two of three with a third of overviews, the others of figures alone.
+
+    Beside everything else that a part shows, a figure is too little to learn from.
 
     Yields:
-        (B, 3, P, P) of float32, normalized, and B captions.
+        (B, 3, P, P) of float32, normalized, and B captions; fewer than `batch_size` if there are not enough.
     """
     overviews = [_pixels(picture.image, spec.size) for picture in pictures]
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
     alike = _alike(pictures)
     while True:
-        views, captions = [], []
-        # Three batches of four are of one stain and density: there the rest must tell the captions apart.
-        pool = alike[rng.integers(len(alike))] if rng.integers(4) else np.arange(len(pictures))
-        for position, index in enumerate(rng.choice(pool, batch_size)):
-            picture = pictures[index]
-            is_overview = position % 2 == 0
+        kinds = rng.choice(len(alike), min(_KINDS_IN_BATCH, len(alike)), replace=False)
+        pool = np.concatenate([alike[kind] for kind in kinds])
+        on_figures = rng.integers(3) == 0
+        views: list[np.ndarray] = []
+        captions: list[str] = []
+        for turn in range(_MAX_TRIES * batch_size):
+            index = int(rng.choice(pool))
+            picture, is_overview = pictures[index], turn % 3 == 0 and not on_figures
             view, regions = (overviews[index], picture.regions) if is_overview else _part(picture, spec.size, rng)
-            views.append(_flip(view, rng))
-            if picture.facts:
-                captions.append(view_caption(picture.facts, regions, overview=is_overview))
-            else:
-                captions.append(measured_caption(picture.stain, view))
+            caption = _caption(picture, view, regions, overview=is_overview, on_figures=on_figures)
+            # No caption twice: the loss would push two views apart that show the same. Figures have two in all.
+            if on_figures or caption not in captions:
+                views.append(_flip(view, rng))
+                captions.append(caption)
+            if len(views) == batch_size:
+                break
         pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float()
         yield pixels.div_(255).sub_(mean).div_(std).contiguous(), captions
+
+
+def _caption(picture: Picture, view: np.ndarray, regions: Sequence[Region], *, overview: bool, on_figures: bool) -> str:
+    if picture.facts:
+        return view_caption(picture.facts, regions, overview=overview, on_figures=on_figures)
+    return measured_caption(picture.stain, view)
 
 
 def _alike(pictures: Sequence[Picture]) -> list[np.ndarray]:

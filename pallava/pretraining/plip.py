@@ -23,6 +23,8 @@ class PretrainingSettings:
         steps: Batches to take.
         lr: Peak learning rate, after a warm-up of a tenth of the steps; it ends at zero.
         weight_decay: Of AdamW.
+        lock_text: Leaves the text tower as it is. One that starts from random weights would map captions that the
+            encoder cannot tell apart yet to one point, where neither side learns to tell them apart any more.
         seed: Of the first weights.
     """
 
@@ -31,6 +33,7 @@ class PretrainingSettings:
     steps: int = 1000
     lr: float = 1e-3
     weight_decay: float = 0.05
+    lock_text: bool = False
     seed: int = 0
 
 
@@ -78,8 +81,13 @@ def _optimize(
     from open_clip import ClipLoss
 
     contrast, losses = ClipLoss(), []
+    if settings.lock_text:
+        model.lock_text_tower()
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
+        [p for p in model.parameters() if p.requires_grad],
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        betas=(0.9, 0.98),
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings.steps))
     model.train()

@@ -15,12 +15,12 @@ from pallava.demo.questions import (
 )
 
 FACTS = [random_facts(np.random.default_rng(seed)) for seed in range(240)]
-ONE = Facts("PAS", "dense", 2, necrosis=True, inflammation=False, mitosis=True)
+ONE = Facts("PAS", "dense", 4, necrosis=True, inflammation=False, mitosis=True)
 
 
 @pytest.fixture(scope="module")
 def asked():
-    return held_out_questions(FACTS, np.random.default_rng(0), closed_per_kind=36, open_per_kind=72)
+    return held_out_questions(FACTS, np.random.default_rng(0), closed_per_kind=66, open_per_kind=72)
 
 
 def test_at_least_600_questions_on_every_attribute(asked):
@@ -62,7 +62,7 @@ def test_training_turns_are_true_and_balanced():
 
 
 def test_captions_name_every_fact():
-    assert caption(ONE) == "PAS stain, dense nuclei, two glands, necrosis yes, inflammation no, mitosis yes."
+    assert caption(ONE) == "PAS stain, dense nuclei, four glands, necrosis yes, inflammation no, mitosis yes."
 
 
 def test_the_overviews_caption_does_not_name_what_its_scaling_hides():
