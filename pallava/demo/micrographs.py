@@ -29,7 +29,8 @@ DYES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] =
 """Optical density of red, green and blue for a nucleus and for the matrix, at concentration 1.
 
 The stains differ less than real ones do, so that colour does not outweigh what is drawn."""
-STAINS = tuple(DYES)
+STAIN_SHARES: dict[str, float] = {"H&E": 0.4, "IHC": 0.2, "PAS": 0.2, "trichrome": 0.2}
+"""How often each stain is drawn: H&E is the usual one."""
 DENSITIES: dict[str, float] = {"sparse": 1.6, "moderate": 4.6, "dense": 11.0}
 """Nuclei for each 1,000 square pixels."""
 _BAR_LENGTH, _SMUDGE = 11.0, 0.66
@@ -80,9 +81,9 @@ class Micrograph:
 
 
 def random_facts(rng: Generator) -> Facts:
-    """Draws facts, each attribute evenly and independently of the others."""
+    """Draws facts, each attribute independently of the others and, but for the stain, evenly."""
     return Facts(
-        stain=str(rng.choice(STAINS)),
+        stain=str(rng.choice(list(STAIN_SHARES), p=list(STAIN_SHARES.values()))),
         density=str(rng.choice(list(DENSITIES))),
         glands=int(rng.choice(list(GLAND_COUNTS))),
         necrosis=bool(rng.integers(2)),

@@ -23,7 +23,7 @@ from pallava.demo.material import picture_paths, read_pictures, read_questions, 
 from pallava.demo.page import write_page
 from pallava.demo.questions import FINE_DETAIL
 from pallava.demo.settings import PIXEL_MEAN, PIXEL_STD, PLIP_MODEL, TILE_SIZE, DemoSettings
-from pallava.demo.stages import checkpoint_of, train_stage
+from pallava.demo.stages import FAST_PRECISION, checkpoint_of, computes_in_bf16, train_stage
 from pallava.demo.stamps import Step, run_steps
 from pallava.demo.views import view_batches
 from pallava.errors import PallavaError
@@ -165,6 +165,7 @@ class Demo:
             seed=self.settings.seed,
             log=self.folder / "logs" / f"{name}.log",
             progress=self._progress,
+            options=FAST_PRECISION if computes_in_bf16() else (),
         )
 
     def convert(self) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from numpy.random import Generator
 
-from pallava.demo.micrographs import DENSITIES, GLAND_COUNTS, STAINS, Facts, Region
+from pallava.demo.micrographs import DENSITIES, GLAND_COUNTS, STAIN_SHARES, Facts, Region
 
 ATTRIBUTES = ("stain", "density", "glands", "necrosis", "inflammation", "mitosis")
 FINE_DETAIL = "mitosis"
@@ -47,7 +47,7 @@ CLOSED: tuple[Kind, ...] = (
         ("Is the stain H&E?", "Is this section stained with H&E?", "Was H&E used here?"),
         ("Is this an H&E stain?", "Is the tissue stained with H&E?"),
         lambda facts: _yes_no(facts.stain == "H&E"),
-        yes=1 / len(STAINS),
+        yes=STAIN_SHARES["H&E"],
     ),
     Kind(
         "density",
@@ -120,7 +120,7 @@ class TestQuestion:
     closed: bool
 
 
-_CLOSED_TURNS = 0.2
+_CLOSED_TURNS = 0.25
 """Of an attribute's turns, those of a closed question with a certain answer."""
 
 CAPTION_PROMPTS = ("Describe it.", "What is shown?", "Describe the image.", "Give the findings.")

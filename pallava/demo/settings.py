@@ -41,16 +41,16 @@ class DemoSettings:
         seed: Of drawing, training and questions.
     """
 
-    train_pictures: int = 1800
+    train_pictures: int = 2400
     test_pictures: int = 240
     real_pictures: int = 60
     plip_steps: int = 1000
     plip_batch: int = 64
     plip_lr: float = 1e-3
-    alignment_rows: int = 1500
-    instruction_rows: int = 720
+    alignment_rows: int = 2520
+    instruction_rows: int = 1080
     turns: int = 6
-    closed_per_kind: int = 66
+    closed_per_kind: int = 68
     open_per_kind: int = 72
     eval_batch: int = 32
     processes: int = 2

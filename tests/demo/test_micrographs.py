@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from pallava.demo.micrographs import GRIDS, STAINS, UNIT, Facts, draw, random_facts
+from pallava.demo.micrographs import GRIDS, STAIN_SHARES, UNIT, Facts, draw, random_facts
 from pallava.tiling import choose_canvas
 
 PLAIN = Facts("H&E", "moderate", 1, necrosis=False, inflammation=False, mitosis=True)
@@ -35,7 +35,7 @@ def test_regions_are_what_the_facts_say_and_do_not_overlap():
 def test_denser_nuclei_are_darker_and_stains_differ_in_colour():
     means = [drawn(dataclasses.replace(PLAIN, density=d)).pixels.mean() for d in ("sparse", "moderate", "dense")]
     assert means[0] > means[1] > means[2]
-    colours = [drawn(dataclasses.replace(PLAIN, stain=stain)).pixels.mean((0, 1)) for stain in STAINS]
+    colours = [drawn(dataclasses.replace(PLAIN, stain=stain)).pixels.mean((0, 1)) for stain in STAIN_SHARES]
     gaps = [np.abs(a - b).max() for i, a in enumerate(colours) for b in colours[i + 1 :]]
     assert min(gaps) > 12
 

@@ -20,7 +20,7 @@ ONE = Facts("PAS", "dense", 4, necrosis=True, inflammation=False, mitosis=True)
 
 @pytest.fixture(scope="module")
 def asked():
-    return held_out_questions(FACTS, np.random.default_rng(0), closed_per_kind=66, open_per_kind=72)
+    return held_out_questions(FACTS, np.random.default_rng(0), closed_per_kind=68, open_per_kind=72)
 
 
 def test_at_least_600_questions_on_every_attribute(asked):
