@@ -29,7 +29,7 @@ from pallava.data.clean.species_terms import (
 
 Species = Literal["human", "non-human"]
 
-_DASHES = str.maketrans({dash: "-" for dash in "‐‑‒–—−"} | {"’": "'", "‘": "'", "§": " "})
+_DASHES = str.maketrans(dict.fromkeys("‐‑‒–—−", "-") | {"’": "'", "‘": "'", "§": " "})
 _WORD = re.compile(r"[A-Za-z]+")
 _MARKED = re.compile(r"§(\w+)")
 _COMPOUNDS = tuple((re.compile(rf"\b{pattern}", re.IGNORECASE), word) for pattern, word in COMPOUNDS)
