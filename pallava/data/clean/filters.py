@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -11,6 +11,17 @@ from pallava.data.sources.base import Labelled, Pair, Question, Record
 
 Score = dict[str, Any]
 """What a filter computed for one item, as JSON holds it."""
+
+_BOTH = frozenset({"captions", "questions"})
+APPLIES_TO: dict[str, frozenset[str]] = {
+    "published-index": frozenset({"captions"}),
+    "words": frozenset({"captions"}),
+    "image": _BOTH,
+    "pathology": _BOTH,
+    "species": _BOTH,
+    "duplicates": frozenset({"captions"}),  # a picture is asked about several times, and each question differs
+}
+"""The filters, and the kinds of records that each looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +97,19 @@ class OrderedFilter(Filter, Protocol):
 
     def begin(self) -> None:
         """Forgets all items; called before the first decision."""
+
+
+@runtime_checkable
+class StreamingFilter(Filter, Protocol):
+    """A filter whose scores cost so much that each is stored as soon as it is there, as those of an endpoint do."""
+
+    def iter_scores(self, items: Sequence[Item]) -> Iterator[tuple[int, Score]]:
+        """Yields (index into items, score) of each item, in any order."""
+
+
+@runtime_checkable
+class SurveyFilter(Filter, Protocol):
+    """A filter that looks at every item once, in order, before anything is scored or decided."""
+
+    def survey(self, item: Item) -> None:
+        """Takes note of an item."""
