@@ -19,7 +19,7 @@ APPLIES_TO: dict[str, frozenset[str]] = {
     "image": _BOTH,
     "pathology": _BOTH,
     "species": _BOTH,
-    "duplicates": frozenset({"captions"}),  # a picture is asked about several times, and each question differs
+    "duplicates": _BOTH,
 }
 """The filters, and the kinds of records that each looks at."""
 
@@ -61,7 +61,8 @@ class Verdict:
 
     Attributes:
         keep: Kept, or dropped.
-        reason: One word for why it is dropped, such as "few_words"; an item is kept without a reason.
+        reason: Why it is dropped, such as "few_words", or "near duplicate of quilt-1m:7": what stands before " of " is
+            what drops are counted by. An item is kept without a reason.
         score: The number that the decision rests on, where there is one.
     """
 
@@ -79,7 +80,8 @@ class Filter(Protocol):
     kinds: frozenset[str]
     """To which of "captions", "questions" it applies."""
     key: str
-    """Identity of what `score` computes (judge, model, version of the prompt), without any threshold."""
+    """Identity of what `score` computes (judge, model, version of the prompt), without any threshold; nothing where
+    the score is not worth storing, since it costs less than to look it up."""
 
     def item_key(self, item: Item) -> str:
         """Names what the score depends on, such as a hash of the caption or of the image."""
