@@ -65,7 +65,7 @@ class DuplicateFilter:
 
     name = "duplicates"
     kinds = frozenset({"captions", "questions"})
-    key = "duplicates"
+    key = ""  # nothing to store
 
     def __init__(self, distance: int = NEAR_DISTANCE) -> None:
         """Nothing is held before `begin`, so that the filter can be sent to other processes.
@@ -83,7 +83,7 @@ class DuplicateFilter:
         self._num_firsts = 0
 
     def item_key(self, item: Item) -> str:
-        """The same for every item: there is nothing to store."""
+        """The same for every item."""
         return ""
 
     def score(self, items: Sequence[Item]) -> list[Score]:
