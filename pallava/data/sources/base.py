@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -97,7 +97,7 @@ def to_json(record: Record) -> dict[str, Any]:
 
 
 def record_from_json(value: dict[str, Any]) -> Record:
-    """The record that `to_json` gave.
+    """The record that `to_json` gave; what else the object holds is left.
 
     Raises:
         PallavaError: It is no such record; the message says why.
@@ -105,11 +105,11 @@ def record_from_json(value: dict[str, Any]) -> Record:
     kind = value.get("kind") if isinstance(value, dict) else None
     if kind not in KINDS:
         raise PallavaError(f"not a record: its kind is {kind!r}, known are {', '.join(KINDS)}")
-    fields = {name: content for name, content in value.items() if name != "kind"}
-    if "options" in fields:
-        fields["options"] = tuple(fields["options"])
+    known = {each.name: value[each.name] for each in fields(KINDS[kind]) if each.name in value}
+    if "options" in known:
+        known["options"] = tuple(known["options"])
     try:
-        return KINDS[kind](**fields)
+        return KINDS[kind](**known)
     except TypeError as error:
         raise PallavaError(f"not a record of kind {kind}: {error}") from None
 
@@ -208,8 +208,11 @@ class Source:
             before += part.path.stat().st_size
         self.num_bytes_read = before
 
-    # How far the file of the current part is read; a reader keeps it up to date.
-    _num_bytes_read_of_part: int = 0
+    _num_bytes_read_of_part = 0
+
+    def _progress(self, num_bytes: int) -> None:
+        """Is told by the readers how far the current file is read."""
+        self._num_bytes_read_of_part = num_bytes
 
     def _find_parts(self) -> list[Part]:
         """Finds the files of the chosen split, or raises a PallavaError that names what is missing."""
@@ -226,6 +229,14 @@ class Source:
     def _place(self, folder: str, image: str) -> str:
         """Puts an image's name into a folder."""
         return posixpath.join(folder, image)
+
+    def _each_image(self, row_id: str, images: Sequence[str]) -> list[tuple[str, str]]:
+        """Gives (id, image) for the records of a row by the image policy."""
+        if len(images) == 1 or self.image_policy == "first":
+            return [(row_id, images[0])]
+        if self.image_policy == "single-only":
+            raise RowDropped("several_images", f"the row has {len(images)} images")
+        return [(f"{row_id}-{number}", image) for number, image in enumerate(images)]
 
     def _records(self, part: Part) -> Iterator[Record]:
         self._num_bytes_read_of_part = 0
