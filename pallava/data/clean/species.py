@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Literal
 
-from pallava.data.clean.filters import Item, Score, Verdict
+from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
 from pallava.data.clean.species_terms import (
     ANIMALS,
     CAPITALS_MEAN_OTHERWISE,
@@ -79,7 +79,7 @@ class SpeciesRules:
     """Filter "species" by `judge_species`; the score names the words that decided."""
 
     name = "species"
-    kinds = frozenset({"captions", "questions"})
+    kinds = APPLIES_TO["species"]
     key = "species-rules-1"
 
     def item_key(self, item: Item) -> str:
