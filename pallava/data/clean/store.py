@@ -59,7 +59,8 @@ class ScoreStore:
         Returns:
             The scores that are there, by item key.
         """
-        keys, found = list(item_keys), {}
+        keys = list(item_keys)
+        found: dict[str, str] = {}
         with self._told():
             for start in range(0, len(keys), _MAX_VARIABLES):
                 part = keys[start : start + _MAX_VARIABLES]
