@@ -16,6 +16,7 @@ IMAGE_POLICIES = ("first", "each", "single-only")
 """What becomes of a row with several images: its first is taken, a record is made of each, or the row is dropped."""
 
 _EXAMPLES = 3
+_EXAMPLE_LENGTH = 500
 _PROBED_ROWS = 64
 
 
@@ -135,7 +136,7 @@ class Tally:
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
         examples = self.examples.setdefault(reason, [])
         if len(examples) < _EXAMPLES:
-            examples.append(example)
+            examples.append(example[:_EXAMPLE_LENGTH])
 
 
 class RowDropped(Exception):
