@@ -30,6 +30,16 @@ from pallava.errors import PallavaError
 
 _MAX_WORKERS = 16
 _INTERRUPTED = 130
+_JUDGE_OPTIONS = (
+    "pathology",
+    "clip_model",
+    "clip_threshold",
+    "pathology_url",
+    "pathology_model",
+    "species",
+    "species_url",
+    "species_model",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,8 +112,6 @@ def _settings(options: argparse.Namespace) -> Any:
     filters = INDEX_FILTERS if options.published_index else DEFAULT_FILTERS
     if options.filters is not None:
         filters = tuple(word.strip() for word in options.filters.split(",") if word.strip())
-    judges = ("pathology", "clip_model", "clip_threshold", "pathology_url", "pathology_model")
-    judges += ("species", "species_url", "species_model")
     return CleanSettings(
         sources=_read_sources(options.source, options.split),
         image_folder=options.image_folder and _absolute(options.image_folder),
@@ -112,7 +120,7 @@ def _settings(options: argparse.Namespace) -> Any:
         min_words=options.min_words,
         max_background=options.max_background,
         published_index=options.published_index and _absolute(options.published_index),
-        **{name: getattr(options, name) for name in judges},
+        **{name: getattr(options, name) for name in _JUDGE_OPTIONS},
     )
 
 
