@@ -83,10 +83,10 @@ def merge(folder: Path) -> Summary:
 @contextmanager
 def _opened(folder: Path, settings: CleanSettings, num_workers: int = 1) -> Iterator[_Run]:
     """Opens and checks everything before the first byte is written; ends the filters' processes at the end."""
-    roots = [Path(each.root) for each in settings.sources]
-    if not roots:
+    if not settings.sources:
         raise PallavaError("there is no source; give at least one, such as --source quilt-1m=/data/quilt")
     inputs = open_inputs(settings)
+    roots = [each.source.root for each in inputs]
     image_folder = Path(settings.image_folder or os.path.commonpath([root.resolve() for root in roots]))
     for root in roots:
         image_folder_path(image_folder, root)
@@ -98,13 +98,10 @@ def _opened(folder: Path, settings: CleanSettings, num_workers: int = 1) -> Iter
 
 
 def _write(run: _Run, outcomes: Iterator[Outcome]) -> Summary:
+    roots = {each.label: str(each.source.root.resolve()) for each in run.inputs}
+    settings = {**run.settings.to_json(), "roots": roots}
     summary = write_outputs(
-        run.folder,
-        outcomes,
-        inputs=run.inputs,
-        filters=run.filters,
-        image_folder=run.image_folder,
-        settings=run.settings.to_json(),
+        run.folder, outcomes, inputs=run.inputs, filters=run.filters, image_folder=run.image_folder, settings=settings
     )
     if find_spec(_REPORT):
         from pallava.data.clean.report import write_report

@@ -59,15 +59,10 @@ class CleanSettings:
         counts = [names[: index + 1].count(name) for index, name in enumerate(names)]
         return [name if count == 1 else f"{name}-{count}" for name, count in zip(names, counts, strict=True)]
 
-    @property
-    def roots(self) -> dict[str, str]:
-        """Root of each source."""
-        return {label: each.root for label, each in zip(self.labels, self.sources, strict=True)}
-
     def to_json(self) -> dict[str, Any]:
         """Gives the settings as JSON holds them."""
         lists = {"sources": [asdict(each) for each in self.sources], "filters": list(self.filters)}
-        return {**asdict(self), **lists, "roots": self.roots}
+        return {**asdict(self), **lists}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> CleanSettings:
