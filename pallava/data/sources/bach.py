@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pallava.data.records import Record as Row
 from pallava.data.sources.base import Labelled, Part, Record, RowDropped, Source
-from pallava.data.sources.files import not_found, pick_split
+from pallava.data.sources.files import headless_csv_rows, not_found, pick_split, tidy
 
 CLASSES = ("Normal", "Benign", "InSitu", "Invasive")
 

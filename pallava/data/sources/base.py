@@ -262,6 +262,10 @@ class Source:
             return [replace(record, image=inner_path(record.image)) for record in records]
         except RowDropped as dropped:
             return RowDropped(dropped.reason, f"{part.path.name}, {row.position}: {dropped}")
+        except PallavaError:
+            raise
+        except (ValueError, TypeError) as error:  # such as a number of thousands of digits
+            return RowDropped("malformed", f"{part.path.name}, {row.position}: {error}")
 
     def _choose_folder(self, folders: Sequence[str], images: Iterable[str]) -> str:
         """The folder that holds the most of the images; where none holds any, the first that exists."""

@@ -37,7 +37,7 @@ class PubMedVision(Source):
             raise RowDropped("empty_caption", "the answer is empty")
         images = _image_names(value.get("image"))
         extra = {key: value[key] for key in ("body_part", "modality") if isinstance(value.get(key), str)}
-        metadata = {"row_id": value.get("id"), **extra, "num_images": len(images)}
+        metadata = {"row_id": str(value.get("id", "")), **extra, "num_images": len(images)}
         row_id = f"{row.index:07d}"
         return [Pair(self.name, i, image, caption, metadata) for i, image in self._each_image(row_id, images)]
 
