@@ -11,7 +11,10 @@ from PIL import Image
 from pallava.data.clean.filters import Item
 from pallava.data.sources.base import Pair, Record, Source, Tally
 
-LONG = "haematoxylin and eosin stain of a human biopsy shows irregular glands with crowded nuclei and a dense stroma with many lymphocytes"
+LONG = (
+    "haematoxylin and eosin stain of a human biopsy shows irregular glands with crowded nuclei and a dense stroma "
+    "with many lymphocytes"
+)
 
 
 def save_picture(path: Path, seed: int, size: tuple[int, int] = (96, 80)) -> Path:
