@@ -18,7 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("out", help="JSONL to write; replaced at the end if it is there")
     parser.add_argument("--source", action="append", required=True, help="NAME=ROOT or kept.jsonl; may be repeated")
-    parser.add_argument("--split", default="train", help="of the sources given as NAME=ROOT (default: %(default)s)")
+    parser.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        metavar="[NAME=]SPLIT",
+        help="of all sources given as NAME=ROOT, or of one, such as pmc-vqa=train_2 (default: train)",
+    )
     parser.add_argument("--weights", default="", help="how often to take each row, such as path-vqa=2,pmc-vqa=0.5")
     parser.add_argument("--seed", type=int, default=0, help="of the order and of fractions (default: %(default)s)")
     parser.add_argument("--image-folder", help="what image names become relative to (default: what holds all roots)")
@@ -30,8 +36,9 @@ def run(options: argparse.Namespace) -> int:
     from pallava.data.instruction import write_instruction_file
     from pallava.data.material import open_material
 
+    splits = _read_splits(options.split)
     summary = write_instruction_file(
-        [open_material(text, split=options.split) for text in options.source],
+        [open_material(text, split=splits.get(text.partition("=")[0], splits[""])) for text in options.source],
         options.out,
         weights=_read_weights(options.weights),
         seed=options.seed,
@@ -47,6 +54,15 @@ def run(options: argparse.Namespace) -> int:
     if options.report:
         Path(options.report).write_text(json.dumps(summary.to_dict(), indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def _read_splits(texts: list[str]) -> dict[str, str]:
+    """Split by name of the source; that of the others stands under no name."""
+    splits = {"": "train"}
+    for text in texts:
+        name, _, split = text.rpartition("=")
+        splits[name] = split
+    return splits
 
 
 def _read_weights(text: str) -> dict[str, float]:

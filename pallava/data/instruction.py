@@ -15,7 +15,7 @@ from tqdm import tqdm
 from pallava.data.material import Material, common_folder
 from pallava.data.sources.base import Question, Record
 from pallava.errors import PallavaError
-from pallava.prompts import build_choice_question, build_question
+from pallava.prompts import IMAGE_TOKEN, build_choice_question, build_question
 
 _EXAMPLES = 3
 
@@ -104,8 +104,9 @@ def write_instruction_file(
 
 def to_conversation(question: Question) -> list[dict[str, str]]:
     """One question and its answer as LLaVA-style messages; a choice shows its options and is answered by a letter."""
-    is_choice = bool(question.options)
-    text = build_choice_question(question.question, question.options) if is_choice else question.question
+    text = question.question.replace(IMAGE_TOKEN, "")
+    if question.options:
+        text = build_choice_question(text, question.options)
     return [
         {"from": "human", "value": build_question(text)},
         {"from": "gpt", "value": question.answer.strip()},

@@ -17,7 +17,20 @@ from pallava.errors import PallavaError
 NEAR_DISTANCE = 4
 """Bits in which two images' hashes may differ for the images to count as nearly the same."""
 
+TURNS: dict[str, Image.Transpose | None] = {
+    "": None,
+    "mirrored": Image.Transpose.FLIP_LEFT_RIGHT,
+    "upside down": Image.Transpose.FLIP_TOP_BOTTOM,
+    "turned by 90": Image.Transpose.ROTATE_90,
+    "turned by 180": Image.Transpose.ROTATE_180,
+    "turned by 270": Image.Transpose.ROTATE_270,
+    "transposed": Image.Transpose.TRANSPOSE,
+    "transversed": Image.Transpose.TRANSVERSE,
+}
+"""What `turned_hashes` does to an image, by name."""
+
 _MIN_ONES = 16
+_HASHED_SIZE = 32  # of what imagehash scales an image to
 
 
 def perceptual_hash(image: Image.Image) -> str:
@@ -30,6 +43,15 @@ def perceptual_hash(image: Image.Image) -> str:
     import imagehash
 
     return str(imagehash.phash(image))
+
+
+def turned_hashes(image: Image.Image) -> list[str]:
+    """Perceptual hashes of an image as it is, and turned and mirrored in the ways that `TURNS` names.
+
+    The image is made small once, so that the other seven cost next to nothing.
+    """
+    small = image.convert("L").resize((_HASHED_SIZE, _HASHED_SIZE), Image.Resampling.LANCZOS)
+    return [perceptual_hash(small if turn is None else small.transpose(turn)) for turn in TURNS.values()]
 
 
 def has_structure(image_hash: int) -> bool:
