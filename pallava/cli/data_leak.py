@@ -15,6 +15,8 @@ from pathlib import Path
 
 from pallava.errors import PallavaError
 
+_TURNED = "find mirrored test images and those turned by right angles, too (0.7 ms each, beside some 9 for decoding)"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
@@ -26,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test-split", help="where TEST is NAME=ROOT (default: test, of questions)")
     parser.add_argument("--out", default="leak.json", help="the report (default: %(default)s)")
     parser.add_argument("--distance", type=int, default=4, help="of 64 bits of the hash (default: %(default)s)")
-    parser.add_argument("--turned", action="store_true", help="find mirrored and turned test images, too")
+    parser.add_argument("--turned", action="store_true", help=_TURNED)
     parser.add_argument(
         "--exclude-by",
         choices=("images", "questions", "both", "either"),
