@@ -130,9 +130,21 @@ def test_a_line_without_end_costs_itself(tmp_path: Path, monkeypatch):
     assert ([record.text for record in records], dropped) == (["Glands."], {"malformed": 1})
 
 
-OLD_COLUMNS = (
-    ",caption,image_path,subset,split,pathology,roi_text,noisy_text,corrected_text,med_umls_ids,magnification,height,width"
-).split(",")
+OLD_COLUMNS = [
+    "",
+    "caption",
+    "image_path",
+    "subset",
+    "split",
+    "pathology",
+    "roi_text",
+    "noisy_text",
+    "corrected_text",
+    "med_umls_ids",
+    "magnification",
+    "height",
+    "width",
+]
 NEW_COLUMNS = [*OLD_COLUMNS, "not_histology", "single_wsi"]
 
 

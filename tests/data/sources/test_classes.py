@@ -21,7 +21,7 @@ def test_bach(tmp_path: Path, folder: str):
     table.write_text("n001.tif,Normal\r\nb001.tif,Benign\r\niv100.tif,InSitu\r\nn400.tif,Normal\r\n")
     records, dropped = read("bach", tmp_path)
     assert records[0] == Labelled("bach", "n001", f"{folder}Normal/n001.tif", "Normal", {"index": 0})
-    assert [(record.id, record.label) for record in records if isinstance(record, Labelled)][1:] == [
+    assert [(record.id, record.label) for record in records][1:] == [
         ("b001", "Benign"),
         ("is001", "InSitu"),
         ("iv099", "Invasive"),
@@ -50,7 +50,7 @@ def test_oscc(tmp_path: Path):
         "Second Set.zip",
     )
     records, dropped = read("oscc", tmp_path)
-    assert [(record.image, record.label, record.metadata) for record in records if isinstance(record, Labelled)] == [
+    assert [(record.image, record.label, record.metadata) for record in records] == [
         (f"{first} {normal}/Normal_100x_1.jpg", "normal oral epithelium", {"index": 0, "magnification": 100}),
         (f"{first} {cancer}/OSCC_100x_1.JPG", "oral squamous cell carcinoma", {"index": 1, "magnification": 100}),
         (f"{second} {normal}/Normal_400x_1.jpeg", "normal oral epithelium", {"index": 0, "magnification": 400}),
@@ -73,9 +73,7 @@ def test_colonpath_table(tmp_path: Path, folder: str):
     records, dropped = read("colonpath", tmp_path)
     metadata = {"index": 1, "split": "train"}
     assert records[0] == Labelled("colonpath", "train-00000", f"{folder}2019-1 1.png", "tumor", metadata)
-    assert [
-        (record.image.removeprefix(folder), record.label) for record in records if isinstance(record, Labelled)
-    ] == [
+    assert [(record.image.removeprefix(folder), record.label) for record in records] == [
         ("2019-1 1.png", "tumor"),
         ("2019-1 2.png", "normal"),
         ("2019-1 3.png", "tumor"),
@@ -87,7 +85,7 @@ def test_colonpath_lists(tmp_path: Path):
     (tmp_path / "colon").mkdir()
     (tmp_path / "colon/train_20.txt").write_text("2019-1 1.png 1\n\n2019-1 2.png 0\r\n2019-1 3.png\n 1\n")
     records, dropped = read("colonpath", tmp_path)
-    assert [(record.image, record.label) for record in records if isinstance(record, Labelled)] == [
+    assert [(record.image, record.label) for record in records] == [
         ("colon/2019-1 1.png", "tumor"),
         ("colon/2019-1 2.png", "normal"),
     ]

@@ -190,7 +190,7 @@ def test_conversations_of_llava_med(tmp_path: Path, key: str, is_list: bool):
         write_json(tmp_path / "train.json", rows)
     else:
         write_lines(tmp_path / "train.jsonl", rows)
-    records, dropped = read("path-vqa", tmp_path)
+    records, dropped = read("path-vqa", tmp_path, image_policy="each")
     assert [(record.id, record.answer_type) for record in records] == [
         ("a", "yes/no"),
         ("b-0", "other"),
