@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import shutil
 import stat
 import tarfile
@@ -26,7 +27,8 @@ _SMALL = 64 << 20  # too little to do harm, however well it was packed
 _MAX_HEADER = 16 << 20
 _MAX_MEMBERS = 10_000_000
 _CHUNK = 1 << 20
-_DAMAGED = (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)
+_DRIVE = re.compile("[A-Za-z]:")
+_DAMAGED = (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)  # type: ignore[attr-defined]
 _KINDS = "zip, tar and tar.gz"
 
 
@@ -90,8 +92,11 @@ def _kind(archive: Path) -> str:
         return "tar.gz"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "zip"
-    if tarfile.is_tarfile(archive) and not head.startswith((b"BZh", b"\xfd7zXZ")):
+    try:
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
         return "tar"
+    except tarfile.TarError:
+        pass
     raise PallavaError(f"'{archive}' is no archive of a known kind ({_KINDS}); it starts with {head[:8]!r}")
 
 
@@ -171,7 +176,7 @@ def inner_name(name: str) -> PurePosixPath:
         PallavaError: It leaves the folder, or is no name.
     """
     path = PurePosixPath(name.replace("\\", "/"))  # as Windows would read it
-    if path.is_absolute() or ".." in path.parts or path.parts[:1] and path.parts[0].endswith(":"):
+    if path.is_absolute() or ".." in path.parts or _DRIVE.match(name):
         raise PallavaError(f"its member {name!r} would be written outside of the folder")
     if "\0" in name:
         raise PallavaError(f"its member {name!r} has no proper name")
@@ -198,8 +203,9 @@ def _check_zip_member(member: zipfile.ZipInfo) -> None:
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise PallavaError(f"its member {member.filename!r} is a link or a device, not a file")
-    if member.flag_bits & 1:
-        raise PallavaError(f"its member {member.filename!r} is encrypted")
+    # The decompressors of other methods cannot be told to stop.
+    if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise PallavaError(f"its member {member.filename!r} is encrypted, or packed by another method than deflate")
 
 
 def _unpack_tar(archive: Path, writer: _Writer) -> None:
@@ -208,11 +214,23 @@ def _unpack_tar(archive: Path, writer: _Writer) -> None:
         raw.seek(0)
         stream: Any = gzip.GzipFile(fileobj=raw) if is_packed else raw
         metered = _Metered(stream, writer)
-        with tarfile.open(fileobj=metered, mode="r|") as file:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=metered, mode="r|", tarinfo=_TarInfo) as file:  # type: ignore[call-overload]
             for member in _tar_members(file, metered):
                 _unpack_tar_member(file, member, writer)
         while metered.read(_CHUNK):  # to its end, where the checksum stands
             pass
+
+
+class _TarInfo(tarfile.TarInfo):
+    """A damaged header is an error, not the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: Any) -> Any:
+        """Reads the next header."""
+        try:
+            return super().fromtarfile(tarfile)
+        except _DAMAGED as error:
+            raise PallavaError(f"a header is damaged ({error})") from None
 
 
 def _tar_members(file: tarfile.TarFile, metered: _Metered) -> Iterator[tarfile.TarInfo]:
@@ -222,7 +240,7 @@ def _tar_members(file: tarfile.TarFile, metered: _Metered) -> Iterator[tarfile.T
         if member is None:
             metered.header_left = None
             return
-        file.members = []  # else a million of them are kept
+        file.members = []  # type: ignore[attr-defined]  # else a million of them are kept
         metered.header_left = None
         yield member
 
