@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
+from pallava.data.clean.item_keys import image_key, text_key
 from pallava.endpoint import Endpoint, Failure, Reply, Request
 from pallava.errors import PallavaError
 from pallava.judge_prompts import PATHOLOGY, SPECIES, JudgePrompt
@@ -95,7 +94,7 @@ class SpeciesEndpoint(_EndpointJudge):
 
     def item_key(self, item: Item) -> str:
         """Names the text."""
-        return hashlib.sha256(item.text.encode()).hexdigest()
+        return text_key(item)
 
     def _request(self, item: Item) -> Request:
         return Request(self._prompt.text.replace("{text}", item.text))
@@ -119,23 +118,3 @@ class PathologyEndpoint(_EndpointJudge):
 
     def _request(self, item: Item) -> Request:
         return Request(self._prompt.text, item.path)
-
-
-def image_key(item: Item) -> str:
-    """SHA-256 of an item's image file, from the image filter's score where that ran before.
-
-    Raises:
-        PallavaError: The file cannot be read.
-    """
-    if found := item.shared.get("sha256"):
-        return str(found)
-    try:
-        with Path(item.path).open("rb") as file:
-            digest = hashlib.sha256()
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-            return digest.hexdigest()
-    except OSError as error:
-        raise PallavaError(
-            f"cannot read image '{item.path}': {error.strerror}; put the filter 'image' first, which drops such rows"
-        ) from None

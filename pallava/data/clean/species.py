@@ -9,13 +9,13 @@ tumour of man grown in an animal, and cells of an animal are non-human: such a p
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Literal
 
 from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
+from pallava.data.clean.item_keys import text_key
 from pallava.data.clean.species_terms import (
     ANIMALS,
     CAPITALS_MEAN_OTHERWISE,
@@ -84,7 +84,7 @@ class SpeciesRules:
 
     def item_key(self, item: Item) -> str:
         """Names the text."""
-        return hashlib.sha256(item.text.encode()).hexdigest()
+        return text_key(item)
 
     def score(self, items: Sequence[Item]) -> list[Score]:
         """``{"species": "human" | "non-human", "found": words}``."""
