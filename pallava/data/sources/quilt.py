@@ -6,6 +6,7 @@ https://github.com/wisdomikezogwo/quilt1m (arXiv:2306.11207)
 from __future__ import annotations
 
 import ast
+import json
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -57,11 +58,19 @@ def parse_literal(text: str) -> Any:
     if len(text) > _MAX_LITERAL:
         return text
     try:
-        value = ast.literal_eval(text)
+        value = _literal(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return text
-    is_plain = isinstance(value, list) and all(isinstance(item, str | int | float) for item in _flat(value))
-    return value if is_plain else text
+    return value if isinstance(value, list) and all(map(_is_plain, _flat(value))) else text
+
+
+def _literal(text: str) -> Any:
+    if '"' not in text and "\\" not in text:  # then its quotes alone keep it from being JSON, which is read much faster
+        try:
+            return json.loads(text.replace("'", '"'))
+        except ValueError:
+            pass
+    return ast.literal_eval(text)
 
 
 def _flat(values: list[Any]) -> Iterator[Any]:
@@ -70,6 +79,10 @@ def _flat(values: list[Any]) -> Iterator[Any]:
             yield from value
         else:
             yield value
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))  # as JSON holds it
 
 
 def _number(text: str) -> Any:

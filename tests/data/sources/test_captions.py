@@ -230,10 +230,26 @@ def test_long_cells_and_a_forgotten_quote(tmp_path: Path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", ["__import__('os').getcwd()", "[" * 10_000, "['x'", "{'a': 1}", "[b'x']", "[x]", "['" + "x" * 70_000 + "']"]
+    "text",
+    [
+        "__import__('os').getcwd()",
+        "[" * 10_000,
+        "['x'",
+        "{'a': 1}",
+        "[b'x']",
+        "[x]",
+        "[NaN]",
+        "[1e999]",
+        "['" + "x" * 70_000 + "']",
+    ],
 )
 def test_other_literals_stay_text(text: str):
     assert parse_literal(text) == text
+
+
+@pytest.mark.parametrize("value", [[], ["a, b", "c"], ["it's"], ['a "b"'], ["\\"], ["\t"], [["é"], [1, 2.5]], ["'"]])
+def test_literals(value: list[Any]):
+    assert parse_literal(repr(value)) == value
 
 
 def test_bytes_that_are_no_text_cost_no_row(tmp_path: Path):
