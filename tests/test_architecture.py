@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "config_files": set(),
     "report": set(),
     "model": {"images", "tiling", "prompts"},
-    "data": {"images", "prompts", "judge_prompts", "endpoint"},
+    "data": {"images", "prompts", "judge_prompts", "endpoint", "report"},
     "pretraining": {"images", "tiling", "prompts", "model"},
     "training": {"images", "tiling", "prompts", "model", "data"},
     "evaluation": {"images", "tiling", "prompts", "endpoint", "model", "data", "report"},
