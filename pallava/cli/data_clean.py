@@ -19,7 +19,6 @@ On four machines, each with its own --shard 1/4 to 4/4, then once `pallava data 
 """
 
 import argparse
-import os
 import re
 import shlex
 import sys
@@ -28,11 +27,11 @@ from typing import Any
 
 from pallava.errors import PallavaError
 
-_MAX_WORKERS = 16
 _INTERRUPTED = 130
 _JUDGE_OPTIONS = (
     "pathology",
     "clip_model",
+    "clip_weights",
     "clip_threshold",
     "pathology_url",
     "pathology_model",
@@ -44,6 +43,8 @@ _JUDGE_OPTIONS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
+    from pallava.data.clean.settings import CleanSettings as Default
+
     add = parser.add_argument
     add("out", help="folder to write; one of an earlier run is gone on with")
     add("--source", action="append", required=True, metavar="NAME=ROOT", help="a data set and its folder; repeatable")
@@ -52,11 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--image-folder", help="what image paths are relative to (default: the folder above all roots)")
     add("--filters", help="of the filters above, by comma (default: all, or with a list: published-index,image)")
     add("--published-index", metavar="FILE", help="list of image names, as PA-LLaVA published it")
-    add("--min-words", type=int, default=20, help="of a caption (default: %(default)s)")
-    add("--max-background", type=float, default=0.98, help="share without tissue (default: %(default)s)")
+    add("--min-words", type=int, default=Default.min_words, help="of a caption (default: %(default)s)")
+    add("--max-background", type=float, default=Default.max_background, help="without tissue (default: %(default)s)")
     add("--pathology", default="metadata", choices=["none", "metadata", "clip", "endpoint"], help="(default: metadata)")
-    add("--clip-model", help="name or folder of an open_clip model")
-    add("--clip-threshold", type=float, help="least probability of pathology")
+    add("--clip-model", help="open_clip's name of a model, such as ViT-B-16 or hf-hub:ORGANIZATION/NAME")
+    add("--clip-weights", help="open_clip's tag of weights, or a checkpoint")
+    add("--clip-threshold", type=float, default=Default.clip_threshold, help="of 0 to 1 (default: %(default)s)")
     add("--pathology-url", help="of an OpenAI-compatible endpoint, such as http://localhost:8000/v1")
     add("--pathology-model", help="name of the vision-language model there")
     add("--species", default="rules", choices=["none", "rules", "endpoint"], help="(default: %(default)s)")
@@ -68,14 +70,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Cleans."""
+    from pallava.data.clean.pipeline import Shard
+    from pallava.data.clean.run import clean
+    from pallava.data.parallel import default_num_workers
+
     shard = _read_shard(options.shard)
-    num_workers = min(os.cpu_count() or 1, _MAX_WORKERS) if options.workers is None else options.workers
+    num_workers = default_num_workers() if options.workers is None else options.workers
     if num_workers < 1:
         raise PallavaError(f"the number of workers is {num_workers}; expected 1 or more")
     settings = _settings(options)
-    from pallava.data.clean.pipeline import Shard
-    from pallava.data.clean.run import clean
-
     try:
         summary = clean(Path(options.out), settings, shard=Shard(*shard), num_workers=num_workers)
     except KeyboardInterrupt:
@@ -112,6 +115,9 @@ def _settings(options: argparse.Namespace) -> Any:
     filters = INDEX_FILTERS if options.published_index else DEFAULT_FILTERS
     if options.filters is not None:
         filters = tuple(word.strip() for word in options.filters.split(",") if word.strip())
+    judges = {name: getattr(options, name) for name in _JUDGE_OPTIONS}
+    if options.clip_weights and Path(options.clip_weights).is_file():
+        judges["clip_weights"] = _absolute(options.clip_weights)
     return CleanSettings(
         sources=_read_sources(options.source, options.split),
         image_folder=options.image_folder and _absolute(options.image_folder),
@@ -120,7 +126,7 @@ def _settings(options: argparse.Namespace) -> Any:
         min_words=options.min_words,
         max_background=options.max_background,
         published_index=options.published_index and _absolute(options.published_index),
-        **{name: getattr(options, name) for name in _JUDGE_OPTIONS},
+        **judges,
     )
 
 

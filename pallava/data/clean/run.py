@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from pallava.errors import PallavaError
 
 STORE = "scores.sqlite"
 _SHARD_STORE = re.compile(r"scores\.shard-(\d+)-of-(\d+)\.sqlite")
-_REPORT = "pallava.data.clean.report"
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,11 @@ def clean(folder: Path, settings: CleanSettings, *, shard: Shard = Shard(), num_
             pipeline = Pipeline(run.inputs, run.filters, store)
             pipeline.survey()
             store.write("num_records", pipeline.judge(shard))
-            return _write(run, pipeline.decide()) if shard.count == 1 else None
+            if shard.count > 1:
+                return None
+            summary = _write(run, pipeline.decide())
+    _report(folder)
+    return summary
 
 
 def merge(folder: Path) -> Summary:
@@ -77,7 +79,9 @@ def merge(folder: Path) -> Summary:
         store.write("num_records", num_records)
         pipeline = Pipeline(run.inputs, run.filters, store)
         pipeline.survey()
-        return _write(run, _counted(pipeline.decide(), num_records))
+        summary = _write(run, _counted(pipeline.decide(), num_records))
+    _report(folder)
+    return summary
 
 
 @contextmanager
@@ -100,14 +104,15 @@ def _opened(folder: Path, settings: CleanSettings, num_workers: int = 1) -> Iter
 def _write(run: _Run, outcomes: Iterator[Outcome]) -> Summary:
     roots = {each.label: str(each.source.root.resolve()) for each in run.inputs}
     settings = {**run.settings.to_json(), "roots": roots}
-    summary = write_outputs(
+    return write_outputs(
         run.folder, outcomes, inputs=run.inputs, filters=run.filters, image_folder=run.image_folder, settings=settings
     )
-    if find_spec(_REPORT):
-        from pallava.data.clean.report import write_report
 
-        write_report(run.folder)
-    return summary
+
+def _report(folder: Path) -> None:
+    from pallava.data.clean.report import write_report  # draws with matplotlib, which takes a second to import
+
+    write_report(folder)
 
 
 def _check_folder(folder: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pallava.data.clean.clip_judge import CLIP_THRESHOLD
 from pallava.data.clean.filters import APPLIES_TO, Filter
 from pallava.data.clean.image_check import MAX_BACKGROUND, ImageFilter
 from pallava.data.clean.pipeline import Input
@@ -45,7 +46,8 @@ class CleanSettings:
     published_index: str | None = None
     pathology: str = "metadata"
     clip_model: str | None = None
-    clip_threshold: float | None = None
+    clip_weights: str | None = None
+    clip_threshold: float = CLIP_THRESHOLD
     pathology_url: str | None = None
     pathology_model: str | None = None
     species: str = "rules"
@@ -151,6 +153,12 @@ def _make_pathology(settings: CleanSettings) -> Filter | None:
         from pallava.data.clean.metadata_judge import PathologyMetadata
 
         return PathologyMetadata()
+    if settings.pathology == "clip":
+        from pallava.data.clean.clip_judge import PathologyClip
+
+        if not settings.clip_model:
+            raise PallavaError("--pathology clip needs --clip-model, open_clip's name of a model, and --clip-weights")
+        return PathologyClip(settings.clip_model, settings.clip_weights, threshold=settings.clip_threshold)
     if settings.pathology == "endpoint":
         from pallava.data.clean.endpoint_judges import PathologyEndpoint
 

@@ -344,6 +344,8 @@ def test_outputs_appear_complete_or_not_at_all(settings, tmp_path):
         ("--source quilt-1m={t}/b/quilt --filters duplicates", "add 'image'"),
         ("--source quilt-1m={t}/b/quilt --filters published-index", "go together"),
         ("--source quilt-1m={t}/b/quilt --published-index {t}/none", "cannot read the list"),
+        ("--source quilt-1m={t}/b/quilt --pathology clip", "--clip-model"),
+        ("--source quilt-1m={t}/b/quilt --pathology clip --clip-model ViT-B-16", "no weights"),
         ("--source quilt-1m={t}/b/quilt --pathology endpoint", "--pathology-url"),
         ("--source quilt-1m={t}/b/quilt --species endpoint --species-url http://x", "--species-model"),
         ("--source quilt-1m={t}/b/quilt --min-words -1", "-1"),
