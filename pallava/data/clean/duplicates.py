@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from pallava.data.clean.filters import Item, Score, Verdict
+from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
 from pallava.data.hamming import HammingIndex, check_distance
 from pallava.data.sources.base import Question
 from pallava.errors import PallavaError
@@ -86,7 +86,7 @@ class DuplicateFilter:
     """
 
     name = "duplicates"
-    kinds = frozenset({"captions", "questions"})
+    kinds = APPLIES_TO["duplicates"]
     key = ""  # nothing to store
 
     def __init__(self, distance: int = NEAR_DISTANCE) -> None:
