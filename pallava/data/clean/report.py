@@ -22,7 +22,6 @@ PAGE = "index.html"
 _NUM_SHOWN = 12  # pictures of a kind
 _THUMBNAIL = 192  # pixels of the longer side
 _MAX_TEXT = 110  # characters of a caption
-_NOT_OPENED = ("missing", "outside_folder")
 _KEPT, _UNREAD = "kept", "not read"
 _UNREAD_COLOUR = "#8a8f98"
 _FILTER_COLOURS = ("#d0628f", "#c98a2b", "#4c86c6", "#b0584a", "#9a6fb0", "#6c8f3c")
@@ -208,9 +207,9 @@ def _count_of(group: Group, summary: Row) -> int:
 
 
 def _cell(row: Row, collected: Collected, folder: Path) -> html.Cell:
-    images = [None if row.get("reason") in _NOT_OPENED else _thumbnail(folder / row["path"])]
+    images = [_thumbnail(folder, row)]
     if first := collected.firsts.get(first_of(row)):
-        images.append(_thumbnail(folder / first["path"]))
+        images.append(_thumbnail(folder, first))
     facts = [_why(row), _text(row)]
     return html.Cell(images, f"{row['source']}:{row['id']}", " · ".join(fact for fact in facts if fact))
 
@@ -227,7 +226,11 @@ def _text(row: Row) -> str:
     return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"
 
 
-def _thumbnail(path: Path) -> Image.Image | None:
+def _thumbnail(folder: Path, row: Row) -> Image.Image | None:
+    """The image made small; nothing where it cannot be opened, or is a link that leaves the image folder."""
+    path = (folder / row["path"]).resolve()
+    if row.get("reason") == "missing" or not path.is_relative_to(folder.resolve()):
+        return None
     try:
         image = open_image(path)
     except ImageError:
