@@ -73,4 +73,4 @@ def test_two_kills(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_ten_kills(tmp_path, num_workers):
-    check(tmp_path, num_kills=10, num_rows=400, num_workers=num_workers)
+    check(tmp_path, num_kills=10, num_rows=150, num_workers=num_workers)
