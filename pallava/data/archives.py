@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import gzip
 import os
-import re
 import shutil
 import stat
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO
 
-from tqdm import tqdm
-
+from pallava.data.archive_writer import MemberWriter, check_ratio, inner_name
 from pallava.errors import PallavaError
 
 MAX_GB = 200.0
 """Default cap of what an archive may unpack to, in GB of 10^9 bytes."""
 
-# Pictures hardly shrink and tables shrink by ten; deflate can shrink by a thousand, which only a bomb does.
-_MAX_RATIO = 100
-_SMALL = 64 << 20  # too little to do harm, however well it was packed
 _MAX_HEADER = 16 << 20
-_MAX_MEMBERS = 10_000_000
 _CHUNK = 1 << 20
-_DRIVE = re.compile("[A-Za-z]:")
 _DAMAGED = (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)  # type: ignore[attr-defined]
 _KINDS = "zip, tar and tar.gz"
 
@@ -45,41 +38,53 @@ class Unpacked:
     num_bytes: int
 
 
-def unpack(archive: str | Path, out: str | Path, *, max_gb: float = MAX_GB) -> Unpacked:
-    """Unpacks a zip, tar or tar.gz into a new folder, which appears complete or not at all.
+def unpack(
+    archives: Sequence[str | Path], out: str | Path, *, max_gb: float = MAX_GB, is_flat: bool = False
+) -> Unpacked:
+    """Unpacks zip, tar or tar.gz files into one new folder, which appears complete or not at all.
 
-    An archive is refused as a whole if one member would leave the folder, is a link or a device, is encrypted, or
-    if more comes out of it than is allowed, declared, or plausible for its size. Archives inside are left packed.
+    All are refused if one member would leave the folder, is a link or a device, is encrypted, if two members of
+    other content have one name, or if more comes out than is allowed, declared, or plausible for an archive's size.
+    Archives inside are left packed.
 
     Args:
-        archive: The file; its kind is told by its content.
+        archives: The files; their kinds are told by their content.
         out: The folder to make; must not exist.
-        max_gb: Most that may come out, in GB.
+        max_gb: Most that may come out of all of them, in GB.
+        is_flat: Whether the folders in the archives are left out, so that all files lie in the new folder itself.
 
     Raises:
-        PallavaError: The archive is refused, damaged or of another kind, or the folder exists.
+        PallavaError: An archive is refused, damaged or of another kind, or the folder exists.
     """
-    archive, out = Path(archive), Path(out)
+    out = Path(out)
     if os.path.lexists(out):
         raise PallavaError(f"'{out}' exists already; give another folder, or remove it")
-    kind = _kind(archive)
+    kinds = {Path(archive): _kind(Path(archive)) for archive in archives}
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.unfinished")
+    num_files = num_bytes = 0
     try:
         unfinished.mkdir(parents=True)
-        writer = _Writer(archive, unfinished, int(max_gb * 1e9))
+        for archive, kind in kinds.items():
+            writer = MemberWriter(archive, unfinished, int(max_gb * 1e9) - num_bytes, is_flat=is_flat)
+            _unpack_one(archive, kind, writer)
+            num_files, num_bytes = num_files + writer.num_files, num_bytes + writer.num_bytes
+        unfinished.replace(out)
+    except OSError as error:
+        raise PallavaError(f"cannot write '{out}': {error.strerror}") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return Unpacked(num_files, num_bytes)
+
+
+def _unpack_one(archive: Path, kind: str, writer: MemberWriter) -> None:
+    try:
         with writer.bar:
             (_unpack_zip if kind == "zip" else _unpack_tar)(archive, writer)
-        unfinished.replace(out)
     except PallavaError as refusal:
         raise PallavaError(f"'{archive}' is not unpacked: {refusal}") from None
-    except OSError as error:
-        raise PallavaError(f"'{archive}' is not unpacked: {error}") from None
     except Exception as error:  # readers of damaged archives raise whatever they stumble over
         reason = str(error) or type(error).__name__
         raise PallavaError(f"'{archive}' is not unpacked: damaged or unsupported ({reason})") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return Unpacked(writer.num_files, writer.num_bytes)
 
 
 def _kind(archive: Path) -> str:
@@ -100,90 +105,7 @@ def _kind(archive: Path) -> str:
     raise PallavaError(f"'{archive}' is no archive of a known kind ({_KINDS}); it starts with {head[:8]!r}")
 
 
-class _Writer:
-    """Writes members below a folder, and counts what comes."""
-
-    def __init__(self, archive: Path, folder: Path, max_bytes: int) -> None:
-        self.folder = folder
-        self.num_files = self.num_bytes = self._num_members = 0
-        self.archive_bytes = archive.stat().st_size
-        self.max_bytes = max_bytes
-        self.bar = tqdm(unit="B", unit_scale=True, desc=f"unpacking {archive.name}", mininterval=1, disable=None)
-
-    def check_declared(self, num_bytes: int) -> None:
-        """Refuses before writing what is declared to be too much, for the caller or for the disk."""
-        if num_bytes > self.max_bytes:
-            raise PallavaError(
-                f"{num_bytes / 1e9:.1f} GB would come out, {self.max_bytes / 1e9:.1f} are allowed; "
-                "raise --max-gb if you trust it"
-            )
-        free = shutil.disk_usage(self.folder).free
-        if num_bytes > free:
-            raise PallavaError(f"{num_bytes / 1e9:.1f} GB would come out, but the disk has {free / 1e9:.1f} left")
-
-    def make_folder(self, name: str) -> None:
-        """Makes a folder of the archive."""
-        self._target(name).mkdir(parents=True, exist_ok=True)
-
-    def write(self, name: str, source: IO[bytes], declared: int, packed: int | None = None) -> None:
-        """Writes a file of the archive, and refuses it as soon as more comes than its headers say or is plausible."""
-        target = self._target(name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        num_bytes = 0
-        with target.open("wb") as file:
-            while chunk := source.read(_CHUNK):
-                num_bytes += len(chunk)
-                self._check(name, num_bytes, declared, packed, len(chunk))
-                file.write(chunk)
-        if num_bytes != declared:
-            raise PallavaError(f"'{name}' ends after {num_bytes} of {declared} bytes")
-        self.num_files += 1
-
-    def _check(self, name: str, num_bytes: int, declared: int, packed: int | None, new: int) -> None:
-        self.num_bytes += new
-        self.bar.update(new)
-        if num_bytes > declared:
-            raise PallavaError(f"'{name}' is larger than the {declared} bytes that its header says")
-        if packed is not None:
-            check_ratio(f"'{name}'", num_bytes, packed)
-        check_ratio("what came out", self.num_bytes, self.archive_bytes)
-        if self.num_bytes > self.max_bytes:
-            raise PallavaError(f"more than {self.max_bytes / 1e9:.1f} GB came out; raise --max-gb if you trust it")
-
-    def _target(self, name: str) -> Path:
-        self._num_members += 1
-        if self._num_members > _MAX_MEMBERS:
-            raise PallavaError(f"it has more than {_MAX_MEMBERS} members")
-        return self.folder / inner_name(name)
-
-
-def check_ratio(what: str, num_bytes: int, packed: int) -> None:
-    """Refuses what grows in unpacking as no honest file does.
-
-    Raises:
-        PallavaError: It is a bomb.
-    """
-    if num_bytes > max(_SMALL, _MAX_RATIO * packed):
-        raise PallavaError(
-            f"{what} grows to more than {_MAX_RATIO} times its packed size ({packed} bytes): a zip bomb?"
-        )
-
-
-def inner_name(name: str) -> PurePosixPath:
-    """Gives a member's name as a path that stays inside.
-
-    Raises:
-        PallavaError: It leaves the folder, or is no name.
-    """
-    path = PurePosixPath(name.replace("\\", "/"))  # as Windows would read it
-    if path.is_absolute() or ".." in path.parts or _DRIVE.match(name):
-        raise PallavaError(f"its member {name!r} would be written outside of the folder")
-    if "\0" in name:
-        raise PallavaError(f"its member {name!r} has no proper name")
-    return path
-
-
-def _unpack_zip(archive: Path, writer: _Writer) -> None:
+def _unpack_zip(archive: Path, writer: MemberWriter) -> None:
     with zipfile.ZipFile(archive) as file:
         members = file.infolist()
         for member in members:
@@ -208,7 +130,7 @@ def _check_zip_member(member: zipfile.ZipInfo) -> None:
         raise PallavaError(f"its member {member.filename!r} is encrypted, or packed by another method than deflate")
 
 
-def _unpack_tar(archive: Path, writer: _Writer) -> None:
+def _unpack_tar(archive: Path, writer: MemberWriter) -> None:
     with archive.open("rb") as raw:
         is_packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
@@ -245,7 +167,7 @@ def _tar_members(file: tarfile.TarFile, metered: _Metered) -> Iterator[tarfile.T
         yield member
 
 
-def _unpack_tar_member(file: tarfile.TarFile, member: tarfile.TarInfo, writer: _Writer) -> None:
+def _unpack_tar_member(file: tarfile.TarFile, member: tarfile.TarInfo, writer: MemberWriter) -> None:
     if member.isdir():
         writer.make_folder(member.name)
     elif not member.isreg() or member.issparse():
@@ -260,7 +182,7 @@ def _unpack_tar_member(file: tarfile.TarFile, member: tarfile.TarInfo, writer: _
 class _Metered:
     """A stream that counts, so that neither headers nor gaps between files can be a bomb."""
 
-    def __init__(self, stream: BinaryIO, writer: _Writer) -> None:
+    def __init__(self, stream: BinaryIO, writer: MemberWriter) -> None:
         self._stream = stream
         self._writer = writer
         self._num_bytes = 0

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import shutil
 import stat
 import struct
 import tarfile
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from pallava.cli import main
-from pallava.data import archives
+from pallava.data import archive_writer
 from pallava.data.archives import unpack
 from pallava.errors import PallavaError
 
@@ -62,7 +63,7 @@ each_kind = pytest.mark.parametrize("write", WRITERS)
 def refusal(archive: Path, **options: Any) -> str:
     out = archive.with_name("out")
     with pytest.raises(PallavaError) as error:
-        unpack(archive, out, **options)
+        unpack([archive], out, **options)
     assert not out.exists()
     assert str(archive) in str(error.value)
     return str(error.value)
@@ -72,7 +73,7 @@ def refusal(archive: Path, **options: Any) -> str:
 def test_unpacks(archive: Path, write):
     write(archive, FILES)
     out = archive.with_name("out")
-    result = unpack(archive, out)
+    result = unpack([archive], out)
     assert (result.num_files, result.num_bytes) == (3, 35005)
     found = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert found == {name.removeprefix("./"): content for name, content in FILES.items()}
@@ -84,14 +85,46 @@ def test_empty_folders_and_members_that_come_again(archive: Path):
         folder = tarfile.TarInfo("empty")
         folder.type = tarfile.DIRTYPE
         file.addfile(folder)
-        for content in (b"old", b"new!"):
+        for content in (b"same", b"same"):
             info = tarfile.TarInfo("a.txt")
             info.size, info.mode = len(content), 0o4777
             file.addfile(info, io.BytesIO(content))
-    unpack(archive, archive.with_name("out"))
+    unpack([archive], archive.with_name("out"))
     assert (archive.with_name("out") / "empty").is_dir()
-    assert (archive.with_name("out") / "a.txt").read_bytes() == b"new!"
+    assert (archive.with_name("out") / "a.txt").read_bytes() == b"same"
     assert not (archive.with_name("out") / "a.txt").stat().st_mode & 0o4111
+
+
+def test_second_file_of_a_name(archive: Path):
+    with tarfile.open(archive, "w") as file:
+        for content in (b"old", b"new"):
+            info = tarfile.TarInfo("a.txt")
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    assert "a second file 'a.txt'" in refusal(archive)
+
+
+@each_kind
+def test_several_archives(archive: Path, write, tmp_path_factory):
+    second, out = tmp_path_factory.mktemp("more") / "b", archive.with_name("out")
+    write(archive, {"images/a.png": b"a", "same.txt": b"same", "__MACOSX/a.png": b"junk", ".DS_Store": b"1"})
+    write(second, {"other/b.png": b"b", "same.txt": b"same", "other/.DS_Store": b"2"})
+    assert unpack([archive, second], out, is_flat=True).num_files == 4
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        "a.png": b"a",
+        "b.png": b"b",
+        "same.txt": b"same",
+    }
+    shutil.rmtree(out)
+    unpack([archive, second], out)
+    assert sorted(path.name for path in out.iterdir()) == [".DS_Store", "__MACOSX", "images", "other", "same.txt"]
+    shutil.rmtree(out)
+    with pytest.raises(PallavaError, match="raise --max-gb"):
+        unpack([archive, second], out, max_gb=12e-9)
+    write(second, {"other/a.png": b"another"})
+    with pytest.raises(PallavaError, match=r"b' is not unpacked: it brings a second file 'a\.png'"):
+        unpack([archive, second], out, is_flat=True)
+    assert not out.exists()
 
 
 @each_kind
@@ -154,7 +187,7 @@ def test_encrypted_zip(archive: Path):
 @each_kind
 def test_cap_of_size(archive: Path, write):
     write(archive, {f"{i}.bin": bytes([i]) * 1000 for i in range(10)})
-    assert unpack(archive, archive.with_name("out"), max_gb=1e-5).num_bytes == 10_000
+    assert unpack([archive], archive.with_name("out"), max_gb=1e-5).num_bytes == 10_000
     for path in archive.with_name("out").iterdir():
         path.unlink()
     archive.with_name("out").rmdir()
@@ -170,13 +203,13 @@ def test_cap_of_one_member(archive: Path):
 
 def test_more_than_the_disk_has(archive: Path, monkeypatch):
     write_zip(archive, {"a": bytes(2000)})
-    monkeypatch.setattr(archives.shutil, "disk_usage", lambda path: archives.shutil._ntuple_diskusage(0, 0, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 1000))
     assert "the disk has 0.0 left" in refusal(archive)
 
 
 @pytest.mark.parametrize("write", [write_zip, write_tar_gz])
 def test_bomb(archive: Path, write, monkeypatch):
-    monkeypatch.setattr(archives, "_SMALL", 1 << 20)
+    monkeypatch.setattr(archive_writer, "_SMALL", 1 << 20)
     write(archive, {"bomb": bytes(8 << 20)})
     assert archive.stat().st_size < 10_000
     assert "bomb" in refusal(archive)
@@ -184,8 +217,8 @@ def test_bomb(archive: Path, write, monkeypatch):
 
 def test_bomb_of_overlapping_members(archive: Path, monkeypatch):
     """All of the central directory points at one packed kernel, each entry for itself within the ratio."""
-    monkeypatch.setattr(archives, "_SMALL", 1 << 12)
-    monkeypatch.setattr(archives, "_MAX_RATIO", 20)
+    monkeypatch.setattr(archive_writer, "_SMALL", 1 << 12)
+    monkeypatch.setattr(archive_writer, "_MAX_RATIO", 20)
     content = (b"0123456789abcdef" * 8 + bytes(range(250))) * 40
     packed = zlib.compress(content, 9)[2:-4]
     fields = (20, 0, 8, 0, 0x21, zlib.crc32(content), len(packed), len(content), 4, 0)

@@ -1,6 +1,6 @@
-"""ColonPath: patches of colonoscopy slides with or without tumour, a part of MedFMC.
+"""ColonPath: patches of colon slides with or without tumour, a part of MedFMC.
 
-https://doi.org/10.6084/m9.figshare.c.6476047 (arXiv:2306.09579)
+https://github.com/openmedlab/MedFM (arXiv:2306.09579)
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ _SUBFOLDERS = ("", "colon")
 
 
 class ColonPath(Source):
-    """The CSV files, else the lists; the split is a file's name without "colon_" and ending."""
+    """A CSV file, else a list; of several the split picks one by its name without "colon_" and ending.
+
+    Files without labels, such as the challenge's test_WithoutLabel.txt, give dropped rows alone.
+    """
 
     name = "colonpath"
     kind = "classes"
@@ -29,7 +32,7 @@ class ColonPath(Source):
         for pattern in ("colon_*.csv", "*.txt"):
             paths = sorted(path for folder in _SUBFOLDERS for path in (self.root / folder).glob(pattern))
             parts = [Part(path, path.stem.removeprefix("colon_"), _FOLDERS) for path in paths]
-            if len(parts) > 1 and self.split is None and pattern == "*.txt":
+            if len(parts) > 1 and self.split is None:
                 splits = ", ".join(part.split for part in parts)
                 raise PallavaError(f"'{self.root}' has several lists, which may overlap; name a split: {splits}")
             if parts:
@@ -38,7 +41,7 @@ class ColonPath(Source):
 
     def _rows(self, part: Part) -> Iterator[Row | RowDropped]:
         if part.path.suffix == ".csv":
-            return csv_rows(part.path, self._progress, columns=("img_id", "tumor"))
+            return csv_rows(part.path, self._progress, columns=("img_id",))
         return self._list_rows(part.path)
 
     def _list_rows(self, path: Path) -> Iterator[Row | RowDropped]:
@@ -49,7 +52,7 @@ class ColonPath(Source):
                 yield Row(index, f"line {index + 1}", {"img_id": name, "tumor": label})
 
     def _convert(self, row: Row, part: Part) -> Sequence[Record]:
-        image, label = tidy(row.value["img_id"]), tidy(row.value["tumor"])
+        image, label = tidy(row.value["img_id"]), tidy(row.value.get("tumor", ""))
         if not image:
             raise RowDropped("empty_name", "the row has no img_id")
         if label not in ("0", "1", "0.0", "1.0"):

@@ -14,7 +14,8 @@ from pallava.data.sources.files import as_object, csv_rows, keyed_rows, not_foun
 
 LETTERS = "ABCD"
 
-_VERSION_1, _VERSION_2 = ("train", "test", "test_clean"), ("train_2", "test_2")
+_VERSION_1 = ("train", "test", "test_clean")
+_VERSION_2 = ("train_2", "train2", "test_2", "test2")  # the set's own page has both spellings
 _FOLDERS_1 = ("images", "images/images", "figures", "figures/figures", "")
 _FOLDERS_2 = ("figures", "figures/figures", "images", "images/images", "")
 _COLUMNS = ("figure_path", "question", *(f"choice {letter}" for letter in LETTERS.casefold()))

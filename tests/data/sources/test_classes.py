@@ -94,3 +94,12 @@ def test_colonpath_lists(tmp_path: Path):
     with pytest.raises(PallavaError, match="name a split: train_20, train_40"):
         open_source("colonpath", tmp_path)
     assert read("colonpath", tmp_path, split="train_20")[0][0].image == "colon/images/2019-1 1.png"
+
+
+def test_colonpath_without_labels(tmp_path: Path):
+    write_csv(tmp_path / "colon_train.csv", ["", "img_id", "tumor"], [[0, "a.png", 1]])
+    write_csv(tmp_path / "colon_val.csv", ["", "img_id"], [[0, "a.png"]])
+    with pytest.raises(PallavaError, match="name a split: train, val"):
+        open_source("colonpath", tmp_path)
+    assert len(read("colonpath", tmp_path, split="train")[0]) == 1
+    assert read("colonpath", tmp_path, split="val") == ([], {"bad_label": 1})

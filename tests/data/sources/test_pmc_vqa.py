@@ -81,6 +81,11 @@ def test_both_versions_and_splits(tmp_path: Path):
     assert [record.id for record in read("pmc-vqa", tmp_path)[0]] == ["test_clean-000000"]
 
 
+def test_version_2_in_the_other_spelling(tmp_path: Path):
+    write_csv(tmp_path / "train2.csv", VERSION_2, [row_2("D")])
+    assert [record.id for record in read("pmc-vqa", tmp_path, split="train2")[0]] == ["train2-000000"]
+
+
 def test_old_header_and_cells_that_are_text(tmp_path: Path):
     header = [name.replace("Answer", "Anwser") if name == "Answer" else f" {name} " for name in VERSION_1]
     choices = ["A:N/A", "B:None", "C:nan", "D:NULL"]
