@@ -55,15 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--published-index", metavar="FILE", help="list of image names, as PA-LLaVA published it")
     add("--min-words", type=int, default=Default.min_words, help="of a caption (default: %(default)s)")
     add("--max-background", type=float, default=Default.max_background, help="without tissue (default: %(default)s)")
-    add("--pathology", default="metadata", choices=["none", "metadata", "clip", "endpoint"], help="(default: metadata)")
+    add("--pathology", choices=["none", "metadata", "clip", "endpoint"], help="judge (default: metadata)")
     add("--clip-model", help="open_clip's name of a model, such as ViT-B-16 or hf-hub:ORGANIZATION/NAME")
     add("--clip-weights", help="open_clip's tag of weights, or a checkpoint")
     add("--clip-threshold", type=float, default=Default.clip_threshold, help="of 0 to 1 (default: %(default)s)")
     add("--pathology-url", help="of an OpenAI-compatible endpoint, such as http://localhost:8000/v1")
     add("--pathology-model", help="name of the vision-language model there")
-    add("--species", default="rules", choices=["none", "rules", "endpoint"], help="(default: %(default)s)")
+    add("--species", choices=["none", "rules", "endpoint"], help="judge (default: rules)")
     add("--species-url", help="of an OpenAI-compatible endpoint")
     add("--species-model", help="name of the language model there")
+    add("--concurrency", type=int, default=8, help="requests to an endpoint at a time (default: %(default)s)")
     add("--shard", default="1/1", metavar="I/N", help="judge one of N parts; `pallava data merge` joins them")
     add("--workers", type=int, default=None, help="processes that decode images (default: one a core, at most 16)")
 
@@ -72,15 +73,18 @@ def run(options: argparse.Namespace) -> int:
     """Cleans."""
     from pallava.data.clean.pipeline import Shard
     from pallava.data.clean.run import clean
+    from pallava.data.clean.settings import Effort
     from pallava.data.parallel import default_num_workers
 
     shard = _read_shard(options.shard)
     num_workers = default_num_workers() if options.workers is None else options.workers
     if num_workers < 1:
         raise PallavaError(f"the number of workers is {num_workers}; expected 1 or more")
-    settings = _settings(options)
+    if options.concurrency < 1:
+        raise PallavaError(f"the concurrency is {options.concurrency}; expected 1 or more")
+    settings, effort = _settings(options), Effort(num_workers, options.concurrency)
     try:
-        summary = clean(Path(options.out), settings, shard=Shard(*shard), num_workers=num_workers)
+        summary = clean(Path(options.out), settings, shard=Shard(*shard), effort=effort)
     except KeyboardInterrupt:
         print("interrupted: what was judged is kept, and the same command goes on", file=sys.stderr)
         return _INTERRUPTED
@@ -115,7 +119,10 @@ def _settings(options: argparse.Namespace) -> Any:
     filters = INDEX_FILTERS if options.published_index else DEFAULT_FILTERS
     if options.filters is not None:
         filters = tuple(word.strip() for word in options.filters.split(",") if word.strip())
-    judges = {name: getattr(options, name) for name in _JUDGE_OPTIONS}
+    for name in ("pathology", "species"):
+        if getattr(options, name) not in (None, "none") and name not in filters:
+            raise PallavaError(f"--{name} {getattr(options, name)} has no effect: add {name} to --filters")
+    judges = {name: value for name in _JUDGE_OPTIONS if (value := getattr(options, name)) is not None}
     if options.clip_weights and Path(options.clip_weights).is_file():
         judges["clip_weights"] = _absolute(options.clip_weights)
     return CleanSettings(

@@ -47,6 +47,10 @@ class Shard:
         return number % self.count == self.index - 1
 
 
+WHOLE = Shard()
+"""All of the work."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of an item.
@@ -82,7 +86,7 @@ class Pipeline:
                     if item.kind in each.kinds:
                         each.survey(item)
 
-    def judge(self, shard: Shard = Shard()) -> int:
+    def judge(self, shard: Shard = WHOLE) -> int:
         """Scores what is not scored yet, and stores it batch by batch.
 
         Returns:

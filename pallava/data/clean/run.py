@@ -12,8 +12,8 @@ from typing import Any
 
 from pallava.data.clean.filters import Filter
 from pallava.data.clean.outputs import DROPPED, KEPT, PAIRS, SUMMARY, Summary, image_folder_path, write_outputs
-from pallava.data.clean.pipeline import Input, Outcome, Pipeline, Shard
-from pallava.data.clean.settings import CleanSettings, make_filters, open_inputs
+from pallava.data.clean.pipeline import WHOLE, Input, Outcome, Pipeline, Shard
+from pallava.data.clean.settings import CleanSettings, Effort, make_filters, open_inputs
 from pallava.data.clean.store import ScoreStore
 from pallava.errors import PallavaError
 
@@ -30,14 +30,16 @@ class _Run:
     image_folder: Path
 
 
-def clean(folder: Path, settings: CleanSettings, *, shard: Shard = Shard(), num_workers: int = 1) -> Summary | None:  # noqa: B008
+def clean(
+    folder: Path, settings: CleanSettings, *, shard: Shard = WHOLE, effort: Effort | None = None
+) -> Summary | None:
     """Judges and decides; goes on where an earlier run in the folder stopped.
 
     Args:
         folder: Where scores and outputs go.
         settings: What to clean, and how.
         shard: The part to judge; with more than one, `merge` decides.
-        num_workers: Processes that decode images.
+        effort: How much is done at a time.
 
     Returns:
         What ``summary.json`` holds; None for a shard.
@@ -46,7 +48,7 @@ def clean(folder: Path, settings: CleanSettings, *, shard: Shard = Shard(), num_
         PallavaError: The settings do not fit each other or the disk, or the work cannot go on; scores stay.
     """
     _check_folder(folder)
-    with _opened(folder, settings, num_workers) as run:
+    with _opened(folder, settings, effort) as run:
         folder.mkdir(parents=True, exist_ok=True)
         with ScoreStore(folder / _store_name(shard)) as store:
             store.write("num_records", None)
@@ -85,7 +87,7 @@ def merge(folder: Path) -> Summary:
 
 
 @contextmanager
-def _opened(folder: Path, settings: CleanSettings, num_workers: int = 1) -> Iterator[_Run]:
+def _opened(folder: Path, settings: CleanSettings, effort: Effort | None = None) -> Iterator[_Run]:
     """Opens and checks everything before the first byte is written; ends the filters' processes at the end."""
     if not settings.sources:
         raise PallavaError("there is no source; give at least one, such as --source quilt-1m=/data/quilt")
@@ -94,7 +96,7 @@ def _opened(folder: Path, settings: CleanSettings, num_workers: int = 1) -> Iter
     image_folder = Path(settings.image_folder or os.path.commonpath([root.resolve() for root in roots]))
     for root in roots:
         image_folder_path(image_folder, root)
-    filters = make_filters(settings, num_workers=num_workers)
+    filters = make_filters(settings, effort)
     with ExitStack() as stack:
         for each in filters:
             stack.callback(getattr(each, "close", lambda: None))

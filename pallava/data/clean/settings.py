@@ -21,7 +21,6 @@ INDEX_FILTERS = ("published-index", "image")
 """The default where a published list is given: its images have passed the paper's filters."""
 
 _TEXT_JUDGES = ("metadata", "rules")  # cost next to nothing, so they go before any image is decoded
-_NEED_IMAGE = ("duplicates", "clip", "endpoint")
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,20 @@ def open_inputs(settings: CleanSettings) -> list[Input]:
     ]
 
 
-def make_filters(settings: CleanSettings, *, num_workers: int = 1) -> list[Filter]:
+@dataclass(frozen=True)
+class Effort:
+    """How much is done at a time, which changes nothing in the outcome.
+
+    Attributes:
+        num_workers: Processes that decode images.
+        concurrency: Requests to an endpoint under way.
+    """
+
+    num_workers: int = 1
+    concurrency: int = 8
+
+
+def make_filters(settings: CleanSettings, effort: Effort | None = None) -> list[Filter]:
     """Makes the filters in the order in which they decide.
 
     What costs little comes first. Duplicates come last: only among what all others keep is the first of several chosen.
@@ -101,7 +113,7 @@ def make_filters(settings: CleanSettings, *, num_workers: int = 1) -> list[Filte
         PallavaError: A filter is unknown, or lacks what it needs.
     """
     names = _check_names(settings)
-    made = {name: _make_filter(name, settings, num_workers) for name in APPLIES_TO if name in names}
+    made = {name: _make_filter(name, settings, effort or Effort()) for name in APPLIES_TO if name in names}
     order = sorted(made, key=lambda name: _rank(name, settings))
     return [each for each in (made[name] for name in order) if each is not None]
 
@@ -111,8 +123,8 @@ def _check_names(settings: CleanSettings) -> Sequence[str]:
     for name in names:
         if name not in APPLIES_TO:
             raise PallavaError(f"there is no filter '{name}'; known are {', '.join(APPLIES_TO)}")
-    needing = [name for name in names if name in _NEED_IMAGE or _judge(name, settings) in _NEED_IMAGE[1:]]
-    needing = [name for name in needing if name != "species"]
+    looks = settings.pathology in ("clip", "endpoint")
+    needing = [name for name in names if name == "duplicates" or (name == "pathology" and looks)]
     if needing and "image" not in names:
         raise PallavaError(f"the filter '{needing[0]}' needs what the filter 'image' reads; add 'image' to the filters")
     if ("published-index" in names) != (settings.published_index is not None):
@@ -120,19 +132,13 @@ def _check_names(settings: CleanSettings) -> Sequence[str]:
     return names
 
 
-def _judge(name: str, settings: CleanSettings) -> str:
-    return {"pathology": settings.pathology, "species": settings.species}.get(name, "")
-
-
 def _rank(name: str, settings: CleanSettings) -> tuple[int, int]:
-    order = list(APPLIES_TO).index(name)
-    if name == "duplicates":
-        return 2, order
-    is_cheap = name in ("published-index", "words") or _judge(name, settings) in _TEXT_JUDGES
-    return (0 if is_cheap else 1), order
+    judge = {"pathology": settings.pathology, "species": settings.species}.get(name)
+    is_cheap = name in ("published-index", "words") or judge in _TEXT_JUDGES
+    return (0 if is_cheap else 1), list(APPLIES_TO).index(name)
 
 
-def _make_filter(name: str, settings: CleanSettings, num_workers: int) -> Filter | None:
+def _make_filter(name: str, settings: CleanSettings, effort: Effort) -> Filter | None:
     if name == "published-index":
         assert settings.published_index is not None  # checked before
         return PublishedIndexFilter(settings.published_index)
@@ -140,15 +146,15 @@ def _make_filter(name: str, settings: CleanSettings, num_workers: int) -> Filter
         return WordsFilter(settings.min_words)
     if name == "image":
         folder = settings.image_folder and Path(settings.image_folder)
-        return ImageFilter(settings.max_background, num_workers=num_workers, image_folder=folder or None)
+        return ImageFilter(settings.max_background, num_workers=effort.num_workers, image_folder=folder or None)
     if name == "duplicates":
         from pallava.data.clean.duplicates import DuplicateFilter
 
         return DuplicateFilter()
-    return _make_pathology(settings) if name == "pathology" else _make_species(settings)
+    return _make_pathology(settings, effort) if name == "pathology" else _make_species(settings, effort)
 
 
-def _make_pathology(settings: CleanSettings) -> Filter | None:
+def _make_pathology(settings: CleanSettings, effort: Effort) -> Filter | None:
     if settings.pathology == "metadata":
         from pallava.data.clean.metadata_judge import PathologyMetadata
 
@@ -162,11 +168,11 @@ def _make_pathology(settings: CleanSettings) -> Filter | None:
     if settings.pathology == "endpoint":
         from pallava.data.clean.endpoint_judges import PathologyEndpoint
 
-        return PathologyEndpoint(_endpoint("pathology", settings.pathology_url, settings.pathology_model))
+        return PathologyEndpoint(_endpoint("pathology", settings.pathology_url, settings.pathology_model, effort))
     return None
 
 
-def _make_species(settings: CleanSettings) -> Filter | None:
+def _make_species(settings: CleanSettings, effort: Effort) -> Filter | None:
     if settings.species == "rules":
         from pallava.data.clean.species import SpeciesRules
 
@@ -174,11 +180,11 @@ def _make_species(settings: CleanSettings) -> Filter | None:
     if settings.species == "endpoint":
         from pallava.data.clean.endpoint_judges import SpeciesEndpoint
 
-        return SpeciesEndpoint(_endpoint("species", settings.species_url, settings.species_model))
+        return SpeciesEndpoint(_endpoint("species", settings.species_url, settings.species_model, effort))
     return None
 
 
-def _endpoint(name: str, url: str | None, model: str | None) -> Any:
+def _endpoint(name: str, url: str | None, model: str | None, effort: Effort) -> Any:
     from pallava.endpoint import Endpoint
 
     if not url or not model:
@@ -186,4 +192,4 @@ def _endpoint(name: str, url: str | None, model: str | None) -> Any:
             f"--{name} endpoint needs --{name}-url (such as http://localhost:8000/v1) and --{name}-model, the model's "
             f"name there"
         )
-    return Endpoint(url, model)
+    return Endpoint(url, model, concurrency=effort.concurrency)

@@ -24,6 +24,7 @@ from tests.data.clean.material import (
     save_pubmedvision,
     save_quilt,
 )
+from tests.stub_endpoint import Act, stub_endpoint
 
 OUTPUTS = ("kept.jsonl", "dropped.jsonl", "pairs.json", "summary.json")
 
@@ -329,6 +330,31 @@ def test_outputs_appear_complete_or_not_at_all(settings, tmp_path):
     assert not any(tmp_path.glob(".*unfinished"))
 
 
+def test_both_judges_behind_an_endpoint_that_misbehaves(tmp_path):
+    """It is slow, fails, limits the rate and talks nonsense: nothing is lost, and no answer asked for again."""
+    failures = {1: Act("busy", status=500), 2: Act("too fast", status=429, headers={"Retry-After": "0"})}
+
+    def script(text: str, num_before: int) -> Act:
+        number = int(text.split()[-1]) if "case number" in text else 0
+        if number in failures and not num_before:
+            return failures[number]
+        replies = {4: "It is a matter of taste.", 5: "non-human"}
+        return Act(replies.get(number, "human" if number else "yes"), delay=0.3 if number == 3 else 0)
+
+    tree = save_pairs(tmp_path / "tree", 6)
+    with stub_endpoint(script) as server:
+        judges = {"pathology": "endpoint", "pathology_url": server.url, "pathology_model": "judge"}
+        judges |= {"species": "endpoint", "species_url": server.url, "species_model": "judge"}
+        mine = CleanSettings((SourceSetting("pairs", str(tree)),), **judges)
+        summary = clean(tmp_path / "out", mine)
+        assert summary["sources"]["pairs"]["filters"]["species"]["dropped"] == {"unreadable_reply": 1, "non_human": 1}
+        assert summary["num_kept"] == 4
+        num_requests = len(server.requests)
+        assert sum(server.answered.values()) == 12
+        clean(tmp_path / "out", replace(mine, max_background=0.97))
+        assert len(server.requests) == num_requests
+
+
 # The command
 
 
@@ -348,6 +374,8 @@ def test_outputs_appear_complete_or_not_at_all(settings, tmp_path):
         ("--source quilt-1m={t}/b/quilt --pathology clip --clip-model ViT-B-16", "no weights"),
         ("--source quilt-1m={t}/b/quilt --pathology endpoint", "--pathology-url"),
         ("--source quilt-1m={t}/b/quilt --species endpoint --species-url http://x", "--species-model"),
+        ("--source quilt-1m={t}/b/quilt --filters words --species rules", "add species to --filters"),
+        ("--source quilt-1m={t}/b/quilt --concurrency 0", "concurrency"),
         ("--source quilt-1m={t}/b/quilt --min-words -1", "-1"),
         ("--source quilt-1m={t}/b/quilt --max-background 7", "7"),
         ("--source quilt-1m={t}/b/quilt --shard 3/2", "--shard 3/2"),
