@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -212,12 +213,19 @@ def _starts_with(path: Path, character: bytes) -> bool:
 
 
 def _whole_object(path: Path) -> dict[str, Any] | None:
-    """Gives a file's one JSON object of objects; None if it is JSONL."""
+    """Gives a file's one JSON object of objects; None if it is JSONL.
+
+    Raises:
+        PallavaError: It is neither.
+    """
     if path.stat().st_size > _MAX_TABLE:
         return None
     try:
         table = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as error:
+        first = islice(_line_rows(path, lambda _: None), _SHOWN)
+        if not any(isinstance(row, Row) and isinstance(row.value, dict) for row in first):
+            raise PallavaError(f"'{path}' is damaged: neither one JSON object nor JSONL ({error})") from None
         return None
     if not isinstance(table, dict):
         return None

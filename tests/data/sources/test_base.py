@@ -1,6 +1,7 @@
 """What all readers share: records as JSON, paths that stay inside, counts, errors."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,17 @@ def test_a_damaged_list_says_where(tmp_path: Path):
     (tmp_path / "pairs.json").write_text('[{"image": "a.png", "caption": "Glands."}, {"image": }]')
     with pytest.raises(PallavaError, match="record 2"):
         list(open_source("pairs", tmp_path))
+
+
+def test_every_set_is_in_the_documents():
+    text = (Path(__file__).parents[3] / "docs" / "data_sets.md").read_text(encoding="utf-8")
+    for name in SOURCES:
+        assert f": `{name}`\n" in text
+    source_files = (Path(__file__).parents[3] / "pallava" / "data" / "sources").glob("*.py")
+    reasons = {
+        reason
+        for path in source_files
+        for reason in re.findall(r'RowDropped\(\s*"(\w+)"', path.read_text(encoding="utf-8"))
+    }
+    assert len(reasons) > 10
+    assert not {reason for reason in reasons if f"`{reason}`" not in text}

@@ -167,6 +167,15 @@ def test_published_json(tmp_path: Path):
     assert dropped == {"malformed": 1, "empty_answer": 1}
 
 
+def test_damaged_json(tmp_path: Path):
+    row = {"question": "Where?", "image": "test_0273", "answer": "skin"}
+    write_json(tmp_path / "test.json", {"1": row, "2": row})
+    content = (tmp_path / "test.json").read_bytes()
+    (tmp_path / "test.json").write_bytes(content[:-20])
+    with pytest.raises(PallavaError, match="neither one JSON object nor JSONL"):
+        list(open_source("path-vqa", tmp_path))
+
+
 def test_list_of_m2i2(tmp_path: Path):
     row = {"qid": 7, "image_name": "test/test_0001.jpg", "question": "Is it?", "answer": "no"}
     row |= {"answer_type": "yes/no", "question_type": "is"}
