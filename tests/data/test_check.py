@@ -1,6 +1,7 @@
 """The check of a training file: each fault is found once, at its line, by any number of workers."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -110,9 +111,15 @@ def test_a_row_with_several_faults_counts_once(folder: Path) -> None:
 
 def test_text_over_the_room(folder: Path) -> None:
     tokenizer = str(tiny.save_parts(folder.parent / "parts")["llm"])
-    sizes = [Room(tokenizer, "qwen_chat", context_length=length, num_visual_tokens=10) for length in (200, 30, 14)]
-    rows = [row("1"), row("2", conversations=talk("<image>\nWhat?", "gland " * 40))]
-    assert [found(folder, rows, room=room) for room in sizes] == [{}, {"over_room": 1}, {"over_room": 2}]
+    rows = [row("1"), row("2", ["a.png"] * 2, talk("<image><image>\nWhat?", "gland " * 40))]
+    room = Room(tokenizer, "qwen_chat", context_length=30, num_visual_tokens=10)
+    report = check_training_file(write(folder, rows), folder, room=room)
+    assert report.faults["over_room"] == 1
+    told = re.search(r"line 2: (\d+) tokens of text, and there is room for 10", report.examples["over_room"][0])
+    assert told
+    fits = int(told[1]) + 2 * 10
+    for length, expected in ((fits, {}), (fits - 1, {"over_room": 1})):
+        assert found(folder, rows, room=Room(tokenizer, "qwen_chat", length, 10)) == expected
 
 
 def test_a_list_that_breaks_off_and_an_empty_file(folder: Path) -> None:

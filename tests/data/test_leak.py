@@ -11,8 +11,8 @@ from PIL import Image
 from pallava.data import image_hashes
 from pallava.data.audit_rows import AuditRow, open_rows
 from pallava.data.clean.duplicates import TURNS, perceptual_hash, turned_hashes
-from pallava.data.image_hashes import HashCache
-from pallava.data.leak import LeakReport, audit
+from pallava.data.image_hashes import HashCache, ImageHashes
+from pallava.data.leak import ImageMatch, LeakReport, _Known, audit
 from pallava.data.sources.base import Pair, Question, to_json
 from pallava.errors import PallavaError
 from pallava.prompts import CAPTION_PROMPTS, build_choice_question
@@ -94,6 +94,27 @@ def test_turned_hashes_begin_with_the_plain_one() -> None:
         hashes = turned_hashes(picture(seed, (700, 500)))
         assert hashes[0] == perceptual_hash(picture(seed, (700, 500)))
         assert len(set(hashes)) == 8
+
+
+def test_the_nearest_turn_is_told() -> None:
+    known = _Known(4)
+    list(known.images_of([AuditRow("near", ("a",), ()), AuditRow("same", ("b",), ())]))
+    known.add("a", ImageHashes("1", (f"{0xF0F0F0F0F0F0F0F0:016x}",)))
+    known.add("b", ImageHashes("2", (f"{0x123456789ABCDEF0:016x}",)))
+    asked = ImageHashes("3", (f"{0xF0F0F0F0F0F0F0F7:016x}", f"{0x123456789ABCDEF0:016x}"))
+    assert known.find(asked) == ImageMatch("same", 0, "mirrored")
+    assert known.find(ImageHashes("3", asked.hashes[:1])) == ImageMatch("near", 3)
+
+
+def test_images_that_several_rows_show_are_counted_once(sets: Sets) -> None:
+    sets.rows["train"].append(asked("3_a.png", "Why?", "again"))
+    sets.add("test", picture(3), "A?")
+    sets.rows["test"].append(asked("0_a.png", "B?", "again"))
+    report = sets.audit()
+    assert (report.num_train_rows, report.num_train_images) == (9, 8)
+    assert (report.num_test_rows, report.num_test_images) == (2, 1)
+    assert report.shared("images") == ["test0", "again"]
+    assert report.leaks[1].match == ImageMatch("train3", 0)
 
 
 def test_questions_are_compared_as_words(sets: Sets) -> None:

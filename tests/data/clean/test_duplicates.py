@@ -151,6 +151,13 @@ def test_even_grounds_do_not_collapse() -> None:
     assert decide(*items, copy)[-1].reason == "exact duplicate of a:0"
 
 
+def test_a_picture_without_structure_repeats_no_picture_with_some() -> None:
+    some, none = f"{0xFFFF:016x}", f"{0x7FFF:016x}"
+    assert [v.keep for v in decide(pair("a", "1", "a.jpg", phash=some), pair("a", "2", "b.jpg", phash=none))] == [
+        True
+    ] * 2
+
+
 def test_begin_forgets() -> None:
     chosen = pickle.loads(pickle.dumps(DuplicateFilter()))
     item = pair("a", "1", "a.jpg")
