@@ -1,6 +1,7 @@
 """PubMedVision, PMC-OA and Quilt-1M: each documented layout and quirk."""
 
 import csv
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -256,3 +257,26 @@ def test_bytes_that_are_no_text_cost_no_row(tmp_path: Path):
     content = b'\xef\xbb\xbf,caption,image_path\n0,"Gl\xffands",a.jpg\n1,N/A,b.jpg\n'
     (tmp_path / "quilt_1M_lookup.csv").write_bytes(content)
     assert [record.text for record in read("quilt-1m", tmp_path)[0]] == ["Gl\ufffdands", "N/A"]
+
+
+@pytest.mark.parametrize("name", ["pubmedvision", "pmc-oa", "quilt-1m"])
+def test_large_files_are_streamed(tmp_path: Path, name: str):
+    text = "word " * 2000
+    if name == "pubmedvision":
+        write_json(
+            tmp_path / "PubMedVision_Alignment_VQA.json", [alignment_row(i, ["a.jpg"], text) for i in range(2500)]
+        )
+    elif name == "pmc-oa":
+        write_lines(tmp_path / "pmc_oa.jsonl", ({"image": "a.jpg", "caption": text} for _ in range(2500)))
+    else:
+        write_csv(tmp_path / "quilt_1M_lookup.csv", NEW_COLUMNS, (quilt_row(text, "a.jpg", 0, 1) for _ in range(2500)))
+    source = open_source(name, tmp_path)
+    assert source.num_bytes > 25_000_000
+    tracemalloc.start()
+    progress = [source.num_bytes_read for _ in source]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(progress) == 2500
+    assert progress == sorted(progress)
+    assert progress[1250] < 0.7 * source.num_bytes
+    assert peak < 12_000_000
