@@ -24,7 +24,7 @@ VERSION_2 = [
     "Answer",
     "split",
 ]
-CHOICES = [" A:CT ", " B: MRI", "\u00a0C:\u200aX-ray\u00a0", "D:PET "]
+CHOICES = [" A:CT ", " B: MRI", "\u00a0C:\u200aX-ray\u00a0", "\u200bD:PET\ufeff "]
 OPTIONS = ("CT", "MRI", "X-ray", "PET")
 
 
