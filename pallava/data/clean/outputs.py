@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,9 +115,7 @@ def _publish(folder: Path, summary: Summary) -> None:
     if not summary["num_pairs"] and not any(each["kind"] == "captions" for each in summary["sources"].values()):
         (folder / PAIRS).unlink()  # of questions alone there are no pairs
     hidden = _hidden(folder, SUMMARY)
-    hidden.write_text(
-        json.dumps(summary, indent=2, ensure_ascii=False) + os.linesep, encoding="utf-8", errors="replace"
-    )
+    hidden.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
     hidden.replace(folder / SUMMARY)
 
 
