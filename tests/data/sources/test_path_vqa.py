@@ -1,5 +1,6 @@
 """PathVQA in every form it is passed around in."""
 
+import os
 import pickle
 from io import BytesIO
 from pathlib import Path
@@ -141,6 +142,9 @@ def test_parquet(tmp_path: Path, caplog):
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["train", "val"]
     assert len(list((tmp_path / "images/train").iterdir())) == 2
     assert "writing the pictures" in caplog.text
+    os.utime(tmp_path / records[0].image, (1, 1))
+    assert list(open_source("path-vqa", tmp_path)) == records
+    assert (tmp_path / records[0].image).stat().st_mtime == 1  # it is not written again
 
 
 def test_damaged_parquet(tmp_path: Path):
