@@ -48,7 +48,7 @@ def clean(
         PallavaError: The settings do not fit each other or the disk, or the work cannot go on; scores stay.
     """
     _check_folder(folder)
-    with _opened(folder, settings, effort) as run:
+    with _opened(folder, settings, effort) as run, _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with ScoreStore(folder / _store_name(shard)) as store:
             store.write("num_records", None)
@@ -74,7 +74,8 @@ def merge(folder: Path) -> Summary:
     """
     paths = _find_shards(folder)
     stored, num_records = _check_shards(paths)
-    with _opened(folder, CleanSettings.from_json(stored)) as run, ScoreStore(folder / STORE) as store:
+    opened = _opened(folder, CleanSettings.from_json(stored))
+    with opened as run, _writing(folder), ScoreStore(folder / STORE) as store:
         for path in paths:
             store.add_scores_of(path)
         store.write("settings", stored)
@@ -101,6 +102,15 @@ def _opened(folder: Path, settings: CleanSettings, effort: Effort | None = None)
         for each in filters:
             stack.callback(getattr(each, "close", lambda: None))
         yield _Run(folder, settings, inputs, filters, image_folder)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Makes one sentence of a full disk or a lack of rights; files that are read tell theirs themselves."""
+    try:
+        yield
+    except OSError as error:
+        raise PallavaError(f"cannot write into '{folder}': {error.strerror or error}") from None
 
 
 def _write(run: _Run, outcomes: Iterator[Outcome]) -> Summary:
