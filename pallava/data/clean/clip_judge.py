@@ -57,8 +57,8 @@ class PathologyClip:
         """
         if not pretrained and not model_name.startswith(_WEIGHTS_IN_NAME):
             raise PallavaError(
-                f"the CLIP model '{model_name}' has no weights: give one of its tags (see `open_clip.list_pretrained()`) "
-                "or a checkpoint"
+                f"the CLIP model '{model_name}' has no weights: give one of its tags "
+                "(see `open_clip.list_pretrained()`) or a checkpoint"
             )
         if not 0 <= threshold <= 1:
             raise PallavaError(f"the threshold of the CLIP judge is {threshold}; expected 0 to 1")
