@@ -40,7 +40,7 @@ def test_replies_come_in_order_though_the_first_is_the_slowest() -> None:
 
 
 def test_as_many_requests_at_once_as_allowed() -> None:
-    with stub_endpoint(lambda text, before: Act("x", delay=0.05)) as server:
+    with stub_endpoint(lambda text, before: Act("x", delay=0.2)) as server:
         endpoint(server, concurrency=3).ask(texts(9))
     assert server.num_at_once == 3
 
@@ -58,7 +58,7 @@ def test_a_rate_limit_is_waited_for() -> None:
     with stub_endpoint(lambda text, before: Act("fine") if before else limit) as server:
         assert endpoint(server).ask([Request("q")]) == [Reply("fine")]
     first, second = server.times["q"]
-    assert 1.0 <= second - first < 2.5
+    assert second - first >= 1.0  # without the header it would be half a second
 
 
 @pytest.mark.usefixtures("quick_retries")
@@ -72,10 +72,10 @@ def test_one_unlucky_request_does_not_lose_the_others() -> None:
 
 
 def test_a_request_that_takes_too_long_fails_alone() -> None:
-    with stub_endpoint(lambda text, before: Act("fine", delay=1.0 if text == "q1" else 0.0)) as server:
-        answers = endpoint(server, timeout=0.3, max_retries=0).ask(texts(3))
+    with stub_endpoint(lambda text, before: Act("fine", delay=6.0 if text == "q1" else 0.0)) as server:
+        answers = endpoint(server, timeout=2, max_retries=0).ask(texts(3))
     assert answers[0] == answers[2] == Reply("fine")
-    assert answers[1] == Failure("no answer within 0.3 seconds, 1 times")
+    assert answers[1] == Failure("no answer within 2 seconds, 1 times")
 
 
 def test_what_the_server_refuses_is_not_asked_again() -> None:
@@ -183,7 +183,7 @@ def test_closing_early_ends_the_threads() -> None:
         next(answers)
         start = time.monotonic()
         answers.close()
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 5
     assert sum(server.prompts.values()) < 20
 
 

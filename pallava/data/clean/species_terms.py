@@ -130,7 +130,7 @@ HUMAN_SUBJECT = re.compile(
 )
 """A person is spoken of, so that an animal may be what the person met and not what the picture shows."""
 
-_A = r"§\w+(?:'s|s')?(?:\s*(?:,|/|\+|\band\b|\bor\b)\s*§\w+)*"
+_A = r"§\w+(?:'s|s')?(?:\s*(?:,|/|\+|\band\b|\bor\b)\s*§\w+){0,8}"  # unbounded, a list would cost its length squared
 _FEW = r"(?:[\w'-]+\s+){0,4}?"
 _ADJECTIVES = (
     r"(?:(?:normal|purified|affinity|recombinant|primary|secondary|specific|biotinylated|non-?immune|pre-?immune|"

@@ -1,6 +1,7 @@
 """Species by rules: the brief list of what must stay and go, and captions of which a third was held back."""
 
 import json
+import time
 from collections import Counter
 from hashlib import sha256
 from pathlib import Path
@@ -101,6 +102,13 @@ def test_precision_and_recall(split: str) -> None:
     assert min(Counter(row["label"] for row in CAPTIONS if row["split"] == split).values()) >= 25
     assert precision >= 0.95
     assert recall >= 0.95
+
+
+@pytest.mark.parametrize("part", ["mouse, ", "(mouse ", "rabbit specific ", "normal mouse and rat or ", "man kept a "])
+def test_a_very_long_text_takes_no_very_long_time(part: str) -> None:
+    start = time.process_time()
+    judge_species(part * 4000 + "dog")
+    assert time.process_time() - start < 4
 
 
 def test_the_filter_drops_non_human_and_tells_the_words() -> None:
