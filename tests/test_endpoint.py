@@ -127,6 +127,23 @@ def test_a_server_that_dies_is_told_after_the_answers_it_gave() -> None:
     assert sum(server.prompts.values()) < 15
 
 
+def test_answers_under_way_are_given_out_before_the_end() -> None:
+    """The model is taken away while other requests are still being answered."""
+    script = {"q0": Act(status=404), "q1": Act("late", delay=0.5), "q2": Act("late", delay=0.5)}
+    seen: list[tuple[int, Answer]] = []
+    with stub_endpoint(lambda text, before: script[text]) as server:
+        with pytest.raises(PallavaError, match="has no model"):
+            seen.extend(endpoint(server).iter_answers(texts(3)))
+        assert server.answered.total() == 2
+    assert sorted(seen, key=lambda each: each[0]) == [(1, Reply("late")), (2, Reply("late"))]
+
+
+def test_failures_among_answers_do_not_end_the_run() -> None:
+    with stub_endpoint(lambda text, before: Act(status=503) if int(text[1:]) % 2 else Act("fine")) as server:
+        answers = endpoint(server, concurrency=1, max_retries=0).ask(texts(40))
+    assert sum(isinstance(answer, Failure) for answer in answers) == 20
+
+
 def test_an_unknown_model_is_told_with_those_that_there_are() -> None:
     no_model = pytest.raises(PallavaError, match="has no model 'judge'.*it has glm-4v-9b, qwen2")
     with stub_endpoint(lambda text, before: Act("x"), models=("glm-4v-9b", "qwen2")) as server, no_model:
