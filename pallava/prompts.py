@@ -188,6 +188,9 @@ CAPTION_PROMPTS: tuple[str, ...] = (
     "Share your description of this image.",
 )
 
+CHOICE_INSTRUCTION = "Answer with the letter of the right option."
+CHOICE_LETTERS = "ABCDEFGHIJ"
+
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
@@ -231,6 +234,18 @@ def build_question(text: str, num_images: int = 1) -> str:
         return text
     text = text.replace(IMAGE_TOKEN, "").strip()
     return f"{IMAGE_TOKEN * count}\n{text}".strip()
+
+
+def build_choice_question(question: str, options: Sequence[str]) -> str:
+    """Put the options below a question, one a line behind its letter, and say how to answer.
+
+    Raises:
+        PallavaError: There are fewer than two options, or more than there are letters.
+    """
+    if not 2 <= len(options) <= len(CHOICE_LETTERS):
+        raise PallavaError(f"a choice has 2 to {len(CHOICE_LETTERS)} options, not {len(options)}")
+    lines = (f"{letter}. {option.strip()}" for letter, option in zip(CHOICE_LETTERS, options, strict=False))
+    return "\n".join([question.strip(), *lines, CHOICE_INSTRUCTION])
 
 
 def turns_from_conversations(conversations: Sequence[Mapping[str, str]]) -> list[Turn]:

@@ -14,6 +14,7 @@ from pallava.prompts import (
     IMAGE_TOKEN_INDEX,
     TEMPLATES,
     Turn,
+    build_choice_question,
     build_question,
     encode_conversation,
     encode_prompt,
@@ -192,3 +193,11 @@ def test_caption_prompts_are_different():
 def test_prompts_import_nothing_heavy():
     code = "import sys, pallava.prompts; sys.exit(any(m in sys.modules for m in ('torch', 'xtuner')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_choices_stand_below_their_question():
+    text = build_choice_question(" Which stain? ", [" PAS", "Congo red "])
+    assert text == "Which stain?\nA. PAS\nB. Congo red\nAnswer with the letter of the right option."
+    for count in (1, 11):
+        with pytest.raises(PallavaError, match=f"a choice has 2 to 10 options, not {count}"):
+            build_choice_question("Which?", ["x"] * count)

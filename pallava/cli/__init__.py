@@ -14,7 +14,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("pallava.cli.train", "train by a config, as `xtuner train` does, with the trainer's true exit code"),
     "convert": ("pallava.cli.convert", "turn a training checkpoint into a model folder"),
     "chat": ("pallava.cli.chat", "ask a model folder about an image"),
+    "data unpack": ("pallava.cli.data_unpack", "unpack a downloaded archive, with checks"),
     "data prepare": ("pallava.cli.data_prepare", "tokenize a training file ahead of training"),
+    "data clean": ("pallava.cli.data_clean", "drop what does not belong into training, and say why"),
+    "data merge": ("pallava.cli.data_merge", "join the shards of a cleaning run"),
+    "data instruct": ("pallava.cli.data_instruct", "turn sources of questions into one training file"),
+    "data check": ("pallava.cli.data_check", "check a training file before training"),
+    "data leak": ("pallava.cli.data_leak", "find what training material and an evaluation set share"),
     "config list": ("pallava.cli.config_list", "list the configs"),
     "config copy": ("pallava.cli.config_copy", "copy a config to change it"),
 }

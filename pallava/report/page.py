@@ -3,8 +3,9 @@
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
@@ -40,13 +41,41 @@ ul.answers li { padding: .35rem 0; border-top: 1px solid var(--line); display: f
   justify-content: space-between; }
 ul.answers span + span { text-align: right; max-width: 60%; } .right { color: var(--good); }
 .wrong { color: var(--bad); }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .93rem; }
+.scroll { overflow-x: auto; } .scroll + .scroll { margin-top: 1.8rem; }
+table { border-collapse: collapse; width: 100%; font-size: .93rem; }
 caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
 th, td { padding: .45rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
   font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
+th:first-child, td:first-child, .text th, .text td { text-align: left; } th { color: var(--soft); font-weight: 600; }
+.bars { margin: 0 0 1.5rem; } .bars h3 { font-size: .95rem; margin: .9rem 0 .3rem; }
+.bar { display: flex; height: 1.4rem; border-radius: 6px; overflow: hidden; background: var(--line);
+  } .bar i { display: block; min-width: 1px; }
+.key { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; font-size: .85rem; color: var(--soft); }
+.key i { display: inline-block; width: .8em; height: .8em; border-radius: 3px; margin-right: .4em; }
+.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .8rem; }
+.sheet figure { margin: 0; min-width: 0; } .sheet figcaption { overflow-wrap: anywhere; line-height: 1.35; }
+.sheet .shown { display: flex; gap: 3px; height: 120px; margin-bottom: .3rem; }
+.sheet .shown > * { flex: 1; min-width: 0; height: 100%; object-fit: cover; background: var(--line);
+  border: 1px solid var(--line); border-radius: 4px; }
+.sheet .none { display: grid; place-items: center; font-size: .75rem; color: var(--soft); }
+.sheet b { color: var(--ink); font-weight: 600; }
 footer { margin-top: 3rem; color: var(--soft); font-size: .85rem; }
 """
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place on a contact sheet.
+
+    Attributes:
+        images: Thumbnails, side by side; None where there is no picture to show.
+        title: In bold below.
+        text: Below the title.
+    """
+
+    images: Sequence[Image.Image | None]
+    title: str
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,15 +126,19 @@ def card(title: str, content: str) -> str:
 
 def picture(image: Image.Image, *, width: int, caption: str = "") -> str:
     """An image inside the page, `width` pixels wide on the screen."""
-    out = io.BytesIO()
-    image.save(out, format="PNG", optimize=True)
-    data = base64.b64encode(out.getvalue()).decode()
+    data = _encoded(image, format="PNG", optimize=True)
     above = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     height = round(width * image.height / image.width)
     return (
         f'<figure>{above}<img src="data:image/png;base64,{data}" width="{width}" height="{height}" '
         f'alt="{html.escape(caption)}"></figure>'
     )
+
+
+def _encoded(image: Image.Image, **options: Any) -> str:
+    out = io.BytesIO()
+    image.save(out, **options)
+    return base64.b64encode(out.getvalue()).decode()
 
 
 def picture_with_tiles(image: Image.Image, overview: Image.Image, tiles: Sequence[Image.Image], columns: int) -> str:
@@ -132,3 +165,47 @@ def answers(answered: Sequence[Answered]) -> str:
         for a in answered
     )
     return f'<ul class="answers">{items}</ul>'
+
+
+def contact_sheet(cells: Sequence[Cell]) -> str:
+    """Many small pictures in rows, as JPEG inside the page."""
+    return f'<div class="sheet">{"".join(map(_cell, cells))}</div>'
+
+
+def _cell(cell: Cell) -> str:
+    shown = "".join(
+        '<span class="none">no picture</span>'
+        if image is None
+        else f'<img src="data:image/jpeg;base64,{_encoded(image, format="JPEG", quality=80)}" alt="">'
+        for image in cell.images
+    )
+    below = f"<b>{html.escape(cell.title)}</b><br>{html.escape(cell.text)}"
+    return f'<figure><div class="shown">{shown}</div><figcaption>{below}</figcaption></figure>'
+
+
+def share_bars(rows: Sequence[tuple[str, Sequence[tuple[str, int]]]], colours: Mapping[str, str]) -> str:
+    """A bar a row, cut into parts by their share of it, with one key for all.
+
+    Args:
+        rows: Name of each row, and its parts: what it is, and its count.
+        colours: Of each part, as CSS has them.
+    """
+    named = {part for _, parts in rows for part, count in parts if count}
+    key = "".join(
+        f'<span><i style="background: {colour}"></i>{html.escape(part)}</span>'
+        for part, colour in colours.items()
+        if part in named
+    )
+    bars = "".join(_bar(name, parts, colours) for name, parts in rows)
+    return f'<div class="bars"><div class="key">{key}</div>{bars}</div>'
+
+
+def _bar(name: str, parts: Sequence[tuple[str, int]], colours: Mapping[str, str]) -> str:
+    total = max(sum(count for _, count in parts), 1)
+    cut = "".join(
+        f'<i style="width: {100 * count / total:.3f}%; background: {colours[part]}" '
+        f'title="{html.escape(part)}: {count:,} ({100 * count / total:.1f} %)"></i>'
+        for part, count in parts
+        if count
+    )
+    return f'<h3>{html.escape(name)}</h3><div class="bar">{cut}</div>'

@@ -9,8 +9,8 @@ def percent(value: float) -> str:
     return "–" if value != value else f"{100 * value:.1f} %"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "") -> str:
-    """A table; all columns but the first are set to the right. Text is escaped.
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = "", is_text: bool = False) -> str:
+    """A table; all columns but the first are set to the right, unless they are text. What stands in it is escaped.
 
     Raises:
         ValueError: If a row has more or fewer cells than the header.
@@ -20,4 +20,5 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str 
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    return f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    kind = ' class="text"' if is_text else ""
+    return f'<div class="scroll"><table{kind}>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

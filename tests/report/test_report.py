@@ -1,8 +1,8 @@
 import pytest
 from PIL import Image
 
-from pallava.report.page import Answered, answers, card, note, page, picture
-from pallava.report.plots import line_plot, running_mean
+from pallava.report.page import Answered, Cell, answers, card, contact_sheet, note, page, picture, share_bars
+from pallava.report.plots import _edges, histogram, line_plot, running_mean
 from pallava.report.tables import percent, table
 
 
@@ -38,3 +38,44 @@ def test_plot_is_one_svg():
     text = line_plot({"loss": [(1, 2.0), (2, 1.0)]}, x_label="step", y_label="loss", smooth=2)
     assert text.startswith("<svg")
     assert text.rstrip().endswith("</svg>")
+
+
+def test_the_same_plot_is_the_same_text():
+    first, second = (line_plot({"a": [(1, 2.0), (2, 1.0)]}, x_label="x", y_label="y") for _ in range(2))
+    assert first == second
+
+
+def test_text_of_a_table_is_set_to_the_left():
+    assert '<table class="text">' in table(["x"], [["a"]], is_text=True)
+    assert "class" not in table(["x"], [["a"]]).replace('class="scroll"', "")
+
+
+def test_histogram_is_one_svg_with_its_threshold():
+    text = histogram({"kept": {20: 3, 25: 1}, "dropped": {5: 2}}, x_label="words", threshold=20)
+    assert text.startswith("<svg")
+    assert "threshold 20" in text
+    assert "dropped" in text
+    with pytest.raises(ValueError, match="no value"):
+        histogram({"kept": {}}, x_label="words")
+
+
+def test_edges_of_bars():
+    assert _edges({"a": {3: 1, 5: 1}}, 40).tolist() == [3, 4, 5, 6]
+    assert _edges({"a": {3: 1}, "b": {102: 1}}, 40)[[0, 1, -1]].tolist() == [0, 5, 105]
+    assert _edges({"a": {0.5: 1}}, 2).tolist() == [0.5, 1.0, 1.5]
+    assert _edges({"a": {0: 500, 1: 499, 10**9: 1}}, 40).tolist() == [0, 1, 2]  # one far away squeezes nothing
+
+
+def test_contact_sheet_holds_jpeg_and_says_where_there_is_none():
+    text = contact_sheet([Cell([Image.new("RGB", (8, 8)), None], "a < b", "x & y")])
+    assert text.count("data:image/jpeg;base64,") == 1
+    assert "no picture" in text
+    assert "<b>a &lt; b</b><br>x &amp; y" in text
+
+
+def test_share_bars():
+    text = share_bars([("quilt", [("kept", 3), ("words", 1), ("image", 0)])], {"kept": "g", "words": "r", "image": "b"})
+    assert "width: 75.000%; background: g" in text
+    assert 'title="words: 1 (25.0 %)"' in text
+    assert "image" not in text
+    assert "width" not in share_bars([("empty", [("kept", 0)])], {"kept": "g"})

@@ -1,0 +1,26 @@
+"""Joins the shards that `pallava data clean --shard I/N` judged, and decides what is kept.
+
+OUT must hold the files scores.shard-I-of-N.sqlite of all shards: machines that share no folder have theirs copied. The
+sources must be found under the same paths as there.
+
+Example:
+  pallava data merge clean
+"""
+
+import argparse
+from pathlib import Path
+
+from pallava.cli.data_clean import print_summary
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("out", help="the OUT of `pallava data clean`")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Merges."""
+    from pallava.data.clean.run import merge
+
+    print_summary(merge(Path(options.out)), options.out)
+    return 0

@@ -1,0 +1,43 @@
+"""By what the judges name an item: the text or the image file that a score depends on."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from pallava.data.clean.filters import Item
+from pallava.errors import PallavaError
+
+
+def text_key(item: Item) -> str:
+    """SHA-256 of an item's text."""
+    return hashlib.sha256(item.text.encode(errors="surrogatepass")).hexdigest()
+
+
+def image_key(item: Item) -> str:
+    """SHA-256 of an item's image file, from the image filter's score where that ran before.
+
+    Raises:
+        PallavaError: The file cannot be read.
+    """
+    if found := item.shared.get("sha256"):
+        return str(found)
+    try:
+        return file_hash(item.path)
+    except OSError as error:
+        raise PallavaError(
+            f"cannot read image '{item.path}': {error.strerror}; put the filter 'image' first, which drops such rows"
+        ) from None
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

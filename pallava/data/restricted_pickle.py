@@ -1,0 +1,73 @@
+"""Reading pickles of unknown origin: builtin containers and scalars, and nothing that could run code."""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pallava.errors import PallavaError
+
+MAX_BYTES = 1 << 30
+"""Largest pickle that is read; the largest of PathVQA has some megabytes."""
+
+# Codes that bring objects from outside of the pickle, and one that reserves memory before it has the bytes.
+_REFUSED_CODES = {
+    "EXT1": "an object by its code in a registry",
+    "EXT2": "an object by its code in a registry",
+    "EXT4": "an object by its code in a registry",
+    "PERSID": "an object kept elsewhere",
+    "BINPERSID": "an object kept elsewhere",
+    "NEXT_BUFFER": "a buffer kept elsewhere",
+    "READONLY_BUFFER": "a buffer kept elsewhere",
+    "BYTEARRAY8": "a bytearray",
+}
+_EXPECTED = "only dicts, lists, tuples, sets, text, numbers, booleans and None are read from a pickle"
+
+
+def load_plain(path: str | Path) -> Any:
+    """Reads a pickle that holds builtin containers and scalars alone.
+
+    Raises:
+        PallavaError: The file asks for anything else, which the message names, or is damaged or too large.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise PallavaError(f"'{path}' has {path.stat().st_size} bytes; pickles of up to {MAX_BYTES} are read")
+        content = path.read_bytes()
+    except OSError as error:
+        raise PallavaError(f"cannot read '{path}': {error.strerror}") from None
+    try:
+        _check_codes(content)
+        return _PlainUnpickler(BytesIO(content), encoding="utf-8", errors="replace").load()
+    except _Refused as refused:
+        raise PallavaError(f"'{path}' is refused, for it asks for {refused}: {_EXPECTED}") from None
+    except Exception as error:  # a damaged pickle raises whatever its codes stumble over
+        reason = str(error) or type(error).__name__
+        raise PallavaError(
+            f"'{path}' is not a pickle that can be read: damaged, or of another format ({reason})"
+        ) from None
+
+
+class _Refused(Exception):
+    """What a pickle asks for, and must not get."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise _Refused(f"{module}.{name}")
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise _Refused(f"the object {pid!r} kept elsewhere")
+
+
+def _check_codes(content: bytes) -> None:
+    """Refuses what `find_class` is not asked about, and numbers that reserve memory out of proportion."""
+    for code, argument, _ in pickletools.genops(content):
+        if code.name in _REFUSED_CODES:
+            raise _Refused(_REFUSED_CODES[code.name])
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(argument, int) and argument > len(content):
+            raise _Refused(f"place {argument} of its memory")

@@ -1,0 +1,60 @@
+"""PubMedVision-Alignment: captions of figures from PubMed, one JSON list of 647,031 rows.
+
+https://huggingface.co/datasets/FreedomIntelligence/PubMedVision (arXiv:2406.19280)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pallava.data.records import Record as Row
+from pallava.data.sources.base import Pair, Part, Record, RowDropped, Source
+from pallava.data.sources.files import as_object, json_rows, not_found, pick_split, tidy
+
+_FOLDERS = ("", "images", "PubMedVision")
+
+
+class PubMedVision(Source):
+    """The Alignment file; its caption is the first answer of a row."""
+
+    name = "pubmedvision"
+    kind = "captions"
+
+    def _find_parts(self) -> list[Part]:
+        path = next(iter(sorted(self.root.glob("*Alignment*.json"))), None)
+        if path is None:
+            raise not_found(self.root, self.name, "PubMedVision_Alignment_VQA.json")
+        return pick_split([Part(path, folders=_FOLDERS)], self.split, self.root)
+
+    def _rows(self, part: Part) -> Iterator[Row | RowDropped]:
+        return json_rows(part.path, self._progress)
+
+    def _convert(self, row: Row, part: Part) -> Sequence[Record]:
+        value = as_object(row.value)
+        caption = _first_answer(value.get("conversations"))
+        if not caption:
+            raise RowDropped("empty_caption", "the answer is empty")
+        images = _image_names(value.get("image"))
+        extra = {key: value[key] for key in ("body_part", "modality") if isinstance(value.get(key), str)}
+        metadata = {"row_id": str(value.get("id", "")), **extra, "num_images": len(images)}
+        row_id = f"{row.index:07d}"
+        return [Pair(self.name, i, image, caption, metadata) for i, image in self._each_image(row_id, images)]
+
+
+def _first_answer(conversations: Any) -> str:
+    if not isinstance(conversations, list):
+        raise RowDropped("malformed", f"'conversations' is a list, not {type(conversations).__name__}")
+    for turn in conversations:
+        if isinstance(turn, dict) and turn.get("from") == "gpt" and isinstance(turn.get("value"), str):
+            return tidy(turn["value"])
+    raise RowDropped("malformed", "no turn of the conversation comes from 'gpt'")
+
+
+def _image_names(value: Any) -> list[str]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RowDropped("malformed", f"'image' is a list of names, not {value!r:.80}")
+    if not names:
+        raise RowDropped("malformed", "'image' is an empty list")
+    return names

@@ -1,0 +1,218 @@
+"""The CLIP-style judge, with a small model that is trained here from pictures that are not used again."""
+
+import json
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import skimage
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from pallava.data.clean.clip_judge import PathologyClip
+from pallava.data.clean.filters import Filter, Item
+from pallava.data.sources.base import Pair
+from pallava.demo.fetch import fetch_slide
+from pallava.demo.real import is_tissue
+from pallava.errors import PallavaError
+from pallava.images import open_image
+from pallava.judge_prompts import OTHER_CAPTIONS, PATHOLOGY_CAPTIONS
+
+PICTURES = Path(skimage.__file__).parent / "data"  # those that its wheel carries
+CAPTIONS = [*PATHOLOGY_CAPTIONS, *OTHER_CAPTIONS]
+HE, IHC = 0, 2  # captions of the two pathology pictures
+TRAINED = {
+    "chelsea.png": "a photograph of an animal",
+    "camera.png": "a photograph of a person",
+    "motorcycle_left.png": "a photograph of objects",
+    "coins.png": "a photograph of objects",
+    "clock_motion.png": "a photograph of objects",
+    "rocket.jpg": "a photograph of a landscape or a surface",
+    "brick.png": "a photograph of a landscape or a surface",
+    "gravel.png": "a photograph of a landscape or a surface",
+    "hubble_deep_field.jpg": "a photograph of a landscape or a surface",
+    "text.png": "a page of text",
+    "color.png": "a diagram or a drawing",
+    "phantom.png": "a diagram or a drawing",
+    "horse.png": "a diagram or a drawing",
+}
+HELD_OUT = ("retina.jpg", "coffee.png", "astronaut.png", "page.png", "moon.png", "grass.png", "microaneurysms.png")
+NAME, SIDE, STEPS, BATCH = "tiny-judge", 32, 200, 24
+MODEL = {
+    "embed_dim": 32,
+    "vision_cfg": {"layers": 3, "width": 96, "head_width": 32, "patch_size": 8, "image_size": SIDE},
+    "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+def crops(image: Image.Image, count: int, rng: np.random.Generator, rows: tuple[float, float] = (0, 1)) -> list:
+    """Squares of 96 to 320 pixels out of a band of rows, those of bare glass left out; all scaled to 96."""
+    top, bottom = int(rows[0] * image.height), int(rows[1] * image.height)
+    largest = min(image.width, bottom - top, 320)
+    pieces: list[Image.Image] = []
+    while len(pieces) < count:
+        side = int(rng.integers(min(96, largest), largest + 1))
+        left, upper = int(rng.integers(image.width - side + 1)), top + int(rng.integers(bottom - top - side + 1))
+        piece = image.crop((left, upper, left + side, upper + side))
+        piece = piece.resize((96, 96), Image.Resampling.BICUBIC)
+        if rows == (0, 1) or is_tissue(np.asarray(piece)).mean() >= 0.15:
+            pieces.append(piece)
+    return pieces
+
+
+def pathology(rng: np.random.Generator, rows: tuple[float, float], count: int) -> dict[int, list[Image.Image]]:
+    return {
+        HE: crops(open_image(fetch_slide()), count, rng, rows),
+        IHC: crops(open_image(PICTURES / "ihc.png"), count, rng, rows),
+    }
+
+
+def pixels(pieces: Sequence[Image.Image]) -> Tensor:
+    """(B, 3, SIDE, SIDE), from 0 to 1."""
+    small = [np.asarray(piece.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32) / 255 for piece in pieces]
+    return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2)
+
+
+def train(folder: Path, seed: int) -> Path:
+    """Trains by cross entropy over all captions; half of a batch is pathology."""
+    rng = np.random.default_rng(seed)
+    groups = {caption: pixels(pieces) for caption, pieces in pathology(rng, (0, 0.5), 150).items()}
+    others: dict[int, list[Tensor]] = {}
+    for name, caption in TRAINED.items():
+        others.setdefault(CAPTIONS.index(caption), []).append(pixels(crops(open_image(PICTURES / name), 25, rng)))
+    other_groups = {caption: torch.cat(parts) for caption, parts in others.items()}
+    (folder / f"{NAME}.json").write_text(json.dumps(MODEL))
+    open_clip.add_model_config(folder / f"{NAME}.json")
+    torch.manual_seed(seed)
+    network, tokens = open_clip.create_model(NAME), open_clip.get_tokenizer(NAME)(CAPTIONS)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (network.visual.image_mean, network.visual.image_std))
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, STEPS)
+    for _ in range(STEPS):
+        labels, batch = [], []
+        for index in range(BATCH):
+            kinds = groups if index % 2 else other_groups
+            label = list(kinds)[rng.integers(len(kinds))]
+            image = kinds[label][rng.integers(len(kinds[label]))]
+            image = torch.rot90(image, int(rng.integers(4)), (1, 2))
+            batch.append((image * rng.uniform(0.85, 1.15) + rng.uniform(-0.06, 0.06)).float())
+            labels.append(label)
+        images = network.encode_image((torch.stack(batch) - mean) / std, normalize=True)
+        texts = network.encode_text(tokens, normalize=True)
+        loss = cross_entropy(network.logit_scale.exp() * images @ texts.T, torch.tensor(labels))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    torch.save(network.state_dict(), folder / "judge.pt")
+    return folder / "judge.pt"
+
+
+def items(pieces: Sequence[Image.Image], folder: Path) -> list[Item]:
+    folder.mkdir(exist_ok=True)
+    for number, piece in enumerate(pieces):
+        piece.save(folder / f"{number}.png")
+    return [
+        Item(Pair("pairs", str(number), f"{number}.png", "text"), folder / f"{number}.png")
+        for number in range(len(pieces))
+    ]
+
+
+@dataclass
+class Trained:
+    folder: Path
+    weights: Path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("judge")
+    return Trained(folder, train(folder, seed=1))
+
+
+def test_drops_other_pictures_and_keeps_pathology(trained: Trained) -> None:
+    """The other pictures are new ones; the only two of pathology were seen in their upper half, and are cut below."""
+    rng = np.random.default_rng(7)
+    judge = PathologyClip(NAME, trained.weights, device="cpu")
+    tissue = [piece for pieces in pathology(rng, (0.55, 1), 50).values() for piece in pieces]
+    others = [piece for name in HELD_OUT for piece in crops(open_image(PICTURES / name), 15, rng)]
+    kept = [
+        [judge.decide(item, score).keep for item, score in zip(cut, judge.score(cut), strict=True)]
+        for cut in (items(tissue, trained.folder / "tissue"), items(others, trained.folder / "others"))
+    ]
+    print(f"{1 - np.mean(kept[1]):.1%} of other pictures dropped, {1 - np.mean(kept[0]):.1%} of pathology lost")
+    assert np.mean(kept[1]) <= 0.2
+    assert np.mean(kept[0]) >= 0.9
+
+
+def test_scores_do_not_depend_on_the_batch_and_the_threshold_judges_nothing(trained: Trained) -> None:
+    some = items(crops(open_image(PICTURES / "ihc.png"), 5, np.random.default_rng(1)), trained.folder / "batch")
+    whole = PathologyClip(NAME, trained.weights, device="cpu").score(some)
+    parts = PathologyClip(NAME, trained.weights, device="cpu", batch_size=2).score(some)
+    assert [a["pathology"] for a in whole] == pytest.approx([b["pathology"] for b in parts], abs=1e-4)
+    assert all(0 <= score["pathology"] <= 1 for score in whole)
+    low, high = (PathologyClip(NAME, trained.weights, threshold=value) for value in (0.2, 0.9))
+    assert low.key == high.key
+    assert low.decide(some[0], {"pathology": 0.5}).keep
+    verdict = high.decide(some[0], {"pathology": 0.5})
+    assert (verdict.keep, verdict.reason, verdict.score) == (False, "not_pathology", 0.5)
+
+
+def test_an_image_that_cannot_be_opened_is_dropped_and_loses_no_other(trained: Trained) -> None:
+    some = items([Image.new("RGB", (50, 50))] * 3, trained.folder / "broken")
+    some[1].path.write_bytes(b"no picture")
+    judge = PathologyClip(NAME, trained.weights, device="cpu")
+    scores = judge.score(some)
+    assert [score["pathology"] is None for score in scores] == [False, True, False]
+    assert judge.decide(some[1], scores[1]).reason == "unreadable_image"
+
+
+def test_is_a_filter_and_its_key_names_the_weights_themselves(trained: Trained, tmp_path: Path) -> None:
+    judge = PathologyClip(NAME, trained.weights)
+    assert isinstance(judge, Filter)
+    copy = tmp_path / "copy.pt"
+    copy.write_bytes(trained.weights.read_bytes())
+    assert PathologyClip(NAME, copy).key == judge.key
+    copy.write_bytes(b"other weights")
+    assert PathologyClip(NAME, copy).key != judge.key
+    assert PathologyClip("ViT-B-16", "openai").key != PathologyClip("ViT-B-32", "openai").key
+
+
+class Hostile:
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (Path("touched"),))
+
+
+def test_a_checkpoint_runs_no_code(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("evil.pt").write_bytes(pickle.dumps({"state_dict": Hostile()}))
+    torch.save({"state_dict": Hostile()}, "evil2.pt")
+    some = items([Image.new("RGB", (50, 50))], tmp_path / "i")
+    for name in ("evil.pt", "evil2.pt"):
+        with pytest.raises(PallavaError, match="cannot load the CLIP model"):
+            PathologyClip(NAME, name).score(some)
+    assert not Path("touched").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ViT-B-16",), "has no weights"),
+        (("ViT-B-16", "no-such-tag"), "cannot load the CLIP model 'ViT-B-16' with the weights 'no-such-tag'"),
+        (("no-such-model", "openai"), "cannot load the CLIP model 'no-such-model'"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(PallavaError, match=message):
+        PathologyClip(*arguments).score(items([Image.new("RGB", (50, 50))], tmp_path / "i"))
+
+
+def test_a_threshold_is_a_share() -> None:
+    with pytest.raises(PallavaError, match="expected 0 to 1"):
+        PathologyClip("ViT-B-16", "openai", threshold=50)

@@ -1,0 +1,105 @@
+import json
+
+import pytest
+
+from pallava.data.clean.published_index import PublishedIndexFilter, read_names
+from pallava.errors import PallavaError
+from tests.data.clean.material import item, pair
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '["a/b.jpg", "c.png"]',
+        '[{"image": "a/b.jpg"}, {"image": ["c.png"]}]',
+        '[{"image_id": "a/b.jpg", "caption": "x"}, {"name": "./c.png"}]',
+        '{"image": "a/b.jpg"}\n{"image": "c.png"}\n',
+        '"a/b.jpg"\n"c.png"\n',
+        "a/b.jpg\n\n c.png \n",
+        "\ufeffa\\b.jpg\nc.png",
+    ],
+)
+def test_every_layout(tmp_path, text):
+    path = tmp_path / "list"
+    path.write_text(text, encoding="utf-8")
+    assert [name for _, name in read_names(path)] == ["a/b.jpg", "c.png"]
+
+
+def test_a_dict_by_source(tmp_path):
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"Quilt_1M": ["a.jpg"], "PMC-OA": [{"image": "b.jpg"}]}))
+    assert list(read_names(path)) == [("Quilt_1M", "a.jpg"), ("PMC-OA", "b.jpg")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("list.tar.gz", "", "unpack it"),
+        ("list.json", "[]", "no image name"),
+        ("list.json", '[{"caption": "x"}]', "entry|record 1.*no image name"),
+        ("list.json", '["a", ', "not JSON"),
+    ],
+)
+def test_what_cannot_be_read(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PallavaError, match=message):
+        PublishedIndexFilter(tmp_path / name)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(PallavaError, match="No such file"):
+        PublishedIndexFilter(tmp_path / "none")
+
+
+def surveyed(tmp_path, names, *images: tuple[str, str]):
+    """The filter, and what it keeps of (source, image)."""
+    (tmp_path / "list.json").write_text(json.dumps(names))
+    index = PublishedIndexFilter(tmp_path / "list.json")
+    items = [item(pair(0, source=source, image=image)) for source, image in images]
+    for each in items:
+        index.survey(each)
+    verdicts = [index.decide(each, score) for each, score in zip(items, index.score(items), strict=True)]
+    return index, [verdict.keep for verdict in verdicts]
+
+
+@pytest.mark.parametrize(
+    ("listed", "image", "keep"),
+    [
+        ("images/a.jpg", "images/a.jpg", True),
+        ("quilt/images/a.jpg", "a.jpg", True),
+        ("a.jpg", "quilt_1m/a.jpg", True),
+        ("a", "x/a.jpg", True),
+        ("a.png", "x/a.jpg", True),
+        ("a_1.5", "a_1.5.jpg", True),
+        ("a_1", "a_1.5.jpg", False),
+        ("a", "ab.jpg", False),
+        ("A", "a.jpg", False),
+    ],
+)
+def test_path_then_base_name_then_no_ending(tmp_path, listed, image, keep):
+    index, kept = surveyed(tmp_path, [listed], ("quilt-1m", image))
+    assert kept == [keep]
+    assert list(index.unmatched()) == ([] if keep else [listed])
+
+
+def test_a_better_match_takes_the_name(tmp_path):
+    """Whatever the order, and in another source too."""
+    images = [("pmc-oa", "other/a.jpg"), ("quilt-1m", "here/a.jpg"), ("pmc-oa", "a.png")]
+    index, kept = surveyed(tmp_path, ["here/a.jpg"], *images)
+    assert kept == [False, True, False]
+    assert list(index.ambiguous()) == []
+
+
+def test_several_sources_are_kept_and_reported(tmp_path):
+    images = [("quilt-1m", "x/a.jpg"), ("pmc-oa", "y/a.jpg"), ("pmc-oa", "y/a.jpg"), ("pmc-oa", "b.jpg")]
+    index, kept = surveyed(tmp_path, ["a.jpg", "b.jpg", "c.jpg"], *images)
+    assert kept == [True, True, True, True]
+    assert list(index.ambiguous()) == [("a.jpg", ["pmc-oa", "quilt-1m"])]
+    assert list(index.unmatched()) == ["c.jpg"]
+
+
+def test_a_named_source_is_believed(tmp_path):
+    names = {"PubMedVision_Alignment": ["a.jpg"], "whatever": ["b.jpg"]}
+    sources = ["pubmedvision", "quilt-1m", "pairs-2"]
+    _, kept = surveyed(tmp_path, names, *[(source, image) for image in ("a.jpg", "b.jpg") for source in sources])
+    assert kept == [True, False, True, True, True, True]

@@ -1,0 +1,270 @@
+"""Whole cleaning runs, and the command."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pallava.cli import main
+from pallava.data.clean.outputs import write_outputs
+from pallava.data.clean.pipeline import Shard
+from pallava.data.clean.run import clean, merge
+from pallava.data.clean.settings import CleanSettings, SourceSetting
+from pallava.data.clean.store import ScoreStore
+from pallava.errors import PallavaError
+from tests.data.clean.material import (
+    save_pairs,
+    save_picture,
+    save_pmc_oa,
+    save_pubmedvision,
+    save_quilt,
+)
+from tests.stub_endpoint import Act, stub_endpoint
+
+OUTPUTS = ("kept.jsonl", "dropped.jsonl", "pairs.json", "summary.json")
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory) -> Path:
+    """Three sets with three roots; the second of Quilt is also the second of PMC-OA."""
+    folder = tmp_path_factory.mktemp("trees")
+    save_pubmedvision(folder / "a" / "pv")
+    save_quilt(folder / "b" / "quilt")
+    save_pmc_oa(folder / "b" / "oa")
+    twin = folder / "b" / "oa" / "caption_T060_filtered_top4_sep_v0_subfigures" / "PMC1_1.jpg"
+    twin.write_bytes((folder / "b" / "quilt" / "quilt_1m" / "1.jpg").read_bytes())
+    return folder
+
+
+@pytest.fixture
+def settings(trees) -> CleanSettings:
+    roots = {"pubmedvision": "a/pv", "quilt-1m": "b/quilt", "pmc-oa": "b/oa"}
+    return CleanSettings(tuple(SourceSetting(name, str(trees / root)) for name, root in roots.items()))
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in OUTPUTS}
+
+
+def reasons(folder: Path) -> list[tuple[str, str, str, str]]:
+    rows = map(json.loads, (folder / "dropped.jsonl").read_text().splitlines())
+    return [(row["source"], row["id"].lstrip("0"), row["filter"], row["reason"]) for row in rows]
+
+
+def test_three_sources(settings, trees, tmp_path):
+    summary = clean(tmp_path / "out", settings)
+    assert reasons(tmp_path / "out") == [
+        ("pubmedvision", "5", "pathology", "not_microscopy"),
+        ("pmc-oa", "1", "duplicates", "exact duplicate"),
+        ("pmc-oa", "5", "words", "few_words"),
+    ]
+    assert {name: each["num_kept"] for name, each in summary["sources"].items()} == {
+        "pubmedvision": 5,
+        "quilt-1m": 5,
+        "pmc-oa": 4,
+    }
+    assert summary["sources"]["quilt-1m"]["unread"] == {"not_histology": 1}
+    assert summary["sources"]["pmc-oa"]["filters"]["words"] == {"num_in": 6, "dropped": {"few_words": 1}}
+    assert summary["settings"]["roots"]["quilt-1m"] == str(trees / "b" / "quilt")
+    assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
+    pairs = json.loads((tmp_path / "out" / "pairs.json").read_text())
+    assert len(pairs) == 14
+    assert all((trees / each["image"]).is_file() for each in pairs)
+    kept = [json.loads(line) for line in (tmp_path / "out" / "kept.jsonl").read_text().splitlines()]
+    assert [each["path"] for each in kept] == [each["image"] for each in pairs]
+    assert kept[0]["image_size"] == [96, 80]
+    assert kept[0]["scores"]["words"] == 25
+
+
+def test_again_with_another_threshold(settings, tmp_path, monkeypatch):
+    clean(tmp_path, settings)
+    monkeypatch.setattr("pallava.data.clean.image_check.check_image", None)  # fails where it is called
+    summary = clean(tmp_path, replace(settings, min_words=26))
+    assert summary["num_pairs"] == 0
+    assert json.loads((tmp_path / "pairs.json").read_text()) == []
+
+
+def test_shards_make_the_same(settings, tmp_path):
+    clean(tmp_path / "whole", settings)
+    for index in (3, 1, 2):
+        assert clean(tmp_path / "parts", settings, shard=Shard(index, 3)) is None
+    assert not (tmp_path / "parts" / "summary.json").exists()
+    merge(tmp_path / "parts")
+    assert read(tmp_path / "parts") == read(tmp_path / "whole")
+
+
+def test_a_merge_that_cannot_be(settings, tmp_path):
+    with pytest.raises(PallavaError, match="holds no shard"):
+        merge(tmp_path)
+    clean(tmp_path, settings, shard=Shard(1, 2))
+    with pytest.raises(PallavaError, match="shard 2/2 is missing"):
+        merge(tmp_path)
+    clean(tmp_path, replace(settings, min_words=3), shard=Shard(2, 2))
+    with pytest.raises(PallavaError, match="min_words is 20 and 3"):
+        merge(tmp_path)
+    clean(tmp_path, settings, shard=Shard(2, 2))
+    with ScoreStore(tmp_path / "scores.shard-2-of-2.sqlite") as store:
+        store.write("num_records", None)
+    with pytest.raises(PallavaError, match="not finished"):
+        merge(tmp_path)
+    clean(tmp_path, settings, shard=Shard(1, 3))
+    with pytest.raises(PallavaError, match="shards of 2 and of 3"):
+        merge(tmp_path)
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_records_that_came_after_judging(settings, trees, tmp_path):
+    tree = save_pairs(tmp_path / "tree", 4)
+    mine = CleanSettings((SourceSetting("pairs", str(tree)),))
+    for index in (1, 2):
+        clean(tmp_path / "out", mine, shard=Shard(index, 2))
+    rows = json.loads((tree / "pairs.json").read_text())
+    (tree / "pairs.json").write_text(json.dumps(rows[:3]))
+    with pytest.raises(PallavaError, match="judged 4 records, and here are 3"):
+        merge(tmp_path / "out")
+    save_picture(tree / "0.png", 77, (50, 40))
+    with pytest.raises(PallavaError, match="run `pallava data clean` again"):
+        merge(tmp_path / "out")
+    assert not any((tmp_path / "out").glob(".*unfinished"))
+
+
+def test_a_picture_that_came_later_is_judged(tmp_path):
+    tree = save_pairs(tmp_path / "tree", 3)
+    mine = CleanSettings((SourceSetting("pairs", str(tree)),))
+    (tree / "1.png").rename(tree / "away.png")
+    assert clean(tmp_path / "out", mine)["num_kept"] == 2
+    (tree / "away.png").rename(tree / "1.png")
+    assert clean(tmp_path / "out", mine)["num_kept"] == 3
+
+
+def test_two_sources_of_a_name_and_a_file(tmp_path):
+    first, second = save_pairs(tmp_path / "x", 2), save_pairs(tmp_path / "y", 2, first_seed=9)
+    mine = CleanSettings((SourceSetting("pairs", str(first)), SourceSetting("pairs", str(second / "pairs.json"))))
+    summary = clean(tmp_path / "out", mine)
+    assert {name: each["num_kept"] for name, each in summary["sources"].items()} == {"pairs": 2, "pairs-2": 2}
+    pairs = json.loads((tmp_path / "out" / "pairs.json").read_text())
+    assert [each["image"] for each in pairs] == ["x/0.png", "x/1.png", "y/0.png", "y/1.png"]
+
+
+def test_the_published_list(settings, tmp_path):
+    (tmp_path / "list.txt").write_text("pmc_2_0.jpg\n5.jpg\n3.jpg\nnone.jpg\nPMC1_5\n")
+    mine = replace(settings, published_index=str(tmp_path / "list.txt"), filters=("image", "published-index"))
+    summary = clean(tmp_path / "out", mine)
+    kept = [json.loads(line)["image"] for line in (tmp_path / "out" / "kept.jsonl").read_text().splitlines()]
+    assert [Path(image).name for image in kept] == ["pmc_2_0.jpg", "3.jpg", "PMC1_5.jpg"]
+    assert summary["published_index"]["num_unmatched"] == 2
+    assert (tmp_path / "out" / "published_index.txt").read_text() == "no match\t5.jpg\nno match\tnone.jpg\n"
+
+
+def test_outputs_appear_complete_or_not_at_all(settings, tmp_path):
+    clean(tmp_path, settings)
+    before = read(tmp_path)
+
+    def broken():
+        raise RuntimeError
+        yield
+
+    with pytest.raises(RuntimeError):
+        write_outputs(tmp_path, broken(), inputs=[], filters=[], image_folder=tmp_path, settings={})
+    assert read(tmp_path) == before
+    assert not any(tmp_path.glob(".*unfinished"))
+
+
+def test_both_judges_behind_an_endpoint_that_misbehaves(tmp_path):
+    """It is slow, fails, limits the rate and talks nonsense: nothing is lost, and no answer asked for again."""
+    failures = {1: Act("busy", status=500), 2: Act("too fast", status=429, headers={"Retry-After": "0"})}
+
+    def script(text, num_before):
+        number = int(text.split()[-1]) if "case number" in text else None
+        if number in failures and not num_before:
+            return failures[number]
+        replies = {None: "yes", 4: "It is a matter of taste.", 5: "non-human"}
+        return Act(replies.get(number, "human"), delay=0.3 if number == 3 else 0)
+
+    tree = save_pairs(tmp_path / "tree", 6)
+    with stub_endpoint(script) as server:
+        judges = {"pathology": "endpoint", "pathology_url": server.url, "pathology_model": "judge"}
+        judges |= {"species": "endpoint", "species_url": server.url, "species_model": "judge"}
+        mine = CleanSettings((SourceSetting("pairs", str(tree)),), **judges)
+        summary = clean(tmp_path / "out", mine)
+        assert summary["sources"]["pairs"]["filters"]["species"]["dropped"] == {"unreadable_reply": 1, "non_human": 1}
+        assert summary["num_kept"] == 4
+        num_requests = len(server.requests)
+        assert sum(server.answered.values()) == 12
+        clean(tmp_path / "out", replace(mine, max_background=0.97))
+        assert len(server.requests) == num_requests
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--source quilt-1m", "is not NAME=ROOT"),
+        ("--source quilts={t}/b/quilt", "no source 'quilts'; known are pubmedvision"),
+        ("--source quilt-1m={t}/none", "none"),
+        ("--source quilt-1m={t}/b/oa", "quilt_1M_lookup"),
+        ("--source bach={t}", "set of classes"),
+        ("--source quilt-1m={t}/b/quilt --filters words,word", "no filter 'word'"),
+        ("--source quilt-1m={t}/b/quilt --filters duplicates", "add 'image'"),
+        ("--source quilt-1m={t}/b/quilt --filters published-index", "go together"),
+        ("--source quilt-1m={t}/b/quilt --published-index {t}/none", "cannot read the list"),
+        ("--source quilt-1m={t}/b/quilt --pathology clip", "--clip-model"),
+        ("--source quilt-1m={t}/b/quilt --pathology clip --clip-model ViT-B-16", "no weights"),
+        ("--source quilt-1m={t}/b/quilt --pathology endpoint", "--pathology-url"),
+        ("--source quilt-1m={t}/b/quilt --species endpoint --species-url http://x", "--species-model"),
+        ("--source quilt-1m={t}/b/quilt --filters words --species rules", "add species to --filters"),
+        ("--source quilt-1m={t}/b/quilt --concurrency 0", "concurrency"),
+        ("--source quilt-1m={t}/b/quilt --min-words -1", "-1"),
+        ("--source quilt-1m={t}/b/quilt --max-background 7", "7"),
+        ("--source quilt-1m={t}/b/quilt --shard 3/2", "--shard 3/2"),
+        ("--source quilt-1m={t}/b/quilt --shard 0/2", "--shard 0/2"),
+        ("--source quilt-1m={t}/b/quilt --workers 0", "workers"),
+        ("--source quilt-1m={t}/b/quilt --image-folder {t}/a", "does not lie in the image folder"),
+        ("--source quilt-1m={t}/b/quilt --split pmc-oa=train", "names no source"),
+    ],
+)
+def test_a_users_mistakes(trees, tmp_path, capsys, words, message):
+    out = tmp_path / "out"
+    assert main(["data", "clean", str(out), *words.format(t=trees).split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert not out.exists(), "something was written before the mistake was found"
+
+
+def test_a_foreign_folder_is_left_alone(trees, tmp_path, capsys):
+    (tmp_path / "pairs.json").write_text("mine")
+    words = ["data", "clean", str(tmp_path), "--source", f"quilt-1m={trees}/b/quilt"]
+    assert main(words) == 2
+    assert (tmp_path / "pairs.json").read_text() == "mine"
+    assert main(["data", "clean", str(tmp_path / "pairs.json"), *words[3:]]) == 2
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made(trees, capsys):
+    words = ["--source", f"quilt-1m={trees}/b/quilt"]
+    assert main(["data", "clean", str(trees / "b" / "quilt" / "quilt_1M_lookup.csv" / "out"), *words]) == 2
+    assert "Not a directory" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_go_on(trees, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pallava.data.clean.pipeline.Pipeline.judge", interrupted)
+    assert main(["data", "clean", str(tmp_path / "out"), "--source", f"quilt-1m={trees}/b/quilt"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_the_funnel_is_printed(trees, tmp_path, capsys):
+    words = ["--source", f"quilt-1m={trees}/b/quilt", "--source", f"pmc-oa={trees}/b/oa", "--workers", "1"]
+    assert main(["data", "clean", str(tmp_path / "my out"), *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert " ".join(lines[0].split()) == "source read unread words pathology species image duplicates kept"
+    assert " ".join(lines[2].split()) == "pmc-oa 6 0 1 0 0 0 1 4"
+    pairs, train = f"'{tmp_path}/my out/pairs.json'", f"'{tmp_path}/my out/train.jsonl'"
+    command = f"python tools/dataformat.py --input {pairs} --image-folder {trees}/b --output {train}"
+    assert lines[-1] == f"go on with: {command}"

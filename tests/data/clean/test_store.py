@@ -1,0 +1,75 @@
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from pallava.data.clean.store import ScoreStore
+from pallava.errors import PallavaError
+
+
+def test_scores_come_back_by_filter_and_item(tmp_path):
+    with ScoreStore(tmp_path / "s.sqlite") as store:
+        store.put("a", {"x": {"number": 0.1 + 0.2}, "y": {"none": None}})
+        store.put("b", {"x": {"text": "é"}})
+    with ScoreStore(tmp_path / "s.sqlite") as store:
+        assert store.get("a", {"x", "y", "z"}) == {"x": {"number": 0.1 + 0.2}, "y": {"none": None}}
+        assert store.get("b", ["x"]) == {"x": {"text": "é"}}
+        assert store.get("c", ["x"]) == {}
+
+
+def test_more_keys_than_a_query_holds(tmp_path):
+    keys = [str(number) for number in range(1234)]
+    with ScoreStore(tmp_path / "s.sqlite") as store:
+        store.put("a", {key: {"k": key} for key in keys})
+        assert store.get("a", keys) == {key: {"k": key} for key in keys}
+
+
+def test_a_killed_process_leaves_what_it_stored(tmp_path):
+    code = (
+        "import os, signal, pathlib; from pallava.data.clean.store import ScoreStore;"
+        f"store = ScoreStore(pathlib.Path({str(tmp_path / 's.sqlite')!r})); store.put('a', {{'x': {{}}}});"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    with ScoreStore(tmp_path / "s.sqlite") as store:
+        assert store.get("a", ["x"]) == {"x": {}}
+
+
+def test_two_at_a_time_are_refused(tmp_path):
+    with ScoreStore(tmp_path / "s.sqlite"), pytest.raises(PallavaError, match="another cleaning run"):
+        ScoreStore(tmp_path / "s.sqlite")
+
+
+@pytest.mark.parametrize("content", [b"no database", b"x" * 5000])
+def test_another_file_is_refused(tmp_path, content):
+    (tmp_path / "s.sqlite").write_bytes(content)
+    with pytest.raises(PallavaError, match="s.sqlite"):
+        ScoreStore(tmp_path / "s.sqlite")
+    assert (tmp_path / "s.sqlite").read_bytes() == content
+
+
+def test_a_foreign_database_is_refused(tmp_path):
+    with sqlite3.connect(tmp_path / "s.sqlite") as database:
+        database.execute("CREATE TABLE mine (a)")
+    database.close()
+    with pytest.raises(PallavaError, match="another output folder"):
+        ScoreStore(tmp_path / "s.sqlite")
+
+
+def test_taking_over(tmp_path):
+    with ScoreStore(tmp_path / "other.sqlite") as other:
+        other.put("a", {"x": {"of": "other"}, "y": {"of": "other"}})
+    with ScoreStore(tmp_path / "s.sqlite") as store:
+        store.put("a", {"x": {"of": "mine"}})
+        store.add_scores_of(tmp_path / "other.sqlite")
+        store.add_scores_of(tmp_path / "other.sqlite")
+        assert store.get("a", ["x", "y"]) == {"x": {"of": "mine"}, "y": {"of": "other"}}
+
+
+def test_what_is_known_of_a_run(tmp_path):
+    with ScoreStore(tmp_path / "s.sqlite") as store:
+        assert store.read("settings") is None
+        store.write("settings", {"a": [1]})
+        store.write("settings", {"a": [2]})
+        assert store.read("settings") == {"a": [2]}

@@ -1,0 +1,23 @@
+"""The benchmarks run; their numbers are for a quiet machine."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.smoke
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def test_data_pipeline(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "data_pipeline.py"), "--small"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert len(re.findall(r"^(?:quilt-1m|pubmedvision) +(?:1,000|10,000) .*x +\d+$", result.stdout, re.M)) == 4
+    assert "memory below 500 MB: yes" in result.stdout
+    assert re.search(r"\d+ pictures a second and core", result.stdout)
+    assert re.search(r"ratio of the medians: \d+\.\d\d", result.stdout)
+    assert list(tmp_path.iterdir()) == []
