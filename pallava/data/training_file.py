@@ -8,19 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from pallava.data.parallel import batches, map_in_order
 from pallava.data.records import Record, RecordFile
 from pallava.errors import PallavaError
 from pallava.images import ImageError, image_size
@@ -156,7 +152,8 @@ def _write(records: RecordFile, path: Path, settings: _Settings, num_workers: in
     summary = Summary()
     bar = tqdm(total=records.num_bytes, unit="B", unit_scale=True, desc="dataformat", mininterval=1)
     with bar, path.open("xb") as file:
-        for results in _in_order(_batches(records), settings, num_workers):
+        make_rows = partial(_make_rows, settings=settings)
+        for results in map_in_order(make_rows, batches(records, _BATCH), num_workers):
             for result in results:
                 _count(summary, result)
                 if isinstance(result, bytes):
@@ -164,39 +161,6 @@ def _write(records: RecordFile, path: Path, settings: _Settings, num_workers: in
             bar.set_postfix(rows=summary.num_written, refresh=False)
             bar.update(records.num_bytes_read - bar.n)
     return summary
-
-
-def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
-    iterator = iter(records)
-    while batch := list(islice(iterator, _BATCH)):
-        yield batch
-
-
-def _in_order(
-    batches: Iterator[list[Record]], settings: _Settings, num_workers: int
-) -> Iterator[list[bytes | tuple[str, str]]]:
-    """Makes the rows of each batch, several at once; few enough wait that memory stays flat."""
-    head = list(islice(batches, 2))
-    if num_workers == 1 or len(head) < 2:  # a pool costs more than one batch
-        yield from (_make_rows(batch, settings) for batch in chain(head, batches))
-        return
-    pool = ProcessPoolExecutor(num_workers, get_context("spawn"), _ignore_interrupt)
-    waiting: deque[Future[list[bytes | tuple[str, str]]]] = deque()
-    try:
-        for batch in chain(head, batches):
-            waiting.append(pool.submit(_make_rows, batch, settings))
-            if len(waiting) >= 4 * num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise PallavaError("a worker was ended from outside; is there enough memory? Try --workers 1") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends the pool
 
 
 def _make_rows(batch: list[Record], settings: _Settings) -> list[bytes | tuple[str, str]]:

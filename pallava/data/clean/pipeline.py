@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 from tqdm import tqdm
 
 from pallava.data.clean.endpoint_judges import UnansweredError
 from pallava.data.clean.filters import Filter, Item, OrderedFilter, Score, StreamingFilter, SurveyFilter, Verdict
 from pallava.data.clean.store import ScoreStore
+from pallava.data.parallel import batches
 from pallava.data.sources.base import Source
 from pallava.errors import PallavaError
 
@@ -98,7 +98,7 @@ class Pipeline:
         """
         numbered = _Counted(self._items("judge"))
         mine = (item for number, item in enumerate(numbered) if shard.has(number))
-        for batch in _batches(mine):
+        for batch in batches(mine, _BATCH):
             self._judge_batch(batch)
         if self._unanswered:
             more = f" ({len(self._unanswered) - 1} more such batches)" if len(self._unanswered) > 1 else ""
@@ -114,7 +114,7 @@ class Pipeline:
         for each in self._filters:
             if isinstance(each, OrderedFilter):
                 each.begin()
-        for batch in _batches(self._items("decide")):
+        for batch in batches(self._items("decide"), _BATCH):
             yield from self._decide_batch(batch)
 
     def _items(self, what: str) -> Iterator[Item]:
@@ -201,12 +201,6 @@ class _Counted:
         for item in self._items:
             self.count += 1
             yield item
-
-
-def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, _BATCH)):
-        yield batch
 
 
 def _after(before: Outcome, each: Filter, score: Score) -> Outcome:
