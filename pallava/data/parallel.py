@@ -46,7 +46,7 @@ def map_in_order(function: Callable[[Value], Result], values: Iterable[Value], n
     if num_workers == 1 or len(head) < 2:  # starting processes takes longer
         yield from map(function, chain(head, iterator))
         return
-    pool = ProcessPoolExecutor(num_workers, get_context("spawn"), _start_worker)
+    pool = ProcessPoolExecutor(num_workers, get_context("spawn"), start_worker)
     waiting: deque[Future[Result]] = deque()
     try:
         for value in chain(head, iterator):
@@ -67,7 +67,8 @@ def default_num_workers() -> int:
     return min(cores, 16)
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
+    """Of a pool's process: leaves Ctrl-C to the parent, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends the pool
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

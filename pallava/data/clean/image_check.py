@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from PIL import Image
 
 from pallava.data.clean.duplicates import perceptual_hash
 from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
+from pallava.data.parallel import batches, start_worker
 from pallava.data.training_file import MAX_PIXELS
 from pallava.errors import PallavaError
 from pallava.images import ImageError, image_size, open_image
@@ -109,26 +108,9 @@ class ImageFilter:
 
     def _submit(self, tasks: list[tuple[str, tuple[str, ...]]]) -> list[Future[list[Score]]]:
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(self._num_workers, get_context("spawn"), _start_worker)
+            self._pool = ProcessPoolExecutor(self._num_workers, get_context("spawn"), start_worker)
         pool = self._pool
-        return [pool.submit(_check_images, chunk) for chunk in _chunks(tasks)]
-
-
-def _chunks(tasks: list[tuple[str, tuple[str, ...]]]) -> Iterator[list[tuple[str, tuple[str, ...]]]]:
-    return (tasks[start : start + _CHUNK] for start in range(0, len(tasks), _CHUNK))
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends the pool
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed parent ends no pool, and its workers would wait for ever."""
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
+        return [pool.submit(_check_images, chunk) for chunk in batches(tasks, _CHUNK)]
 
 
 def _check_images(tasks: Iterable[tuple[str, tuple[str, ...]]]) -> list[Score]:
