@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,11 @@ MAX_PIXELS = 1024**3 // 12
 # An allow-list, since some of Pillow's readers start other programs (EPS runs Ghostscript).
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM", "AVIF")
 _ORIENTATION_TAG = 0x0112
+# Of JPEG: where the size stands (baseline and progressive), what may stand around it, and where pixels begin.
+_FRAMES, _START_OF_SCAN = (0xC0, 0xC1, 0xC2), 0xDA
+_TABLES = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})
+_FRAME = struct.Struct(">BHHB")
+_HEADER_BYTES = 4096
 _PHOTOMETRIC_TAG = 0x0106
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -76,8 +82,40 @@ def image_size(source: ImageSource) -> tuple[int, int]:
     Raises:
         ImageError: The file is missing, empty or no picture. Damage behind the header is not seen.
     """
+    if isinstance(source, str | Path) and (size := _plain_jpeg_size(source)):
+        return size
     with _opened(source) as image:
         return image.size
+
+
+def _plain_jpeg_size(path: str | Path) -> tuple[int, int] | None:
+    """Reads the size of a JPEG of the common kind, several times as fast as Pillow, which reads every table.
+
+    Anything unusual or damaged gives None, and is Pillow's to judge.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - a pipe would wait for ever
+            return None
+        with open(path, "rb", buffering=_HEADER_BYTES) as file:  # noqa: PTH123 - half the time of Path.open
+            if file.read(2) != b"\xff\xd8":
+                return None
+            size = None
+            while len(head := file.read(4)) == 4 and head[0] == 0xFF:
+                length = (head[2] << 8 | head[3]) - 2
+                if head[1] == _START_OF_SCAN:
+                    return size if 0 <= length == len(file.read(length)) else None
+                if head[1] in _FRAMES:
+                    precision, height, width, layers = _FRAME.unpack(file.read(6))
+                    if size or precision != 8 or layers not in (1, 3, 4) or length != 6 + 3 * layers:
+                        return None
+                    size, length = (width, height) if width and height else None, 3 * layers
+                elif head[1] not in _TABLES:
+                    return None
+                if length < 0 or len(file.read(length)) < length:
+                    return None
+    except (OSError, ValueError, struct.error):
+        return None
+    return None
 
 
 @contextmanager
@@ -101,7 +139,7 @@ def _opened(source: ImageSource) -> Iterator[Image.Image]:
         raise ImageError(f"cannot read image {_name(source)}: damaged or unsupported ({reason})") from error
 
 
-def _readable(source: str | Path | bytes | BinaryIO) -> Path | BinaryIO:
+def _readable(source: str | Path | bytes | BinaryIO) -> str | Path | BinaryIO:
     if isinstance(source, bytes):
         if not source:
             raise ImageError(f"cannot open image {_name(source)}: it is empty (0 bytes)")
@@ -113,7 +151,7 @@ def _readable(source: str | Path | bytes | BinaryIO) -> Path | BinaryIO:
         raise ImageError(f"cannot open image {_name(source)}: it is a folder or a device, not a file")
     if not status.st_size:
         raise ImageError(f"cannot open image {_name(source)}: the file is empty (0 bytes)")
-    return Path(source)
+    return source
 
 
 def _name(source: ImageSource) -> str:

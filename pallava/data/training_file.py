@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ REASONS = ("missing", "unreadable", "too_large", "empty_caption", "outside_folde
 """Why a record can be left out."""
 
 _BATCH = 256
+_ENCODER = json.JSONEncoder(ensure_ascii=False)  # made once, since json.dumps makes one for each row
 _EXAMPLES = 3
 
 
@@ -188,7 +189,7 @@ def _make_row(record: Record, settings: _Settings) -> bytes:
             {"from": "gpt", "value": caption},
         ],
     }
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    return _ENCODER.encode(row).encode() + b"\n"
 
 
 def _fields(value: Any) -> tuple[str, str]:
@@ -214,11 +215,20 @@ def _printable(text: str) -> str:
 
 def _name_in_folder(image: str, settings: _Settings) -> str:
     """Gives the image's name relative to the folder, and refuses what leaves it, by a link too."""
-    path = os.path.normpath(Path(settings.root, image))
-    real_path = os.path.realpath(path)
+    path = os.path.normpath(os.path.join(settings.root, image))  # noqa: PTH118 - a tenth of the time of Path
+    folder, name = os.path.split(path)
+    real_path = os.path.join(_real_folder(folder), name)  # noqa: PTH118
+    if os.path.islink(real_path):  # noqa: PTH114
+        real_path = os.path.realpath(real_path)
     if not real_path.startswith(settings.root):
         raise _LeftOut("outside_folder", f"'{image}' leaves the image folder")
     return (path if path.startswith(settings.root) else real_path).removeprefix(settings.root)
+
+
+@lru_cache(1 << 12)
+def _real_folder(folder: str) -> str:
+    """A folder without links; asked once for all of its images."""
+    return os.path.realpath(folder)
 
 
 def _check_image(path: str, max_pixels: int) -> None:
