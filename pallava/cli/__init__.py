@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("pallava.cli.demo", "train a small PA-LLaVA on this computer, and look at what it learnt"),
     "train": ("pallava.cli.train", "train by a config, as `xtuner train` does, with the trainer's true exit code"),
     "convert": ("pallava.cli.convert", "turn a training checkpoint into a model folder"),
+    "encoder convert": ("pallava.cli.encoder_convert", "turn a CLIP into open_clip's, Hugging Face's or PLIP's form"),
     "chat": ("pallava.cli.chat", "ask a model folder about an image"),
     "data prepare": ("pallava.cli.data_prepare", "tokenize a training file ahead of training"),
     "config list": ("pallava.cli.config_list", "list the configs"),
@@ -73,7 +74,7 @@ def _explain(words: list[str]) -> int:
 
 def _usage(group: str) -> str:
     shown = {name: what for name, (_, what) in COMMANDS.items() if name.startswith(group)}
-    rows = "\n".join(f"  {name:<14}{what}" for name, what in shown.items())
+    rows = "\n".join(f"  {name:<17}{what}" for name, what in shown.items())
     return (
         f"usage: pallava COMMAND ...\n\n{rows}\n\n`pallava COMMAND --help` tells more.\n\n"
         'example: pallava chat demo/model --image slide.png --question "Is necrosis present?"'
