@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "report": set(),
     "model": {"images", "tiling", "prompts"},
     "data": {"images", "prompts"},
-    "pretraining": {"images", "tiling", "prompts", "model"},
+    "pretraining": {"images", "tiling", "prompts", "model", "data"},
     "training": {"images", "tiling", "prompts", "model", "data"},
     "evaluation": {"images", "tiling", "prompts", "model", "data", "report"},
     "demo": {
