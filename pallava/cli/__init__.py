@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pretrain": ("pallava.cli.pretrain", "train the encoder, PLIP, by contrast on pairs of image and caption"),
     "encoder convert": ("pallava.cli.encoder_convert", "turn a CLIP into open_clip's, Hugging Face's or PLIP's form"),
     "chat": ("pallava.cli.chat", "ask a model folder about an image"),
+    "evaluate": ("pallava.cli.evaluate", "measure what an encoder knows: zero-shot classification, retrieval"),
     "data prepare": ("pallava.cli.data_prepare", "tokenize a training file ahead of training"),
     "config list": ("pallava.cli.config_list", "list the configs"),
     "config copy": ("pallava.cli.config_copy", "copy a config to change it"),

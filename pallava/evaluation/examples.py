@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def read_labelled(
         raise PallavaError(f"no data set is called {name!r}; there are {', '.join(known_sets())}")
     if not root.is_dir():
         raise PallavaError(f"no folder at {root}: expected one folder a class in it, or a public data set")
-    found = _of_source(root, name, split) if name and name != "nct-crc-he" else _of_folders(root)
+    found = _of_source(root, name, "classes", split) if name and name != "nct-crc-he" else _of_folders(root)
     class_set = class_set or (known_set(name) if name else None)
     pairs, left_out = found
     labels = sorted({label for _, label in pairs})
@@ -99,7 +99,7 @@ def read_captioned(
     """
     result = Captioned()
     if name:
-        pairs, result.left_out = _of_source(path, name, split)
+        pairs, result.left_out = _of_source(path, name, "captions", split)
     else:
         pairs = list(_of_file(path, image_folder or path.parent, result.left_out))
     if not pairs:
@@ -119,12 +119,13 @@ def _of_folders(root: Path) -> tuple[list[tuple[Path, str]], dict[str, int]]:
     return pairs, left_out
 
 
-def _of_source(root: Path, name: str, split: str | None) -> tuple[list[tuple[Path, str]], dict[str, int]]:
+def _of_source(root: Path, name: str, kind: str, split: str | None) -> tuple[list[tuple[Path, str]], dict[str, int]]:
     from pallava.data.sources import open_source
 
     source: Any = open_source(name, root, split=split, image_policy="each")
-    records: Iterable[Any] = source
-    pairs = [(source.root / r.image, r.label if hasattr(r, "label") else r.text) for r in records]
+    if source.kind != kind:
+        raise PallavaError(f"{name} is a set of {source.kind}, but {kind} are needed here")
+    pairs = [(source.root / record.image, record.label if kind == "classes" else record.text) for record in source]
     return pairs, dict(source.tally.dropped)
 
 
