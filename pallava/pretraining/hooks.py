@@ -79,7 +79,7 @@ def install(*, augmentation: PathologyAugmentation | None, on_cpu: bool, on_mode
 
 
 def _hush() -> None:
-    """The trainer sets every logger that exists to INFO, those of the compiler inside PyTorch too: hundreds of lines."""
+    """The trainer sets every logger that exists to INFO, those inside PyTorch too: hundreds of lines."""
     for name in logging.root.manager.loggerDict:
         if name.startswith(("torch", "transformers")):
             logging.getLogger(name).setLevel(logging.WARNING)

@@ -21,6 +21,7 @@ DEFAULT_MODEL, DEFAULT_WEIGHTS = "ViT-B-16-quickgelu", "openai"
 RUN = "run"
 _SETTINGS = "pretraining.json"
 _LATEST = Path(RUN, "checkpoints", "epoch_latest.pt")
+_PREPARED = ("pairs", SHARDS, ".")
 _TAIL_LINES = 15
 _OURS = ("train_data", "dataset_type", "csv_separator", "csv_img_key", "csv_caption_key", "logs", "name", "resume")
 _FIRST = ("model", "pretrained")  # given before the `--`
@@ -173,7 +174,7 @@ def _content(settings: Pretraining, launch: Launch) -> dict[str, Any]:
 
 def _check_folder(out: Path, content: dict[str, Any]) -> None:
     note = out / _SETTINGS
-    if out.is_dir() and not note.is_file() and any(not path.name.startswith("pairs") for path in out.iterdir()):
+    if out.is_dir() and not note.is_file() and any(not path.name.startswith(_PREPARED) for path in out.iterdir()):
         raise PallavaError(f"{out} holds something else than a training; give another folder")
     if not (out / _LATEST).is_file():
         return
