@@ -28,6 +28,9 @@ DESCRIPTION, WEIGHTS = "open_clip.json", "open_clip.pt"
 """Of an open_clip model in a folder: its description, and its state dict."""
 PUBLISHED_WEIGHTS = "plip_80w_196token.bin"
 
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+_CLIP_VOCABULARY = 49408
+
 AnyConfig = CLIPConfig | CLIPVisionConfig
 
 
@@ -54,6 +57,8 @@ def convert_encoder(source: str | os.PathLike[str], out: str | os.PathLike[str],
         unfinished.mkdir(parents=True)
         _WRITERS[to](state, config, unfinished)
         _write_preprocessing(source, config, unfinished)
+        if to == "huggingface" and isinstance(config, CLIPConfig):
+            _write_tokenizer(source, config, unfinished)
         unfinished.rename(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -157,3 +162,25 @@ def _write_preprocessing(source: Path, config: AnyConfig, folder: Path) -> None:
 
     side = vision.image_size
     CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(folder)
+
+
+def _write_tokenizer(source: Path, config: CLIPConfig, folder: Path) -> None:
+    """What lies beside the source, or CLIP's own where the vocabulary is of its size."""
+    own = [source / name for name in _TOKENIZER_FILES if (source / name).is_file()]
+    for file in own:
+        shutil.copy(file, folder)
+    if own or config.text_config.vocab_size != _CLIP_VOCABULARY:
+        return
+    from open_clip import SimpleTokenizer
+    from transformers import CLIPTokenizer
+
+    clip = SimpleTokenizer()
+    special = dict(zip(list(clip.encoder)[-2:], ("<|startoftext|>", "<|endoftext|>"), strict=True))
+    vocabulary = {special.get(token, token): number for token, number in clip.encoder.items()}
+    merges = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in clip.bpe_ranks)])
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text(merges + "\n", encoding="utf-8")
+    length = config.text_config.max_position_embeddings
+    CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=length).save_pretrained(
+        folder
+    )

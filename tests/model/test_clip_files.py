@@ -6,7 +6,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from transformers import CLIPModel
+from transformers import AutoTokenizer, CLIPModel
 
 from pallava.cli import main
 from pallava.cli.encoder_convert import FORMS
@@ -16,7 +16,7 @@ from pallava.model.checkpoints import read_weights
 from pallava.model.clip_conversion import FORMS as ALL_FORMS
 from pallava.model.clip_files import convert_encoder
 from tests.model import golden
-from tests.model.test_clip_conversion import PIXELS, assert_same, description, random_clip
+from tests.model.test_clip_conversion import PIXELS, TEXT, assert_same, description, random_clip
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,21 @@ def test_the_preprocessing_goes_along(tmp_path: Path) -> None:
     processor.save_pretrained(published)
     convert_encoder(published, tmp_path / "hf", "huggingface")
     assert load_image_processor(tmp_path / "hf").image_mean == [0.7, 0.6, 0.7]
+
+
+def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
+    described = {**description(True), "text_cfg": {**TEXT, "vocab_size": 49408}}
+    (tmp_path / "tiny.json").write_text(json.dumps(described))
+    torch.save(open_clip.CLIP(**described).state_dict(), tmp_path / "tiny.pt")
+    convert_encoder(tmp_path / "tiny.pt", tmp_path / "hf", "huggingface", str(tmp_path / "tiny.json"))
+    tokenizer, theirs = AutoTokenizer.from_pretrained(tmp_path / "hf"), open_clip.SimpleTokenizer()
+    for text in ("H&E stain", "Ki-67 naïve 20x ...", "adenocarcinoma of the colon"):
+        found = tokenizer(text)["input_ids"]
+        assert found == theirs(text)[0, : len(found)].tolist()
+        assert found[-1] == 49407
+    (tmp_path / "hf" / "merges.txt").write_text("own")
+    convert_encoder(tmp_path / "hf", tmp_path / "again", "huggingface")
+    assert (tmp_path / "again" / "merges.txt").read_text() == "own"
 
 
 def test_mistakes_are_told(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from pallava.cli.launch import python_command
 from pallava.model import load_image_processor, load_plip
+from pallava.pretraining.pairs import write_pairs
 from pallava.pretraining.run import Pretraining, _words
 from tests.pretraining.tiny import WHOLE_PICTURE, command, environment, run, save_pairs, steps_taken
 
@@ -26,7 +27,6 @@ def test_from_pairs_to_an_encoder(tmp_path: Path) -> None:
     options = ("--batch-size", "4", "--epochs", "2", "--lock-text", "--image-mean", "0.7", "0.6", "0.5")
     done = run(command(tmp_path, "out", *options, before=("--augment",)))
     assert done.returncode == 0, done.stderr
-    assert "PathologyAugmentation" not in done.stdout
     out = tmp_path / "out"
     encoder = load_plip(out / "encoder")
     open_clip.add_model_config(out / "open_clip.json")
@@ -44,11 +44,9 @@ def test_from_pairs_to_an_encoder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("loss", [(), ("--siglip",)])
 def test_two_processes_take_the_step_of_one(tmp_path: Path, loss: tuple[str, ...]) -> None:
     save_pairs(tmp_path, 8)
-    done = run(command(tmp_path, "out", "--batch-size", "8", "--epochs", "1"))  # writes the table
-    assert done.returncode == 0, done.stderr
-    settings = Pretraining(
-        tmp_path / "pairs.json", tmp_path / "images", tmp_path / "out", str(tmp_path / "tiny.json"), ""
-    )
+    paths = [tmp_path / name for name in ("pairs.json", "images", "out")]
+    write_pairs(*paths)
+    settings = Pretraining(*paths, model=str(tmp_path / "tiny.json"), pretrained="")
     records = []
     for processes in (1, 2):
         options = ("--batch-size", str(8 // processes), "--epochs", "1", "--workers", "0", *WHOLE_PICTURE, *loss)
