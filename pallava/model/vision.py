@@ -75,11 +75,22 @@ def patch_tokens(encoder: CLIPVisionModel, pixel_values: Tensor, layer: int = -2
         (N, T, D), one token a patch.
     """
     tower: Any = encoder.vision_model
-    trunk = copy.copy(tower.encoder)  # shares the layers with the encoder, but runs fewer of them
-    depth = len(tower.encoder.layers)
-    trunk._modules = {"layers": tower.encoder.layers[: layer if layer >= 0 else depth + 1 + layer]}
     hidden = tower.pre_layrnorm(tower.embeddings(pixel_values.to(encoder.dtype)))
-    return trunk(inputs_embeds=hidden).last_hidden_state[:, 1:]
+    return first_layers(tower.encoder, "layers", layer)(hidden).last_hidden_state[:, 1:]
+
+
+def first_layers(trunk: nn.Module, name: str, layer: int) -> Any:
+    """The same trunk of layers, but running them only up to the hidden states of `layer`.
+
+    Args:
+        trunk: Runs its layers one after the other.
+        name: Of its list of layers.
+        layer: Index into the hidden states, of which the first is what the trunk is given.
+    """
+    layers: Any = getattr(trunk, name)
+    shorter = copy.copy(trunk)  # shares the layers with the encoder
+    shorter._modules = {name: layers[: layer if layer >= 0 else len(layers) + 1 + layer]}
+    return shorter
 
 
 def _vision_config(folder: Path) -> CLIPVisionConfig:
