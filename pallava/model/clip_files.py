@@ -6,7 +6,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import init_empty_weights
@@ -31,7 +31,7 @@ PUBLISHED_WEIGHTS = "plip_80w_196token.bin"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 _CLIP_VOCABULARY = 49408
 
-AnyConfig = CLIPConfig | CLIPVisionConfig
+AnyConfig: TypeAlias = "CLIPConfig | CLIPVisionConfig"
 
 
 def convert_encoder(source: str | os.PathLike[str], out: str | os.PathLike[str], to: Form, model: str = "") -> Path:

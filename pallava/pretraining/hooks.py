@@ -61,7 +61,7 @@ def install(*, augmentation: PathologyAugmentation | None, on_cpu: bool, on_mode
     decode = webdataset.decode
     webdataset.decode = lambda *_, **options: decode(read_picture, **options)
     if on_cpu:
-        torch.nn.parallel.DistributedDataParallel = DataParallelOnCPU  # type: ignore[misc]
+        torch.nn.parallel.DistributedDataParallel = DataParallelOnCPU  # type: ignore[misc, assignment]
     create = training.create_model_and_transforms
 
     @functools.wraps(create)

@@ -79,7 +79,7 @@ class Launch:
     processes: int = 1
 
 
-def pretrain(settings: Pretraining, launch: Launch, on_line: Callable[[str], None]) -> Path:
+def pretrain(settings: Pretraining, launch: Launch, on_line: Callable[[str], object]) -> Path:
     """Trains, or goes on from the last epoch that an interrupted training with the same settings has finished.
 
     Args:
@@ -213,7 +213,7 @@ def _words(settings: Pretraining, steps: int) -> list[str]:
     return [*ours, "--train-data", str(out / TABLE), "--dataset-type", "csv", *settings.options]
 
 
-def _run(command: Sequence[str], environment: Mapping[str, str], on_line: Callable[[str], None]) -> None:
+def _run(command: Sequence[str], environment: Mapping[str, str], on_line: Callable[[str], object]) -> None:
     process = subprocess.Popen(
         command,
         env={**environment, "PYTHONUNBUFFERED": "1"},
