@@ -63,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
     from pallava.evaluation.encoders import model_kind
     from pallava.evaluation.report import as_text, tables, write_report
 
+    if options.batch_size < 1:
+        raise PallavaError(f"the batch size must be at least 1, not {options.batch_size}")
     data = _named(options.data)
     kind = model_kind(options.model)
     results = _EVALUATORS[kind](options, data)
@@ -136,8 +138,12 @@ def _named(given: list[str]) -> dict[str, tuple[str, Path]]:
 
 
 def _device(name: str) -> str:
-    if name != "auto":
-        return name
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise PallavaError(f"there is no device {name!r} here ({str(error).splitlines()[0]})") from None
+    return name
