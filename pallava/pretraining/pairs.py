@@ -39,7 +39,7 @@ def write_pairs(source: Path, image_folder: Path, folder: Path, num_shards: int 
         PallavaError: The source is not JSON, a folder is missing, or no pair is left.
     """
     made_from = {
-        "pairs": _hash(source),
+        "pairs": hash_of(source),
         "image_folder": str(image_folder.resolve()),
         "shards": num_shards,
     }
@@ -64,7 +64,12 @@ def left_out(folder: Path) -> dict[str, int]:
     return counts
 
 
-def _hash(source: Path) -> str:
+def hash_of(source: Path) -> str:
+    """SHA-256 of the pairs, to tell whether they are the same.
+
+    Raises:
+        PallavaError: The file cannot be read.
+    """
     try:
         with source.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(file)
@@ -114,12 +119,12 @@ def _write_shards(folder: Path, num_shards: int) -> None:
     sizes = {}
     with tqdm(total=len(rows), desc="shards", disable=None, mininterval=1) as bar:
         for number in range(num_shards):
-            mine = list(enumerate(rows))[number::num_shards]  # in turn: neighbours are often alike
+            mine = range(number, len(rows), num_shards)  # in turn: neighbours are often alike
             path = shards / f"{number:05d}.tar"
             unfinished = path.with_suffix(f".{uuid.uuid4().hex[:8]}.unfinished")
             with tarfile.open(unfinished, "w") as tar:
-                for index, (image, caption) in mine:
-                    for name, content in _members(index, Path(image), caption):
+                for index in mine:
+                    for name, content in _members(index, *rows[index]):
                         member = tarfile.TarInfo(name)
                         member.size = len(content)
                         tar.addfile(member, io.BytesIO(content))
@@ -129,7 +134,8 @@ def _write_shards(folder: Path, num_shards: int) -> None:
     _replace(shards / "sizes.json", json.dumps(sizes).encode())  # where open_clip looks for the counts
 
 
-def _members(index: int, image: Path, caption: str) -> Iterator[tuple[str, bytes]]:
+def _members(index: int, filepath: str, caption: str) -> Iterator[tuple[str, bytes]]:
+    image = Path(filepath)
     suffix = image.suffix.lower()
     if suffix in _COPIED_SUFFIXES:
         yield f"{index:08d}{suffix}", image.read_bytes()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pallava.errors import PallavaError
-from pallava.pretraining.pairs import SHARDS, TABLE, write_pairs
+from pallava.pretraining.pairs import SHARDS, TABLE, hash_of, left_out, write_pairs
 
 DEFAULT_MODEL, DEFAULT_WEIGHTS = "ViT-B-16-quickgelu", "openai"
 """The published shape, ViT-B/16 at 224, from CLIP's weights."""
@@ -104,8 +104,10 @@ def pretrain(settings: Pretraining, launch: Launch, on_line: Callable[[str], obj
     num_pairs = write_pairs(settings.pairs, settings.image_folder, settings.out, settings.shards)
     steps = count_steps(num_pairs, parsed, launch.processes, settings.shards)
     (settings.out / _SETTINGS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for reason, count in left_out(settings.out).items():
+        on_line(f"{count} pairs are left out: {reason}\n")
     on_line(f"{num_pairs} pairs, {steps} steps in {parsed.epochs} epochs of {parsed.batch_size * launch.processes}\n")
-    _run([*launch.command, *_words(settings, steps)], launch.environment, on_line)
+    _run([*launch.command, *_words(settings, parsed, steps)], launch.environment, on_line)
     return encoder
 
 
@@ -161,7 +163,7 @@ def _content(settings: Pretraining, launch: Launch) -> dict[str, Any]:
         except (OSError, ValueError) as error:
             raise PallavaError(f"cannot read the model description {settings.model}: {error}") from None
     return {
-        "pairs": str(settings.pairs.resolve()),
+        "pairs": hash_of(settings.pairs),
         "image_folder": str(settings.image_folder.resolve()),
         "model": model,
         "pretrained": settings.pretrained,
@@ -185,7 +187,7 @@ def _check_folder(out: Path, content: dict[str, Any]) -> None:
         raise PallavaError(f"{out} holds a training with other settings ({changes}); give another folder, or remove it")
 
 
-def _words(settings: Pretraining, steps: int) -> list[str]:
+def _words(settings: Pretraining, parsed: argparse.Namespace, steps: int) -> list[str]:
     """What the trainer's module is told: ours first, so that the user's options have the last word."""
     out = settings.out.resolve()
     ours = ["-m", "pallava.pretraining.trainer", str(out)]
@@ -205,7 +207,7 @@ def _words(settings: Pretraining, steps: int) -> list[str]:
     ours += ["--beta1", "0.9", "--beta2", "0.98", "--eps", "1e-6", "--warmup", str(min(10_000, steps // 10))]
     # Without these two, several processes take a smaller step than one does on the same batch.
     ours += ["--local-loss", "--gather-with-grad"]
-    if any("--lock-text".startswith(word) and len(word) > len("--lock-t") for word in settings.options):
+    if parsed.lock_text:
         ours.append("--lock-text-freeze-layer-norm")  # the only way that open_clip can lock its text tower
     if settings.shards:
         pattern = f"{out / SHARDS}/{{00000..{settings.shards - 1:05d}}}.tar"

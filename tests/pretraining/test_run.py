@@ -1,5 +1,6 @@
 """What the command does before and after the trainer; a Python one-liner stands for the trainer."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -82,6 +83,23 @@ def test_a_finished_training_is_left_alone_and_another_is_refused(tmp_path: Path
         pretrain(settings(tmp_path, augment=True), launch(), lines.append)
     with pytest.raises(PallavaError, match="processes was 1 and is 2"):
         pretrain(settings(tmp_path), launch(processes=2), lines.append)
+
+
+def test_other_pairs_are_another_training(tmp_path: Path) -> None:
+    words_of(settings(tmp_path))
+    (tmp_path / "out" / "encoder" / "config.json").unlink()
+    rows = json.loads((tmp_path / "pairs.json").read_text())
+    (tmp_path / "pairs.json").write_text(json.dumps(rows[1:]))
+    with pytest.raises(PallavaError, match="pairs was"):
+        pretrain(settings(tmp_path), launch(), lambda line: None)
+
+
+def test_what_is_left_out_is_told(tmp_path: Path) -> None:
+    save_pairs(tmp_path)
+    (tmp_path / "images" / "0.png").unlink()
+    lines: list[str] = []
+    pretrain(settings(tmp_path), launch(), lines.append)
+    assert lines[:2] == ["1 pairs are left out: missing\n", "7 pairs, 20 steps in 20 epochs of 4\n"]
 
 
 def test_before_the_first_epoch_the_settings_may_change(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from pallava.cli.launch import python_command
 from pallava.model import load_image_processor, load_plip
 from pallava.pretraining.pairs import write_pairs
-from pallava.pretraining.run import Pretraining, _words
+from pallava.pretraining.run import Pretraining, _parse, _words
 from tests.pretraining.tiny import WHOLE_PICTURE, command, environment, run, save_pairs, steps_taken
 
 PIXELS = torch.linspace(-2, 2, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
@@ -50,7 +50,8 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path, loss: tuple[str, ...
     records = []
     for processes in (1, 2):
         options = ("--batch-size", str(8 // processes), "--epochs", "1", "--workers", "0", *WHOLE_PICTURE, *loss)
-        words = _words(dataclasses.replace(settings, options=options), 1)[3:]  # without the module and the folder
+        told = dataclasses.replace(settings, options=options)
+        words = _words(told, _parse(told), 1)[3:]  # without the module and the folder
         record = tmp_path / f"{processes}.pt"
         probe = [str(Path(__file__).with_name("probe.py")), str(record), str(tmp_path / "out")]
         variables = environment(processes)
