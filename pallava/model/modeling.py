@@ -293,6 +293,11 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
         """Ties the language model's own weights, and nothing else."""
         self.llm.tie_weights()
 
+    @staticmethod
+    def _fix_state_dict_key_on_load(key: str) -> str:
+        """Keeps names as they are: transformers would rename ``gamma``, the layer scale of timm's encoders."""
+        return key
+
     def _init_weights(self, module: nn.Module) -> None:
         """The parts have initialized themselves."""
 

@@ -87,6 +87,11 @@ class TimmEncoder(PreTrainedModel):
         """Keeps activations instead."""
         self.timm_model.set_grad_checkpointing(False)
 
+    @staticmethod
+    def _fix_state_dict_key_on_load(key: str) -> str:
+        """Keeps layer scale's ``gamma``, which transformers would rename to ``weight``."""
+        return key
+
     def _init_weights(self, module: nn.Module) -> None:
         """Does nothing: timm has initialized its model."""
 
