@@ -36,6 +36,7 @@ from pallava.model.timm_encoder import (
     TimmEncoderConfig,
     open_timm,
     open_timm_folder,
+    timm_patch_size,
     timm_tile_spec,
 )
 from pallava.model.vision import first_layers, load_plip
@@ -222,7 +223,6 @@ def load_image_processor(source: str | os.PathLike[str], **options: Any) -> CLIP
         PallavaError: There is no such encoder, or it takes no square tiles.
     """
     source = str(source)
-    options = {key: value for key, value in options.items() if key not in ("checkpoint", "pretrained", "model_name")}
     if source.startswith(SCHEME):
         return _processor(timm_tile_spec(source.removeprefix(SCHEME), **options))
     path = Path(source)
@@ -232,6 +232,25 @@ def load_image_processor(source: str | os.PathLike[str], **options: Any) -> CLIP
     if "architecture" in description or _kind(description) == "clip_vision_model":
         return vision.load_image_processor(path)
     return _processor(_transformers_tile_spec(path, description))
+
+
+def count_tokens(source: str | os.PathLike[str], **options: Any) -> int:
+    """How many patch tokens the encoder at a source gives for a tile, without opening its weights.
+
+    Args:
+        source: As for `load_encoder`.
+        **options: As for `load_encoder`.
+
+    Raises:
+        PallavaError: There is no such encoder.
+    """
+    size = TileSpec.from_image_processor(load_image_processor(source, **options)).size
+    values = _description(Path(source))
+    if str(source).startswith(SCHEME) or "architecture" in values:
+        return (size // timm_patch_size(str(source).removeprefix(SCHEME), values, **options)) ** 2
+    config = encoder_config({**values.get("vision_config", values), "model_type": _kind(values)})
+    config.image_size = size
+    return num_tokens(config)
 
 
 def _description(folder: Path) -> dict[str, Any]:

@@ -142,14 +142,24 @@ def timm_tile_spec(source: str, description: Mapping[str, Any] | None = None, **
     """
     from timm.data import resolve_data_config
 
-    description = description or {}
-    model_args = {**description.get("model_args", {}), **model_args}
-    with init_empty_weights():
-        model = _create(description.get("architecture", source), model_args)
-    values = resolve_data_config({}, pretrained_cfg=description.get("pretrained_cfg") or model.pretrained_cfg)
+    model = _outline(source, description, model_args)
+    cfg = (description or {}).get("pretrained_cfg") or model.pretrained_cfg
+    values = resolve_data_config({}, pretrained_cfg=cfg)
     resample = getattr(Image.Resampling, values["interpolation"].upper(), Image.Resampling.BICUBIC)
-    size = model.patch_embed.img_size[0]
-    return TileSpec(size, tuple(values["mean"]), tuple(values["std"]), int(resample))
+    return TileSpec(model.patch_embed.img_size[0], tuple(values["mean"]), tuple(values["std"]), int(resample))
+
+
+def timm_patch_size(source: str, description: Mapping[str, Any] | None = None, **model_args: Any) -> int:
+    """Side of a patch in pixels; arguments as for `timm_tile_spec`."""
+    return _outline(source, description, model_args).patch_embed.patch_size[0]
+
+
+def _outline(source: str, description: Mapping[str, Any] | None, model_args: Mapping[str, Any]) -> Any:
+    """The model without memory for its weights."""
+    description = description or {}
+    given = {k: v for k, v in model_args.items() if k not in ("checkpoint", "pretrained", "model_name")}
+    with init_empty_weights():
+        return _create(description.get("architecture", source), {**description.get("model_args", {}), **given})
 
 
 def _create(name: str, model_args: Mapping[str, Any], *, pretrained: bool = False) -> Any:

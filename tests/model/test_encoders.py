@@ -31,7 +31,7 @@ from pallava.model import (
     load_image_processor,
 )
 from pallava.model.bitsandbytes import block_broken_bitsandbytes
-from pallava.model.encoders import num_tokens, patch_tokens
+from pallava.model.encoders import count_tokens, num_tokens, patch_tokens
 from pallava.tiling import TileSpec
 from tests.model import golden
 
@@ -287,3 +287,11 @@ def test_the_processor_of_a_whole_model_keeps_the_tiles(tmp_path: Path) -> None:
     again = CLIPImageProcessor.from_pretrained(tmp_path / "processor")
     expected = TileSpec.from_image_processor(load_image_processor(source))
     assert TileSpec.from_image_processor(again) == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_counted_without_weights(kind: str, tmp_path: Path) -> None:
+    source, options = save_encoder(kind, tmp_path)
+    for file in (*tmp_path.glob("*.safetensors"), *tmp_path.glob("*.bin")):
+        file.unlink()
+    assert count_tokens(source, **options) == 16
