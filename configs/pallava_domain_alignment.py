@@ -21,7 +21,7 @@ from peft import LoraConfig
 from xtuner.engine.hooks import DatasetInfoHook
 from xtuner.engine.runner import TrainLoop
 
-from pallava.model import load_image_processor, load_plip
+from pallava.model import load_encoder, load_image_processor
 from pallava.training.chat_hook import SampleChatHook
 from pallava.training.collate import collate
 from pallava.training.dataset import PALLaVADataset
@@ -40,14 +40,14 @@ custom_imports = dict(imports=["pallava.training"], allow_failed_imports=False)
 #######################################################################
 # Paths, relative to the directory you launch from. Yours to set.
 llm_name_or_path = "meta-llama/Meta-Llama-3-8B-Instruct"
-plip_path = "./pretrained/plip"
+plip_path = "./pretrained/plip"  # or another encoder: "timm:vit_small_patch16_224", a folder of DINOv2 or SigLIP
 data_path = "./data/domain_alignment.jsonl"
 image_folder = "./data/images"
 
 # Text
 prompt_template = "llama3_chat"
 context_length = 2048  # text and visual tokens together
-num_visual_tokens = 196
+num_visual_tokens = 196  # what the encoder gives for a tile
 
 # Scheduler and optimizer
 batch_size = 6  # per process
@@ -82,7 +82,7 @@ image_processor = dict(type=load_image_processor, source=plip_path)
 model = dict(
     type=PALLaVAModel,
     llm=dict(type=load_llm, pretrained_model_name_or_path=llm_name_or_path),
-    visual_encoder=dict(type=load_plip, source=plip_path),
+    visual_encoder=dict(type=load_encoder, source=plip_path),
     connector=dict(
         type=build_connector,
         num_hidden_layers=6,

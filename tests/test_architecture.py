@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "report": set(),
     "model": {"images", "tiling", "prompts"},
     "data": {"images", "prompts", "judge_prompts", "endpoint", "report"},
-    "pretraining": {"images", "tiling", "prompts", "model"},
+    "pretraining": {"images", "tiling", "prompts", "model", "data"},
     "training": {"images", "tiling", "prompts", "model", "data"},
     "evaluation": {"images", "tiling", "prompts", "endpoint", "model", "data", "report"},
     "demo": {

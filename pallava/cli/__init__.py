@@ -13,7 +13,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("pallava.cli.demo", "train a small PA-LLaVA on this computer, and look at what it learnt"),
     "train": ("pallava.cli.train", "train by a config, as `xtuner train` does, with the trainer's true exit code"),
     "convert": ("pallava.cli.convert", "turn a training checkpoint into a model folder"),
+    "pretrain": ("pallava.cli.pretrain", "train the encoder, PLIP, by contrast on pairs of image and caption"),
+    "encoder convert": ("pallava.cli.encoder_convert", "turn a CLIP into open_clip's, Hugging Face's or PLIP's form"),
     "chat": ("pallava.cli.chat", "ask a model folder about an image"),
+    "evaluate": ("pallava.cli.evaluate", "measure what an encoder knows: zero-shot classification, retrieval"),
     "data unpack": ("pallava.cli.data_unpack", "unpack a downloaded archive, with checks"),
     "data prepare": ("pallava.cli.data_prepare", "tokenize a training file ahead of training"),
     "data clean": ("pallava.cli.data_clean", "drop what does not belong into training, and say why"),
@@ -46,7 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog=f"pallava {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
-    options = parser.parse_args(words[len(name.split()) :])
+    words = words[len(name.split()) :]
+    end = words.index("--") if "--" in words and getattr(module, "PASSES_ON", False) else len(words)
+    options = parser.parse_args(words[:end])
+    options.passed_on = words[end + 1 :]
     try:
         return int(module.run(options) or 0)
     except PallavaError as error:
@@ -79,7 +85,7 @@ def _explain(words: list[str]) -> int:
 
 def _usage(group: str) -> str:
     shown = {name: what for name, (_, what) in COMMANDS.items() if name.startswith(group)}
-    rows = "\n".join(f"  {name:<14}{what}" for name, what in shown.items())
+    rows = "\n".join(f"  {name:<17}{what}" for name, what in shown.items())
     return (
         f"usage: pallava COMMAND ...\n\n{rows}\n\n`pallava COMMAND --help` tells more.\n\n"
         'example: pallava chat demo/model --image slide.png --question "Is necrosis present?"'

@@ -24,9 +24,29 @@ def build_command(script: Path, arguments: Sequence[str], environment: Mapping[s
     Raises:
         PallavaError: A variable is no number, or several nodes lack an address or a port.
     """
-    nodes, processes = (_number(environment, name, 1) for name in ("NNODES", "NPROC_PER_NODE"))
-    if nodes * processes == 1 or _launcher(arguments) in ("slurm", "mpi"):
+    if num_processes(environment) == 1 or _launcher(arguments) in ("slurm", "mpi"):
         return [sys.executable, str(script), *arguments]
+    return [*python_command(environment), str(script), *arguments, "--launcher", "pytorch"]
+
+
+def num_processes(environment: Mapping[str, str]) -> int:
+    """How many processes the launch variables ask for, on all nodes.
+
+    Raises:
+        PallavaError: A variable is no number.
+    """
+    return _number(environment, "NNODES", 1) * _number(environment, "NPROC_PER_NODE", 1)
+
+
+def python_command(environment: Mapping[str, str]) -> list[str]:
+    """This interpreter, or its torchrun where the launch variables ask for several processes.
+
+    Raises:
+        PallavaError: A variable is no number, or several nodes lack an address or a port.
+    """
+    nodes, processes = (_number(environment, name, 1) for name in ("NNODES", "NPROC_PER_NODE"))
+    if nodes * processes == 1:
+        return [sys.executable]
     address = environment.get("ADDR") or "127.0.0.1"
     port = _number(environment, "PORT", 0)
     if nodes > 1 and not (environment.get("ADDR") and port):
@@ -40,8 +60,7 @@ def build_command(script: Path, arguments: Sequence[str], environment: Mapping[s
         f"--master_addr={address}",
         f"--master_port={port or free_port()}",
     ]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", *rendezvous]
-    return [*torchrun, str(script), *arguments, "--launcher", "pytorch"]
+    return [sys.executable, "-m", "torch.distributed.run", *rendezvous]
 
 
 def build_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -4,9 +4,10 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from pallava.model.configuration import PALLaVAConfig
 from pallava.model.connector import ScaleInvariantConnector, ScaleInvariantConnectorConfig
+from pallava.model.encoders import load_encoder, load_image_processor
 from pallava.model.modeling import PALLaVAForConditionalGeneration
 from pallava.model.processor import PALLaVAProcessor
-from pallava.model.vision import load_image_processor, load_plip
+from pallava.model.vision import load_plip
 
 __all__ = [
     "PALLaVAConfig",
@@ -14,6 +15,7 @@ __all__ = [
     "PALLaVAProcessor",
     "ScaleInvariantConnector",
     "ScaleInvariantConnectorConfig",
+    "load_encoder",
     "load_image_processor",
     "load_plip",
 ]

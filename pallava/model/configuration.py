@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from transformers import AutoConfig, CLIPVisionConfig, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from pallava.model.connector import ScaleInvariantConnectorConfig
+from pallava.model.encoders import encoder_config, num_tokens
 
 
 class PALLaVAConfig(PretrainedConfig):
@@ -12,7 +13,7 @@ class PALLaVAConfig(PretrainedConfig):
 
     Args:
         text_config: The language model's configuration, or its dictionary.
-        vision_config: The encoder's.
+        vision_config: The encoder's; its `model_type` tells which kind, CLIP unless it says so.
         connector_config: The connector's.
         vision_feature_layer: Which hidden states of the encoder the connector reads.
         base_llm: Name or path of the language model, where the folder holds an adapter beside it.
@@ -21,14 +22,14 @@ class PALLaVAConfig(PretrainedConfig):
     model_type = "pallava"
     sub_configs = {
         "text_config": AutoConfig,
-        "vision_config": CLIPVisionConfig,
+        "vision_config": AutoConfig,
         "connector_config": ScaleInvariantConnectorConfig,
     }
 
     def __init__(
         self,
         text_config: PretrainedConfig | dict[str, Any] | None = None,
-        vision_config: CLIPVisionConfig | dict[str, Any] | None = None,
+        vision_config: PretrainedConfig | dict[str, Any] | None = None,
         connector_config: ScaleInvariantConnectorConfig | dict[str, Any] | None = None,
         vision_feature_layer: int = -2,
         base_llm: str | None = None,
@@ -38,8 +39,10 @@ class PALLaVAConfig(PretrainedConfig):
             values = dict(text_config or {})
             text_config = AutoConfig.for_model(values.pop("model_type", "llama"), **values)
         self.text_config = text_config
-        self.vision_config = _as_config(CLIPVisionConfig, vision_config)
-        self.connector_config = _as_config(ScaleInvariantConnectorConfig, connector_config)
+        self.vision_config: Any = encoder_config(vision_config)
+        if not isinstance(connector_config, PretrainedConfig):
+            connector_config = ScaleInvariantConnectorConfig(**(connector_config or {}))
+        self.connector_config = connector_config
         self.vision_feature_layer = vision_feature_layer
         self.base_llm = base_llm
         super().__init__(**kwargs)
@@ -47,8 +50,4 @@ class PALLaVAConfig(PretrainedConfig):
     @property
     def num_visual_tokens(self) -> int:
         """How many tokens of the language model one image takes."""
-        return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
-
-
-def _as_config(kind: type[PretrainedConfig], value: PretrainedConfig | dict[str, Any] | None) -> Any:
-    return value if isinstance(value, PretrainedConfig) else kind(**(value or {}))
+        return num_tokens(self.vision_config)

@@ -14,7 +14,6 @@ from torch import LongTensor, Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForCausalLM,
-    CLIPVisionModel,
     GenerationConfig,
     PreTrainedModel,
 )
@@ -25,8 +24,8 @@ from pallava.model.adapters import is_adapted, load_adapter
 from pallava.model.checkpoints import load_strictly, read_weights
 from pallava.model.configuration import PALLaVAConfig
 from pallava.model.connector import ScaleInvariantConnector
+from pallava.model.encoders import adapter_of, patch_tokens
 from pallava.model.fusion import fuse
-from pallava.model.vision import patch_tokens
 from pallava.prompts import IGNORE_INDEX
 
 ADAPTER_FOLDER = "adapter"
@@ -48,12 +47,14 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
         config: PALLaVAConfig,
         *,
         llm: nn.Module | None = None,
-        visual_encoder: CLIPVisionModel | None = None,
+        visual_encoder: nn.Module | None = None,
         connector: ScaleInvariantConnector | None = None,
     ) -> None:
         super().__init__(config)
         self.llm: Any = llm if llm is not None else AutoModelForCausalLM.from_config(config.text_config)
-        self.visual_encoder = visual_encoder if visual_encoder is not None else CLIPVisionModel(config.vision_config)
+        if visual_encoder is None:
+            visual_encoder = adapter_of(config.vision_config).build(config.vision_config)
+        self.visual_encoder: Any = visual_encoder
         self.connector = connector if connector is not None else ScaleInvariantConnector(config.connector_config)
         self.generation_config = _greedy(self.llm)
 
@@ -61,15 +62,21 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
     def from_parts(
         cls,
         llm: Any,
-        encoder: CLIPVisionModel,
+        encoder: Any,
         connector: ScaleInvariantConnector,
         *,
         vision_feature_layer: int = -2,
     ) -> "PALLaVAForConditionalGeneration":
         """Builds the whole from a causal language model (with or without LoRA), an encoder and a connector.
 
+        Args:
+            llm: The language model.
+            encoder: A vision model of any kind in `pallava.model.encoders.ENCODERS`.
+            connector: The connector.
+            vision_feature_layer: Which hidden states of the encoder the connector reads.
+
         Raises:
-            PallavaError: The widths of the parts do not fit.
+            PallavaError: The widths of the parts do not fit, or the encoder is of an unknown kind.
         """
         _check_width("encoder", encoder.config.hidden_size, "visual_hidden_size", connector)
         _check_width("language model", llm.config.hidden_size, "llm_hidden_size", connector)
@@ -285,6 +292,11 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
     def tie_weights(self) -> None:
         """Ties the language model's own weights, and nothing else."""
         self.llm.tie_weights()
+
+    @staticmethod
+    def _fix_state_dict_key_on_load(key: str) -> str:
+        """Keeps names as they are: transformers would rename ``gamma``, the layer scale of timm's encoders."""
+        return key
 
     def _init_weights(self, module: nn.Module) -> None:
         """The parts have initialized themselves."""

@@ -13,24 +13,11 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from pallava.errors import PallavaError
-from pallava.model.checkpoints import PLIP_RENAMES, Renames, load_strictly, read_weights, rename_keys
+from pallava.model.checkpoints import PLIP_RENAMES, load_strictly, read_weights, rename_keys
+from pallava.model.clip_conversion import huggingface_vision_config, open_clip_to_huggingface
 
 # Towers and heads of a whole CLIP that PA-LLaVA does not read.
 _OTHER_PARTS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
-
-_OPEN_CLIP_RENAMES: Renames = (
-    ("class_embedding", "embeddings.class_embedding"),
-    ("positional_embedding", "embeddings.position_embedding.weight"),
-    ("conv1.", "embeddings.patch_embedding."),
-    ("ln_pre.", "pre_layrnorm."),  # transformers' own spelling
-    ("ln_post.", "post_layernorm."),
-    ("transformer.resblocks.", "encoder.layers."),
-    (".ln_1.", ".layer_norm1."),
-    (".ln_2.", ".layer_norm2."),
-    (".attn.", ".self_attn."),
-    (".mlp.c_fc.", ".mlp.fc1."),
-    (".mlp.c_proj.", ".mlp.fc2."),
-)
 
 
 def load_plip(source: str | os.PathLike[str], model_name: str | None = None) -> CLIPVisionModel:
@@ -88,11 +75,22 @@ def patch_tokens(encoder: CLIPVisionModel, pixel_values: Tensor, layer: int = -2
         (N, T, D), one token a patch.
     """
     tower: Any = encoder.vision_model
-    trunk = copy.copy(tower.encoder)  # shares the layers with the encoder, but runs fewer of them
-    depth = len(tower.encoder.layers)
-    trunk._modules = {"layers": tower.encoder.layers[: layer if layer >= 0 else depth + 1 + layer]}
     hidden = tower.pre_layrnorm(tower.embeddings(pixel_values.to(encoder.dtype)))
-    return trunk(inputs_embeds=hidden).last_hidden_state[:, 1:]
+    return first_layers(tower.encoder, "layers", layer)(hidden).last_hidden_state[:, 1:]
+
+
+def first_layers(trunk: nn.Module, name: str, layer: int) -> Any:
+    """The same trunk of layers, but running them only up to the hidden states of `layer`.
+
+    Args:
+        trunk: Runs its layers one after the other.
+        name: Of its list of layers.
+        layer: Index into the hidden states, of which the first is what the trunk is given.
+    """
+    layers: Any = getattr(trunk, name)
+    shorter = copy.copy(trunk)  # shares the layers with the encoder
+    shorter._modules = {name: layers[: layer if layer >= 0 else len(layers) + 1 + layer]}
+    return shorter
 
 
 def _vision_config(folder: Path) -> CLIPVisionConfig:
@@ -122,35 +120,7 @@ def _from_open_clip(state: Mapping[str, Tensor], model_name: str) -> tuple[CLIPV
     import open_clip  # takes seconds, and only this source needs it
 
     described = open_clip.get_model_config(model_name)
-    if (
-        described is None
-        or "layers" not in described["vision_cfg"]
-        or isinstance(described["vision_cfg"]["layers"], list)
-    ):
+    if described is None:
         raise PallavaError(f"open_clip has no ViT named {model_name!r}: see open_clip.list_models().")
-    vision = {
-        "head_width": 64,
-        "mlp_ratio": 4.0,
-        "image_size": 224,
-        "patch_size": 16,
-        **described["vision_cfg"],
-    }
-    config = CLIPVisionConfig(
-        hidden_size=vision["width"],
-        intermediate_size=int(vision["width"] * vision["mlp_ratio"]),
-        num_hidden_layers=vision["layers"],
-        num_attention_heads=vision["width"] // vision["head_width"],
-        image_size=vision["image_size"],
-        patch_size=vision["patch_size"],
-        hidden_act="quick_gelu" if described.get("quick_gelu") else "gelu",
-        projection_dim=described["embed_dim"],
-    )
-    visual = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.") and k != "visual.proj"}
-    split: dict[str, Tensor] = {}
-    for key, value in rename_keys(visual, _OPEN_CLIP_RENAMES).items():
-        if ".in_proj_" in key:  # open_clip keeps query, key and value in one matrix
-            for name, part in zip("qkv", value.chunk(3), strict=True):
-                split["vision_model." + key.replace("in_proj_", f"{name}_proj.")] = part.clone()
-        else:
-            split["vision_model." + key] = value
-    return config, split
+    visual = {key: value for key, value in state.items() if key.startswith("visual.") and key != "visual.proj"}
+    return huggingface_vision_config(described), open_clip_to_huggingface(visual)

@@ -17,6 +17,7 @@ from pallava.data.encoding import Settings
 from pallava.data.tokenize import Prepared, prepare
 from pallava.errors import PallavaError
 from pallava.images import open_image
+from pallava.model.encoders import count_tokens
 from pallava.prompts import PromptTemplate
 from pallava.tiling import TileSpec, make_tiles
 
@@ -36,12 +37,13 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         image_processor: The encoder's, or its config.
         prompt_template: A name in `pallava.prompts.TEMPLATES`, a template, or its dictionary.
         context_length: Most tokens of a sample, visual ones included.
-        num_visual_tokens: What one image takes of them.
+        num_visual_tokens: What one image takes of them: as many as the encoder gives for a tile.
         num_proc: Processes that tokenize.
         cache_dir: Where to keep what was tokenized; default: ``pallava`` in the cache of `datasets`.
 
     Raises:
-        PallavaError: No data, broken data, or data prepared with other settings.
+        PallavaError: No data, broken data, data prepared with other settings, or another number of visual tokens
+            than the encoder's.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         num_proc: int = 4,
         cache_dir: str | Path | None = None,
     ) -> None:
+        _check_visual_tokens(image_processor, num_visual_tokens)
         tokenizer, image_processor = build(tokenizer), build(image_processor)
         settings = Settings.make(tokenizer, prompt_template, context_length, num_visual_tokens)
         prepared: Prepared = _one_per_node_first(
@@ -107,6 +110,19 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
 def build(part: Any) -> Any:
     """A tokenizer or image processor from its config, or itself."""
     return BUILDER.build(part) if isinstance(part, Mapping) else part
+
+
+def _check_visual_tokens(image_processor: Any, num_visual_tokens: int) -> None:
+    """Compares with the encoder that the image processor is named after; before hours are spent on tokenizing."""
+    if not isinstance(image_processor, Mapping) or "source" not in image_processor:
+        return
+    given = {key: value for key, value in image_processor.items() if key != "type"}
+    found = count_tokens(**given)
+    if found != num_visual_tokens:
+        raise PallavaError(
+            f"num_visual_tokens is {num_visual_tokens}, but the visual encoder {given['source']} gives {found} tokens "
+            f"for a tile: set num_visual_tokens = {found}."
+        )
 
 
 def _one_per_node_first(work: Callable[[], T]) -> T:

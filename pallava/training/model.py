@@ -56,6 +56,7 @@ class PALLaVAModel(BaseModel):
         llm_lora: peft's `LoraConfig`; without `target_modules` every linear layer but the output's.
         pretrained_pth: Weights to start from: a checkpoint of ours or a published one, a file or a folder.
         use_activation_checkpointing: Trades a second forward pass for memory.
+        vision_feature_layer: Which hidden states of the encoder the connector reads; -2 is the last but one layer.
 
     Raises:
         PallavaError: A part cannot be opened, or the weights to start from do not fit.
@@ -71,6 +72,7 @@ class PALLaVAModel(BaseModel):
         llm_lora: Part | None = None,
         pretrained_pth: str | None = None,
         use_activation_checkpointing: bool = True,
+        vision_feature_layer: int = -2,
     ) -> None:
         super().__init__()
         self.freeze_llm, self.freeze_visual_encoder = freeze_llm, freeze_visual_encoder
@@ -83,7 +85,7 @@ class PALLaVAModel(BaseModel):
             self.llm = _add_lora(self.llm, llm_lora)
         # The same modules as one network, kept out of the module tree: no parameter has two names.
         self.__dict__["network"] = PALLaVAForConditionalGeneration.from_parts(
-            self.llm, self.visual_encoder, self.connector
+            self.llm, self.visual_encoder, self.connector, vision_feature_layer=vision_feature_layer
         )
         self._tag_parameters()
         if use_activation_checkpointing:

@@ -1,18 +1,24 @@
 """From a training checkpoint to a model folder, on the recorded checkpoint and the recorded numbers."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
+from pallava.cli import main
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 from pallava.model.checkpoints import read_weights
 from pallava.training.convert import convert
+from pallava.training.model import PALLaVAModel
 from tests.model import golden
 from tests.model.test_checkpoints import save_malicious
+from tests.model.test_encoders import save_encoder
+from tests.smoke import tiny
 
 CONFIG = """
 llm = {folder!r} + "/llm"
@@ -122,3 +128,27 @@ def test_without_a_config(tmp_path: Path) -> None:
     checkpoint.write_bytes((golden.GOLDEN / "stage_checkpoint.pth").read_bytes())
     with pytest.raises(PallavaError, match="by --config"):
         convert(checkpoint, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["timm_folder", "timm_name", "dinov2", "siglip"])
+def test_another_encoder_is_converted_and_answers(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """One setting of the config names the encoder; the folder needs neither it nor its weights any more."""
+    parts, data = tiny.save_parts(tmp_path), tiny.save_data(tmp_path, num_rows=1)
+    source, options = save_encoder(kind, tmp_path / "encoder")
+    config = tiny.write_config("pallava_domain_alignment", {**parts, "plip": source}, data, tmp_path / "config.py")
+    cfg = Config.fromfile(config)
+    for part in (cfg.model.visual_encoder, cfg.train_dataloader.dataset.image_processor):
+        part.update(options)
+    cfg.dump(config)
+    model = PALLaVAModel(**{key: value for key, value in cfg.model.items() if key != "type"})
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "iter_8.pth")
+    assert main(["convert", str(tmp_path / "iter_8.pth"), str(tmp_path / "model"), "--merge"]) == 0
+    shutil.rmtree(tmp_path / "encoder")
+    capsys.readouterr()
+    words = ["--image", str(data["sample"]), "--question", "what is shown here ?", "--max-new-tokens", "3"]
+    assert main(["chat", str(tmp_path / "model"), *words]) == 0
+    opened = PALLaVAForConditionalGeneration.from_pretrained(tmp_path / "model")
+    assert opened.config.vision_config.model_type == model.visual_encoder.config.model_type
+    pixels = torch.linspace(-1, 1, 3 * 3 * 32 * 32).view(3, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(opened.encode_images(pixels), model.eval().network.encode_images(pixels))

@@ -11,10 +11,12 @@ from xtuner.registry import BUILDER
 
 from pallava.errors import PallavaError
 from pallava.images import open_image
+from pallava.model import load_image_processor
 from pallava.prompts import IMAGE_TOKEN_INDEX
 from pallava.tiling import TileSpec, make_tiles
 from pallava.training import dataset as dataset_module
 from pallava.training.dataset import PALLaVADataset, _one_per_node_first
+from tests.model.test_encoders import save_encoder
 
 PROCESSOR = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
 
@@ -131,3 +133,13 @@ def test_a_failure_on_the_first_process_lets_the_others_go(monkeypatch):
     with pytest.raises(PallavaError, match="no data"):
         _one_per_node_first(fail)
     assert done == ["barrier"]
+
+
+def test_as_many_visual_tokens_as_the_encoder_gives(files, smollm2_tokenizer, tmp_path):
+    save_encoder("timm_folder", tmp_path / "encoder")
+    part = dict(type=load_image_processor, source=str(tmp_path / "encoder"))
+    options = dict(data_path=files / "train.jsonl", image_folder=files / "images", tokenizer=smollm2_tokenizer)
+    with pytest.raises(PallavaError, match=r"num_visual_tokens is 196, but .*encoder gives 16 tokens.*set .* = 16"):
+        PALLaVADataset(image_processor=part, num_visual_tokens=196, **options)
+    dataset = PALLaVADataset(image_processor=part, num_visual_tokens=16, cache_dir=tmp_path / "cache", **options)
+    assert dataset.tile_spec.size == 32

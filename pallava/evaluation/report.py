@@ -1,0 +1,170 @@
+"""Results as JSON, as tables for the terminal, and as one page with the confusion matrices."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pallava.errors import PallavaError
+from pallava.evaluation.retrieval import RANKS
+from pallava.report.matrices import confusion_plot
+from pallava.report.page import card, grid, heading, note, page
+from pallava.report.tables import percent, table
+
+_NO_CLASS = "no class"
+_DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
+_CAUTION = (
+    "Images are drawn one by one for the intervals: where several come from one patient or slide, as patches do, "
+    "the true intervals are wider."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table before it is laid out."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def tables(report: Mapping[str, Any]) -> list[Table]:
+    """The tables of a report: one over all data sets, then of zero-shot one a data set with its classes."""
+    if report["task"] == "retrieval":
+        return [_recalls(name, result) for name, result in report["data"].items()]
+    return [_overview(report["data"]), *(_classes(name, result) for name, result in report["data"].items())]
+
+
+def as_text(shown: Table) -> str:
+    """A table for the terminal."""
+    lines = [shown.header, *shown.rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(shown.header))]
+    text = [
+        "  ".join(
+            cell.ljust(w) if not column else cell.rjust(w)
+            for column, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return "\n".join([shown.caption, *(line.rstrip() for line in text)])
+
+
+def write_report(report: Mapping[str, Any], folder: Path) -> None:
+    """Writes ``results.json`` and ``index.html``, of zero-shot also the confusion matrices as SVG files.
+
+    Raises:
+        PallavaError: The folder cannot be written.
+    """
+    files = {"index.html": _page(report)}
+    if report["task"] == "zero-shot":
+        files |= {f"confusion_{name}.svg": confusion_picture(result) for name, result in report["data"].items()}
+    # The results come last: where they are, the rest is there.
+    files["results.json"] = json.dumps(_without_nan(report), indent=2, allow_nan=False) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            unfinished = folder / f".{name}.unfinished"
+            unfinished.write_text(text, encoding="utf-8")
+            unfinished.replace(folder / name)
+    except OSError as error:
+        raise PallavaError(f"cannot write the results to {folder}: {error.strerror}") from None
+
+
+def confusion_picture(result: Mapping[str, Any]) -> str:
+    """The confusion matrix of one data set as SVG; answers without a class have a column if there are any."""
+    labels, counts = result["confusion"]["labels"], result["confusion"]["counts"]
+    if result["num_without_class"]:
+        return confusion_plot(labels, [*labels, _NO_CLASS], counts)
+    return confusion_plot(labels, labels, [row[:-1] for row in counts])
+
+
+def _page(report: Mapping[str, Any]) -> str:
+    parts = [heading(f"{report['task'].capitalize()}: {report['model']}", _summary(report), level=1), note(_CAUTION)]
+    shown = tables(report)
+    if report["task"] == "zero-shot":
+        parts.append(_html(shown.pop(0)))
+    for (name, result), own in zip(report["data"].items(), shown, strict=True):
+        parts.append(heading(name, _left_out(result)))
+        if report["task"] == "zero-shot":
+            parts.append(
+                grid([card("Confusion matrix", confusion_picture(result)), card("Classes", _html(own))], is_wide=True)
+            )
+            parts.append(_words(result["class_set"]))
+        else:
+            parts.append(_html(own))
+    return page(f"{report['task']} of {report['model']}", parts)
+
+
+def _summary(report: Mapping[str, Any]) -> str:
+    result = next(iter(report["data"].values()))
+    return f"Values with their intervals ({result['interval']})."
+
+
+def _left_out(result: Mapping[str, Any]) -> str:
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in result["left_out"].items())
+    return f"{result['num_images']} images" + (f"; left out: {reasons}" if reasons else "; none left out")
+
+
+def _overview(data: Mapping[str, Any]) -> Table:
+    names = list(dict.fromkeys(metric for result in data.values() for metric in result["metrics"]))
+    rows = [
+        (
+            name,
+            str(result["num_images"]),
+            *(_estimate(result["metrics"][metric]) if metric in result["metrics"] else "–" for metric in names),
+            percent(result["largest_class"]),
+        )
+        for name, result in data.items()
+    ]
+    header = ("data", "images", *(name.replace("_", " ") for name in names), "largest class")
+    return Table("zero-shot classification", header, tuple(rows))
+
+
+def _classes(name: str, result: Mapping[str, Any]) -> Table:
+    rows = [
+        (label, *(percent(row[key]) for key in ("precision", "recall", "f1")), f"{row['support']:.0f}")
+        for label, row in result["per_class"].items()
+    ]
+    return Table(f"{name}: classes", ("class", "precision", "recall", "F1", "images"), tuple(rows))
+
+
+def _recalls(name: str, result: Mapping[str, Any]) -> Table:
+    rows = [
+        (
+            f"{shown} @{rank}",
+            _estimate(result[key][f"recall_at_{rank}"]),
+            percent(result[key][f"recall_at_{rank}"]["chance"]),
+        )
+        for key, shown in _DIRECTIONS.items()
+        for rank in RANKS
+    ]
+    size = f"{result['num_images']} images, {result['num_captions']} captions"
+    return Table(f"{name}: {size}", ("recall", "value", "by chance"), tuple(rows))
+
+
+def _words(class_set: Mapping[str, Any]) -> str:
+    names = table(["class", "names"], [[label, "; ".join(names)] for label, names in class_set["names"].items()])
+    return card("Words", names + table(["templates"], [[text] for text in class_set["templates"]]))
+
+
+def _html(shown: Table) -> str:
+    return table(shown.header, shown.rows, caption=shown.caption)
+
+
+def _estimate(estimate: Mapping[str, float]) -> str:
+    if math.isnan(estimate["value"]):
+        return "–"
+    return f"{percent(estimate['value'])} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with null where a number is not defined, since JSON has no other word for it."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,173 @@
+"""Retrieval: how often a caption of an image is among the k nearest, and an image of a caption.
+
+Only blocks of the similarity matrix exist at a time. Ties are not decided in the model's favour: recall is what a
+random order of the tied gives on average, so that a model that maps everything to one point is at chance. Letters
+in shapes: Q queries, M candidates, P pairs, D width.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from pallava.evaluation import metrics
+from pallava.evaluation.embeddings import EmbeddingCache, count_reasons, embed_images, embed_texts
+from pallava.evaluation.encoders import Encoder
+from pallava.evaluation.examples import Captioned
+
+RANKS = (1, 5, 10, 50)
+_TIE = 1e-6  # of cosines in float32, whose last bit depends on the block
+_QUERIES, _CANDIDATES = 1024, 8192  # 32 MiB a block
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where the best right candidate of each query stands: (Q,) each.
+
+    Attributes:
+        above: Wrong candidates that are more similar.
+        tied: Wrong candidates that are as similar.
+        right: Right candidates that are as similar as the best of them, itself included.
+    """
+
+    above: NDArray[np.int64]
+    tied: NDArray[np.int64]
+    right: NDArray[np.int64]
+
+
+def find_standing(
+    queries: Tensor, candidates: Tensor, pairs: NDArray[np.int64], *, device: torch.device | str = "cpu", name: str = ""
+) -> Standing:
+    """Compares every query with every candidate, block by block.
+
+    Args:
+        queries: (Q, D), unit length.
+        candidates: (M, D), unit length.
+        pairs: (P, 2) numbers of a query and a right candidate, each pair once, every query in one at least.
+        device: Where the blocks are computed.
+        name: Of the progress bar.
+    """
+    pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
+    starts = np.searchsorted(pairs[:, 0], np.arange(len(queries) + 1))
+    parts = []
+    for begin in tqdm(range(0, len(queries), _QUERIES), desc=name, disable=None, unit="block"):
+        end = min(begin + _QUERIES, len(queries))
+        own = torch.from_numpy(pairs[starts[begin] : starts[end]]).to(device) - torch.tensor([begin, 0], device=device)
+        parts.append(_block(queries[begin:end].to(device), candidates, own))
+    above, tied, right = (torch.cat(columns).cpu().numpy() for columns in zip(*parts, strict=True))
+    return Standing(above, tied, right)
+
+
+def recall(standing: Standing, rank: int) -> NDArray[np.float64]:
+    """Probability, in a random order of ties, that a right candidate is among the first `rank`: (Q,)."""
+    room = np.maximum(rank - standing.above, 0)  # places that the tied compete for
+    missed = np.ones(len(room))
+    for place in range(int(room.max(initial=0))):  # no right candidate at any of the places
+        wrong_left = np.maximum(standing.tied - place, 0)
+        taken = wrong_left / np.maximum(standing.tied + standing.right - place, 1)
+        missed *= np.where(place < room, taken, 1.0)
+    return 1 - missed
+
+
+def evaluate(
+    encoder: Encoder,
+    data: Captioned,
+    cache: EmbeddingCache,
+    *,
+    batch_size: int = 64,
+    num_resamples: int = metrics.NUM_RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Recall in both directions, with intervals and what chance would give.
+
+    Equal images are one candidate, and so are equal captions: of the same things nobody can tell which is meant.
+    """
+    found = embed_images(encoder, data.images, cache, batch_size=batch_size)
+    captions = [data.captions[number] for number in found.index]
+    image_rows, image_of = _unique(found.contents)
+    caption_rows, caption_of = _unique(captions)
+    texts = embed_texts(encoder, [captions[row] for row in caption_rows], cache)
+    images = found.vectors[image_rows]
+    pairs = np.unique(np.stack([image_of, caption_of], axis=1), axis=0)
+    results = {
+        "image_to_text": (images, texts, pairs),
+        "text_to_image": (texts, images, pairs[:, ::-1].copy()),
+    }
+    return {
+        "num_images": len(image_rows),
+        "num_captions": len(caption_rows),
+        "num_pairs": len(pairs),
+        "interval": f"95 %, {num_resamples} bootstrap resamples of queries, seed {seed}",
+        **{
+            name: _direction(queries, candidates, own, encoder.device, name, num_resamples, seed)
+            for name, (queries, candidates, own) in results.items()
+        },
+        "left_out": dict(Counter(data.left_out) + Counter(count_reasons(found.unreadable))),
+    }
+
+
+def _block(queries: Tensor, candidates: Tensor, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Above, tied and right of some queries, whose pairs are given with numbers within the block."""
+    row, column = own.unbind(1)
+    own_candidates = candidates[column.to(candidates.device)].to(queries.device)
+    similarity = (queries[row] * own_candidates).sum(1)  # (pairs of the block,)
+    best = torch.full((len(queries),), -2.0, device=queries.device)
+    best = best.scatter_reduce(0, row, similarity, "amax")
+    zeros = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
+    right = zeros.scatter_add(0, row, (similarity >= best[row] - _TIE).long())
+    above, tied = zeros.clone(), zeros.clone()
+    for begin in range(0, len(candidates), _CANDIDATES):
+        part = queries @ candidates[begin : begin + _CANDIDATES].to(queries.device).T  # (queries, candidates) of blocks
+        inside = (column >= begin) & (column < begin + part.shape[1])
+        part[row[inside], column[inside] - begin] = -torch.inf  # the right ones are counted above
+        above += (part > best[:, None] + _TIE).sum(1)
+        tied += ((part - best[:, None]).abs() <= _TIE).sum(1)
+    return above, tied, right
+
+
+def _direction(
+    queries: Tensor,
+    candidates: Tensor,
+    pairs: NDArray[np.int64],
+    device: torch.device,
+    name: str,
+    num_resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    standing = find_standing(queries, candidates, pairs, device=device, name=name.replace("_", " "))
+    right = np.bincount(pairs[:, 0], minlength=len(queries))
+    by_chance = Standing(np.zeros_like(right), len(candidates) - right, right)
+    hits = np.stack([recall(standing, rank) for rank in RANKS], axis=1)  # (Q, ranks)
+    resampled = np.concatenate(list(_means(hits, num_resamples, seed)))
+    return {
+        f"recall_at_{rank}": {
+            **asdict(metrics.interval(float(hits[:, number].mean()), resampled[:, number])),
+            "chance": float(recall(by_chance, rank).mean()),
+        }
+        for number, rank in enumerate(RANKS)
+    }
+
+
+def _means(hits: NDArray[np.float64], num_resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """Mean recall of bootstrap resamples, chunk by chunk: (R, ranks)."""
+    for drawn in metrics.draw(len(hits), num_resamples, seed):
+        weights = np.stack([np.bincount(row, minlength=len(hits)) for row in drawn])
+        yield weights @ hits / len(hits)
+
+
+def _unique(values: Sequence[str]) -> tuple[list[int], NDArray[np.int64]]:
+    """Rows where a value stands first, and for each value the number of its row among them."""
+    rows: dict[str, int] = {}
+    numbers: dict[str, int] = {}
+    for row, value in enumerate(values):
+        rows.setdefault(value, row)
+        numbers.setdefault(value, len(numbers))
+    return list(rows.values()), np.array([numbers[value] for value in values], dtype=np.int64)

@@ -1,0 +1,103 @@
+"""Zero-shot classification: which class's sentences lie nearest to an image.
+
+A runner asks a model and gives `Predictions`; `score` is the same for all of them. Letters in shapes: N images,
+C classes, D width.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pallava.evaluation import metrics
+from pallava.evaluation.class_sets import ClassSet
+from pallava.evaluation.embeddings import EmbeddingCache, count_reasons, embed_images, embed_texts
+from pallava.evaluation.encoders import Encoder
+from pallava.evaluation.examples import Labelled
+from pallava.evaluation.metrics import Predictions
+
+Runner = Callable[[Labelled], tuple[Predictions, dict[str, int]]]
+"""Asks a model about images: predictions of those that it could be asked about, and why others were left out."""
+
+
+def by_embedding(encoder: Encoder, cache: EmbeddingCache, *, batch_size: int = 64) -> Runner:
+    """The runner of an encoder."""
+
+    def run(data: Labelled) -> tuple[Predictions, dict[str, int]]:
+        texts = embed_classes(encoder, data.class_set, cache)
+        images = embed_images(encoder, data.images, cache, batch_size=batch_size)
+        true = np.asarray(data.labels)[images.index]
+        predictions = predict(images.vectors, texts, true, data.class_set.labels, encoder.logit_scale)
+        return predictions, count_reasons(images.unreadable)
+
+    return run
+
+
+def evaluate(
+    run: Runner, data: Labelled, *, num_resamples: int = metrics.NUM_RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
+    """Asks a model and scores it.
+
+    Returns:
+        What `score` gives, the class set, and what was left out.
+    """
+    predictions, unreadable = run(data)
+    left_out = Counter(data.left_out) + Counter(unreadable)
+    words = {label: list(names) for label, names in data.class_set.classes}
+    described = {"name": data.class_set.name, "source": data.class_set.source, "names": words}
+    described["templates"] = list(data.class_set.templates)
+    scored = score(predictions, num_resamples=num_resamples, seed=seed)
+    return {**scored, "left_out": dict(left_out), "class_set": described}
+
+
+def embed_classes(encoder: Encoder, class_set: ClassSet, cache: EmbeddingCache) -> Tensor:
+    """One direction a class, the mean of all its sentences: (C, D), unit length."""
+    prompts = class_set.prompts()
+    vectors = embed_texts(encoder, [text for texts in prompts for text in texts], cache)
+    parts = vectors.split([len(texts) for texts in prompts])
+    return torch.nn.functional.normalize(torch.stack([part.mean(0) for part in parts]), dim=-1)
+
+
+def predict(images: Tensor, classes: Tensor, true: Any, labels: tuple[str, ...], logit_scale: float) -> Predictions:
+    """Predictions out of unit vectors.
+
+    The score of a class is its log-odds: it orders images as the softmax probability does, but does not run
+    into 1 where the model is sure, which would make ties.
+
+    Args:
+        images: (N, D).
+        classes: (C, D).
+        true: (N,) numbers of the true classes.
+        labels: C names.
+        logit_scale: The model's factor of the cosine.
+    """
+    logits = logit_scale * (images.double() @ classes.double().T)  # (N, C)
+    numbers = range(len(labels))
+    others = [logits[:, [other for other in numbers if other != number]].logsumexp(1) for number in numbers]
+    scores = logits - torch.stack(others, dim=1)
+    return Predictions(labels, np.asarray(true, dtype=np.int64), logits.argmax(1).numpy(), scores.numpy())
+
+
+def score(predictions: Predictions, *, num_resamples: int = metrics.NUM_RESAMPLES, seed: int = 0) -> dict[str, Any]:
+    """Metrics with intervals, the report of each class, and the confusion matrix."""
+    counts = metrics.confusion(predictions)
+    estimates = metrics.estimate_all(predictions, num_resamples=num_resamples, seed=seed)
+    classes = metrics.per_class(counts)
+    return {
+        "num_images": len(predictions.true),
+        "metrics": {name: asdict(estimate) for name, estimate in estimates.items()},
+        "interval": f"95 %, {num_resamples} bootstrap resamples of images, seed {seed}",
+        "largest_class": float(counts.sum(1).max() / max(counts.sum(), 1)),
+        "num_without_class": int(counts[:, -1].sum()),
+        "per_class": {
+            label: {name: float(values[number]) for name, values in classes.items()}
+            for number, label in enumerate(predictions.labels)
+        },
+        "confusion": {"labels": list(predictions.labels), "counts": counts.tolist()},
+    }

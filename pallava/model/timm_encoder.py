@@ -1,0 +1,236 @@
+"""Vision transformers of timm as encoders: UNI, Virchow2, H-optimus and the like are timm names."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import init_empty_weights
+from PIL import Image
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from pallava.errors import PallavaError
+from pallava.model.checkpoints import StateDict, load_strictly, read_weights
+from pallava.tiling import TileSpec
+
+SCHEME = "timm:"
+_HEADS = ("head.", "fc_norm.", "head_drop.", "attn_pool.")  # what stands behind the tokens
+_LAYER_CLASSES = ("mlp_layer", "norm_layer", "embed_layer", "block_fn")  # given by name: a config holds no classes
+
+
+class TimmEncoderConfig(PretrainedConfig):
+    """Configuration of a `TimmEncoder`; the sizes are those of the model that timm builds.
+
+    Args:
+        architecture: timm's name of the model.
+        model_args: What `timm.create_model` takes beside the name; layer classes by their name in `timm.layers`.
+        hidden_size: Width of a token.
+        num_hidden_layers: Number of blocks.
+        image_size: Side of a tile in pixels.
+        patch_size: Side of a patch in pixels.
+    """
+
+    model_type = "pallava_timm"
+
+    def __init__(
+        self,
+        architecture: str = "vit_small_patch16_224",
+        model_args: Mapping[str, Any] | None = None,
+        hidden_size: int = 384,
+        num_hidden_layers: int = 12,
+        image_size: int = 224,
+        patch_size: int = 16,
+        **kwargs: Any,
+    ) -> None:
+        self.architecture = architecture
+        self.model_args = dict(model_args or {})
+        self.hidden_size, self.num_hidden_layers = hidden_size, num_hidden_layers
+        self.image_size, self.patch_size = image_size, patch_size
+        super().__init__(**kwargs)
+
+
+class TimmEncoder(PreTrainedModel):
+    """A vision transformer of timm, without its head, that transformers can save and open."""
+
+    config_class = TimmEncoderConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: TimmEncoderConfig) -> None:
+        super().__init__(config)
+        self.timm_model: Any = _create(config.architecture, config.model_args)
+
+    def forward(self, pixel_values: Tensor, layer: int = -1) -> Tensor:
+        """Patch tokens of a layer; later blocks are not run.
+
+        Args:
+            pixel_values: (N, 3, P, P), normalized tiles.
+            layer: Index into the hidden states, of which the first is the embeddings'.
+
+        Returns:
+            (N, T, D), without class and register tokens, not yet normalized.
+        """
+        depth = self.config.num_hidden_layers
+        block = layer - 1 if layer >= 0 else depth + layer
+        (tokens,) = self.timm_model.forward_intermediates(
+            pixel_values, indices=[block], stop_early=True, intermediates_only=True, output_fmt="NLC"
+        )
+        return tokens
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Recomputes activations in the backward pass."""
+        self.timm_model.set_grad_checkpointing(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keeps activations instead."""
+        self.timm_model.set_grad_checkpointing(False)
+
+    @staticmethod
+    def _fix_state_dict_key_on_load(key: str) -> str:
+        """Keeps layer scale's ``gamma``, which transformers would rename to ``weight``."""
+        return key
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Does nothing: timm has initialized its model."""
+
+
+def open_timm(
+    name: str, *, checkpoint: str | os.PathLike[str] | None = None, pretrained: bool = True, **model_args: Any
+) -> TimmEncoder:
+    """Builds an encoder by timm's name of it.
+
+    Args:
+        name: Such as ``vit_small_patch16_224`` or ``hf-hub:MahmoodLab/UNI``.
+        checkpoint: Weights in a file or folder; default: those that timm downloads.
+        pretrained: Whether to fetch timm's weights where there is no checkpoint; without, they are random.
+        **model_args: Passed on to `timm.create_model`; layer classes by their name in `timm.layers`.
+
+    Raises:
+        PallavaError: timm has no such vision transformer, cannot fetch it, or the checkpoint does not fit.
+    """
+    if checkpoint is None:
+        return _wrap(_create(name, model_args, pretrained=pretrained), name, model_args)
+    encoder = _wrap(_create(name, model_args), name, model_args)
+    _load(encoder, read_weights(checkpoint), checkpoint)
+    return encoder
+
+
+def open_timm_folder(folder: Path, description: Mapping[str, Any], **model_args: Any) -> TimmEncoder:
+    """Opens a folder as timm writes it: ``config.json`` names the architecture, the weights lie beside it.
+
+    Raises:
+        PallavaError: timm has no such vision transformer, or the weights do not fit.
+    """
+    model_args = {**description.get("model_args", {}), **model_args}
+    encoder = _wrap(_create(description["architecture"], model_args), description["architecture"], model_args)
+    _load(encoder, read_weights(folder), folder)
+    return encoder
+
+
+def timm_tile_spec(source: str, description: Mapping[str, Any] | None = None, **model_args: Any) -> TileSpec:
+    """What tiles a timm model wants, without its weights.
+
+    Args:
+        source: timm's name.
+        description: Of a folder as timm writes it, instead of the name.
+        **model_args: As for `open_timm`.
+
+    Raises:
+        PallavaError: timm has no such vision transformer.
+    """
+    from timm.data import resolve_data_config
+
+    model = _outline(source, description, model_args)
+    cfg = (description or {}).get("pretrained_cfg") or model.pretrained_cfg
+    values = resolve_data_config({}, pretrained_cfg=cfg)
+    resample = getattr(Image.Resampling, values["interpolation"].upper(), Image.Resampling.BICUBIC)
+    return TileSpec(model.patch_embed.img_size[0], tuple(values["mean"]), tuple(values["std"]), int(resample))
+
+
+def timm_patch_size(source: str, description: Mapping[str, Any] | None = None, **model_args: Any) -> int:
+    """Side of a patch in pixels; arguments as for `timm_tile_spec`."""
+    return _outline(source, description, model_args).patch_embed.patch_size[0]
+
+
+def _outline(source: str, description: Mapping[str, Any] | None, model_args: Mapping[str, Any]) -> Any:
+    """The model without memory for its weights."""
+    description = description or {}
+    given = {k: v for k, v in model_args.items() if k not in ("checkpoint", "pretrained", "model_name")}
+    with init_empty_weights():
+        return _create(description.get("architecture", source), {**description.get("model_args", {}), **given})
+
+
+def _create(name: str, model_args: Mapping[str, Any], *, pretrained: bool = False) -> Any:
+    import timm  # takes seconds
+
+    given = {k: v for k, v in model_args.items() if k not in ("num_classes", "checkpoint", "pretrained")}
+    for key in _LAYER_CLASSES:
+        if isinstance(given.get(key), str):
+            given[key] = getattr(timm.layers, given[key], given[key])
+    try:
+        model = timm.create_model(name, pretrained=pretrained, num_classes=0, **given)
+    except Exception as error:  # timm raises RuntimeError, ValueError, TypeError and what downloading raises
+        raise PallavaError(_why(name, error, pretrained)) from None
+    if not _gives_square_grid(model):
+        raise PallavaError(
+            f"{name} of timm gives no square grid of patch tokens: choose a vision transformer, such as "
+            "vit_small_patch16_224."
+        )
+    return model
+
+
+def _gives_square_grid(model: Any) -> bool:
+    patches = getattr(model, "patch_embed", None)
+    sides = (getattr(patches, "img_size", None), getattr(patches, "patch_size", None))
+    is_square = all(side and side[0] == side[1] for side in sides)
+    return is_square and hasattr(model, "blocks") and hasattr(model, "forward_intermediates")
+
+
+def _why(name: str, error: Exception, pretrained: bool) -> str:
+    reason = " ".join(str(error).split())[:300]
+    if isinstance(error, RuntimeError) and "Unknown model" in reason:
+        return f"timm has no model named {name!r}: see timm.list_models('vit_*')."
+    advice = (
+        "Download it where there is a network, and give the folder, or checkpoint=... beside the name."
+        if pretrained
+        else "See timm.create_model for what it takes."
+    )
+    return f"timm cannot build {name}: {reason} {advice}"
+
+
+def _wrap(model: Any, name: str, model_args: Mapping[str, Any]) -> TimmEncoder:
+    config = TimmEncoderConfig(
+        architecture=_architecture(name, model),
+        model_args={**_own_args(name, model), **model_args},
+        hidden_size=model.embed_dim,
+        num_hidden_layers=len(model.blocks),
+        image_size=model.patch_embed.img_size[0],
+        patch_size=model.patch_embed.patch_size[0],
+    )
+    with init_empty_weights(include_buffers=False):
+        encoder = TimmEncoder(config)
+    encoder.timm_model = model
+    return encoder.eval()
+
+
+def _architecture(name: str, model: Any) -> str:
+    """The name that opens without a hub."""
+    return model.pretrained_cfg.get("architecture") or name if ":" in name else name
+
+
+def _own_args(name: str, model: Any) -> dict[str, Any]:
+    """What a model of the hub adds to its architecture."""
+    if ":" not in name:
+        return {}
+    plain = (bool, int, float, str)
+    own = {key: value for key, value in getattr(model, "_model_args", {}).items() if isinstance(value, plain)}
+    return {key: value for key, value in own.items() if key != "num_classes"}
+
+
+def _load(encoder: TimmEncoder, state: StateDict, source: object) -> None:
+    state = {key.removeprefix("timm_model."): value for key, value in state.items()}
+    own = encoder.timm_model.state_dict().keys()
+    state = {key: value for key, value in state.items() if key in own or not key.startswith(_HEADS)}
+    load_strictly(encoder.timm_model, state, source=source)

@@ -1,0 +1,118 @@
+"""One process of the training: open_clip's own trainer with our hooks, and the export after it.
+
+Started by `pallava.pretraining.run`, by torchrun where there are several.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pallava.errors import PallavaError
+from pallava.model.clip_conversion import huggingface_vision_config
+from pallava.model.clip_files import read_description
+from pallava.pretraining.export import export
+
+USER_ERROR = 2
+
+
+def main(words: Sequence[str]) -> int:
+    """Trains and exports.
+
+    Args:
+        words: ``OUT [--description FILE] [--augment] --`` and the trainer's arguments.
+
+    Returns:
+        The exit code.
+    """
+    split = list(words).index("--")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--description", type=Path)
+    parser.add_argument("--augment", action="store_true")
+    options = parser.parse_args(words[:split])
+    try:
+        return train(options.out, words[split + 1 :], options.description, augment=options.augment)
+    except PallavaError as error:
+        message = str(error).strip()
+        if "Original Traceback" in message:  # a data loader puts its worker's whole traceback before the message
+            message = message.splitlines()[-1].split("Error: ", 1)[-1]
+        sys.stderr.write(f"error: {message}\n")
+        return USER_ERROR
+
+
+def train(out: Path, arguments: Sequence[str], description: Path | None, *, augment: bool) -> int:
+    """Runs open_clip's trainer in this process; its first one exports.
+
+    Raises:
+        PallavaError: The model is no CLIP ViT, the weights to start from are unknown, or a picture cannot be read.
+    """
+    import open_clip
+    import torch
+    from open_clip_train.params import parse_args
+
+    from pallava.pretraining import hooks
+    from pallava.pretraining.augmentation import PathologyAugmentation
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # Of an option given twice the last counts: these are defaults.
+    words = ["--device", device, "--precision", "amp" if device == "cuda" else "fp32", *arguments]
+    parsed = parse_args(words)
+    described = describe(parsed, read_description(str(description or parsed.model)))
+    if description is not None:
+        open_clip.add_model_config(description)
+    _check_weights(parsed.model, parsed.pretrained)
+    built: list[Any] = []
+    hooks.install(
+        augmentation=PathologyAugmentation() if augment else None,
+        on_cpu=parsed.device == "cpu",
+        on_model=lambda model: built.append(open_clip.get_model_preprocess_cfg(model)),
+    )
+    from open_clip_train import main as trainer
+
+    code = trainer.main(words) or 0
+    is_first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    if code == 0 and is_first:
+        export(out, described, built[0])
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return 1 if code else 0
+
+
+def describe(parsed: argparse.Namespace, described: dict[str, Any]) -> dict[str, Any]:
+    """The description of the model with what the trainer's options change in it.
+
+    Raises:
+        PallavaError: It is no plain CLIP ViT, which the encoder must be.
+    """
+    described = json.loads(json.dumps(described))  # a copy, to its depth
+    if parsed.force_image_size:
+        size = parsed.force_image_size
+        described["vision_cfg"]["image_size"] = size[0] if len(size) == 1 else size
+    if parsed.force_context_length:
+        described["text_cfg"]["context_length"] = parsed.force_context_length
+    if parsed.force_quick_gelu:
+        described["quick_gelu"] = True
+    if parsed.force_custom_text:
+        described["custom_text"] = True
+    if parsed.siglip:
+        described["init_logit_bias"] = -10  # as the trainer does; without it the model has no bias to load
+    huggingface_vision_config(described)
+    return described
+
+
+def _check_weights(model: str, pretrained: str) -> None:
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if pretrained and pretrained not in tags and not Path(pretrained).is_file():
+        raise PallavaError(
+            f"there are no weights {pretrained!r} to start {model} from: it is no file, and open_clip's tags are "
+            f"{', '.join(tags) or 'none'}. Name one of them by --pretrained, or 'none' to start from random weights."
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,138 @@
+"""A CLIP in each of its forms gives the same features, and every way back gives the same bits."""
+
+import open_clip
+import pytest
+import torch
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
+
+from pallava.errors import PallavaError
+from pallava.model import clip_conversion as conversion
+from tests.model import golden
+
+VISION = {"image_size": 32, "layers": 3, "width": 32, "head_width": 8, "patch_size": 16, "mlp_ratio": 2.0}
+TEXT = {"context_length": 8, "vocab_size": 50, "width": 24, "heads": 4, "layers": 2}
+PIXELS = torch.linspace(-2, 2, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
+TOKENS = torch.tensor([[3, 7, 9, 49, 0, 0, 0, 0], [3, 11, 5, 6, 8, 49, 0, 0]])
+
+
+def description(quick_gelu: bool) -> dict:
+    return {"embed_dim": 16, "vision_cfg": VISION, "text_cfg": TEXT, "quick_gelu": quick_gelu}
+
+
+def random_clip(quick_gelu: bool) -> open_clip.CLIP:
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**description(quick_gelu)).eval()
+    with torch.no_grad():  # biases start at zero, where a mistake would not show
+        for value in model.parameters():
+            value.add_(torch.randn_like(value) * 0.05)
+    return model
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) and found[key].dtype == expected[key].dtype for key in expected)
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_features_and_logits_agree(quick_gelu: bool) -> None:
+    ours = random_clip(quick_gelu)
+    theirs = CLIPModel(conversion.huggingface_config(description(quick_gelu))).eval()
+    theirs.load_state_dict(conversion.open_clip_to_huggingface(ours.state_dict()), strict=True)
+    with torch.no_grad():
+        found = theirs(input_ids=TOKENS, pixel_values=PIXELS)
+        torch.testing.assert_close(theirs.get_image_features(PIXELS), ours.encode_image(PIXELS), atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.logits_per_image, ours.get_logits(PIXELS, TOKENS)[0], atol=1e-5, rtol=0)
+    other = CLIPModel(conversion.huggingface_config(description(not quick_gelu))).eval()
+    other.load_state_dict(theirs.state_dict())
+    with torch.no_grad():  # the activation matters at this size
+        assert (other.get_image_features(PIXELS) - ours.encode_image(PIXELS)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_a_description_survives(quick_gelu: bool) -> None:
+    config = conversion.huggingface_config(description(quick_gelu))
+    back = conversion.open_clip_description(config)
+    assert back == {**description(quick_gelu), "text_cfg": {**TEXT, "mlp_ratio": 4.0}}
+    open_clip.CLIP(**back).load_state_dict(random_clip(quick_gelu).state_dict())
+    assert "text_cfg" not in conversion.open_clip_description(config.vision_config)
+
+
+def test_round_trips_give_back_every_bit() -> None:
+    ours = random_clip(True).state_dict()
+    theirs = conversion.convert_state(ours, "huggingface")
+    assert_same(conversion.convert_state(theirs, "open_clip"), ours)
+    assert_same(conversion.convert_state(conversion.convert_state(theirs, "open_clip"), "huggingface"), theirs)
+    published = torch.load(golden.GOLDEN / "plip_vision.bin", weights_only=True)
+    for form in conversion.FORMS:
+        converted = conversion.convert_state(published, form)
+        assert conversion.form_of(converted) == form
+        assert_same(conversion.convert_state(converted, "published"), published)
+
+
+def test_the_published_tower_in_open_clip(tmp_path) -> None:
+    from pallava.model import load_plip
+
+    encoder = load_plip(golden.published_plip_folder(tmp_path))
+    published = torch.load(golden.GOLDEN / "plip_vision.bin", weights_only=True)
+    described = conversion.open_clip_description(encoder.config)
+    tower = open_clip.CLIP(**described, text_cfg=TEXT).visual.eval()
+    state = {k.removeprefix("visual."): v for k, v in conversion.convert_state(published, "open_clip").items()}
+    assert tower.load_state_dict(state, strict=False).missing_keys == ["proj"]
+    tower.proj = None
+    with torch.no_grad():
+        torch.testing.assert_close(tower(PIXELS), encoder(PIXELS).pooler_output, atol=1e-5, rtol=0)
+
+
+def test_half_precision_stays_half() -> None:
+    ours = {key: value.to(torch.bfloat16) for key, value in random_clip(False).state_dict().items()}
+    assert_same(conversion.convert_state(conversion.convert_state(ours, "huggingface"), "open_clip"), ours)
+
+
+def test_a_text_tower_in_a_module_of_its_own_is_read() -> None:
+    ours = random_clip(True).state_dict()
+    apart = {k if k.startswith(("visual.", "logit")) else f"text.{k}": v for k, v in ours.items()}
+    assert_same(conversion.convert_state(apart, "huggingface"), conversion.convert_state(ours, "huggingface"))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"visual.attn_pool.probe": torch.ones(1)}, "visual.attn_pool.probe"),
+        ({"logit_bias": torch.ones(1)}, "logit_bias"),
+    ],
+)
+def test_weights_without_another_name_are_refused(change: dict[str, Tensor], reason: str) -> None:
+    with pytest.raises(PallavaError, match=reason):
+        conversion.convert_state({**random_clip(True).state_dict(), **change}, "huggingface")
+    with pytest.raises(PallavaError, match="no CLIP ViT that we know"):
+        conversion.convert_state({"layer1.weight": torch.ones(1)}, "huggingface")
+
+
+@pytest.mark.parametrize(
+    ("vision", "reason"),
+    [
+        ({"pool_type": "avg"}, "pool_type=avg"),
+        ({"layers": [2, 2, 2, 2]}, "layers="),
+        ({"timm_model_name": "vit_base_patch16_224"}, "timm_model_name"),
+    ],
+)
+def test_other_models_are_refused(vision: dict, reason: str) -> None:
+    with pytest.raises(PallavaError, match=reason):
+        conversion.huggingface_config({**description(False), "vision_cfg": {**VISION, **vision}})
+
+
+def test_what_open_clip_cannot_build_is_refused() -> None:
+    with pytest.raises(PallavaError, match="activation 'relu'"):
+        conversion.open_clip_description(CLIPVisionConfig(hidden_act="relu"))
+    mixed = CLIPConfig(vision_config={"hidden_act": "gelu"}, text_config={"hidden_act": "quick_gelu"})
+    with pytest.raises(PallavaError, match="one hidden_act for both towers"):
+        conversion.open_clip_description(mixed)
+    with pytest.raises(PallavaError, match="layer_norm_eps"):
+        conversion.open_clip_description(CLIPVisionConfig(layer_norm_eps=1e-6))
+
+
+def test_a_vision_tower_alone() -> None:
+    encoder = CLIPVisionModel(conversion.huggingface_vision_config(description(False)))
+    state = conversion.convert_state(encoder.state_dict(), "open_clip")
+    assert_same(conversion.convert_state(state, "huggingface"), encoder.state_dict())

@@ -1,0 +1,79 @@
+"""Our hooks reach into open_clip's trainer where they should, and what stood there is still called."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import open_clip
+import open_clip_train.data as reading
+import open_clip_train.main as training
+import pytest
+import torch
+import webdataset
+from PIL import Image
+
+from pallava.pretraining import hooks
+from pallava.pretraining.augmentation import PathologyAugmentation
+from tests.pretraining.tiny import MODEL, save_pairs
+
+
+@pytest.fixture
+def originals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts back afterwards what `install` replaces."""
+    monkeypatch.setattr(reading, "CsvDataset", reading.CsvDataset)
+    monkeypatch.setattr(webdataset, "decode", webdataset.decode)
+    monkeypatch.setattr(training, "create_model_and_transforms", training.create_model_and_transforms)
+    parallel = torch.nn.parallel.DistributedDataParallel
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", parallel)
+
+
+@pytest.mark.usefixtures("originals")
+@pytest.mark.parametrize("aug_cfg", [{}, {"use_timm": True}])
+def test_the_augmentation_stands_before_the_normalization(tmp_path: Path, aug_cfg: dict) -> None:
+    (tmp_path / "hooked.json").write_text(json.dumps(MODEL))
+    open_clip.add_model_config(tmp_path / "hooked.json")
+    seen: list[object] = []
+    augmentation = PathologyAugmentation()
+    hooks.install(augmentation=augmentation, on_cpu=True, on_model=seen.append)
+    model, train, val = training.create_model_and_transforms("hooked", aug_cfg=aug_cfg)
+    assert seen == [model]
+    steps = train.transforms
+    place = steps.index(augmentation)
+    assert type(steps[place + 1]).__name__ == "Normalize"
+    assert augmentation not in val.transforms
+    assert train(Image.new("RGB", (40, 50), (200, 120, 160))).shape == (3, 32, 32)
+    assert torch.nn.parallel.DistributedDataParallel is hooks.DataParallelOnCPU
+
+
+@pytest.mark.usefixtures("originals")
+def test_without_augmentation_or_cpu_they_stay_out(tmp_path: Path) -> None:
+    (tmp_path / "hooked.json").write_text(json.dumps(MODEL))
+    open_clip.add_model_config(tmp_path / "hooked.json")
+    before = torch.nn.parallel.DistributedDataParallel
+    steps = len(training.create_model_and_transforms("hooked")[1].transforms)
+    hooks.install(augmentation=None, on_cpu=False, on_model=lambda model: None)
+    assert len(training.create_model_and_transforms("hooked")[1].transforms) == steps
+    assert torch.nn.parallel.DistributedDataParallel is before
+
+
+@pytest.mark.usefixtures("originals")
+def test_the_trainer_reads_a_table_through_our_reader(tmp_path: Path) -> None:
+    save_pairs(tmp_path, 2)
+    image = Image.new("RGBA", (32, 32), (10, 200, 30, 0))  # transparent: white to a person, green to Pillow
+    image.save(tmp_path / "images" / "0.png")
+    (tmp_path / "pairs.tsv").write_text(f"filepath\ttitle\n{tmp_path}/images/0.png\ta clear slide\n")
+    hooks.install(augmentation=None, on_cpu=True, on_model=lambda model: None)
+    settings = SimpleNamespace(
+        train_data=str(tmp_path / "pairs.tsv"),
+        csv_img_key="filepath",
+        csv_caption_key="title",
+        csv_separator="\t",
+        distributed=False,
+        batch_size=1,
+        workers=0,
+    )
+    transform = open_clip.transform.image_transform(32, is_train=False, mean=(0.0,) * 3, std=(1.0,) * 3)
+    data = reading.get_csv_dataset(settings, transform, is_train=True, tokenizer=open_clip.SimpleTokenizer())
+    pixels, texts = next(iter(data.dataloader))
+    assert pixels.min() == 1.0
+    assert texts.shape == (1, 77)

@@ -1,0 +1,147 @@
+"""Pairs become a table and shards that open_clip's own readers read, with every picture as a person sees it."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import webdataset
+from PIL import Image
+
+from pallava.errors import PallavaError
+from pallava.pretraining.hooks import PairDataset, read_picture
+from pallava.pretraining.pairs import left_out, write_pairs
+from tests.pretraining.tiny import save_pairs
+
+
+def plain() -> Image.Image:
+    """A picture with something different in each corner."""
+    pixels = np.full((24, 8, 3), 255, np.uint8)
+    pixels[:8, :4], pixels[:8, 4:], pixels[16:, :4] = (200, 30, 60), (40, 60, 200), (90, 180, 40)
+    return Image.fromarray(pixels)
+
+
+def with_alpha(path: Path) -> None:
+    image = plain().convert("RGBA")
+    image.putalpha(Image.fromarray(np.where((np.asarray(plain()) == 255).all(2), 0, 255).astype(np.uint8)))
+    hidden = np.asarray(image).copy()
+    hidden[hidden[..., 3] == 0] = (10, 200, 30, 0)  # under what is transparent lies another colour
+    Image.fromarray(hidden).save(path)
+
+
+def deep(path: Path) -> None:
+    Image.fromarray(np.asarray(plain().convert("L")).astype(np.uint16) * 257).save(path)
+
+
+def turned(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain().transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+
+
+KINDS = {
+    "alpha.png": with_alpha,
+    "deep.tiff": deep,
+    "cmyk.jpg": lambda path: plain().convert("CMYK").save(path, quality=100, subsampling=0),
+    "palette.png": lambda path: plain().quantize(8).save(path),
+    "turned.png": turned,
+}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    for name, save in KINDS.items():
+        save(tmp_path / "images" / name)
+    rows = [{"image": name, "caption": f"a picture of kind {name}"} for name in KINDS]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def transform(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(image).copy())
+
+
+def assert_as_plain(found: torch.Tensor, name: str) -> None:
+    expected = plain().convert("L").convert("RGB") if name == "deep.tiff" else plain()
+    atol = 12 if name == "cmyk.jpg" else 1
+    torch.testing.assert_close(found.int(), transform(expected).int(), atol=atol, rtol=0)
+
+
+def test_pictures_of_every_kind_from_the_table(pictures: Path) -> None:
+    assert write_pairs(pictures / "pairs.jsonl", pictures / "images", pictures / "out") == len(KINDS)
+    rows = PairDataset(
+        str(pictures / "out" / "pairs.tsv"), transform, "filepath", "title", tokenizer=lambda texts: texts
+    )
+    for index, name in enumerate(KINDS):
+        pixels, caption = rows[index]
+        assert_as_plain(pixels, name)
+        assert caption == f"a picture of kind {name}"
+
+
+def test_pictures_of_every_kind_from_shards(pictures: Path) -> None:
+    write_pairs(pictures / "pairs.jsonl", pictures / "images", pictures / "out", num_shards=2)
+    shards = pictures / "out" / "shards"
+    assert json.loads((shards / "sizes.json").read_text()) == {"00000.tar": 3, "00001.tar": 2}
+    found = {}
+    for shard in sorted(shards.glob("*.tar")):
+        for sample in webdataset.DataPipeline(
+            webdataset.SimpleShardList(str(shard)), webdataset.tarfile_to_samples(), webdataset.decode(read_picture)
+        ):
+            picture = next(value for key, value in sample.items() if key in ("png", "jpg"))
+            found[sample["txt"].split()[-1]] = transform(picture)
+    assert found.keys() == KINDS.keys()
+    for name, pixels in found.items():
+        assert_as_plain(pixels, name)
+
+
+def test_the_same_shards_every_time(pictures: Path) -> None:
+    for name in ("a", "b"):
+        write_pairs(pictures / "pairs.jsonl", pictures / "images", pictures / name, num_shards=2)
+    for shard in (pictures / "a" / "shards").iterdir():
+        assert shard.read_bytes() == (pictures / "b" / "shards" / shard.name).read_bytes()
+    with tarfile.open(pictures / "a" / "shards" / "00000.tar") as tar:
+        copied = tar.extractfile("00000000.png").read()
+    assert copied == (pictures / "images" / "alpha.png").read_bytes()
+    assert Image.open(io.BytesIO(copied)).mode == "RGBA"
+
+
+def test_captions_stay_text(tmp_path: Path) -> None:
+    save_pairs(tmp_path, 4)
+    captions = ["None", "two\nlines\tand a tab", 'said "so", he', "NA"]
+    rows = [{"image": f"{number}.png", "caption": caption} for number, caption in enumerate(captions)]
+    (tmp_path / "pairs.json").write_text(json.dumps(rows))
+    write_pairs(tmp_path / "pairs.json", tmp_path / "images", tmp_path / "out")
+    read = pd.read_csv(tmp_path / "out" / "pairs.tsv", sep="\t")  # as open_clip reads it
+    assert [str(text).strip() for text in read["title"]] == ["None", "two lines and a tab", 'said "so", he', "NA"]
+
+
+def test_what_cannot_be_used_is_counted(tmp_path: Path) -> None:
+    save_pairs(tmp_path, 2)
+    rows = json.loads((tmp_path / "pairs.json").read_text())
+    rows += [{"image": "none.png", "caption": "gone"}, {"image": "0.png", "caption": " "}]
+    (tmp_path / "pairs.json").write_text(json.dumps(rows))
+    assert write_pairs(tmp_path / "pairs.json", tmp_path / "images", tmp_path / "out") == 2
+    assert left_out(tmp_path / "out") == {"missing": 1, "empty_caption": 1}
+
+
+def test_pairs_are_written_again_only_if_something_changed(tmp_path: Path) -> None:
+    pairs, _ = save_pairs(tmp_path, 3)
+    write_pairs(pairs, tmp_path / "images", tmp_path / "out")
+    table = tmp_path / "out" / "pairs.tsv"
+    table.write_text("kept")
+    assert write_pairs(pairs, tmp_path / "images", tmp_path / "out") == 3
+    assert table.read_text() == "kept"
+    pairs.write_text(json.dumps(json.loads(pairs.read_text())[:2]))
+    assert write_pairs(pairs, tmp_path / "images", tmp_path / "out") == 2
+    assert table.read_text() != "kept"
+
+
+def test_no_pairs(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(PallavaError, match="cannot read the pairs"):
+        write_pairs(tmp_path / "none.json", tmp_path / "images", tmp_path / "out")
