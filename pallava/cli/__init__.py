@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "encoder convert": ("pallava.cli.encoder_convert", "turn a CLIP into open_clip's, Hugging Face's or PLIP's form"),
     "chat": ("pallava.cli.chat", "ask a model folder about an image"),
     "evaluate": ("pallava.cli.evaluate", "measure what an encoder knows: zero-shot classification, retrieval"),
+    "look": ("pallava.cli.look", "draw which tiles of an image the model reads, and where a text is true"),
     "data prepare": ("pallava.cli.data_prepare", "tokenize a training file ahead of training"),
     "config list": ("pallava.cli.config_list", "list the configs"),
     "config copy": ("pallava.cli.config_copy", "copy a config to change it"),
