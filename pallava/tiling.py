@@ -107,19 +107,45 @@ def make_tiles(
     return _normalize(torch.from_numpy(stack), spec)
 
 
-def _fit(image: Image.Image, canvas_size: tuple[int, int], resample: int) -> Image.Image:
-    """Resizes the image to touch the canvas in one direction and centres it on black in the other."""
-    (width, height), (canvas_width, canvas_height) = image.size, canvas_size
+def place_on_canvas(image_size: tuple[int, int], canvas_size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Where an image lies on its canvas: it touches it in one direction and is centred in the other.
+
+    Args:
+        image_size: (width, height) of the image in pixels.
+        canvas_size: (width, height) of the canvas in pixels.
+
+    Returns:
+        (left, top, width, height) in pixels of the canvas.
+    """
+    (width, height), (canvas_width, canvas_height) = image_size, canvas_size
     scale_width, scale_height = canvas_width / width, canvas_height / height
     if scale_width < scale_height:
-        new_size = (canvas_width, min(math.ceil(height * scale_width), canvas_height))
+        new_width, new_height = canvas_width, min(math.ceil(height * scale_width), canvas_height)
     else:
-        new_size = (min(math.ceil(width * scale_height), canvas_width), canvas_height)
-    resized = image.resize(new_size, resample)
-    if new_size == canvas_size:
+        new_width, new_height = min(math.ceil(width * scale_height), canvas_width), canvas_height
+    return (canvas_width - new_width) // 2, (canvas_height - new_height) // 2, new_width, new_height
+
+
+def denormalize(tiles: torch.Tensor, spec: TileSpec) -> torch.Tensor:
+    """Back from tiles (N, 3, P, P) as the encoder gets them to bytes of the same shape."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    return tiles.mul(std).add(mean).mul(255).round().clamp(0, 255).to(torch.uint8)
+
+
+def join_tiles(tiles: torch.Tensor, columns: int) -> torch.Tensor:
+    """Puts tiles (N, ..., H, W), row by row, side by side: (..., R*H, C*W) with C `columns`."""
+    rows = [torch.cat(list(row), dim=-1) for row in tiles.split(columns)]
+    return torch.cat(rows, dim=-2)
+
+
+def _fit(image: Image.Image, canvas_size: tuple[int, int], resample: int) -> Image.Image:
+    """Resizes the image and puts it on a black canvas."""
+    left, top, *new_size = place_on_canvas(image.size, canvas_size)
+    resized = image.resize((new_size[0], new_size[1]), resample)
+    if resized.size == canvas_size:
         return resized
     canvas = Image.new("RGB", canvas_size)
-    canvas.paste(resized, ((canvas_width - new_size[0]) // 2, (canvas_height - new_size[1]) // 2))
+    canvas.paste(resized, (left, top))
     return canvas
 
 

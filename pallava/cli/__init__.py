@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "encoder convert": ("pallava.cli.encoder_convert", "turn a CLIP into open_clip's, Hugging Face's or PLIP's form"),
     "chat": ("pallava.cli.chat", "ask a model folder about an image"),
     "evaluate": ("pallava.cli.evaluate", "measure what an encoder knows: zero-shot classification, retrieval"),
+    "look": ("pallava.cli.look", "draw which tiles of an image the model reads, and where a text is true"),
     "data unpack": ("pallava.cli.data_unpack", "unpack a downloaded archive, with checks"),
     "data prepare": ("pallava.cli.data_prepare", "tokenize a training file ahead of training"),
     "data clean": ("pallava.cli.data_clean", "drop what does not belong into training, and say why"),

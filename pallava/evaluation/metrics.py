@@ -157,15 +157,22 @@ def _confusions(predictions: Predictions, drawn: Counts) -> Counts:
 
 
 def _binary_auroc(positive: NDArray[np.bool_], scores: Floats, weights: Counts) -> Floats:
+    """(R,): of the pairs of a positive and a negative, the share in which the positive has the higher score."""
     order = np.argsort(scores, kind="stable")
-    ordered = scores[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])  # of the groups of equal scores
-    taken = weights[:, order]
-    of_positive = np.add.reduceat(taken * positive[order], starts, axis=1)  # (R, groups)
-    of_negative = np.add.reduceat(taken * ~positive[order], starts, axis=1)
-    below = np.cumsum(of_negative, axis=1) - of_negative
-    won = (of_positive * (below + of_negative / 2)).sum(1)
-    return _share(won, of_positive.sum(1) * of_negative.sum(1))
+    own = order[positive[order]]
+    taken, of_positive = weights[:, order], weights[:, own]  # (R, N), (R, positives)
+    # All below a positive and half of what ties with it, times two; less the positives among them.
+    below = _below_twice(scores[order], taken, scores[own])
+    below -= _below_twice(scores[own], of_positive, scores[own])
+    num_positive, num_all = of_positive.sum(1), taken.sum(1)
+    return _share((of_positive * below).sum(1) / 2, num_positive * (num_all - num_positive))
+
+
+def _below_twice(ordered: Floats, taken: Counts, values: Floats) -> Counts:
+    """Weight below each value plus weight up to it: (R, len(values)), where `ordered` has the weights `taken`."""
+    total = np.zeros((len(taken), len(ordered) + 1), dtype=np.int64)
+    np.cumsum(taken, axis=1, out=total[:, 1:])
+    return total[:, np.searchsorted(ordered, values)] + total[:, np.searchsorted(ordered, values, side="right")]
 
 
 def _right(counts: Counts) -> Counts:

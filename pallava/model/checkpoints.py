@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -85,6 +85,29 @@ def read_weights(source: str | os.PathLike[str]) -> StateDict:
         raise PallavaError(f"No weights at {path}: the path does not exist. Give a checkpoint file or folder.")
     path = newest_checkpoint(path)
     return _read_folder(path) if path.is_dir() else _read_file(path)
+
+
+def read_tensors(folder: str | os.PathLike[str], prefixes: tuple[str, ...]) -> StateDict:
+    """Reads the tensors under some prefixes from the safetensors of a folder, and nothing else of them.
+
+    Args:
+        folder: With ``model.safetensors``, sharded or not.
+        prefixes: What the names begin with; they stay.
+
+    Raises:
+        PallavaError: There is no such file, or one is broken.
+    """
+    files = sorted(Path(folder).glob("model*.safetensors"))
+    if not files:
+        raise PallavaError(f"No weights in the folder {folder}: expected model.safetensors.")
+    found: StateDict = {}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as tensors:
+                found.update({k: tensors.get_tensor(k) for k in tensors.keys() if k.startswith(prefixes)})  # noqa: SIM118
+        except SafetensorError as error:
+            raise PallavaError(f"{file} is not readable ({error}): copy or download it again.") from None
+    return found
 
 
 def newest_checkpoint(path: Path) -> Path:

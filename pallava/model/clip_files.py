@@ -10,7 +10,14 @@ from typing import Any, TypeAlias
 
 import torch
 from accelerate import init_empty_weights
-from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+)
 
 from pallava.errors import PallavaError
 from pallava.model.checkpoints import StateDict, load_strictly, read_weights
@@ -23,6 +30,7 @@ from pallava.model.clip_conversion import (
     open_clip_description,
 )
 from pallava.model.vision import load_image_processor
+from pallava.tiling import TileSpec
 
 DESCRIPTION, WEIGHTS = "open_clip.json", "open_clip.pt"
 """Of an open_clip model in a folder: its description, and its state dict."""
@@ -89,6 +97,42 @@ def read_description(model: str) -> dict[str, Any]:
     if missing:
         raise PallavaError(f"{model} describes no open_clip model: {', '.join(sorted(missing))} missing")
     return described
+
+
+def load_projected_vision(source: str | os.PathLike[str], model: str = "") -> CLIPVisionModelWithProjection:
+    """Opens the vision tower of a whole CLIP with its projection into the space that it shares with the texts.
+
+    Args:
+        source: As for `convert_encoder`.
+        model: As for `convert_encoder`.
+
+    Raises:
+        PallavaError: No such source, a CLIP without projection, or weights that do not fit.
+    """
+    state, config = _read(Path(source), model)
+    vision = config.vision_config if isinstance(config, CLIPConfig) else config
+    if isinstance(config, CLIPConfig):
+        vision.projection_dim = config.projection_dim
+    parts = ("vision_model.", "visual_projection.")
+    state = {k: v.float() for k, v in convert_state(state, "huggingface").items() if k.startswith(parts)}
+    state = {key: value for key, value in state.items() if not key.endswith(".position_ids")}
+    if "visual_projection.weight" not in state:
+        raise PallavaError(f"{source} is a vision tower alone: it shares no space with texts. Give the whole CLIP.")
+    with init_empty_weights(include_buffers=False):
+        tower = CLIPVisionModelWithProjection(vision)
+    load_strictly(tower, {k: torch.nn.Parameter(v) for k, v in state.items()}, source=source)
+    return tower.eval()
+
+
+def projected_tile_spec(source: str | os.PathLike[str], tower: CLIPVisionModelWithProjection) -> TileSpec:
+    """The preprocessing beside a CLIP, or CLIP's own at the size of its vision tower."""
+    for place in (Path(source), Path(source) / "encoder"):
+        if (place / "preprocessor_config.json").is_file():
+            return TileSpec.from_image_processor(load_image_processor(place))
+    side = tower.config.image_size
+    return TileSpec.from_image_processor(
+        CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    )
 
 
 def _read(source: Path, model: str) -> tuple[StateDict, AnyConfig]:

@@ -50,7 +50,9 @@ class EncoderAdapter(Protocol):
     `patch_size`; they make its number of tokens.
     """
 
-    config_class: type[PretrainedConfig]
+    @property
+    def config_class(self) -> type[PretrainedConfig]:
+        """The class of its configuration."""
 
     def build(self, config: Any) -> Any:
         """An encoder of these sizes, with new weights."""

@@ -226,13 +226,14 @@ def _run(command: Sequence[str], environment: Mapping[str, str], on_line: Callab
     )
     assert process.stdout is not None
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
-    sentence = ""
+    sentence, is_torchruns = "", False
     with _ended_with_us(process):
         for line in process.stdout:
             on_line(line)
             if line.startswith("error: ") and not sentence:
                 sentence = line.removeprefix("error: ").strip()
-            elif line.strip() and "torch/distributed/" not in line and "torch.distributed.elastic" not in line:
+            is_torchruns = is_torchruns or "torch/distributed/elastic/" in line  # it tells of the failure at length
+            if line.strip() and not is_torchruns:
                 tail.append(line.rstrip())
         code = process.wait()
     if code and sentence:

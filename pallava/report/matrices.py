@@ -28,7 +28,7 @@ def confusion_plot(rows: Sequence[str], columns: Sequence[str], counts: Sequence
         for x, count in enumerate(row):
             share = count / max(sum(row), 1)
             axes.fill_between([x - 0.47, x + 0.47], y - 0.47, y + 0.47, color=COLOURS[0], alpha=share, linewidth=0)
-            axes.text(x, y, str(count), ha="center", va="center", fontsize=9, color="white" if share > 0.5 else _INK)
+            axes.text(x, y, str(count), ha="center", va="center", fontsize=9, color="white" if share > 0.7 else _INK)
     axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5), aspect="equal")
     axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
     axes.set_yticks(range(len(rows)), rows)
@@ -37,4 +37,4 @@ def confusion_plot(rows: Sequence[str], columns: Sequence[str], counts: Sequence
     axes.tick_params(colors=_INK, labelsize=8, length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    return _svg(figure)
+    return _svg(figure).replace(_INK, "currentColor")  # dark on light ground, and the other way round

@@ -11,7 +11,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import pad
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
@@ -19,7 +19,7 @@ from pallava.errors import PallavaError
 from pallava.images import open_image
 from pallava.model import PALLaVAProcessor
 from pallava.prompts import PromptTemplate
-from pallava.tiling import TileSpec, choose_canvas, make_tiles
+from pallava.tiling import TileSpec, choose_canvas, denormalize, make_tiles
 from pallava.training.dataset import build
 from pallava.training.random_state_hook import get_random_state, set_random_state
 
@@ -151,18 +151,13 @@ def contact_sheet(image: Any, spec: TileSpec) -> np.ndarray:
     Returns:
         (height, width, 3), uint8.
     """
-    tiles = _denormalize(make_tiles(image, spec), spec)  # (1+N, 3, P, P)
+    tiles = denormalize(make_tiles(image, spec), spec)  # (1+N, 3, P, P)
     tiles = pad(tiles, (0, _GAP, 0, _GAP), value=255)
     columns, rows = (side // spec.size for side in choose_canvas(image.size, spec.size))
     side = spec.size + _GAP
     grid = tiles[1:].view(rows, columns, 3, side, side).permute(2, 0, 3, 1, 4).reshape(3, rows * side, columns * side)
     overview = pad(tiles[0], (0, 0, 0, grid.shape[1] - side), value=255)
     return torch.cat([overview, grid], dim=2).permute(1, 2, 0).contiguous().numpy()
-
-
-def _denormalize(tiles: Tensor, spec: TileSpec) -> Tensor:
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
-    return tiles.mul(std).add(mean).mul(255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _open_sample(path: str | Path) -> Any:

@@ -46,8 +46,8 @@ def write_colours(root: Path, count: int = 4) -> Path:
 
 
 def test_a_model_that_knows_the_classes_is_right(encoder: Encoder, tmp_path: Path):
-    data = read_labelled(write_colours(tmp_path / "data"))
-    (tmp_path / "data" / "red" / "9.png").write_bytes(b"nothing")
+    write_colours(tmp_path / "data")
+    (tmp_path / "data" / "blue" / "0.broken.png").write_bytes(b"nothing")
     (tmp_path / "data" / "red" / "notes.txt").write_text("a note")
     data = read_labelled(tmp_path / "data")
     runner = zero_shot.by_embedding(knowing(encoder), EmbeddingCache(tmp_path / "cache", encoder))

@@ -147,6 +147,12 @@ def test_a_failure_of_the_trainers_gives_its_code_and_last_lines(tmp_path: Path)
     assert failed.value.code == 137
 
 
+def test_torchruns_own_account_is_no_last_line(tmp_path: Path) -> None:
+    code = "print('ValueError: why'); print('E1124 torch/distributed/elastic/api.py:9] failed'); print('====')"
+    with pytest.raises(TrainerFailed, match="last lines:\nValueError: why$"):
+        pretrain(settings(tmp_path), launch(code + "; raise SystemExit(1)"), lambda line: None)
+
+
 def test_a_mistake_found_by_the_trainer_is_its_sentence(tmp_path: Path) -> None:
     code = "print('error: image a.png is broken'); print('torchrun says more'); raise SystemExit(1)"
     with pytest.raises(PallavaError, match="^image a.png is broken$"):

@@ -38,8 +38,8 @@ def test_zero_shot_from_a_shell(work: Path):
 
 
 def test_another_template_and_two_sets_at_once(work: Path, capsys: pytest.CaptureFixture[str]):
-    write_classes(work / "crc", {"ADI": 2, "TUM": 2, "STR": 1})
-    data = ["--data", "tissue", "--data", "nct-crc-he=crc", "--template", "is it {}?"]
+    write_classes(work / "CRC-VAL-HE-7K", {"ADI": 2, "TUM": 2, "STR": 1})
+    data = ["--data", "tissue", "--data", "nct-crc-he=CRC-VAL-HE-7K", "--template", "is it {}?"]
     assert main(["evaluate", "plip", "zero-shot", *data, "--out", "out"]) == 0
     result = json.loads((work / "out" / "results.json").read_text())["data"]
     assert result["nct-crc-he"]["class_set"]["templates"] == ["is it {}?"]

@@ -1,0 +1,162 @@
+"""Draws what a model looks at in an image: overview, tiles, and which of them the connector's attention read.
+
+With --text also where on the image the text is true, patch by patch, for which a whole CLIP is needed: MODEL itself, or
+--clip. Attention tells where the model read, not why it answers as it does. For research only, not for diagnosis.
+
+Example:
+  pallava look pa-llava --image slide.png
+  pallava look pa-llava --image slide.png --clip plip --text "an H&E image of necrosis" --text "stroma"
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pallava.errors import PallavaError
+
+if TYPE_CHECKING:
+    from pallava.report.look import Panel
+
+_ENDINGS = (".png", ".pdf", ".svg", ".jpg")
+_FOOTNOTE = "For research only, not for diagnosis. Attention tells where the model read, not why it answers as it does."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("model", help="folder that `pallava convert` wrote, or a whole CLIP")
+    parser.add_argument("--image", required=True, help="the image")
+    parser.add_argument("--text", action="append", default=[], help="where is this? repeatable; needs a CLIP")
+    parser.add_argument(
+        "--clip", help="a CLIP with its text tower: a folder of `pallava pretrain`, Hugging Face's, ..."
+    )
+    parser.add_argument("--model-name", default="", help="of an open_clip checkpoint: open_clip's name of its model")
+    parser.add_argument("--out", type=Path, default=Path("look.png"), help="picture to write (%(default)s)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Draws."""
+    is_whole = _is_pallava(Path(options.model))
+    clip = options.clip or (None if is_whole else options.model)
+    _check(options, is_whole, clip)
+    from pallava.images import open_image
+    from pallava.report.look import draw_panels
+
+    image = open_image(options.image)
+    panels = _attention_panels(options.model, image) if is_whole else []
+    if options.text:
+        found = _similarity_panels(clip, options.model_name, image, options.text)
+        panels += found if is_whole else [_canvas_panel(found[0]), *found]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    name = Path(options.model).resolve().name
+    draw_panels(panels, options.out, title=f"{Path(options.image).name}, seen by {name}", footnote=_FOOTNOTE)
+    print(f"wrote {options.out}")
+    return 0
+
+
+def _check(options: argparse.Namespace, is_whole: bool, clip: str | None) -> None:
+    if options.out.suffix.lower() not in _ENDINGS:
+        raise PallavaError(f"--out {options.out}: the picture's name must end in {', '.join(_ENDINGS)}.")
+    if options.text and clip is None:
+        raise PallavaError(
+            f"--text needs a CLIP with its text tower, which {options.model} has not: give --clip, the folder of the "
+            "encoder's own pretraining."
+        )
+    if not options.text and (options.clip or not is_whole):
+        raise PallavaError(
+            f"Nothing to look for with {clip}: give --text."
+            if Path(str(clip)).exists()
+            else f"No model at {clip}: the path does not exist."
+        )
+
+
+def _is_pallava(folder: Path) -> bool:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == "pallava"
+    except (OSError, ValueError):
+        return False
+
+
+def _attention_panels(folder: str, image: Any) -> list["Panel"]:
+    from pallava.model import PALLaVAProcessor
+    from pallava.model.attention import load_eyes, read_tiles
+    from pallava.report.look import Panel
+    from pallava.tiling import denormalize, join_tiles, make_tiles
+
+    spec = PALLaVAProcessor.from_pretrained(folder).tile_spec
+    eyes = load_eyes(folder)
+    pixels = make_tiles(image, spec)
+    attention = read_tiles(eyes, pixels)  # (K, T, N, T)
+    pictures, (columns, rows) = denormalize(pixels, spec), _grid(image, spec)
+    overview, canvas = pictures[0].permute(1, 2, 0).numpy(), join_tiles(pictures[1:], columns)
+    read = attention.mean((0, 1))  # (N, T)
+    side = round(read.shape[1] ** 0.5)
+    shares = [f"{share:.0%}" for share in read.sum(-1).tolist()]
+    written = [shares[row * columns : (row + 1) * columns] for row in range(rows)]
+    canvas_image, size = canvas.permute(1, 2, 0).numpy(), spec.size
+    per_tile = read.sum(-1).view(rows, columns)
+    per_token = join_tiles(read.view(-1, side, side), columns)
+    grid = {"image": canvas_image, "grid": (columns, rows)}
+    mean = f"mean of {attention.shape[0]} layers, all heads, {attention.shape[1]} overview tokens"
+    return [
+        Panel("Overview", f"all of the image in {size} x {size} pixels, {side * side} tokens", overview),
+        Panel("Canvas", f"{columns} x {rows} tiles of {size} x {size} pixels", **grid),
+        Panel(
+            "Tiles that were read",
+            f"share of the attention; evenly it would be {1 / len(read):.0%}",
+            heat=100 * per_tile.numpy(),
+            written=written,
+            unit="% of the attention",
+            **grid,
+        ),
+        Panel("Tokens that were read", mean, heat=100 * per_token.numpy(), unit="% of the attention", **grid),
+    ]
+
+
+def _similarity_panels(clip: str | None, model_name: str, image: Any, texts: list[str]) -> list["Panel"]:
+    import torch
+    from torch.nn.functional import normalize
+
+    from pallava.evaluation.encoders import load_encoder
+    from pallava.model.clip_files import load_projected_vision, projected_tile_spec
+    from pallava.model.similarity import embed_patches
+    from pallava.report.look import Panel
+    from pallava.tiling import denormalize, join_tiles, make_tiles
+
+    tower = load_projected_vision(str(clip), model_name)
+    spec = projected_tile_spec(str(clip), tower)
+    with torch.no_grad():
+        directions = normalize(
+            load_encoder(str(clip), model_name=model_name or None).encode_text(texts).float(), dim=-1
+        )
+    pixels = make_tiles(image, spec)[1:]
+    likeness = embed_patches(tower, pixels) @ directions.T  # (N, T, texts)
+    columns, rows = _grid(image, spec)
+    canvas = join_tiles(denormalize(pixels, spec), columns).permute(1, 2, 0).numpy()
+    side = round(likeness.shape[1] ** 0.5)
+    return [
+        Panel(
+            f'"{text}"',
+            "likeness of each patch to the text",
+            canvas,
+            (columns, rows),
+            join_tiles(likeness[..., number].view(-1, side, side), columns).numpy(),
+            unit="cosine similarity",
+            starts_at_zero=False,
+        )
+        for number, text in enumerate(texts)
+    ]
+
+
+def _canvas_panel(like: "Panel") -> "Panel":
+    from pallava.report.look import Panel
+
+    columns, rows = like.grid
+    return Panel("Canvas", f"{columns} x {rows} tiles", like.image, like.grid)
+
+
+def _grid(image: Any, spec: Any) -> tuple[int, int]:
+    from pallava.tiling import choose_canvas
+
+    width, height = choose_canvas(image.size, spec.size)
+    return width // spec.size, height // spec.size
