@@ -1,7 +1,8 @@
 """Draws what a model looks at in an image: overview, tiles, and which of them the connector's attention read.
 
 With --text also where on the image the text is true, patch by patch, for which a whole CLIP is needed: MODEL itself, or
---clip. Attention tells where the model read, not why it answers as it does. For research only, not for diagnosis.
+--clip; of several texts it is shown what tells each from the others. Attention tells where the model read, not why it
+answers as it does. For research only, not for diagnosis.
 
 Example:
   pallava look pa-llava --image slide.png
@@ -97,7 +98,7 @@ def _attention_panels(folder: str, image: Any) -> list["Panel"]:
     per_tile = read.sum(-1).view(rows, columns)
     per_token = join_tiles(read.view(-1, side, side), columns)
     grid = {"image": canvas_image, "grid": (columns, rows)}
-    mean = f"mean of {attention.shape[0]} layers, all heads, {attention.shape[1]} overview tokens"
+    mean = f"mean of {attention.shape[0]} layers, all heads and {attention.shape[1]} overview tokens"
     return [
         Panel("Overview", f"all of the image in {size} x {size} pixels, {side * side} tokens", overview),
         Panel("Canvas", f"{columns} x {rows} tiles of {size} x {size} pixels", **grid),
@@ -109,7 +110,14 @@ def _attention_panels(folder: str, image: Any) -> list["Panel"]:
             unit="% of the attention",
             **grid,
         ),
-        Panel("Tokens that were read", mean, heat=100 * per_token.numpy(), unit="% of the attention", **grid),
+        Panel(
+            "Tokens that were read",
+            mean,
+            heat=100 * per_token.numpy(),
+            unit="% of the attention",
+            is_peaked=True,
+            **grid,
+        ),
     ]
 
 
@@ -131,13 +139,16 @@ def _similarity_panels(clip: str | None, model_name: str, image: Any, texts: lis
         )
     pixels = make_tiles(image, spec)[1:]
     likeness = embed_patches(tower, pixels) @ directions.T  # (N, T, texts)
+    note = "likeness of each patch to the text"
+    if len(texts) > 1:  # what a patch has in common with every text says nothing of this one
+        likeness, note = likeness - likeness.mean(-1, keepdim=True), "likeness of each patch, beyond that to all texts"
     columns, rows = _grid(image, spec)
     canvas = join_tiles(denormalize(pixels, spec), columns).permute(1, 2, 0).numpy()
     side = round(likeness.shape[1] ** 0.5)
     return [
         Panel(
             f'"{text}"',
-            "likeness of each patch to the text",
+            note,
             canvas,
             (columns, rows),
             join_tiles(likeness[..., number].view(-1, side, side), columns).numpy(),
