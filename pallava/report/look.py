@@ -1,6 +1,5 @@
 """Pictures of what a model looks at: an image with its tiles, and heat laid over it."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ _HEAT = "YlOrRd"
 _PALE = 0.45  # how light the darkest grey of a picture under heat is
 _WIDTH, _ABOVE, _BELOW, _GAP = 3.6, 0.62, 0.62, 0.35  # inches: a picture, its title, its scale, between pictures
 _HEADER, _FOOTER = 0.55, 0.4
+_TALLEST = 2.0  # height of a picture by its width; a taller one becomes narrower
 
 
 @dataclass(frozen=True)
@@ -56,33 +56,36 @@ def draw_panels(panels: Sequence[Panel], out: Path, *, title: str, footnote: str
         title: Above all.
         footnote: Below all.
     """
-    tallest = max(panel.image.shape[0] / panel.image.shape[1] for panel in panels)
-    picture_height = _WIDTH * min(max(tallest, 0.4), 2.0)
-    columns = min(len(panels), 4 if tallest > 1.2 or len(panels) == 4 else 3)
-    rows = math.ceil(len(panels) / columns)
-    cell_height = _ABOVE + picture_height + _BELOW
-    width, height = columns * (_WIDTH + _GAP) + _GAP, _HEADER + rows * cell_height + _FOOTER
+    is_tall = max(_aspect(panel) for panel in panels) > 1.2
+    columns = min(len(panels), 4 if is_tall or len(panels) == 4 else 3)
+    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
+    heights = [_WIDTH * min(max(_aspect(panel) for panel in row), _TALLEST) for row in rows]
+    width = columns * (_WIDTH + _GAP) + _GAP
+    height = _HEADER + sum(heights) + len(rows) * (_ABOVE + _BELOW) + _FOOTER
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
     figure.text(_GAP / width, 1 - 0.22 / height, title, va="top", fontsize=14, fontweight="bold", color=_INK)
     figure.text(_GAP / width, 0.16 / height, footnote, fontsize=8.5, color=_SOFT)
-    for number, panel in enumerate(panels):
-        row, column = divmod(number, columns)
-        left = _GAP + column * (_WIDTH + _GAP)
-        top = height - _HEADER - row * cell_height - _ABOVE
-        own_width, own_height = _fit(panel.image.shape, _WIDTH, picture_height)
-        box = (left / width, (top - own_height) / height, own_width / width, own_height / height)
-        axes = figure.add_axes(box)
-        scale = _draw(axes, panel)
-        if scale is not None:
-            bar_box = (left / width, (top - own_height - 0.17) / height, own_width / width, 0.09 / height)
-            _draw_scale(figure, figure.add_axes(bar_box), scale, panel.unit)
+    top = height - _HEADER
+    for row, row_height in zip(rows, heights, strict=True):
+        for column, panel in enumerate(row):
+            _place(figure, panel, _GAP + column * (_WIDTH + _GAP), top - _ABOVE, row_height)
+        top -= _ABOVE + row_height + _BELOW
     figure.savefig(out)
 
 
-def _fit(shape: tuple[int, ...], width: float, height: float) -> tuple[float, float]:
-    """Size in inches of a picture as large as there is room."""
-    aspect = shape[0] / shape[1]
-    return min(width, height / aspect), min(height, width * aspect)
+def _place(figure: Figure, panel: Panel, left: float, top: float, room: float) -> None:
+    """Draws a panel whose upper left corner is given in inches, with its scale below it."""
+    aspect, (width, height) = _aspect(panel), figure.get_size_inches()
+    own_width, own_height = min(_WIDTH, room / aspect), min(room, _WIDTH * aspect)
+    axes = figure.add_axes((left / width, (top - own_height) / height, own_width / width, own_height / height))
+    scale = _draw(axes, panel)
+    if scale is not None:
+        bar = (left / width, (top - own_height - 0.17) / height, own_width / width, 0.09 / height)
+        _draw_scale(figure, figure.add_axes(bar), scale, panel.unit)
+
+
+def _aspect(panel: Panel) -> float:
+    return panel.image.shape[0] / panel.image.shape[1]
 
 
 def _draw(axes: Axes, panel: Panel) -> Normalize | None:
@@ -92,8 +95,11 @@ def _draw(axes: Axes, panel: Panel) -> Normalize | None:
         panel.title, (0, 1), (0, 19), "axes fraction", "offset points", fontsize=11, weight="bold", color=_INK
     )
     axes.annotate(panel.note, (0, 1), (0, 6), "axes fraction", "offset points", fontsize=8.5, color=_SOFT)
-    scale = None if panel.heat is None else _scale(panel, panel.heat)
-    shown = panel.image if scale is None else _under_heat(panel.image, np.asarray(scale(panel.heat)))
+    scale: Normalize | None = None
+    shown: NDArray[np.floating] = panel.image / 255
+    if panel.heat is not None:
+        scale = _scale(panel, panel.heat)
+        shown = _under_heat(panel.image, np.asarray(scale(panel.heat)))
     axes.imshow(shown, extent=(0, width, height, 0), aspect="auto")
     _draw_tiles(axes, panel, width, height)
     return scale
