@@ -1,7 +1,8 @@
 """Draws what a model looks at in an image: overview, tiles, and which of them the connector's attention read.
 
 With --text also where on the image the text is true, patch by patch, for which a whole CLIP is needed: MODEL itself, or
---clip. Attention tells where the model read, not why it answers as it does. For research only, not for diagnosis.
+--clip; of several texts it is shown what tells each from the others. Attention tells where the model read, not why it
+answers as it does. For research only, not for diagnosis.
 
 Example:
   pallava look pa-llava --image slide.png
@@ -10,6 +11,7 @@ Example:
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +47,8 @@ def run(options: argparse.Namespace) -> int:
     image = open_image(options.image)
     panels = _attention_panels(options.model, image) if is_whole else []
     if options.text:
-        found = _similarity_panels(clip, options.model_name, image, options.text)
-        panels += found if is_whole else [_canvas_panel(found[0]), *found]
+        found = _similarity_panels(str(clip), options.model_name, image, options.text)
+        panels += found if is_whole else [replace(found[0], title="Canvas", note="and its tiles", heat=None), *found]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     name = Path(options.model).resolve().name
     draw_panels(panels, options.out, title=f"{Path(options.image).name}, seen by {name}", footnote=_FOOTNOTE)
@@ -62,6 +64,8 @@ def _check(options: argparse.Namespace, is_whole: bool, clip: str | None) -> Non
             f"--text needs a CLIP with its text tower, which {options.model} has not: give --clip, the folder of the "
             "encoder's own pretraining."
         )
+    if options.text and Path(str(clip)).is_file() and not options.model_name:
+        raise PallavaError(f"{clip} does not say what model it holds: name it by --model-name, such as ViT-B-16.")
     if not options.text and (options.clip or not is_whole):
         raise PallavaError(
             f"Nothing to look for with {clip}: give --text."
@@ -84,36 +88,48 @@ def _attention_panels(folder: str, image: Any) -> list["Panel"]:
     from pallava.tiling import denormalize, join_tiles, make_tiles
 
     spec = PALLaVAProcessor.from_pretrained(folder).tile_spec
-    eyes = load_eyes(folder)
     pixels = make_tiles(image, spec)
-    attention = read_tiles(eyes, pixels)  # (K, T, N, T)
+    attention = read_tiles(load_eyes(folder), pixels)  # (K, T, N, T)
     pictures, (columns, rows) = denormalize(pixels, spec), _grid(image, spec)
-    overview, canvas = pictures[0].permute(1, 2, 0).numpy(), join_tiles(pictures[1:], columns)
-    read = attention.mean((0, 1))  # (N, T)
-    side = round(read.shape[1] ** 0.5)
-    shares = [f"{share:.0%}" for share in read.sum(-1).tolist()]
-    written = [shares[row * columns : (row + 1) * columns] for row in range(rows)]
-    canvas_image, size = canvas.permute(1, 2, 0).numpy(), spec.size
-    per_tile = read.sum(-1).view(rows, columns)
-    per_token = join_tiles(read.view(-1, side, side), columns)
-    grid = {"image": canvas_image, "grid": (columns, rows)}
-    mean = f"mean of {attention.shape[0]} layers, all heads, {attention.shape[1]} overview tokens"
+    overview, canvas = (part.permute(1, 2, 0).numpy() for part in (pictures[0], join_tiles(pictures[1:], columns)))
+    size, num_tokens = f"{spec.size} x {spec.size} pixels", attention.shape[1]
+    shown = Panel("Canvas", f"{columns} x {rows} tiles of {size}", canvas, (columns, rows))
     return [
-        Panel("Overview", f"all of the image in {size} x {size} pixels, {side * side} tokens", overview),
-        Panel("Canvas", f"{columns} x {rows} tiles of {size} x {size} pixels", **grid),
-        Panel(
-            "Tiles that were read",
-            f"share of the attention; evenly it would be {1 / len(read):.0%}",
-            heat=100 * per_tile.numpy(),
-            written=written,
-            unit="% of the attention",
-            **grid,
-        ),
-        Panel("Tokens that were read", mean, heat=100 * per_token.numpy(), unit="% of the attention", **grid),
+        Panel("Overview", f"all of the image in {size}, {num_tokens} tokens", overview),
+        shown,
+        *_heat_panels(shown, 100 * attention),
     ]
 
 
-def _similarity_panels(clip: str | None, model_name: str, image: Any, texts: list[str]) -> list["Panel"]:
+def _heat_panels(canvas: "Panel", attention: Any) -> list["Panel"]:
+    """The canvas under the attention (K, T, N, T), in percent, by tile and by token."""
+    from pallava.tiling import join_tiles
+
+    columns, rows = canvas.grid
+    read = attention.mean((0, 1))  # (N, T)
+    side = round(read.shape[1] ** 0.5)
+    per_tile = read.sum(-1).view(rows, columns).numpy()
+    return [
+        replace(
+            canvas,
+            title="Tiles that were read",
+            note=f"share of the attention; evenly it would be {1 / len(read):.0%}",
+            heat=per_tile,
+            written=[[f"{share:.0f}%" for share in row] for row in per_tile],
+            unit="% of the attention",
+        ),
+        replace(
+            canvas,
+            title="Tokens that were read",
+            note=f"mean of {attention.shape[0]} layers, all heads and {attention.shape[1]} overview tokens",
+            heat=join_tiles(read.view(-1, side, side), columns).numpy(),
+            unit="% of the attention",
+            is_peaked=True,
+        ),
+    ]
+
+
+def _similarity_panels(clip: str, model_name: str, image: Any, texts: list[str]) -> list["Panel"]:
     import torch
     from torch.nn.functional import normalize
 
@@ -123,21 +139,22 @@ def _similarity_panels(clip: str | None, model_name: str, image: Any, texts: lis
     from pallava.report.look import Panel
     from pallava.tiling import denormalize, join_tiles, make_tiles
 
-    tower = load_projected_vision(str(clip), model_name)
-    spec = projected_tile_spec(str(clip), tower)
+    tower = load_projected_vision(clip, model_name)
+    spec = projected_tile_spec(clip, tower)
     with torch.no_grad():
-        directions = normalize(
-            load_encoder(str(clip), model_name=model_name or None).encode_text(texts).float(), dim=-1
-        )
+        directions = normalize(load_encoder(clip, model_name=model_name or None).encode_text(texts).float(), dim=-1)
     pixels = make_tiles(image, spec)[1:]
     likeness = embed_patches(tower, pixels) @ directions.T  # (N, T, texts)
+    note = "likeness of each patch to the text"
+    if len(texts) > 1:  # what a patch has in common with every text says nothing of this one
+        likeness, note = likeness - likeness.mean(-1, keepdim=True), "likeness of each patch, beyond that to all texts"
     columns, rows = _grid(image, spec)
     canvas = join_tiles(denormalize(pixels, spec), columns).permute(1, 2, 0).numpy()
     side = round(likeness.shape[1] ** 0.5)
     return [
         Panel(
             f'"{text}"',
-            "likeness of each patch to the text",
+            note,
             canvas,
             (columns, rows),
             join_tiles(likeness[..., number].view(-1, side, side), columns).numpy(),
@@ -146,13 +163,6 @@ def _similarity_panels(clip: str | None, model_name: str, image: Any, texts: lis
         )
         for number, text in enumerate(texts)
     ]
-
-
-def _canvas_panel(like: "Panel") -> "Panel":
-    from pallava.report.look import Panel
-
-    columns, rows = like.grid
-    return Panel("Canvas", f"{columns} x {rows} tiles", like.image, like.grid)
 
 
 def _grid(image: Any, spec: Any) -> tuple[int, int]:

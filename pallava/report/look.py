@@ -1,6 +1,5 @@
 """Pictures of what a model looks at: an image with its tiles, and heat laid over it."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +7,17 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 _INK, _SOFT = "#23202b", "#6d6877"
-_HEAT = "magma"
-_WIDTH, _TITLE_SPACE, _MAX_COLUMNS = 4.3, 0.75, 3  # inches of a panel and above it; panels in a row
-_PALE = 0.35  # how much of a picture under heat is left
+_HEAT = "YlOrRd"
+_PALE = 0.45  # how light the darkest grey of a picture under heat is
+_WIDTH, _ABOVE, _BELOW, _GAP = 3.6, 0.62, 0.62, 0.35  # inches: a picture, its title, its scale, between pictures
+_HEADER, _FOOTER = 0.55, 0.4
+_TALLEST = 2.0  # height of a picture by its width; a taller one becomes narrower
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,10 @@ class Panel:
         image: (H, W, 3) of bytes.
         grid: Columns and rows of tiles, whose borders are drawn.
         heat: (R, C), spread over the whole picture.
-        written: (rows, columns) of texts, one in the middle of each tile.
-        unit: What the heat counts, beside its scale.
+        written: (rows, columns) of texts, one in the corner of each tile.
+        unit: What the heat counts, below its scale.
         starts_at_zero: Whether the scale does; else at the least value.
+        is_peaked: Whether most of the heat is in few places: the scale then shows the faint ones too.
     """
 
     title: str
@@ -41,10 +44,11 @@ class Panel:
     written: Sequence[Sequence[str]] | None = None
     unit: str = ""
     starts_at_zero: bool = True
+    is_peaked: bool = False
 
 
 def draw_panels(panels: Sequence[Panel], out: Path, *, title: str, footnote: str = "") -> None:
-    """Draws panels into one file, three in a row.
+    """Draws panels into one file, side by side.
 
     Args:
         panels: What to draw.
@@ -52,62 +56,85 @@ def draw_panels(panels: Sequence[Panel], out: Path, *, title: str, footnote: str
         title: Above all.
         footnote: Below all.
     """
-    columns = min(_MAX_COLUMNS, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    tallest = max(panel.image.shape[0] / panel.image.shape[1] for panel in panels)
-    height = _WIDTH * min(max(tallest, 0.6), 1.5) + _TITLE_SPACE
-    figure = Figure(figsize=(columns * _WIDTH, rows * height + 0.7), dpi=150, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr]
-    figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold", color=_INK)
-    figure.supxlabel(footnote, x=0.012, ha="left", fontsize=8.5, color=_SOFT)
-    for number, panel in enumerate(panels, start=1):
-        _draw(figure, figure.add_subplot(rows, columns, number), panel)
+    is_tall = max(_aspect(panel) for panel in panels) > 1.2
+    columns = min(len(panels), 4 if is_tall or len(panels) == 4 else 3)
+    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
+    heights = [_WIDTH * min(max(_aspect(panel) for panel in row), _TALLEST) for row in rows]
+    width = columns * (_WIDTH + _GAP) + _GAP
+    height = _HEADER + sum(heights) + len(rows) * (_ABOVE + _BELOW) + _FOOTER
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    figure.text(_GAP / width, 1 - 0.22 / height, title, va="top", fontsize=14, fontweight="bold", color=_INK)
+    figure.text(_GAP / width, 0.16 / height, footnote, fontsize=8.5, color=_SOFT)
+    top = height - _HEADER
+    for row, row_height in zip(rows, heights, strict=True):
+        for column, panel in enumerate(row):
+            _place(figure, panel, _GAP + column * (_WIDTH + _GAP), top - _ABOVE, row_height)
+        top -= _ABOVE + row_height + _BELOW
     figure.savefig(out)
 
 
-def _draw(figure: Figure, axes: Axes, panel: Panel) -> None:
+def _place(figure: Figure, panel: Panel, left: float, top: float, room: float) -> None:
+    """Draws a panel whose upper left corner is given in inches, with its scale below it."""
+    aspect, (width, height) = _aspect(panel), figure.get_size_inches()
+    own_width, own_height = min(_WIDTH, room / aspect), min(room, _WIDTH * aspect)
+    axes = figure.add_axes((left / width, (top - own_height) / height, own_width / width, own_height / height))
+    scale = _draw(axes, panel)
+    if scale is not None:
+        bar = (left / width, (top - own_height - 0.17) / height, own_width / width, 0.09 / height)
+        _draw_scale(figure, figure.add_axes(bar), scale, panel.unit)
+
+
+def _aspect(panel: Panel) -> float:
+    return panel.image.shape[0] / panel.image.shape[1]
+
+
+def _draw(axes: Axes, panel: Panel) -> Normalize | None:
     height, width = panel.image.shape[:2]
-    axes.set_title(panel.title, loc="left", fontsize=11, fontweight="bold", color=_INK, pad=20)
-    axes.text(0, 1.02, panel.note, transform=axes.transAxes, fontsize=8.5, color=_SOFT, va="bottom")
     axes.set_axis_off()
-    axes.set_anchor("N")
-    if panel.heat is None:
-        axes.imshow(panel.image, extent=(0, width, height, 0))
-    else:
-        low = 0.0 if panel.starts_at_zero else float(panel.heat.min())
-        scale = Normalize(low, max(float(panel.heat.max()), low + 1e-9))
-        axes.imshow(_under_heat(panel.image, scale(panel.heat)), extent=(0, width, height, 0))
-        bar = figure.colorbar(_mappable(scale), ax=axes, fraction=0.04, pad=0.02, aspect=28)
-        bar.set_label(panel.unit, fontsize=8.5, color=_SOFT)
-        bar.ax.tick_params(labelsize=7.5, colors=_SOFT)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+    axes.annotate(
+        panel.title, (0, 1), (0, 19), "axes fraction", "offset points", fontsize=11, weight="bold", color=_INK
+    )
+    axes.annotate(panel.note, (0, 1), (0, 6), "axes fraction", "offset points", fontsize=8.5, color=_SOFT)
+    scale: Normalize | None = None
+    shown: NDArray[np.floating] = panel.image / 255
+    if panel.heat is not None:
+        scale = _scale(panel, panel.heat)
+        shown = _under_heat(panel.image, np.asarray(scale(panel.heat)))
+    axes.imshow(shown, extent=(0, width, height, 0), aspect="auto")
     _draw_tiles(axes, panel, width, height)
+    return scale
+
+
+def _scale(panel: Panel, heat: NDArray[np.floating]) -> Normalize:
+    low = 0.0 if panel.starts_at_zero else float(heat.min())
+    high = max(float(heat.max()), low + 1e-9)
+    return PowerNorm(0.5, low, high) if panel.is_peaked else Normalize(low, high)
+
+
+def _draw_scale(figure: Figure, axes: Axes, scale: Normalize, unit: str) -> None:
+    bar = figure.colorbar(ScalarMappable(scale, _HEAT), cax=axes, orientation="horizontal")
+    bar.set_label(unit, fontsize=8, color=_SOFT, labelpad=1)
+    bar.ax.tick_params(labelsize=7.5, colors=_SOFT, length=2, pad=1.5)
+    bar.outline.set_visible(False)  # type: ignore[operator]
 
 
 def _draw_tiles(axes: Axes, panel: Panel, width: int, height: int) -> None:
     columns, rows = panel.grid
-    ink = "white" if panel.heat is not None else _INK
     for x in np.linspace(0, width, columns + 1)[1:-1]:
-        axes.axvline(x, color=ink, linewidth=1.4)
+        axes.axvline(x, color="white", linewidth=2)
+        axes.axvline(x, color=_INK, linewidth=0.8)
     for y in np.linspace(0, height, rows + 1)[1:-1]:
-        axes.axhline(y, color=ink, linewidth=1.4)
-    box = {"boxstyle": "round,pad=0.3", "facecolor": "white", "alpha": 0.88, "edgecolor": "none"}
+        axes.axhline(y, color="white", linewidth=2)
+        axes.axhline(y, color=_INK, linewidth=0.8)
+    box = {"boxstyle": "round,pad=0.3", "facecolor": "white", "alpha": 0.9, "edgecolor": "none"}
     for row, texts in enumerate(panel.written or ()):
         for column, text in enumerate(texts):
-            x, y = (column + 0.5) * width / columns, (row + 0.5) * height / rows
-            axes.text(x, y, text, ha="center", va="center", fontsize=9, color=_INK, bbox=box)
+            corner = ((column + 0.05) * width / columns, (row + 0.05) * height / rows)
+            axes.text(*corner, text, ha="left", va="top", fontsize=9.5, color=_INK, bbox=box)
 
 
 def _under_heat(image: NDArray[np.uint8], heat: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The picture in grey, coloured by heat (R, C) between 0 and 1: (H, W, 3) between 0 and 1."""
-    height, width = image.shape[:2]
-    ys, xs = (np.arange(side) * count // side for side, count in zip((height, width), heat.shape, strict=True))
-    colours = colormaps[_HEAT](np.asarray(heat)[ys][:, xs])[..., :3]
-    grey = image.mean(-1, keepdims=True) / 255
-    return colours * (1 - _PALE) + colours * grey * _PALE + 0.12 * (grey - 0.5)
-
-
-def _mappable(scale: Normalize) -> object:
-    from matplotlib.cm import ScalarMappable
-
-    return ScalarMappable(scale, _HEAT)
+    """The picture in pale grey, coloured by heat (R, C) between 0 and 1: (H, W, 3) between 0 and 1."""
+    ys, xs = (np.arange(side) * count // side for side, count in zip(image.shape[:2], heat.shape, strict=True))
+    colours = colormaps[_HEAT](heat[ys][:, xs])[..., :3]
+    return colours * (_PALE + (1 - _PALE) * image.mean(-1, keepdims=True) / 255)

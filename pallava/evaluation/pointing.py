@@ -1,0 +1,133 @@
+"""The pointing game: does the connector's attention go where on an image the thing lies that is asked for?
+
+Letters in shapes: K layers with cross-attention, T tokens of a tile, N tiles, I images.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pallava.evaluation.metrics import NUM_RESAMPLES, Estimate, draw, interval
+from pallava.tiling import TileSpec, choose_canvas, place_on_canvas
+
+Spot = tuple[float, float]
+"""Where a thing lies: x and y in pixels of the image."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the model read of one image, and where on it the things lie.
+
+    Attributes:
+        attention: (K, T, N, T), of `pallava.model.attention.read_tiles`.
+        image_size: (width, height) in pixels.
+        spots: At least one.
+    """
+
+    attention: Tensor
+    image_size: tuple[int, int]
+    spots: tuple[Spot, ...]
+
+
+@dataclass(frozen=True)
+class Pointing:
+    """A share of attention over images: with its bootstrap interval, by chance, and with another image's attention.
+
+    Attributes:
+        share: Of the attention.
+        chance: What attention that is spread evenly would give.
+        elsewhere: What the attention paid to another image of the same canvas gives: more than chance where the model
+            prefers some places whatever they show. NaN where no image has a partner.
+    """
+
+    share: Estimate
+    chance: float
+    elsewhere: float
+
+
+def play(reads: Sequence[Read], spec: TileSpec, *, seed: int = 0) -> dict[str, Pointing]:
+    """Plays the pointing game.
+
+    Args:
+        reads: Of each image.
+        spec: Of the model's tiles.
+        seed: Of the bootstrap over images.
+
+    Returns:
+        ``right_tile``: of the attention of the overview token that covers a thing, the share on the tile that holds
+        it. ``tiles``: of all attention, the share on tiles that hold a thing. ``tokens``: the share on tokens that
+        hold one. ``hits``: how often the tile that was read most holds one. Each is a mean over the things of an
+        image, then over images.
+    """
+    places = [_Places.make(read.image_size, read.spots, read.attention.shape[-1], spec) for read in reads]
+    own = [_shares(read.attention, place) for read, place in zip(reads, places, strict=True)]
+    partners = _partners(places)
+    other = [_shares(reads[b].attention, place) for place, b in zip(places, partners, strict=True) if b is not None]
+    return {name: _pointing([s[name] for s in own], [s[name] for s in other], seed) for name in own[0]}
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Of each thing: its tile, its token in that tile, and the token of the overview that covers it."""
+
+    grid: tuple[int, int]
+    tiles: tuple[int, ...]
+    tokens: tuple[int, ...]
+    overview_tokens: tuple[int, ...]
+
+    @classmethod
+    def make(cls, image_size: tuple[int, int], spots: Sequence[Spot], num_tokens: int, spec: TileSpec) -> "_Places":
+        canvas = choose_canvas(image_size, spec.size)
+        left, top, width, height = place_on_canvas(image_size, canvas)
+        columns, rows, side = canvas[0] // spec.size, canvas[1] // spec.size, round(num_tokens**0.5)
+        tiles, tokens, overview = [], [], []
+        for x, y in spots:
+            share_x, share_y = (min(max(v / s, 0.0), 1 - 1e-9) for v, s in zip((x, y), image_size, strict=True))
+            column, in_x = divmod((left + share_x * width) / spec.size, 1)
+            row, in_y = divmod((top + share_y * height) / spec.size, 1)
+            tiles.append(int(row) * columns + int(column))
+            tokens.append(int(in_y * side) * side + int(in_x * side))
+            overview.append(int(share_y * side) * side + int(share_x * side))
+        return cls((columns, rows), tuple(tiles), tuple(tokens), tuple(overview))
+
+
+def _shares(attention: Tensor, places: _Places) -> dict[str, tuple[float, float]]:
+    """Of one image: each share, and by chance."""
+    mean = attention.double().mean(0)  # (T, N, T), layers alike
+    num_tiles, num_tokens = mean.shape[1:]
+    from_token = mean.sum(-1)  # (T, N)
+    read = mean.mean(0)  # (N, T)
+    tiles = torch.tensor(sorted(set(places.tiles)))
+    tokens = sorted(set(zip(places.tiles, places.tokens, strict=True)))
+    right = [from_token[t, n].item() for t, n in zip(places.overview_tokens, places.tiles, strict=True)]
+    by_tile = len(tiles) / num_tiles
+    return {
+        "right_tile": (sum(right) / len(right), 1 / num_tiles),
+        "tiles": (read[tiles].sum().item(), by_tile),
+        "tokens": (sum(read[n, t].item() for n, t in tokens), len(tokens) / (num_tiles * num_tokens)),
+        "hits": (float(read.sum(-1).argmax().item() in tiles.tolist()), by_tile),
+    }
+
+
+def _partners(places: Sequence[_Places]) -> list[int | None]:
+    """For each image the next one of the same canvas, round about; None where there is no other."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for index, place in enumerate(places):
+        alike.setdefault(place.grid, []).append(index)
+    following = {a: b for group in alike.values() if len(group) > 1 for a, b in zip(group, group[1:] + group[:1])}  # noqa: B905
+    return [following.get(index) for index in range(len(places))]
+
+
+def _pointing(own: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]], seed: int) -> Pointing:
+    shares: NDArray[Any] = np.array([share for share, _ in own])
+    resampled = np.concatenate([shares[drawn].mean(-1) for drawn in draw(len(shares), NUM_RESAMPLES, seed)])
+    return Pointing(
+        share=interval(float(shares.mean()), resampled),
+        chance=float(np.mean([chance for _, chance in own])),
+        elsewhere=float(np.mean([share for share, _ in other])) if other else float("nan"),
+    )

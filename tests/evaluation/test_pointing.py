@@ -1,0 +1,110 @@
+"""The pointing game on attention of known place."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pallava.evaluation.pointing import Read, play
+from pallava.tiling import TileSpec
+
+SPEC = TileSpec(32, (0.5,) * 3, (0.5,) * 3)
+SIZE = (96, 64)  # 3 x 2 tiles exactly; 4 x 4 tokens of 8 pixels each
+
+
+def evenly() -> torch.Tensor:
+    return torch.full((2, 16, 6, 16), 1 / 96)
+
+
+def on(tile: int, token: int) -> torch.Tensor:
+    attention = torch.zeros(2, 16, 6, 16)
+    attention[:, :, tile, token] = 1.0
+    return attention
+
+
+def test_even_attention_is_chance() -> None:
+    found = play([Read(evenly(), SIZE, ((40.0, 40.0), (5.0, 5.0)))], SPEC)
+    expected = {"right_tile": 1 / 6, "tiles": 2 / 6, "tokens": 2 / 96}
+    for name, chance in expected.items():
+        assert found[name].share.value == pytest.approx(chance)
+        assert found[name].chance == pytest.approx(chance)
+
+
+# (40, 40) lies on the middle tile of the lower row, number 4, and there at (8, 8): token 5 of 4 x 4.
+@pytest.mark.parametrize(("tile", "token", "shares"), [(4, 5, (1, 1, 1)), (4, 0, (1, 1, 0)), (1, 5, (0, 0, 0))])
+def test_attention_on_one_token(tile: int, token: int, shares: tuple[int, int, int]) -> None:
+    found = play([Read(on(tile, token), SIZE, ((40.0, 40.0),))], SPEC)
+    values = tuple(found[name].share.value for name in ("right_tile", "tiles", "tokens"))
+    assert values == shares
+    assert found["hits"].share.value == shares[1]
+
+
+def test_the_overview_token_over_the_thing_counts_alone() -> None:
+    """(40, 40) is 0.42 and 0.63 of the way: column 1, row 2 of the overview's 4 x 4, token 9."""
+    attention = on(0, 0)
+    attention[:, 9] = on(4, 5)[:, 9]
+    found = play([Read(attention, SIZE, ((40.0, 40.0),))], SPEC)
+    assert found["right_tile"].share.value == 1
+    assert found["tiles"].share.value == pytest.approx(1 / 16)
+
+
+def test_padding_of_the_canvas_shifts_places() -> None:
+    """96 x 44 fills 3 x 2 tiles in width and leaves 10 pixels above and below."""
+    (row_above,) = (play([Read(on(1, token), (96, 44), ((40.0, 1.0),))], SPEC) for token in (1 * 4 + 1,))
+    assert row_above["tokens"].share.value == 1
+
+
+def test_attention_of_another_picture() -> None:
+    """What always looks at one tile does no better on its own picture than on another's."""
+    reads = [Read(on(4, 5), SIZE, ((40.0, 40.0),)), Read(on(4, 5), SIZE, ((5.0, 5.0),))]
+    found = play(reads, SPEC)["right_tile"]
+    assert found.share.value == found.elsewhere == 0.5
+    looking = [reads[0], replace(reads[1], attention=on(0, 0))]
+    found = play(looking, SPEC)["right_tile"]
+    assert (found.share.value, found.elsewhere) == (1.0, 0.0)
+
+
+def test_the_benchmark_on_a_drawn_demo(tmp_path, capsys) -> None:
+    import dataclasses
+    import importlib.util
+    from pathlib import Path
+
+    import numpy as np
+    from PIL import Image
+    from transformers import AutoTokenizer
+
+    from pallava.demo.micrographs import draw, random_facts
+    from pallava.model import PALLaVAProcessor, load_image_processor
+    from tests.model.test_encoders import whole_model
+    from tests.smoke.tiny import save_parts
+
+    parts = save_parts(tmp_path)
+    whole_model("clip", tmp_path / "encoder").save_pretrained(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(parts["llm"])
+    PALLaVAProcessor(load_image_processor(tmp_path / "encoder"), tokenizer, "qwen_chat").save_pretrained(
+        tmp_path / "model"
+    )
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    records = []
+    for number in range(4):
+        rng = np.random.default_rng(number)
+        facts = dataclasses.replace(random_facts(rng), mitosis=number % 2 == 0)
+        micrograph = draw(facts, rng)
+        Image.fromarray(micrograph.pixels).save(tmp_path / "data" / "images" / f"{number}.png")
+        regions = [dataclasses.asdict(region) for region in micrograph.regions]
+        records.append({"name": f"{number}.png", "facts": dataclasses.asdict(facts), "regions": regions, "columns": 3})
+    (tmp_path / "data" / "test.json").write_text(json.dumps(records))
+
+    path = Path(__file__).parents[2] / "benchmarks" / "pointing.py"
+    spec = importlib.util.spec_from_file_location("pointing_benchmark", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.main([str(tmp_path), "--json", str(tmp_path / "out.json")]) == 0
+    assert capsys.readouterr().out.lstrip().startswith("mitotic figure (2 pictures)")
+    found = json.loads((tmp_path / "out.json").read_text())["mitotic figure"]["right_tile"]
+    assert 0 <= found["share"]["value"] <= 1
+    assert found["chance"] == pytest.approx(1 / 6)
+    assert module.main([str(tmp_path / "nowhere")]) == 2

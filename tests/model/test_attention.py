@@ -1,0 +1,90 @@
+"""Attention to the tiles, computed beside the model: it is the model's own, and adds up."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pallava.errors import PallavaError
+from pallava.model import ScaleInvariantConnector, ScaleInvariantConnectorConfig
+from pallava.model.attention import Eyes, cross_attention, load_eyes, read_tiles
+from pallava.model.similarity import embed_patches
+from tests.model import golden
+from tests.model.test_encoders import pixels_of, whole_model
+
+
+def connector() -> ScaleInvariantConnector:
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
+    config = ScaleInvariantConnectorConfig(8, 16, cross_attention_layers=[0, 2], initializer_range=0.5, **sizes)
+    return ScaleInvariantConnector(config).eval()
+
+
+def test_attention_by_hand() -> None:
+    """Of the first layer: softmax of the scaled products of queries and keys, averaged over the heads."""
+    model, overview, tiles = connector(), torch.randn(1, 4, 8), torch.randn(1, 12, 8)
+    attention = cross_attention(model, overview, tiles)
+    assert attention.shape == (1, 2, 4, 12)  # two of three layers read tiles
+    torch.testing.assert_close(attention.sum(-1), torch.ones(1, 2, 4))
+    layer = model.qformer.encoder.layer[0]
+    hidden = layer.attention(model.qformer.layernorm(overview))[0]
+    cross = layer.crossattention.attention
+    query, key = cross.query(hidden).view(4, 2, 4), cross.key(tiles).view(12, 2, 4)
+    scores = torch.einsum("qhd,khd->hqk", query, key) / 4**0.5
+    torch.testing.assert_close(attention[0, 0], scores.softmax(-1).mean(0))
+
+
+def test_the_ordinary_path_computes_no_attention_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = connector()
+    asked = []
+    forward = model.qformer.forward
+    monkeypatch.setattr(model.qformer, "forward", lambda **given: asked.append(given) or forward(**given))
+    model(torch.randn(1, 4, 8), torch.randn(1, 12, 8))
+    assert not asked[0].get("output_attentions")
+
+
+def test_a_tile_that_is_attended_to_changes_the_picture() -> None:
+    """Tiles keep their order: the attention on a tile follows it to another place."""
+    model = connector()
+    overview, tiles = torch.randn(1, 4, 8), torch.randn(1, 3, 4, 8)
+    here = cross_attention(model, overview, tiles.flatten(1, 2)).unflatten(-1, (3, 4))
+    there = cross_attention(model, overview, tiles[:, [2, 0, 1]].flatten(1, 2)).unflatten(-1, (3, 4))
+    torch.testing.assert_close(there, here[..., [2, 0, 1], :])
+
+
+@pytest.mark.parametrize("kind", ["clip", "timm_folder"])
+def test_eyes_are_those_of_the_whole_model(kind: str, tmp_path: Path) -> None:
+    model = whole_model(kind, tmp_path / "encoder")
+    model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
+    eyes = load_eyes(tmp_path / "model")
+    pixels = pixels_of(4)
+    attention = read_tiles(eyes, pixels)
+    own = read_tiles(Eyes(model.config, model.visual_encoder, model.connector), pixels)
+    assert attention.shape == (1, 16, 3, 16)
+    torch.testing.assert_close(attention, own)
+    torch.testing.assert_close(attention.sum((-1, -2)), torch.ones(1, 16))
+
+
+def test_without_cross_attention_there_is_nothing_to_see(tmp_path: Path) -> None:
+    golden.model(tmp_path / "plip", cross=False).save_pretrained(tmp_path / "model")
+    with pytest.raises(PallavaError, match="no cross-attention"):
+        read_tiles(load_eyes(tmp_path / "model"), golden.samples()[0]["tiles"])
+    with pytest.raises(PallavaError, match="No model folder"):
+        load_eyes(tmp_path)
+
+
+def test_patches_in_the_space_of_the_texts() -> None:
+    """A patch passes on its own value: another patch of the tile changes it through earlier layers alone."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    sizes = {"hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+    tower = CLIPVisionModelWithProjection(CLIPVisionConfig(num_hidden_layers=1, projection_dim=12, **sizes)).eval()
+    pixels = pixels_of(1)
+    changed = pixels.clone()
+    changed[..., :8, :8] += 1
+    before, after = embed_patches(tower, pixels), embed_patches(tower, changed)
+    assert before.shape == (1, 16, 12)
+    torch.testing.assert_close(before.norm(dim=-1), torch.ones(1, 16))
+    assert not torch.allclose(before[:, 0], after[:, 0])
+    torch.testing.assert_close(before[:, 1:], after[:, 1:])  # the one layer's attention is left out
