@@ -4,7 +4,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from pallava.model.configuration import PALLaVAConfig
 from pallava.model.connector import ScaleInvariantConnector, ScaleInvariantConnectorConfig
-from pallava.model.encoders import load_encoder, load_image_processor
+from pallava.model.encoder_sources import load_encoder, load_image_processor
 from pallava.model.modeling import PALLaVAForConditionalGeneration
 from pallava.model.processor import PALLaVAProcessor
 from pallava.model.vision import load_plip

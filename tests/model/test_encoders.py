@@ -31,7 +31,8 @@ from pallava.model import (
     load_image_processor,
 )
 from pallava.model.bitsandbytes import block_broken_bitsandbytes
-from pallava.model.encoders import count_tokens, num_tokens, patch_tokens
+from pallava.model.encoder_sources import count_tokens
+from pallava.model.encoders import num_tokens, patch_tokens
 from pallava.tiling import TileSpec
 from tests.model import golden
 
