@@ -7,7 +7,7 @@ the two ways of writing a training file, which run in turns. The published way i
 with Pillow, appends to a list, and writes at the end.
 
 Example:
-  python benchmarks/data_pipeline.py            # 100,000 and 1,000,000 rows, 100,000 pictures: some 15 minutes
+  python benchmarks/data_pipeline.py            # 100,000 and 1,000,000 rows, 100,000 pictures: minutes
   python benchmarks/data_pipeline.py --small    # the same in seconds, for a test
 """
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pallava.errors import PallavaError
 
-_TURNED = "find mirrored test images and those turned by right angles, too (0.7 ms each, beside some 9 for decoding)"
+_TURNED = "find mirrored test images and those turned by right angles, too"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="[NAME=]PATH",
-        help="JSONL of image and caption, or a public set of captions such as quilt=FOLDER; repeatable",
+        help="JSONL of image and caption, or a public set of captions such as quilt-1m=FOLDER; repeatable",
     )
     retrieval.add_argument("--image-folder", type=Path, help="where the images of a JSONL lie (default: beside it)")
     for task in (zero_shot, retrieval):

@@ -10,7 +10,6 @@ Example:
 """
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Draws."""
-    is_whole = _is_pallava(Path(options.model))
+    from pallava.evaluation.encoders import model_kind
+
+    is_whole = model_kind(options.model) == "pallava"
     clip = options.clip or (None if is_whole else options.model)
     _check(options, is_whole, clip)
     from pallava.images import open_image
@@ -72,13 +73,6 @@ def _check(options: argparse.Namespace, is_whole: bool, clip: str | None) -> Non
             if Path(str(clip)).exists()
             else f"No model at {clip}: the path does not exist."
         )
-
-
-def _is_pallava(folder: Path) -> bool:
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type") == "pallava"
-    except (OSError, ValueError):
-        return False
 
 
 def _attention_panels(folder: str, image: Any) -> list["Panel"]:

@@ -8,7 +8,6 @@ of the training files and the settings; ``pallava data prepare`` writes one wher
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pallava.data.encoding import Settings, encode_row, hash_of
+from pallava.data.hashing import file_hash
 from pallava.data.records import RecordFile
 from pallava.errors import PallavaError
 
@@ -229,14 +229,7 @@ def _check_settings(folder: Path, found: Mapping[str, Any], expected: Settings) 
 
 
 def _cache_key(files: list[Path], settings: Settings) -> str:
-    contents = []
-    for file in files:
-        with file.open("rb") as stream:
-            digest = hashlib.sha256()
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-        contents.append(digest.hexdigest())
-    return hash_of([_FORMAT, contents, dataclasses.asdict(settings)])[:32]
+    return hash_of([_FORMAT, [file_hash(file) for file in files], dataclasses.asdict(settings)])[:32]
 
 
 def _default_cache() -> Path:

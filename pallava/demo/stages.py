@@ -13,7 +13,7 @@ from pallava.config_files import find_config
 from pallava.errors import PallavaError
 
 FAST_PRECISION = ("--cfg-options", "model.llm.torch_dtype=bfloat16")
-"""Options that keep the frozen language model in bf16: 1.4 times the steps where `computes_in_bf16`."""
+"""Options that keep the frozen language model in bf16, for more steps in the same time where `computes_in_bf16`."""
 
 _ITERATION = re.compile(r"Iter\(train\)\s*\[\s*(\d+)/(\d+)\].*?loss: ([\d.]+|nan)")
 

@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pallava.errors import PallavaError
-from pallava.model.checkpoints import load_strictly, read_weights, rename_keys
+from pallava.model.checkpoints import load_strictly, read_json, read_weights, rename_keys
 from pallava.model.clip_files import DESCRIPTION, WEIGHTS, read_description
+from pallava.model.vision import find_image_processor
 from pallava.tiling import TileSpec
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Encoder:
 def model_kind(source: str) -> str:
     """Tells a folder of the whole PA-LLaVA ("pallava"), which answers, from an encoder ("encoder"), which embeds."""
     config = Path(source) / "config.json"
-    return "pallava" if config.is_file() and _read_json(config).get("model_type") == "pallava" else "encoder"
+    return "pallava" if config.is_file() and read_json(config).get("model_type") == "pallava" else "encoder"
 
 
 def load_encoder(
@@ -115,7 +116,7 @@ def from_open_clip(
 def _open_clip_folder(folder: Path, device: str) -> Encoder:
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
-    values = next(_read_json(folder / name) for name in _DESCRIPTIONS if (folder / name).is_file())
+    values = next(read_json(folder / name) for name in _DESCRIPTIONS if (folder / name).is_file())
     weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), folder)
     model, tokenize = _build_open_clip(values.get("model_cfg", values), weights)
     stored = values.get("preprocess_cfg") or _beside(folder)
@@ -174,7 +175,7 @@ def _hugging_face_folder(folder: Path, device: str) -> Encoder:
 
     from pallava.model import load_image_processor
 
-    kind = _read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
+    kind = read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
     if kind != "clip":
         _refuse(folder, kind)
     config = CLIPConfig.from_pretrained(folder)
@@ -219,28 +220,18 @@ def _refuse(folder: Path, kind: object) -> NoReturn:
 
 def _beside(folder: Path) -> dict[str, Any]:
     """The preprocessing that a Hugging Face image processor beside the weights holds."""
-    from pallava.model import load_image_processor
-
-    for place in (folder, folder / "encoder"):
-        if (place / "preprocessor_config.json").is_file():
-            spec = TileSpec.from_image_processor(load_image_processor(place))
-            is_bicubic = spec.resample == Image.Resampling.BICUBIC
-            interpolation = "bicubic" if is_bicubic else "bilinear"
-            return {"size": spec.size, "mean": spec.mean, "std": spec.std, "interpolation": interpolation}
-    return {}
+    processor = find_image_processor(folder)
+    if processor is None:
+        return {}
+    spec = TileSpec.from_image_processor(processor)
+    interpolation = "bicubic" if spec.resample == Image.Resampling.BICUBIC else "bilinear"
+    return {"size": spec.size, "mean": spec.mean, "std": spec.std, "interpolation": interpolation}
 
 
 def _own_preprocessing(model: Any) -> PreprocessCfg:
     from open_clip.transform import PreprocessCfg
 
     return PreprocessCfg(**model.visual.preprocess_cfg)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PallavaError(f"{path} is not JSON ({error}).") from None
 
 
 def _trimmed(image: Image.Image) -> Image.Image:

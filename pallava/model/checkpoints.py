@@ -4,6 +4,7 @@ The only reader of foreign weight files. Nothing in a file is ever executed: saf
 ``weights_only`` unpickler with a short list of harmless names, whose objects are replaced by an empty stand-in.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,6 +86,18 @@ def read_weights(source: str | os.PathLike[str]) -> StateDict:
         raise PallavaError(f"No weights at {path}: the path does not exist. Give a checkpoint file or folder.")
     path = newest_checkpoint(path)
     return _read_folder(path) if path.is_dir() else _read_file(path)
+
+
+def read_json(path: Path) -> Any:
+    """Reads what describes weights, such as ``config.json``.
+
+    Raises:
+        PallavaError: It is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no UTF-8, or no JSON
+        raise PallavaError(f"{path} is not JSON ({error}).") from None
 
 
 def read_tensors(folder: str | os.PathLike[str], prefixes: tuple[str, ...]) -> StateDict:

@@ -12,7 +12,6 @@ import torch
 from accelerate import init_empty_weights
 from transformers import (
     CLIPConfig,
-    CLIPImageProcessor,
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -20,7 +19,7 @@ from transformers import (
 )
 
 from pallava.errors import PallavaError
-from pallava.model.checkpoints import StateDict, load_strictly, read_weights
+from pallava.model.checkpoints import StateDict, load_strictly, read_json, read_weights
 from pallava.model.clip_conversion import (
     Form,
     convert_state,
@@ -29,7 +28,7 @@ from pallava.model.clip_conversion import (
     huggingface_vision_config,
     open_clip_description,
 )
-from pallava.model.vision import load_image_processor
+from pallava.model.vision import find_image_processor, make_image_processor
 from pallava.tiling import TileSpec
 
 DESCRIPTION, WEIGHTS = "open_clip.json", "open_clip.pt"
@@ -126,13 +125,8 @@ def load_projected_vision(source: str | os.PathLike[str], model: str = "") -> CL
 
 def projected_tile_spec(source: str | os.PathLike[str], tower: CLIPVisionModelWithProjection) -> TileSpec:
     """The preprocessing beside a CLIP, or CLIP's own at the size of its vision tower."""
-    for place in (Path(source), Path(source) / "encoder"):
-        if (place / "preprocessor_config.json").is_file():
-            return TileSpec.from_image_processor(load_image_processor(place))
-    side = tower.config.image_size
-    return TileSpec.from_image_processor(
-        CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    )
+    processor = find_image_processor(source) or make_image_processor(tower.config.image_size)
+    return TileSpec.from_image_processor(processor)
 
 
 def _read(source: Path, model: str) -> tuple[StateDict, AnyConfig]:
@@ -154,10 +148,7 @@ def _read(source: Path, model: str) -> tuple[StateDict, AnyConfig]:
 
 
 def _read_config(path: Path) -> AnyConfig:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PallavaError(f"{path} is not JSON ({error})") from None
+    values = read_json(path)
     if "vision_config" in values:
         return CLIPConfig.from_dict(values)
     if "hidden_size" not in values:
@@ -198,14 +189,7 @@ _WRITERS: Mapping[Form, Callable[[StateDict, AnyConfig, Path], None]] = {
 def _write_preprocessing(source: Path, config: AnyConfig, folder: Path) -> None:
     """What lies beside the source, or CLIP's own at the tower's size."""
     vision = config.vision_config if isinstance(config, CLIPConfig) else config
-    places = [place for place in (source, source / "encoder") if (place / "preprocessor_config.json").is_file()]
-    if places:
-        load_image_processor(places[0]).save_pretrained(folder)
-        return
-    from transformers import CLIPImageProcessor
-
-    side = vision.image_size
-    CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(folder)
+    (find_image_processor(source) or make_image_processor(vision.image_size)).save_pretrained(folder)
 
 
 def _write_tokenizer(source: Path, config: CLIPConfig, folder: Path) -> None:

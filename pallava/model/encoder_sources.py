@@ -1,6 +1,5 @@
 """Opening visual encoders of every kind from the places their weights come from, and the tiles they want."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +12,10 @@ from transformers import CLIPImageProcessor
 
 from pallava.errors import PallavaError
 from pallava.model import vision
-from pallava.model.checkpoints import StateDict, load_strictly, read_weights, strip_prefix
+from pallava.model.checkpoints import StateDict, load_strictly, read_json, read_weights, strip_prefix
 from pallava.model.encoders import ENCODERS, adapter_of, encoder_config, num_tokens
 from pallava.model.timm_encoder import SCHEME, open_timm, open_timm_folder, timm_patch_size, timm_tile_spec
-from pallava.model.vision import load_plip
+from pallava.model.vision import load_plip, make_image_processor
 from pallava.tiling import TileSpec
 
 
@@ -94,12 +93,7 @@ def count_tokens(source: str | os.PathLike[str], **options: Any) -> int:
 def _description(folder: Path) -> dict[str, Any]:
     """What ``config.json`` says; nothing where there is none, which the reader of PLIP explains."""
     file = folder / "config.json"
-    if not file.is_file():
-        return {}
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PallavaError(f"{file} is not JSON ({error}).") from None
+    values = read_json(file) if file.is_file() else {}
     return values if isinstance(values, dict) else {}
 
 
@@ -151,23 +145,15 @@ def _transformers_tile_spec(folder: Path, description: Mapping[str, Any]) -> Til
     """The preprocessing beside the weights, which may be that of another class than CLIP's."""
     file = folder / "preprocessor_config.json"
     size = description.get("vision_config", description).get("image_size", 224)
-    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    values = read_json(file) if file.is_file() else {}
     if "crop_size" in values and values.get("do_center_crop", True):
         size = values["crop_size"]
     elif "size" in values:
         size = values["size"]
     side = size if isinstance(size, int) else size.get("height", size.get("shortest_edge"))
     known = {key: values[key] for key in ("image_mean", "image_std", "resample", "rescale_factor") if key in values}
-    return TileSpec.from_image_processor(
-        CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}, **known)
-    )
+    return TileSpec.from_image_processor(make_image_processor(side, **known))
 
 
 def _processor(spec: TileSpec) -> CLIPImageProcessor:
-    return CLIPImageProcessor(
-        size={"shortest_edge": spec.size},
-        crop_size={"height": spec.size, "width": spec.size},
-        resample=spec.resample,
-        image_mean=list(spec.mean),
-        image_std=list(spec.std),
-    )
+    return make_image_processor(spec.size, resample=spec.resample, image_mean=list(spec.mean), image_std=list(spec.std))

@@ -41,11 +41,7 @@ def fuse(
     is_image = (input_ids == IMAGE_TOKEN_INDEX) & mask.bool()
     is_text = (input_ids != IMAGE_TOKEN_INDEX) & mask.bool()
     num_images = 0 if visual_tokens is None else len(visual_tokens)
-    if int(is_image.sum()) != num_images:
-        raise PallavaError(
-            f"The text holds {int(is_image.sum())} image marker(s), but {num_images} image(s) were given: "
-            "each image needs exactly one <image> in the text."
-        )
+    _check_markers(int(is_image.sum()), num_images)
     num_tokens = 1 if visual_tokens is None else visual_tokens.shape[1]
     spans = mask + is_image * (num_tokens - 1)  # how many positions each token takes
     starts = spans.cumsum(1) - spans  # (B, L)
@@ -73,3 +69,11 @@ def fuse(
         padded = torch.full((len(input_ids), total), IGNORE_INDEX, device=input_ids.device)
         fused["labels"] = padded.index_put((rows[is_text], starts[is_text]), labels.to(input_ids)[is_text])
     return fused
+
+
+def _check_markers(num_markers: int, num_images: int) -> None:
+    if num_markers != num_images:
+        raise PallavaError(
+            f"The text holds {num_markers} image marker(s), but {num_images} image(s) were given: "
+            "each image needs exactly one <image> in the text."
+        )

@@ -213,19 +213,9 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
         generate_kwargs.setdefault("generation_config", self.generation_config)
         return self.llm.generate(**fused, **generate_kwargs)
 
-    def fuse(
-        self,
-        input_ids: Tensor,
-        visual_tokens: Tensor | None,
-        *,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        left: bool | None = None,
-    ) -> dict[str, Tensor]:
-        """Puts visual tokens in the place of the image markers; see `pallava.model.fusion.fuse`."""
-        input_ids = input_ids.to(self.device)
-        embed = self.llm.get_input_embeddings()
-        return fuse(embed, input_ids, visual_tokens, attention_mask=attention_mask, labels=labels, left=left)
+    def fuse(self, input_ids: Tensor, visual_tokens: Tensor | None, **options: Any) -> dict[str, Tensor]:
+        """Puts visual tokens in the place of the image markers; options as of `pallava.model.fusion.fuse`."""
+        return fuse(self.llm.get_input_embeddings(), input_ids.to(self.device), visual_tokens, **options)
 
     def use_end_tokens(self, ids: Sequence[int]) -> None:
         """Makes `generate` stop at these tokens, beside those of the language model."""

@@ -1,7 +1,6 @@
 """PLIP, the pathology encoder: transformers' `CLIPVisionModel`, from any of the places its weights come from."""
 
 import copy
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from pallava.errors import PallavaError
-from pallava.model.checkpoints import PLIP_RENAMES, load_strictly, read_weights, rename_keys
+from pallava.model.checkpoints import PLIP_RENAMES, load_strictly, read_json, read_weights, rename_keys
 from pallava.model.clip_conversion import huggingface_vision_config, open_clip_to_huggingface
 
 # Towers and heads of a whole CLIP that PA-LLaVA does not read.
@@ -59,8 +58,18 @@ def load_image_processor(source: str | os.PathLike[str]) -> CLIPImageProcessor:
         return CLIPImageProcessor.from_pretrained(folder)
     if not (folder / "config.json").is_file():
         raise PallavaError(f"No visual encoder at {folder}: expected a folder with config.json.")
-    size = _vision_config(folder).image_size
-    return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    return make_image_processor(_vision_config(folder).image_size)
+
+
+def make_image_processor(size: int, **values: Any) -> CLIPImageProcessor:
+    """Preprocessing to squares of a side in pixels; CLIP's own but for the values given, such as `image_mean`."""
+    return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **values)
+
+
+def find_image_processor(source: str | os.PathLike[str]) -> CLIPImageProcessor | None:
+    """The preprocessing beside a CLIP's weights, or in the ``encoder`` folder of a training; None if there is none."""
+    places = (Path(source), Path(source) / "encoder")
+    return next((load_image_processor(each) for each in places if (each / "preprocessor_config.json").is_file()), None)
 
 
 def patch_tokens(encoder: CLIPVisionModel, pixel_values: Tensor, layer: int = -2) -> Tensor:
@@ -94,10 +103,7 @@ def first_layers(trunk: nn.Module, name: str, layer: int) -> Any:
 
 
 def _vision_config(folder: Path) -> CLIPVisionConfig:
-    try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PallavaError(f"{folder / 'config.json'} is not JSON ({error}).") from None
+    values = read_json(folder / "config.json")
     values = values.get("vision_config", values)
     known = {"hidden_size", "intermediate_size", "num_hidden_layers", "patch_size", "image_size"}
     if not known & values.keys():

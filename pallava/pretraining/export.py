@@ -12,6 +12,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModel
 from pallava.model.checkpoints import load_strictly, read_weights
 from pallava.model.clip_conversion import huggingface_vision_config, open_clip_to_huggingface
 from pallava.model.clip_files import DESCRIPTION, WEIGHTS
+from pallava.model.vision import make_image_processor
 
 RUN = "run"
 """Of the trainer's own folder inside ours: logs, parameters, checkpoints."""
@@ -46,9 +47,8 @@ def image_processor(preprocessing: Mapping[str, Any]) -> CLIPImageProcessor:
     """Gives open_clip's preprocessing as transformers knows it."""
     size = preprocessing["size"]
     side = size if isinstance(size, int) else size[0]
-    return CLIPImageProcessor(
-        size={"shortest_edge": side},
-        crop_size={"height": side, "width": side},
+    return make_image_processor(
+        side,
         resample=_RESAMPLE[preprocessing["interpolation"]],
         image_mean=list(preprocessing["mean"]),
         image_std=list(preprocessing["std"]),

@@ -1,17 +1,16 @@
 """From pairs of image and caption to what open_clip's trainer reads: a table, or WebDataset shards."""
 
 import csv
-import hashlib
 import io
 import json
 import tarfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
+from pallava.data.hashing import file_hash
 from pallava.data.training_file import Summary, write_training_file
 from pallava.errors import PallavaError
 from pallava.images import open_image
@@ -71,18 +70,9 @@ def hash_of(source: Path) -> str:
         PallavaError: The file cannot be read.
     """
     try:
-        with source.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slow(file)
+        return file_hash(source)
     except OSError as error:
         raise PallavaError(f"cannot read the pairs '{source}': {error.strerror}") from None
-
-
-def _slow(file: Any) -> str:
-    """`hashlib.file_digest` of Python 3.10."""
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _write_table(source: Path, image_folder: Path, folder: Path) -> Summary:

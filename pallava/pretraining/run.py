@@ -158,10 +158,9 @@ def _content(settings: Pretraining, launch: Launch) -> dict[str, Any]:
     """What a training that goes on must have in common with its beginning."""
     model: Any = settings.model
     if settings.model.endswith(".json"):
-        try:
-            model = json.loads(Path(settings.model).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise PallavaError(f"cannot read the model description {settings.model}: {error}") from None
+        from pallava.model.clip_files import read_description
+
+        model = read_description(settings.model)
     return {
         "pairs": hash_of(settings.pairs),
         "image_folder": str(settings.image_folder.resolve()),

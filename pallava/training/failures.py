@@ -12,7 +12,7 @@ def tell_in_a_sentence() -> None:
 
     def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if isinstance(error, PallavaError):
-            print(f"error: {sentence_of(error)}", file=sys.stderr, flush=True)  # noqa: T201 - the end of a command
+            sys.stderr.write(f"error: {sentence_of(error)}\n")
         else:
             before(kind, error, trace)
 

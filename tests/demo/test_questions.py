@@ -71,3 +71,10 @@ def test_the_overviews_caption_does_not_name_what_its_scaling_hides():
         "tile PAS dense glands one necrosis no inflammation no mitotic bars"
     )
     assert "mitotic" not in view_caption(ONE, regions, overview=True)
+
+
+def test_a_caption_on_figures_names_nothing_else_where_there_is_one():
+    regions = [Region("gland", 5, 5, 3), Region("figure", 9, 9, 2)]
+    assert view_caption(ONE, regions, overview=False, on_figures=True) == "mitotic bars"
+    without = view_caption(ONE, regions[:1], overview=False, on_figures=True)
+    assert without == "tile PAS dense glands one necrosis no inflammation no"

@@ -21,3 +21,13 @@ def test_data_pipeline(tmp_path: Path) -> None:
     assert re.search(r"\d+ pictures a second and core", result.stdout)
     assert re.search(r"ratio of the medians: \d+\.\d\d", result.stdout)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_encode() -> None:
+    command = [sys.executable, str(BENCHMARKS / "encode.py"), "--small"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in ("pallava, whole tower", "pallava, tokens of layer -2", "open_clip", "transformers"):
+        row = next(line for line in done.stdout.splitlines() if line.startswith(name))
+        assert float(row.split()[-2]) > 0
+    assert "images per second (at least 0.97:" in done.stdout

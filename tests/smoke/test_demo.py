@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from pallava.demo.stages import computes_in_bf16
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+CONFIG = "pallava_instruction_tuning.py"
+
 pytestmark = pytest.mark.smoke
 
 KEYS = {
@@ -38,6 +43,13 @@ def test_every_step_runs_once(tmp_path):
     assert 'src="data:image/png' in page
     assert "not for diagnosis" in page
     assert (tmp_path / "demo" / "model" / "model.safetensors").is_file()
+    half = "torch_dtype='bfloat16'"
+    assert (half in (tmp_path / "demo" / "stage2" / CONFIG).read_text()) is computes_in_bf16()
+
+    pointing = [sys.executable, str(BENCHMARKS / "pointing.py"), "demo"]
+    told = subprocess.run(pointing, cwd=tmp_path, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert "chance  elsewhere" in told.stdout
 
     again = demo(tmp_path)
     assert again.returncode == 0, again.stderr

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
-from pallava.data.clean.item_keys import file_hash, image_key
+from pallava.data.clean.item_keys import image_key
+from pallava.data.hashing import file_hash
 from pallava.errors import PallavaError
 from pallava.images import ImageError, open_image
 from pallava.judge_prompts import CLIP_VERSION, OTHER_CAPTIONS, PATHOLOGY_CAPTIONS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,6 +14,7 @@ from PIL import Image
 
 from pallava.data.clean.duplicates import perceptual_hash
 from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
+from pallava.data.hashing import file_hash
 from pallava.data.parallel import batches, start_worker
 from pallava.data.training_file import MAX_PIXELS
 from pallava.errors import PallavaError
@@ -29,7 +29,6 @@ _MIN_GLASS, _MAX_GLASS_CHROMA = 220, 20  # of 255: bright and colourless is glas
 _MAX_BLACK = 25
 _EVEN = 6  # of 255: how far a pixel of an even ground lies from the median
 _CHUNK = 8
-_CHUNK_BYTES = 1 << 20
 
 
 class ImageFilter:
@@ -133,7 +132,7 @@ def check_image(path: str, folders: Sequence[str]) -> Score:
         width, height = image_size(path)
         if width * height > MAX_PIXELS:
             return {"problem": "too_large", "width": width, "height": height}
-        digest = _sha256(path)
+        digest = file_hash(path)
         image = open_image(path, max_pixels=MAX_PIXELS)
     except (ImageError, OSError, ValueError) as error:
         return {"problem": _problem(path, error)}
@@ -162,14 +161,6 @@ def background_share(image: Image.Image) -> float:
 def _is_inside(path: str, folders: Sequence[str]) -> bool:
     real = os.path.realpath(path)
     return any(os.path.commonpath([os.path.realpath(folder), real]) == os.path.realpath(folder) for folder in folders)
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:  # noqa: PTH123 - the path is a string all the way
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _problem(path: str, error: Exception) -> str:

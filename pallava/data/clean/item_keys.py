@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 from pallava.data.clean.filters import Item
+from pallava.data.hashing import file_hash
 from pallava.errors import PallavaError
 
 
@@ -28,16 +28,3 @@ def image_key(item: Item) -> str:
         raise PallavaError(
             f"cannot read image '{item.path}': {error.strerror}; put the filter 'image' first, which drops such rows"
         ) from None
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-        OSError: It cannot be read.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

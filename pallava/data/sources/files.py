@@ -105,6 +105,18 @@ def tidy(text: str) -> str:
     return printable(text).strip(_SPACES)
 
 
+def image_and_caption(row: dict[str, Any]) -> tuple[str, str]:
+    """Takes both out of a row of ``{"image", "caption"}``.
+
+    Raises:
+        RowDropped: One is missing, or the caption is empty.
+    """
+    image, caption = text_of(row, "image"), text_of(row, "caption")
+    if not caption:
+        raise RowDropped("empty_caption", f"the caption of {image!r} is empty")
+    return image, caption
+
+
 def text_of(row: dict[str, Any], *keys: str) -> str:
     """Takes text out of a row, by the first of the keys that it has.
 

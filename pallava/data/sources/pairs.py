@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pallava.data.records import Record as Row
 from pallava.data.sources.base import Pair, Part, Record, RowDropped, Source
-from pallava.data.sources.files import as_object, json_rows, not_found, pick_split, text_of
+from pallava.data.sources.files import as_object, image_and_caption, json_rows, not_found, pick_split
 from pallava.errors import PallavaError
 
 
@@ -34,9 +34,7 @@ class Pairs(Source):
 
     def _convert(self, row: Row, part: Part) -> Sequence[Record]:
         value = as_object(row.value)
-        image, caption = text_of(value, "image"), text_of(value, "caption")
-        if not caption:
-            raise RowDropped("empty_caption", f"the caption of {image!r} is empty")
+        image, caption = image_and_caption(value)
         return [Pair(self.name, f"{row.index:07d}", image, caption)]
 
 

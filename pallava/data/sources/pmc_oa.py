@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from pallava.data.records import Record as Row
 from pallava.data.sources.base import Pair, Part, Record, RowDropped, Source
-from pallava.data.sources.files import as_object, json_rows, not_found, pick_split, text_of
+from pallava.data.sources.files import as_object, image_and_caption, json_rows, not_found, pick_split
 
 _FILES = ("pmc_oa.jsonl", "pmc_oa_beta.jsonl")
 _OLD_FILES = ("train.jsonl", "valid.jsonl", "test.jsonl")
@@ -38,9 +38,7 @@ class PMCOA(Source):
 
     def _convert(self, row: Row, part: Part) -> Sequence[Record]:
         value = as_object(row.value)
-        image, caption = text_of(value, "image"), text_of(value, "caption")
-        if not caption:
-            raise RowDropped("empty_caption", f"the caption of {image!r} is empty")
+        image, caption = image_and_caption(value)
         row_id = f"{part.split}-{row.index:07d}".removeprefix("-")
         metadata = {key: value[key] for key in ("pmcid", "url_name") if isinstance(value.get(key), str)}
         return [Pair(self.name, row_id, image, caption, metadata)]
