@@ -119,10 +119,10 @@ def test_no_server_at_all() -> None:
 
 @pytest.mark.usefixtures("quick_retries")
 def test_a_server_that_dies_is_told_after_the_answers_it_gave() -> None:
-    with stub_endpoint(lambda text, before: Act("fine") if text < "q2" else Act(status=503)) as server:
+    with stub_endpoint(lambda text, before: Act("fine") if text in ("q0", "q1") else Act(status=503)) as server:
         seen: list[tuple[int, Answer]] = []
         with pytest.raises(PallavaError, match="stopped answering: the last 8 requests failed.*503"):
-            seen.extend(endpoint(server, concurrency=2, max_retries=0).iter_answers(texts(10) * 5))
+            seen.extend(endpoint(server, concurrency=2, max_retries=0).iter_answers(texts(50)))
     assert sum(isinstance(answer, Reply) for _, answer in seen) == sum(server.answered.values()) >= 2
     assert sum(server.prompts.values()) < 15
 
