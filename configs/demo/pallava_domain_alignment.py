@@ -12,7 +12,7 @@ __import__("pallava.training")
 
 # A value that the published config computed from another one has its full key here: it would keep the old one.
 llm_name_or_path = model.llm.pretrained_model_name_or_path = "./demo/llm"
-plip_path = model.visual_encoder.source = "./demo/plip"
+plip_path = model.visual_encoder.source = "./demo/plip/encoder"
 data_path = train_dataloader.dataset.data_path = "./demo/data/domain_alignment.jsonl"
 image_folder = train_dataloader.dataset.image_folder = "./demo/data/images"
 sample_images = custom_hooks[1].images = ["./demo/data/sample.png"]

@@ -1,13 +1,15 @@
 """The demo's pictures and texts on disk: drawn, cut and written here, read by the later steps.
 
-``images/`` holds every picture; ``train.json`` and ``test.json`` say what is on them; ``captions.json`` is what
-`tools/dataformat.py` reads; ``instruction_tuning.jsonl`` is stage 2's; ``questions.json`` is held out.
+``images/`` holds every picture; ``train.json`` and ``test.json`` say what is on them; ``views.json`` is what PLIP
+learns from, with its pictures in ``views/``; ``captions.json`` is what `tools/dataformat.py` reads;
+``instruction_tuning.jsonl`` is stage 2's; ``questions.json`` is held out.
 """
 
 import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,10 @@ from pallava.demo.fetch import fetch_ihc_picture, fetch_slide
 from pallava.demo.micrographs import Facts, Micrograph, Region, draw, random_facts
 from pallava.demo.questions import CAPTION_PROMPTS, TestQuestion, caption, held_out_questions, training_turns
 from pallava.demo.real import crops, measured_caption
-from pallava.demo.settings import DemoSettings
-from pallava.demo.views import Picture
+from pallava.demo.settings import TILE_SIZE, DemoSettings
+from pallava.demo.views import Picture, views
 
-_TRAIN, _TEST, _REAL, _QUESTIONS = range(4)  # streams of random numbers that never meet
+_TRAIN, _TEST, _REAL, _QUESTIONS, _VIEWS = range(5)  # streams of random numbers that never meet
 
 Progress = Callable[[str], None]
 
@@ -52,6 +54,7 @@ def write_material(folder: Path, settings: DemoSettings, progress: Progress = la
         closed_per_kind=settings.closed_per_kind,
         open_per_kind=settings.open_per_kind,
     )
+    _write_views(folder, settings, progress)
     _write_json(folder / "questions.json", [dataclasses.asdict(question) for question in questions])
 
 
@@ -98,6 +101,21 @@ def _record(name: str, micrograph: Micrograph) -> dict[str, Any]:
         "regions": [dataclasses.asdict(region) for region in micrograph.regions],
         "columns": micrograph.grid[0],
     }
+
+
+def _write_views(folder: Path, settings: DemoSettings, progress: Progress) -> None:
+    """Pairs of a view and its caption, all of one size."""
+    (folder / "views").mkdir(exist_ok=True)
+    rng = np.random.default_rng([settings.seed, _VIEWS])
+    pictures = read_pictures(folder, "train")
+    shuffled = [pictures[number] for number in rng.permutation(len(pictures))]
+    pairs: list[dict[str, str]] = []
+    for view, text in islice(views(shuffled, TILE_SIZE, rng), settings.plip_views):
+        pairs.append({"image": f"{len(pairs):06d}.png", "caption": text})
+        Image.fromarray(view).save(folder / "views" / pairs[-1]["image"], compress_level=1)
+        if len(pairs) % 1000 == 0:
+            progress(f"{len(pairs)} of {settings.plip_views} views for the encoder")
+    _write_json(folder / "views.json", pairs)
 
 
 def _cut_real(folder: Path, settings: DemoSettings) -> list[dict[str, Any]]:

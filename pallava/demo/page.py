@@ -11,6 +11,7 @@ from pallava.demo.exam import is_right
 from pallava.demo.material import picture_paths
 from pallava.demo.questions import FINE_DETAIL, TestQuestion
 from pallava.demo.settings import PIXEL_MEAN, PIXEL_STD, TILE_SIZE
+from pallava.demo.stages import plip_losses
 from pallava.images import open_image
 from pallava.report import page as html
 from pallava.report.plots import line_plot
@@ -38,6 +39,8 @@ def write_page(folder: Path, report: dict[str, Any], questions: Sequence[TestQue
         _key_figures(report),
         html.heading("What it was asked", "Held-out synthetic images, and wordings that training never used."),
         _result_table(report, questions),
+        html.heading("What the encoder knows by itself", "Zero-shot: the nearest caption's class, on held-out images."),
+        _plip_table(folder),
         html.heading("Samples", "Each image, what the encoder sees of it, and what the model answers."),
         html.grid(_samples(folder, questions, answers), is_wide=True),
         html.heading("How the trainings went"),
@@ -83,6 +86,19 @@ def _result_table(report: dict[str, Any], questions: Sequence[TestQuestion]) -> 
     return table(["Attribute", "Questions", "Right"], rows)
 
 
+def _plip_table(folder: Path) -> str:
+    report = json.loads((folder / "plip_report.json").read_text())
+    rows = [
+        [
+            attribute,
+            str(report["num_pictures"]),
+            *(percent(report[f"{attribute}_{key}"]) for key in ("accuracy", "accuracy_untrained", "largest_class")),
+        ]
+        for attribute in ("stain", "density")
+    ]
+    return table(["Attribute", "Images", "Trained PLIP", "Untrained", "Largest class"], rows)
+
+
 def _samples(folder: Path, questions: Sequence[TestQuestion], answers: Sequence[str]) -> list[str]:
     """Cards of the pictures with the most questions."""
     paths = picture_paths(folder / "data", "test")
@@ -107,18 +123,17 @@ def _tiled(path: Path) -> str:
 
 
 def _curves(folder: Path) -> list[str]:
-    losses = json.loads((folder / "plip_training" / "losses.json").read_text())
     curves = {
-        "PLIP: contrastive loss": [(float(step), loss) for step, loss in enumerate(losses, 1)],
+        "PLIP: contrastive loss": plip_losses(folder / "logs" / "plip.log"),
         "Stage 1, domain alignment: loss": read_losses(folder / "stage1"),
         "Stage 2, instruction tuning: loss": read_losses(folder / "stage2"),
     }
     return [
         html.card(
             title,
-            line_plot({"loss": points}, x_label="step", y_label="loss", smooth=max(1, len(points) // 25)),
+            line_plot({"loss": points}, x_label=unit, y_label="loss", smooth=max(1, len(points) // 25)),
         )
-        for title, points in curves.items()
+        for (title, points), unit in zip(curves.items(), ("view", "step", "step"), strict=True)
     ]
 
 

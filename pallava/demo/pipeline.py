@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -12,21 +11,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import pallava
 from pallava.config_files import find_config
-from pallava.demo import exam, fetch
+from pallava.demo import exam, fetch, stages
 from pallava.demo.exam import ask, score, shuffled
 from pallava.demo.material import picture_paths, read_pictures, read_questions, write_material
 from pallava.demo.page import write_page
+from pallava.demo.plip_exam import plip_accuracies
 from pallava.demo.questions import FINE_DETAIL
-from pallava.demo.settings import PIXEL_MEAN, PIXEL_STD, PLIP_MODEL, TILE_SIZE, DemoSettings
-from pallava.demo.stages import FAST_PRECISION, checkpoint_of, computes_in_bf16, train_stage
+from pallava.demo.settings import PLIP_MODEL, DemoSettings
+from pallava.demo.stages import FAST_PRECISION, checkpoint_of, computes_in_bf16, pretrain_plip, train_stage
 from pallava.demo.stamps import Step, run_steps
-from pallava.demo.views import view_batches
 from pallava.errors import PallavaError
-from pallava.tiling import TileSpec
 
 Say = Callable[[str], None]
 
@@ -72,15 +68,17 @@ class Demo:
     def _steps(self) -> list[Step]:
         folder, sizes = self.folder, dataclasses.asdict(self.settings)
         configs = [find_config(name) for name in (ALIGNMENT, INSTRUCTION)]
-        code = {name: _sources(name) for name in ("demo", "pretraining", "model", "training", "data")}
+        code = {name: _sources(name) for name in ("demo", "pretraining", "evaluation", "model", "training", "data")}
         drawing = [path for path in code["demo"] if path.name in _DRAWING]
+        plip = [*code["pretraining"], Path(stages.__file__)]
         parts = [*code["model"], *code["training"], *code["data"], *configs]
         rows = self.data / "domain_alignment.jsonl"
         done = "last_checkpoint"
         return [
             Step("fetch", self.fetch, None, [Path(fetch.__file__)], [folder / "llm" / "config.json"]),
             Step("draw", self.draw, sizes, drawing, [self.data / "questions.json"]),
-            Step("plip", self.pretrain, PLIP_MODEL, code["pretraining"], [folder / "plip" / "config.json"]),
+            Step("plip", self.pretrain, PLIP_MODEL, plip, [folder / "plip" / "encoder" / "config.json"]),
+            Step("plip_report", self.examine_plip, None, code["evaluation"], [folder / "plip_report.json"]),
             Step("dataformat", self.format, None, code["data"], [rows]),
             Step("stage1", self.align, None, parts, [folder / "stage1" / done]),
             Step("stage2", self.tune, None, parts, [folder / "stage2" / done]),
@@ -102,31 +100,16 @@ class Demo:
 
     def pretrain(self) -> None:
         """A small PLIP by contrast, on whole pictures and parts of them."""
-        from pallava.model.vision import make_image_processor
-        from pallava.pretraining.plip import PretrainingSettings, train_plip
+        log = self.folder / "logs" / "plip.log"
+        pretrain_plip(self.data, self.folder / "plip", self.settings, log=log, progress=self._progress)
 
-        sizes = self.settings
-        spec = TileSpec(TILE_SIZE, PIXEL_MEAN, PIXEL_STD)
-        batches = view_batches(
-            read_pictures(self.data, "train"),
-            spec,
-            np.random.default_rng(sizes.seed),
-            batch_size=sizes.plip_batch,
-        )
-        settings = PretrainingSettings(
-            "pallava-demo", PLIP_MODEL, sizes.plip_steps, sizes.plip_lr, lock_text=True, seed=sizes.seed
-        )
-        losses = train_plip(
-            batches,
-            settings,
-            self.folder / "plip_training",
-            on_step=lambda step, loss: self._progress(f"step {step} of {sizes.plip_steps}, loss {loss:.3f}"),
-        )
-        _write_json(self.folder / "plip_training" / "losses.json", losses)
-        shutil.rmtree(self.folder / "plip", ignore_errors=True)
-        shutil.copytree(self.folder / "plip_training" / "encoder", self.folder / "plip")
-        processor = make_image_processor(TILE_SIZE, image_mean=list(PIXEL_MEAN), image_std=list(PIXEL_STD))
-        processor.save_pretrained(self.folder / "plip")
+    def examine_plip(self) -> None:
+        """Zero-shot classification by the PLIP, and by one with the same first weights that learnt nothing."""
+        pictures = list(zip(picture_paths(self.data, "test"), read_pictures(self.data, "test"), strict=True))
+        facts = [(path, picture.facts) for path, picture in pictures if picture.facts]
+        with _quiet(self.folder / "logs" / "plip_report.log"):
+            report = plip_accuracies(self.folder / "plip", facts, self.settings.seed)
+        _write_json(self.folder / "plip_report.json", report)
 
     def format(self) -> None:
         """`tools/dataformat.py` on the captions; the function behind it where there is no clone."""

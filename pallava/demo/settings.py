@@ -28,8 +28,9 @@ class DemoSettings:
         train_pictures: Synthetic micrographs to train on.
         test_pictures: Held-out ones, of other seeds.
         real_pictures: Pieces to cut out of each of the two real pictures.
-        plip_steps: Batches that the encoder learns from.
-        plip_batch: Views in each.
+        plip_views: Views that the encoder learns from: whole pictures small, and parts of them.
+        plip_epochs: How often it sees each.
+        plip_batch: Views in a batch.
         plip_lr: Peak learning rate of the encoder.
         alignment_rows: Captions of stage 1, each seen once.
         instruction_rows: Conversations of stage 2, each seen once.
@@ -44,7 +45,8 @@ class DemoSettings:
     train_pictures: int = 2400
     test_pictures: int = 240
     real_pictures: int = 60
-    plip_steps: int = 1000
+    plip_views: int = 16_000
+    plip_epochs: int = 4
     plip_batch: int = 64
     plip_lr: float = 1e-3
     alignment_rows: int = 2520
@@ -67,8 +69,8 @@ class DemoSettings:
         if fraction == 1:
             return self
         # Below ten steps the learning rate's warm-up would have none.
-        least = {"alignment_rows": 80, "instruction_rows": 40}
-        fixed = {"turns", "plip_lr", "eval_batch", "processes", "seed"}
+        least = {"plip_views": 16, "alignment_rows": 80, "instruction_rows": 40}
+        fixed = {"turns", "plip_epochs", "plip_lr", "eval_batch", "processes", "seed"}
         sizes = {
             field.name: max(least.get(field.name, 8), round(getattr(self, field.name) * fraction))
             for field in dataclasses.fields(self)

@@ -1,5 +1,6 @@
-"""The two trainings as a user would start them: ``xtuner train`` in a process of its own."""
+"""The three trainings as a user would start them, in processes of their own: ``pallava pretrain``, ``xtuner train``."""
 
+import json
 import os
 import re
 import shutil
@@ -10,12 +11,61 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pallava.config_files import find_config
+from pallava.demo.settings import PIXEL_MEAN, PIXEL_STD, PLIP_MODEL, DemoSettings
 from pallava.errors import PallavaError
+
+Progress = Callable[[str], None]
 
 FAST_PRECISION = ("--cfg-options", "model.llm.torch_dtype=bfloat16")
 """Options that keep the frozen language model in bf16, for more steps in the same time where `computes_in_bf16`."""
 
 _ITERATION = re.compile(r"Iter\(train\)\s*\[\s*(\d+)/(\d+)\].*?loss: ([\d.]+|nan)")
+_BATCH = re.compile(r"Train Epoch: (\d+) \[\s*(\d+)/(\d+) .* Loss: ([\d.]+|nan)")
+_MAX_THREADS = 4  # matrices as small as PLIP's here have no work for more
+
+
+def pretrain_plip(data: Path, folder: Path, settings: DemoSettings, *, log: Path, progress: Progress) -> None:
+    """Runs ``pallava pretrain`` on the views to the end.
+
+    The text tower is locked: one that starts from random weights would map captions that the encoder cannot tell apart
+    yet to one point, where neither side learns to tell them apart any more.
+
+    Args:
+        data: Folder with ``views.json`` and ``views``.
+        folder: Of the run; emptied before.
+        settings: Sizes, and the seed.
+        log: Gets all that the run prints.
+        progress: Gets epoch, step and loss as they come.
+
+    Raises:
+        PallavaError: If the run fails; with the last lines of its log.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    description = data / "plip_model.json"
+    description.write_text(json.dumps(PLIP_MODEL, indent=2) + "\n")
+    command = [sys.executable, "-m", "pallava", "pretrain", str(data / "views.json"), str(folder)]
+    command += ["--image-folder", str(data / "views"), "--model", str(description), "--", "--lock-text"]
+    command += ["--epochs", str(settings.plip_epochs), "--batch-size", str(settings.plip_batch)]
+    command += ["--lr", str(settings.plip_lr), "--wd", "0.05", "--grad-clip-norm", "1.0", "--seed", str(settings.seed)]
+    command += ["--image-mean", *map(str, PIXEL_MEAN), "--image-std", *map(str, PIXEL_STD)]
+    # Views are cut already, and overviews squashed.
+    command += ["--aug-cfg", "scale=(1.0,1.0)", "--image-resize-mode", "squash"]
+    command += ["--workers", "0", "--log-every-n-steps", "10"]
+    environment = _environment(1)
+    environment["OMP_NUM_THREADS"] = str(min(_MAX_THREADS, int(environment["OMP_NUM_THREADS"])))
+
+    def tell(line: str) -> None:
+        if found := _BATCH.search(line):
+            epoch, seen, size, loss = found.groups()
+            progress(f"epoch {int(epoch) + 1} of {settings.plip_epochs}, {seen} of {size} views, loss {loss}")
+
+    _run(command, environment, log, tell, done=folder / "encoder" / "config.json")
+
+
+def plip_losses(log: Path) -> list[tuple[float, float]]:
+    """Views seen and the loss on a batch, as a run of `pretrain_plip` logged them."""
+    batches = (match.groups() for match in map(_BATCH.search, log.read_text(errors="replace").splitlines()) if match)
+    return [(float(int(epoch) * int(size) + int(seen)), float(loss)) for epoch, seen, size, loss in batches]
 
 
 def train_stage(
@@ -25,7 +75,7 @@ def train_stage(
     processes: int,
     seed: int,
     log: Path,
-    progress: Callable[[str], None],
+    progress: Progress,
     options: tuple[str, ...] = (),
 ) -> None:
     """Runs ``xtuner train`` under DeepSpeed's ZeRO-2 to the end.
@@ -45,11 +95,12 @@ def train_stage(
     shutil.rmtree(folder, ignore_errors=True)
     command = [str(_binary("xtuner")), "train", str(find_config(config)), "--work-dir", str(folder)]
     command += ["--deepspeed", "deepspeed_zero2", "--seed", str(seed), *options]
-    environment = _environment(processes)
-    with log.open("w") as out:
-        code = _run(command, environment, out.write, progress)
-    if code != 0 or not (folder / "last_checkpoint").is_file():  # xtuner ends with 0 whatever happens
-        raise PallavaError(f"`{' '.join(command)}` failed; {log} ends with:\n{_tail(log)}")
+
+    def tell(line: str) -> None:
+        if found := _ITERATION.search(line):
+            progress("step {} of {}, loss {}".format(*found.groups()))
+
+    _run(command, _environment(processes), log, tell, done=folder / "last_checkpoint")
 
 
 def checkpoint_of(folder: Path) -> Path:
@@ -87,11 +138,9 @@ def _environment(processes: int) -> dict[str, str]:
 
 
 def _run(
-    command: list[str],
-    environment: dict[str, str],
-    write: Callable[[str], object],
-    progress: Callable[[str], None],
-) -> int:
+    command: list[str], environment: dict[str, str], log: Path, on_line: Callable[[str], None], *, done: Path
+) -> None:
+    """Runs a command to the end; `done` is what must stand then, since xtuner ends with 0 whatever happens."""
     process = subprocess.Popen(
         command,
         env=environment,
@@ -103,14 +152,16 @@ def _run(
     )
     assert process.stdout is not None
     try:
-        for line in process.stdout:
-            write(line)
-            if found := _ITERATION.search(line):
-                progress("step {} of {}, loss {}".format(*found.groups()))
-        return process.wait()
+        with log.open("w") as out:
+            for line in process.stdout:
+                out.write(line)
+                on_line(line)
+        code = process.wait()
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
+    if code != 0 or not done.is_file():
+        raise PallavaError(f"`{' '.join(command)}` failed; {log} ends with:\n{_tail(log)}")
 
 
 def _tail(log: Path, lines: int = 25) -> str:

@@ -2,20 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
-import torch
 from numpy.random import Generator
 from PIL import Image
 
 from pallava.demo.micrographs import Facts, Region
 from pallava.demo.questions import view_caption
 from pallava.demo.real import measured_caption
-from pallava.tiling import TileSpec
-
-_KINDS_IN_BATCH = 4
-"""Pairs of stain and density in a batch: few, so that the rest must tell the captions apart."""
-_MAX_TRIES = 4  # times the size of a batch
 
 
 @dataclass(frozen=True)
@@ -37,50 +32,30 @@ class Picture:
     stain: str = ""
 
 
-def view_batches(
-    pictures: Sequence[Picture], spec: TileSpec, rng: Generator, *, batch_size: int
-) -> Iterator[tuple[torch.Tensor, list[str]]]:
-    """Endless batches of views: two of three with a third of overviews, the others of figures alone.
+def views(pictures: Sequence[Picture], size: int, rng: Generator) -> Iterator[tuple[np.ndarray, str]]:
+    """Endless views, turned over at random: a third of them on figures alone, a third of the others overviews.
 
     Beside everything else that a part shows, a figure is too little to learn from.
 
+    Args:
+        pictures: Taken in turn.
+        size: Side of a view in pixels.
+        rng: Chooses parts and kinds.
+
     Yields:
-        (B, 3, P, P) of float32, normalized, and B captions; fewer than `batch_size` if there are not enough.
+        (P, P, 3) of uint8, and a caption.
     """
-    overviews = [_pixels(picture.image, spec.size) for picture in pictures]
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
-    alike = _alike(pictures)
-    while True:
-        kinds = rng.choice(len(alike), min(_KINDS_IN_BATCH, len(alike)), replace=False)
-        pool = np.concatenate([alike[kind] for kind in kinds])
+    for picture in cycle(pictures):
         on_figures = rng.integers(3) == 0
-        views: list[np.ndarray] = []
-        captions: list[str] = []
-        for turn in range(_MAX_TRIES * batch_size):
-            index = int(rng.choice(pool))
-            picture, is_overview = pictures[index], turn % 3 == 0 and not on_figures
-            view, regions = (overviews[index], picture.regions) if is_overview else _part(picture, spec.size, rng)
-            caption = _caption(picture, view, regions, overview=is_overview, on_figures=on_figures)
-            # No caption twice: the loss would push two views apart that show the same. Figures have two in all.
-            if on_figures or caption not in captions:
-                views.append(_flip(view, rng))
-                captions.append(caption)
-            if len(views) == batch_size:
-                break
-        pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float()
-        yield pixels.div_(255).sub_(mean).div_(std).contiguous(), captions
+        is_overview = not on_figures and rng.integers(3) == 0
+        view, regions = (_pixels(picture.image, size), picture.regions) if is_overview else _part(picture, size, rng)
+        yield _flip(view, rng), _caption(picture, view, regions, overview=is_overview, on_figures=on_figures)
 
 
 def _caption(picture: Picture, view: np.ndarray, regions: Sequence[Region], *, overview: bool, on_figures: bool) -> str:
     if picture.facts:
         return view_caption(picture.facts, regions, overview=overview, on_figures=on_figures)
     return measured_caption(picture.stain, view)
-
-
-def _alike(pictures: Sequence[Picture]) -> list[np.ndarray]:
-    """Numbers of the pictures that share stain and density, a list for each such pair."""
-    keys = np.array([f"{p.facts.stain} {p.facts.density}" if p.facts else "" for p in pictures])
-    return [np.flatnonzero(keys == key) for key in np.unique(keys)]
 
 
 def _part(picture: Picture, size: int, rng: Generator) -> tuple[np.ndarray, list[Region]]:

@@ -225,7 +225,8 @@ def _beside(folder: Path) -> dict[str, Any]:
         return {}
     spec = TileSpec.from_image_processor(processor)
     interpolation = "bicubic" if spec.resample == Image.Resampling.BICUBIC else "bilinear"
-    return {"size": spec.size, "mean": spec.mean, "std": spec.std, "interpolation": interpolation}
+    values = {"size": spec.size, "mean": spec.mean, "std": spec.std, "interpolation": interpolation}
+    return values if processor.do_center_crop else {**values, "resize_mode": "squash"}
 
 
 def _own_preprocessing(model: Any) -> PreprocessCfg:

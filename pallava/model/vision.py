@@ -61,9 +61,18 @@ def load_image_processor(source: str | os.PathLike[str]) -> CLIPImageProcessor:
     return make_image_processor(_vision_config(folder).image_size)
 
 
-def make_image_processor(size: int, **values: Any) -> CLIPImageProcessor:
-    """Preprocessing to squares of a side in pixels; CLIP's own but for the values given, such as `image_mean`."""
-    return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **values)
+def make_image_processor(size: int, *, squash: bool = False, **values: Any) -> CLIPImageProcessor:
+    """Preprocessing to squares of a side in pixels; CLIP's own but for the values given, such as `image_mean`.
+
+    Args:
+        size: The side.
+        squash: Resizes both sides to it; otherwise the shorter side, and crops the middle.
+        values: Of the processor.
+    """
+    square = {"height": size, "width": size}
+    if squash:
+        return CLIPImageProcessor(size=square, crop_size=square, do_center_crop=False, **values)
+    return CLIPImageProcessor(size={"shortest_edge": size}, crop_size=square, **values)
 
 
 def find_image_processor(source: str | os.PathLike[str]) -> CLIPImageProcessor | None:

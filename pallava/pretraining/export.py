@@ -27,7 +27,7 @@ def export(out: Path, description: Mapping[str, Any], preprocessing: Mapping[str
     Args:
         out: The folder of the training, with its last checkpoint.
         description: open_clip's of the model.
-        preprocessing: open_clip's: ``size``, ``mean``, ``std`` and ``interpolation``.
+        preprocessing: open_clip's: ``size``, ``mean``, ``std``, ``interpolation`` and ``resize_mode``.
     """
     state = read_weights(out / LATEST)
     (out / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
@@ -49,6 +49,7 @@ def image_processor(preprocessing: Mapping[str, Any]) -> CLIPImageProcessor:
     side = size if isinstance(size, int) else size[0]
     return make_image_processor(
         side,
+        squash=preprocessing["resize_mode"] == "squash",
         resample=_RESAMPLE[preprocessing["interpolation"]],
         image_mean=list(preprocessing["mean"]),
         image_std=list(preprocessing["std"]),

@@ -151,6 +151,10 @@ def _parse(settings: Pretraining) -> argparse.Namespace:
             flag = "--" + name.replace("_", "-")
             place = "give it before the `--`" if name in _FIRST else "pallava sets it; leave it out"
             raise PallavaError(f"{flag} cannot follow the `--`: {place}")
+    if parsed.image_resize_mode == "longest":
+        raise PallavaError(
+            "an encoder's preprocessing cannot say --image-resize-mode longest; give shortest, which crops, or squash"
+        )
     return parsed
 
 

@@ -122,6 +122,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
         (["--name", "mine"], "--name cannot follow the `--`: pallava sets it"),
         (["--resum", "none.pt"], "--resume cannot follow"),  # argparse takes beginnings of names
         (["--model", "ViT-L-14"], "--model cannot follow the `--`: give it before"),
+        (["--image-resize-mode", "longest"], "give shortest, which crops, or squash"),
         (["--batch-size", "9"], "8 pairs are fewer than a batch"),
         (["--accum-freq", "3"], "8 pairs are fewer than a batch"),
     ],

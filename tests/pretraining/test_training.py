@@ -36,6 +36,7 @@ def test_from_pairs_to_an_encoder(tmp_path: Path) -> None:
         torch.testing.assert_close(pooled, whole.visual(PIXELS), atol=1e-5, rtol=0)
     processor = load_image_processor(out / "encoder")
     assert (processor.image_mean, processor.crop_size) == ([0.7, 0.6, 0.5], {"height": 32, "width": 32})
+    assert processor.do_center_crop
     assert steps_taken(out) == 4
 
 

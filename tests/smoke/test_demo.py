@@ -24,6 +24,11 @@ KEYS = {
     "num_questions",
     "seconds",
 }
+PLIP_KEYS = {"num_pictures"} | {
+    f"{attribute}_{key}"
+    for attribute in ("stain", "density")
+    for key in ("accuracy", "accuracy_untrained", "largest_class")
+}
 
 
 def demo(folder: Path) -> subprocess.CompletedProcess:
@@ -37,6 +42,8 @@ def test_every_step_runs_once(tmp_path):
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert set(report) == KEYS
     assert len(report["attribute_accuracy"]) == 6
+    plip = json.loads((tmp_path / "demo" / "plip_report.json").read_text())
+    assert set(plip) == PLIP_KEYS
     page = (tmp_path / "demo" / "index.html").read_text()
     assert page.count("<svg") == 3
     assert "not for diagnosis" in page
@@ -53,7 +60,7 @@ def test_every_step_runs_once(tmp_path):
 
     again = demo(tmp_path)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("skipped") == 8
+    assert again.stdout.count("skipped") == 9
 
 
 def test_a_wrong_scale_is_told_in_a_sentence(tmp_path):
