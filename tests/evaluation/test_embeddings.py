@@ -1,21 +1,19 @@
-"""Embeddings: odd pictures are read as a person sees them, and nothing is computed twice or lost."""
+"""Embeddings: nothing is computed twice or lost."""
 
 import dataclasses
-import io
 import os
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from pallava.errors import PallavaError
 from pallava.evaluation import embeddings
 from pallava.evaluation.embeddings import EmbeddingCache, count_reasons, embed_images, embed_texts
 from pallava.evaluation.encoders import Encoder, load_encoder
 from tests.evaluation.tiny import write_classes, write_hugging_face, write_open_clip
+from tests.odd_pictures import noise
 
 
 @pytest.fixture(scope="module")
@@ -44,59 +42,6 @@ def counting(encoder: Encoder) -> tuple[Encoder, list[int]]:
         return encoder.encode_text(texts)
 
     return dataclasses.replace(encoder, encode_image=image, encode_text=text), seen
-
-
-def noise(width: int, height: int) -> Image.Image:
-    coarse = np.random.default_rng(1).integers(0, 256, ((height + 3) // 4, (width + 3) // 4, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.NEAREST)
-
-
-def odd_pictures(folder: Path) -> dict[Path, Image.Image]:
-    """Files of every odd kind, and what a person sees in each."""
-    image, grey = noise(40, 24), noise(40, 24).convert("L")
-    shown: dict[Path, Image.Image] = {}
-
-    def save(name: str, stored: Image.Image, seen: Image.Image, **options: object) -> None:
-        stored.save(folder / name, **options)
-        shown[folder / name] = seen
-
-    alpha = image.copy()
-    alpha.putalpha(Image.new("L", image.size, 0))
-    save("alpha.png", alpha, Image.new("RGB", image.size, "white"))
-    deep = Image.fromarray(np.asarray(grey, dtype=np.uint16) * 257)
-    save("16_bit.tif", deep, grey.convert("RGB"))
-    save("16_bit.png", deep, grey.convert("RGB"))
-    cmyk = image.convert("CMYK")
-    buffer = io.BytesIO()
-    cmyk.save(buffer, "JPEG", quality=95)
-    save("cmyk.jpg", cmyk, Image.open(buffer).convert("RGB"), quality=95)
-    palette = image.quantize(64)
-    save("palette.png", palette, palette.convert("RGB"))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    save("rotated.png", image.transpose(Image.Transpose.ROTATE_90), image, exif=exif)
-    for width, height in [(8, 8), (8, 40), (40, 8), (5, 3), (3, 1), (1, 1), (2000, 8), (8, 1500)]:
-        small = noise(width, height)
-        save(f"{width}x{height}.png", small, small)
-    return shown
-
-
-@pytest.mark.parametrize("kind", ["open_clip", "hugging_face"])
-def test_odd_pictures_are_read_as_a_person_sees_them(kind: str, encoders: dict[str, Encoder], tmp_path: Path):
-    (tmp_path / "odd").mkdir()
-    (tmp_path / "plain").mkdir()
-    encoder = encoders[kind]
-    shown = odd_pictures(tmp_path / "odd")
-    plain = [tmp_path / "plain" / f"{path.stem}.bmp" for path in shown]
-    for path, seen in zip(plain, shown.values(), strict=True):
-        seen.save(path)
-    odd = embed_images(encoder, list(shown), EmbeddingCache(tmp_path / "a", encoder))
-    expected = embed_images(encoder, plain, EmbeddingCache(tmp_path / "b", encoder))
-    assert not odd.unreadable
-    assert not expected.unreadable
-    for number, path in enumerate(shown):
-        torch.testing.assert_close(odd.vectors[number], expected.vectors[number], atol=1e-5, rtol=0, msg=path.name)
-    assert (expected.vectors[0] - expected.vectors[1]).abs().max() > 1e-2  # the embeddings do tell pictures apart
 
 
 def test_pixels_come_from_one_place(encoders: dict[str, Encoder]):

@@ -1,0 +1,54 @@
+"""Files of every odd kind that users have, and what a person sees in each."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIZES = [(8, 8), (8, 40), (40, 8), (5, 3), (3, 1), (1, 1), (2000, 8), (8, 1500)]
+
+
+def noise(width: int, height: int) -> Image.Image:
+    """Squares of four pixels, each of a colour of its own."""
+    coarse = np.random.default_rng(1).integers(0, 256, ((height + 3) // 4, (width + 3) // 4, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.NEAREST)
+
+
+def write_odd_pictures(folder: Path) -> dict[Path, Image.Image]:
+    """Writes them; gives the path of each, and the same picture in plain RGB."""
+    image, grey = noise(40, 24), noise(40, 24).convert("L")
+    shown: dict[Path, Image.Image] = {}
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def save(name: str, stored: Image.Image, seen: Image.Image, **options: object) -> None:
+        stored.save(folder / name, **options)
+        shown[folder / name] = seen
+
+    is_hidden = np.arange(24)[:, None] < np.full(40, 12)
+    alpha = np.dstack([np.asarray(image), np.where(is_hidden, 0, 255).astype(np.uint8)])
+    on_white = np.where(is_hidden[..., None], 255, np.asarray(image)).astype(np.uint8)
+    save("alpha.png", Image.fromarray(alpha), Image.fromarray(on_white))
+    deep = Image.fromarray(np.asarray(grey, dtype=np.uint16) * 257)
+    save("deep.tif", deep, grey.convert("RGB"))
+    save("deep.png", deep, grey.convert("RGB"))
+    cmyk, buffer = image.convert("CMYK"), io.BytesIO()
+    cmyk.save(buffer, "JPEG", quality=95)
+    save("cmyk.jpg", cmyk, Image.open(buffer).convert("RGB"), quality=95)
+    palette = image.quantize(64)
+    save("palette.png", palette, palette.convert("RGB"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save("turned.png", image.transpose(Image.Transpose.ROTATE_90), image, exif=exif)
+    for width, height in SIZES:
+        save(f"{width}x{height}.png", noise(width, height), noise(width, height))
+    return shown
+
+
+def write_plain_pictures(shown: dict[Path, Image.Image], folder: Path) -> list[Path]:
+    """Writes what is seen as plain RGB, under the same names but for the ending."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{path.stem}{path.suffix[1:]}.bmp" for path in shown]
+    for path, seen in zip(paths, shown.values(), strict=True):
+        seen.convert("RGB").save(path)
+    return paths
