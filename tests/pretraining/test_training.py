@@ -16,7 +16,16 @@ from pallava.cli.launch import python_command
 from pallava.model import load_image_processor, load_plip
 from pallava.pretraining.pairs import write_pairs
 from pallava.pretraining.run import Pretraining, _parse, _words
-from tests.pretraining.tiny import WHOLE_PICTURE, command, environment, run, save_pairs, steps_taken
+from tests.pretraining.tiny import (
+    WHOLE_PICTURE,
+    command,
+    dye_accuracy,
+    environment,
+    run,
+    save_dyed_pairs,
+    save_pairs,
+    steps_taken,
+)
 
 PIXELS = torch.linspace(-2, 2, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
 
@@ -71,10 +80,11 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path, loss: tuple[str, ...
 @pytest.mark.slow
 @pytest.mark.smoke
 @pytest.mark.parametrize("processes", [1, 2])
-def test_killed_and_resumed_it_takes_as_many_steps(tmp_path: Path, processes: int) -> None:
-    save_pairs(tmp_path, 24, side=64)
-    options = ("--batch-size", str(4 // processes), "--epochs", "50", "--log-every-n-steps", "1")
-    words = command(tmp_path, "out", *options, before=("--augment",))
+def test_killed_and_resumed_it_takes_as_many_steps_and_learns_as_much(tmp_path: Path, processes: int) -> None:
+    save_dyed_pairs(tmp_path, 64)
+    held_out = save_dyed_pairs(tmp_path / "held_out", 200, seed=1)
+    options = ("--batch-size", str(8 // processes), "--epochs", "40", "--log-every-n-steps", "1", "--lr", "1e-3")
+    words = command(tmp_path, "out", *options)
     latest = tmp_path / "out" / "run" / "checkpoints" / "epoch_latest.pt"
     started = subprocess.Popen(
         words,
@@ -89,13 +99,18 @@ def test_killed_and_resumed_it_takes_as_many_steps(tmp_path: Path, processes: in
     time.sleep(random.random())
     os.killpg(started.pid, signal.SIGKILL)
     started.wait()
-    assert 0 < steps_taken(tmp_path / "out") < 300
+    assert 0 < steps_taken(tmp_path / "out") < 320
     done = run(words, processes)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "=> resuming checkpoint" in done.stderr
-    assert steps_taken(tmp_path / "out") == 300
-    assert load_plip(tmp_path / "out" / "encoder").config.num_hidden_layers == 2
+    assert steps_taken(tmp_path / "out") == 320
     assert run(words, processes).stderr.endswith("is there already\n")
+
+    whole = run(command(tmp_path, "whole", *options), processes)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    resumed, uninterrupted = (dye_accuracy(tmp_path / name, held_out, tmp_path / "c") for name in ("out", "whole"))
+    assert uninterrupted > 0.9
+    assert abs(resumed - uninterrupted) <= 0.03
 
 
 @pytest.mark.slow

@@ -10,6 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pallava.evaluation.class_sets import ClassSet
+from pallava.evaluation.embeddings import EmbeddingCache
+from pallava.evaluation.encoders import load_encoder
+from pallava.evaluation.examples import Labelled
+from pallava.evaluation.zero_shot import by_embedding, evaluate
+
 MODEL = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 8, "patch_size": 16},
@@ -30,6 +36,35 @@ def save_pairs(folder: Path, count: int = 8, side: int = 32) -> tuple[Path, Path
     (folder / "pairs.json").write_text(json.dumps(rows))
     (folder / "tiny.json").write_text(json.dumps(MODEL))
     return folder / "pairs.json", folder / "tiny.json"
+
+
+DYES = {"eosin": (220, 130, 170), "haematoxylin": (80, 60, 150), "silver": (60, 55, 50), "alcian blue": (90, 170, 200)}
+
+
+def save_dyed_pairs(folder: Path, count: int, seed: int = 0) -> list[tuple[Path, int]]:
+    """Writes noisy pictures in the colour that their caption names; gives path and number of the dye of each."""
+    rng = np.random.default_rng(seed)
+    (folder / "images").mkdir(parents=True)
+    rows, labels = [], []
+    for number in range(count):
+        dye = number % len(DYES)
+        pixels = np.array(list(DYES.values())[dye]) + rng.normal(0, 30, (40, 40, 3)) + rng.normal(0, 8, 3)
+        path = folder / "images" / f"{number}.png"
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+        rows.append({"image": path.name, "caption": f"field {number % 7} stained with {list(DYES)[dye]}"})
+        labels.append((path, dye))
+    (folder / "pairs.json").write_text(json.dumps(rows))
+    (folder / "tiny.json").write_text(json.dumps(MODEL))
+    return labels
+
+
+def dye_accuracy(out: Path, labelled: list[tuple[Path, int]], cache: Path) -> float:
+    """Zero-shot accuracy of a trained folder."""
+    words = ClassSet("dyes", tuple((dye, (dye,)) for dye in DYES), ("field 1 stained with {}",))
+    data = Labelled(words, [path for path, _ in labelled], [dye for _, dye in labelled])
+    encoder = load_encoder(str(out))
+    result = evaluate(by_embedding(encoder, EmbeddingCache(cache, encoder)), data, num_resamples=10)
+    return result["metrics"]["accuracy"]["value"]
 
 
 def command(folder: Path, out: str, *options: str, before: tuple[str, ...] = ()) -> list[str]:
