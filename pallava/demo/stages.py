@@ -152,7 +152,7 @@ def _run(
     )
     assert process.stdout is not None
     try:
-        with log.open("w") as out:
+        with log.open("w", buffering=1) as out:  # to be followed while it grows
             for line in process.stdout:
                 out.write(line)
                 on_line(line)
