@@ -20,6 +20,7 @@ class Item:
         reference: The right answer: the text of a caption or answer, the letter of a choice, the label of a class.
         kind: What the reference is.
         choices: Texts of the choices A, B, ..., or labels of the classes, in order.
+        group: What it is counted with in a table of its own; empty if with nothing.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Item:
     reference: str
     kind: Kind = "open"
     choices: tuple[str, ...] = ()
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,4 +51,5 @@ class Answered:
             KeyError: A field is missing.
         """
         values = {name: record[name] for name in ("id", "image", "question", "reference", "kind")}
-        return cls(Item(**values, choices=tuple(record["choices"])), record["answer"])
+        item = Item(**values, choices=tuple(record["choices"]), group=record.get("group", ""))
+        return cls(item, record["answer"])

@@ -190,6 +190,8 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | Sequence[Tensor] | None = None,
         tiles_per_image: Tensor | Sequence[int] | None = None,
+        *,
+        visual_tokens: Tensor | None = None,
         **generate_kwargs: Any,
     ) -> LongTensor:
         """Answers each sample of a batch; greedy unless told otherwise.
@@ -199,6 +201,8 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
             attention_mask: (B, L), 0 for padding on either side.
             pixel_values: As in `encode_images`.
             tiles_per_image: As in `encode_images`.
+            visual_tokens: (I, T, H), what `encode_images` gave, in the place of `pixel_values`: where several
+                questions are on one image, it is encoded once.
             **generate_kwargs: Options of transformers' `generate`, such as `max_new_tokens` or `streamer`.
 
         Returns:
@@ -207,7 +211,8 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
         Raises:
             PallavaError: The number of image markers is not the number of images.
         """
-        visual_tokens = None if pixel_values is None else self.encode_images(pixel_values, tiles_per_image)
+        if pixel_values is not None:
+            visual_tokens = self.encode_images(pixel_values, tiles_per_image)
         fused = self.fuse(input_ids, visual_tokens, attention_mask=attention_mask, left=True)
         fused.pop("position_ids")  # generate counts them itself, from the mask
         generate_kwargs.setdefault("generation_config", self.generation_config)
