@@ -59,17 +59,24 @@ def read_class(answer: str, names: Names) -> int | None:
     return _read(answer, names, (_whole, _alone, _labelled, _stated, _mentioned))
 
 
-def class_names(labels: Sequence[str], class_set: ClassSet | None = None) -> list[tuple[str, ...]]:
-    """What each class may be called: its label, that in separate words, and its names.
+def class_names(choices: Sequence[str], class_set: ClassSet | None = None) -> list[tuple[str, ...]]:
+    """What each class may be called: as it was put to the model, by its label, that in separate words, and its names.
 
     Args:
-        labels: Of the classes.
-        class_set: Names of the labels; default: those of the known set with these labels, if there is one.
+        choices: Of each class, the label or a name.
+        class_set: The classes; default: the known set that has all choices, if there is one.
     """
-    known = (known_set(name) for name in known_sets())
-    found = class_set or next((each for each in known if set(each.labels) == set(labels)), None)
-    names = dict(found.classes) if found else {}
-    return [(label, _separate_words(label), *names.get(label, ())) for label in labels]
+    for each in [class_set] if class_set else map(known_set, known_sets()):
+        own = [next((called for called in _called(each) if choice in called), ()) for choice in choices]
+        if all(own):
+            break
+    else:
+        own = [()] * len(choices)
+    return [(choice, _separate_words(choice), *called) for choice, called in zip(choices, own, strict=True)]
+
+
+def _called(class_set: ClassSet) -> list[tuple[str, ...]]:
+    return [(label, _separate_words(label), *names) for label, names in class_set.classes]
 
 
 def _separate_words(label: str) -> str:

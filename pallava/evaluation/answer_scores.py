@@ -114,9 +114,9 @@ SCORES: dict[str, Score] = {
 }
 
 CONTROLS = {
-    "majority": "the same for the most frequent reference of each kind of question, given as the answer to all",
-    "training": "the same for the most frequent answer to the same question in the training set, or to all of its kind",
-    "shuffled": "the same for the model's answers when it was shown other images",
+    "majority answer": "the same for the most frequent reference of each kind of question, given as the answer to all",
+    "training answer": "the same for the training set's most frequent answer to the question, else to its kind of question",
+    "shuffled images": "the same for the model's answers when it was shown other images",
 }
 
 
@@ -139,24 +139,27 @@ def score_questions(
 
     Returns:
         Counts, and by name the scores that the questions allow, each with its interval, the number of questions that
-        it is a mean over, and its definition; ``controls`` holds the same for answers without the right image, under
-        the control's name, ``_``, and the score's.
+        it is a mean over, and its definition; ``controls`` holds, by name of the control, the same scores of answers
+        that were had without looking at the right image.
     """
-    controls = {"majority": _majority(answered), "training": _from_training(answered, training), "shuffled": shuffled}
-
-    def scored(given: Sequence[Answered]) -> dict[str, dict[str, Any]]:
-        return _scores(given, num_resamples, seed)
-
+    controls = {
+        "majority answer": _majority(answered),
+        "training answer": _from_training(answered, training),
+        "shuffled images": shuffled,
+    }
     return {
         "num_questions": len(answered),
         "counts": dict(Counter(each.item.kind for each in answered)),
         "num_unanswered": sum(not each.answer.strip() for each in answered),
         "num_unread_choices": sum(_is_unread(each) for each in answered),
-        "scores": scored(answered),
+        "scores": _scores(answered, num_resamples, seed),
         "controls": {
-            f"{control}_{name}": {**score, "definition": f"{score['definition'].rstrip('.')}; {CONTROLS[control]}."}
+            control: {
+                name: {**score, "definition": f"{score['definition'].rstrip('.')}; {CONTROLS[control]}."}
+                for name, score in _scores(given, num_resamples, seed).items()
+            }
             for control, given in controls.items()
-            for name, score in scored(given).items()
+            if given
         },
         "interval": f"95 %, {num_resamples} bootstrap resamples of images with all their questions, seed {seed}",
     }
@@ -253,9 +256,12 @@ def _kind_of(answer: str) -> Kind:
 def _most_frequent(pairs: Iterable[tuple[Any, str]]) -> Mapping[Any, str]:
     """Of each key the text that occurs most often with it, as PA-LLaVA compares texts; of equals the first."""
     counts: dict[Any, Counter[str]] = defaultdict(Counter)
+    spelled: dict[tuple[Any, str], str] = {}
     for key, text in pairs:
-        counts[key][published_form(text)] += 1
-    return {key: counter.most_common(1)[0][0] for key, counter in counts.items()}
+        form = published_form(text)
+        counts[key][form] += 1
+        spelled.setdefault((key, form), text)
+    return {key: spelled[key, counter.most_common(1)[0][0]] for key, counter in counts.items()}
 
 
 def _is_unread(answered: Answered) -> bool:
