@@ -22,17 +22,18 @@ _LABEL = re.compile(
     rf"(?:^{_OPENING}|(?<=\s)(?=[A-Z]\s*:))([A-Za-z])(?:{_CLOSING}\s*:|[*_]*[)\]]|[*_]*\.(?=[\s*_]|$)|\s+[-–—]\s)",
     re.MULTILINE,
 )
-# An A before a word in lower case is the article, unless the word goes on with the sentence.
+# A letter before a word in lower case is the word "a" or part of a name ("B cell"), unless the sentence goes on so.
+_GOES_ON = "because|since|as|which|based|and|or|is|for|due|given|with|by|according|in"
 _LETTER = (
     rf"[\s:]*{_OPENING}(?:(?i:(?:the\s+)?(?:option|choice|letter))\b[\s:]*{_OPENING})?"
-    r"(A(?!\s+(?!because|since|as|which|based|and|or)[a-z])|[B-Z]|[a-z](?=\W*$))(?![\w'’]|-\w)"
+    rf"([A-Z](?!\s+(?!(?:{_GOES_ON})\b)[a-z])|[a-z](?=\W*$))(?![\w'’]|-\w)"
 )
 _ANSWER = re.compile(
     r"(?i:\b(?:answer|correct\s+(?:option|choice|one|letter)|choose|select|pick|go\s+with)\b"
     r"(?:\s+(?:is|would\s+be|must\s+be|should\s+be))?)" + _LETTER
 )
 _OPTION = re.compile(
-    rf"(?<!not )(?<!\w)(?i:option|choice|letter)\b{_LETTER}(?!{_CLOSING}\s+(?:is|seems)\s+(?:not|in|wrong|false))"
+    rf"(?<!not )(?<!\w)(?i:option|choice|letter|it\s+is|it's)\b{_LETTER}(?!{_CLOSING}\s+(?:is|seems)\s+(?:not|in|wrong|false))"
 )
 _ANOTHER = re.compile(rf"{_CLOSING}\s*(?:,|/|&|\bor\b|\band\b)+{_OPENING}(?:(?i:option|choice)\s+)?([A-Z])(?!\w)")
 _NEGATION = re.compile(r"\b(?:no|not|neither|nor|never|without|except|cannot|rather than|instead of|\w+n t)\b")

@@ -29,10 +29,10 @@ _DIGITS = {"none": "0", "zero": "0"} | {word: str(number) for number, word in en
 _CONTRACTED = {
     "n't": "ai are ca could did do does had has have is might must need ought sha should was were wo would",
     "'ve": "could might must not should they we what where who would you",
-    "'d": "he how it someone something they where who you",
+    "'d": "he how it someone something there they where who you",
     "'ll": "how it somebody someone something they what who why you",
     "'re": "there they what why you",
-    "'s": "he how somebody someone that there what where who why",
+    "'s": "he how somebody someone that there what when where who why",
 }
 # The challenge spells contractions out that lost their apostrophe; its double ones ("wouldn'tve") are left as they are.
 _CONTRACTIONS = {

@@ -115,7 +115,7 @@ SCORES: dict[str, Score] = {
 
 CONTROLS = {
     "majority answer": "the same for the most frequent reference of each kind of question, given as the answer to all",
-    "training answer": "the same for the training set's most frequent answer to the question, else to its kind of question",
+    "training answer": "the same for the training set's most frequent answer to the question, or else to its kind",
     "shuffled images": "the same for the model's answers when it was shown other images",
 }
 
