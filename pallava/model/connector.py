@@ -19,8 +19,10 @@ from pallava.model.checkpoints import (
     load_strictly,
     read_weights,
     rename_keys,
-    strip_prefix,
 )
+
+CONNECTOR_PREFIXES = ("projector.", "connector.")
+"""Before its keys in a checkpoint: the published name, and ours."""
 
 _EPS = 1e-12  # of every norm in the published connector
 
@@ -167,9 +169,8 @@ def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def own_connector_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A connector's weights under our keys, from ours or the published ones, alone or inside a checkpoint."""
-    for prefix in ("projector.", "connector."):
-        state = strip_prefix(state, prefix)
-    return rename_keys(state, CONNECTOR_RENAMES)
+    inside = {key: value for key, value in state.items() if key.startswith(CONNECTOR_PREFIXES)}
+    return rename_keys(inside or state, (*((prefix, "") for prefix in CONNECTOR_PREFIXES), *CONNECTOR_RENAMES))
 
 
 def infer_connector_config(
