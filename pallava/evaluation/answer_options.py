@@ -33,7 +33,8 @@ _ANSWER = re.compile(
     r"(?:\s+(?:is|would\s+be|must\s+be|should\s+be))?)" + _LETTER
 )
 _OPTION = re.compile(
-    rf"(?<!not )(?<!\w)(?i:option|choice|letter|it\s+is|it's)\b{_LETTER}(?!{_CLOSING}\s+(?:is|seems)\s+(?:not|in|wrong|false))"
+    rf"(?<!not )(?<!\w)(?i:option|choice|letter|it\s+is|it's)\b{_LETTER}"
+    rf"(?!{_CLOSING}\s+(?:is|seems)\s+(?:not|in|wrong|false))"
 )
 _ANOTHER = re.compile(rf"{_CLOSING}\s*(?:,|/|&|\bor\b|\band\b)+{_OPENING}(?:(?i:option|choice)\s+)?([A-Z])(?!\w)")
 _NEGATION = re.compile(r"\b(?:no|not|neither|nor|never|without|except|cannot|rather than|instead of|\w+n t)\b")
@@ -86,7 +87,8 @@ def _separate_words(label: str) -> str:
 
 def _read(answer: str, names: Names, readers: Sequence[Callable[[str, Names], set[int]]]) -> int | None:
     """Asks one reader after the other; the first that finds something decides, if it finds one option."""
-    text = unicodedata.normalize("NFKC", answer).strip()
+    lines = unicodedata.normalize("NFKC", answer).splitlines()
+    text = "\n".join(" ".join(line.split()) for line in lines if line.strip())
     for reader in readers:
         if found := reader(text, names):
             return found.pop() if len(found) == 1 else None
