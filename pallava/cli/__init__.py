@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("pallava.cli.convert", "turn a training checkpoint into a model folder"),
     "pretrain": ("pallava.cli.pretrain", "train the encoder, PLIP, by contrast on pairs of image and caption"),
     "encoder convert": ("pallava.cli.encoder_convert", "turn a CLIP into open_clip's, Hugging Face's or PLIP's form"),
+    "card": ("pallava.cli.card", "write a model folder's card, or put scores into it"),
     "chat": ("pallava.cli.chat", "ask a model folder about an image"),
     "evaluate": (
         "pallava.cli.evaluate",

@@ -62,7 +62,7 @@ def score_captions(
         "num_unanswered": sum(not text.strip() for text in generated),
         "scores": _estimates(generated, references, num_resamples, seed),
         "controls": {
-            f"{name}_{_CONTROL}": {**estimate, "definition": f"{estimate['definition']}; reference of another item"}
+            f"{_CONTROL}_{name}": {**estimate, "definition": f"{estimate['definition']}; reference of another item"}
             for name, estimate in controls.items()
         },
         "interval": f"95 %, {num_resamples} bootstrap resamples of captions, seed {seed}",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from pallava.errors import PallavaError
-from pallava.evaluation.retrieval import RANKS
 from pallava.report.matrices import confusion_plot
 from pallava.report.page import card, grid, heading, note, page
 from pallava.report.tables import percent, table
@@ -154,6 +153,8 @@ def _classes(name: str, result: Mapping[str, Any]) -> Table:
 
 
 def _recalls(name: str, result: Mapping[str, Any]) -> Table:
+    from pallava.evaluation.retrieval import RANKS  # loads torch, which other reports do without
+
     rows = [
         (
             f"{shown} @{rank}",
