@@ -20,7 +20,7 @@ from pallava.errors import PallavaError
 from pallava.model.adapters import open_llm
 from pallava.model.bitsandbytes import block_broken_bitsandbytes
 from pallava.model.checkpoints import StateDict, check_finite, load_strictly, read_json, read_weights, shorten
-from pallava.model.connector import ScaleInvariantConnector, own_connector_keys
+from pallava.model.connector import CONNECTOR_PREFIXES, ScaleInvariantConnector, own_connector_keys
 from pallava.model.encoder_sources import load_encoder
 from pallava.model.modeling import PALLaVAForConditionalGeneration
 
@@ -29,7 +29,6 @@ PUBLISHED_HEADS, PUBLISHED_WIDTH = 12, 768
 PUBLISHED_ALPHA = 2  # times the rank
 
 _LORA = re.compile(r"llm\.base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.default\.weight")
-_CONNECTOR = ("projector.", "connector.")
 # What changes the mathematics of an adapter, and is off in the published ones.
 _OTHER_LORA = (
     "use_dora",
@@ -96,7 +95,7 @@ def read_published(path: Path) -> PublishedWeights:
     if (path / "visual_encoder_adapter").exists():
         raise PallavaError(f"{path} holds visual_encoder_adapter, which is not read: merge it into the encoder first.")
     state = {
-        key if key.startswith(_CONNECTOR) else f"projector.{key}": value
+        key if key.startswith(CONNECTOR_PREFIXES) else f"projector.{key}": value
         for key, value in read_weights(path / PROJECTOR_FOLDER).items()
     }
     described = path / PROJECTOR_FOLDER / "config.json"
@@ -124,7 +123,7 @@ def find_lora(state: Mapping[str, Tensor]) -> Lora | None:
 
 def describe_weights(state: Mapping[str, Tensor]) -> list[str]:
     """Says in lines what a checkpoint holds: every key, LoRA, and whether the connector reads the tiles."""
-    connector = {key for key in state if key.startswith(_CONNECTOR)}
+    connector = {key for key in state if key.startswith(CONNECTOR_PREFIXES)}
     of_lora = {key for key in state if _LORA.fullmatch(key)}
     left_out = {key for key in connector if key.endswith("embeddings.position_ids")}
     counts = {"of LoRA": of_lora, "of the connector": connector - left_out, "of other parts": set(state) - connector}
@@ -175,7 +174,7 @@ def build_published(
         PallavaError: The weights do not fit, are not finite, or a part cannot be opened.
     """
     state, source = weights.state, weights.source
-    connector = {key: value for key, value in state.items() if key.startswith(_CONNECTOR)}
+    connector = {key: value for key, value in state.items() if key.startswith(CONNECTOR_PREFIXES)}
     adapter = {key.removeprefix("llm."): value for key, value in state.items() if _LORA.fullmatch(key)}
     known = {*connector, *(f"llm.{key}" for key in adapter)}
     if unknown := sorted(set(state) - known):
@@ -194,8 +193,8 @@ def build_published(
 def _open_base(llm: str, dtype: torch.dtype | None) -> Any:
     """The base language model, once in memory, of whose weights none may be missing."""
     model, report = open_llm(llm, torch_dtype=dtype or "auto", low_cpu_mem_usage=True, output_loading_info=True)
-    tied = tuple(model._tied_weights_keys or ())
-    missing = [key for key in report["missing_keys"] if not (model.config.tie_word_embeddings and key in tied)]
+    # A key that is missing stays on the meta device, and transformers takes it for one that is tied to another.
+    missing = {*report["missing_keys"], *(key for key, value in model.state_dict().items() if value.is_meta)}
     wrong = {"missing": missing, "unexpected": report["unexpected_keys"], "reshaped": report["mismatched_keys"]}
     if found := "; ".join(
         f"{len(keys)} {kind}: {shorten(sorted(map(str, keys)))}" for kind, keys in wrong.items() if keys
