@@ -127,11 +127,11 @@ def _launch(words: list[str]) -> int:
     try:
         main([*command[command.index("torch.distributed.run") + 1 :], "-m", "pallava", "evaluate", *words])
     except ChildFailedError as failed:
-        _, failure = failed.get_first_failure()
+        rank, failure = failed.get_first_failure()
         if failure.exitcode == _FAILED:
             return _FAILED
         raise PallavaError(
-            f"process {failure.global_rank()} ended with exit code {failure.exitcode}; the same command goes on where "
+            f"process {rank} ended with exit code {failure.exitcode}; the same command goes on where "
             "it stopped"
         ) from None
     return 0

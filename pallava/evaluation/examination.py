@@ -70,7 +70,8 @@ def ask(answerer: Answerer, questions: Questions, plan: Plan, store: AnswerStore
     if plan.is_consistency:
         with_image = [item for item in items if item.image]
         asked |= {view.name: (with_image, view) for view in UNCHANGED_MEANING if with_image}
-    by_view, problems = {}, {}
+    by_view: dict[str, list[Answered]] = {}
+    problems: dict[str, str] = {}
     for name, (chosen, view) in asked.items():
         by_view[name], found = ask_all(
             answerer, chosen, store, view=view, batch_size=plan.batch_size, processes=processes

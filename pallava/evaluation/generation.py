@@ -38,7 +38,7 @@ class Prepared:
 
     asked: list[int]
     problems: dict[int, str]
-    prompts: dict[str, torch.Tensor] = field(default_factory=dict)
+    prompts: dict[str, Any] = field(default_factory=dict)
     tiles: list[torch.Tensor] = field(default_factory=list)
     image_of: list[int] = field(default_factory=list)
 

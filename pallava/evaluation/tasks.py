@@ -118,7 +118,7 @@ def _custom_item(value: Any, index: int, folder: Path) -> Item:
     choices = value.get("choices") or []
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         raise PallavaError('"choices" is not a list of texts')
-    kind = value.get("kind") or ("choice" if choices else "closed" if _bare(answer) in _CLOSED else "open")
+    kind: Any = value.get("kind") or ("choice" if choices else "closed" if _bare(answer) in _CLOSED else "open")
     if kind not in _CUSTOM_KINDS:
         raise PallavaError(f"the kind {kind!r} is none of {', '.join(_CUSTOM_KINDS)}")
     if kind == "closed" and _bare(answer) not in _CLOSED:
