@@ -26,6 +26,7 @@ from pallava.model.connector import ScaleInvariantConnector
 from pallava.model.decoding import greedy, merge_options
 from pallava.model.encoders import adapter_of, patch_tokens
 from pallava.model.fusion import fuse
+from pallava.model.model_card import CARD, write_model_card
 from pallava.model.opening import ADAPTER_FOLDER, find_folder, open_beside_llm, open_whole
 from pallava.model.transformers_versions import tied_weights
 from pallava.prompts import IGNORE_INDEX
@@ -255,7 +256,7 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return open_beside_llm(super().from_pretrained, path, args, kwargs, base_llm)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Writes one folder, in safetensors; a language model with LoRA keeps its adapter apart.
+        """Writes one folder, in safetensors, with a model card; a language model with LoRA keeps its adapter apart.
 
         Args:
             folder: Where to; made if need be.
@@ -266,6 +267,8 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.llm.save_pretrained(Path(folder) / ADAPTER_FOLDER)
             kwargs["state_dict"] = {k: v for k, v in self.state_dict().items() if not k.startswith("llm.")}
         super().save_pretrained(folder, *args, **kwargs)
+        if not (Path(folder) / CARD).exists():  # what somebody wrote stays
+            write_model_card(folder)
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's."""
