@@ -92,10 +92,12 @@ def read_json(path: Path) -> Any:
     """Reads what describes weights, such as ``config.json``.
 
     Raises:
-        PallavaError: It is not JSON.
+        PallavaError: It is not there, or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PallavaError(f"There is no {path.name} in {path.parent}.") from None
     except ValueError as error:  # no UTF-8, or no JSON
         raise PallavaError(f"{path} is not JSON ({error}).") from None
 

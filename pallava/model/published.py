@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from pallava.errors import PallavaError
-from pallava.model.adapters import open_llm
+from pallava.model.adapters import explained, open_llm
 from pallava.model.bitsandbytes import block_broken_bitsandbytes
 from pallava.model.checkpoints import StateDict, check_finite, load_strictly, read_json, read_weights, shorten
 from pallava.model.connector import CONNECTOR_PREFIXES, ScaleInvariantConnector, own_connector_keys
@@ -206,13 +206,8 @@ def _open_base(llm: str, dtype: torch.dtype | None) -> Any:
 
 def _describe_base(llm: str, dtype: torch.dtype | None) -> Any:
     """The base language model without its weights."""
-    try:
+    with explained(llm), init_empty_weights(include_buffers=False):
         config = AutoConfig.from_pretrained(llm)
-    except (OSError, ValueError) as error:
-        raise PallavaError(
-            f"No language model at {llm}: {str(error).splitlines()[0]} Give its folder or hub name."
-        ) from None
-    with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, torch_dtype=dtype or config.torch_dtype)
     with contextlib.suppress(OSError):  # the base may have none; what its config says stands then
         model.generation_config = GenerationConfig.from_pretrained(llm)

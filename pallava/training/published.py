@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from pallava.data.archives import unpack
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor, load_image_processor
+from pallava.model.adapters import explained
 from pallava.model.published import (
     PUBLISHED_ALPHA,
     PUBLISHED_HEADS,
@@ -154,11 +155,8 @@ def _heads(weights: PublishedWeights, given: int | None, tell: Callable[[str], N
 
 
 def _processor(encoder: str, llm: str, name: str | None, tell: Callable[[str], None]) -> PALLaVAProcessor:
-    try:
+    with explained(llm):
         tokenizer = AutoTokenizer.from_pretrained(llm)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise PallavaError(f"No tokenizer at {llm}: {reason} Give the folder of the base language model.") from None
     template = get_template(name or PUBLISHED_TEMPLATE)
     if template.suffix_as_eos and template.suffix not in tokenizer.get_vocab():
         raise PallavaError(

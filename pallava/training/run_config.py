@@ -108,7 +108,9 @@ def _check_parts(values: dict[str, Any], path: Path) -> None:
 
 
 def _is_known(name: object) -> bool:
-    if not isinstance(name, str) or name.split(".")[0] not in _OUR_PACKAGES:
+    if not isinstance(name, str):
+        return False
+    if name.split(".")[0] not in _OUR_PACKAGES:  # a name in xtuner's registry
         return name in {part.__name__ for part in _KNOWN_PARTS}
     try:
         return get_object_from_string(name) in _KNOWN_PARTS

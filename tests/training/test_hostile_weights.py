@@ -93,7 +93,7 @@ def test_a_malicious_pickle_in_a_model_folder(place: str, parts: dict[str, Any],
     safe = (out / place).with_name("adapter_model.safetensors" if "/" in place else "model.safetensors")
     torch.save({**load_file(safe), "evil": Malicious(proof)}, out / place)
     safe.unlink()
-    with pytest.raises(PallavaError, match="nothing in it was executed"):
+    with pytest.raises(PallavaError, match="nothing in it was executed|cannot be read"):
         PALLaVAForConditionalGeneration.from_pretrained(out)
     assert not proof.exists()
 
@@ -115,7 +115,6 @@ def test_code_beside_the_weights_is_not_run(parts: dict[str, Any], tmp_path: Pat
 
 def _member(name: str, **values: Any) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
-    member.__dict__.update(values) if not hasattr(member, "__slots__") else None
     for key, value in values.items():
         setattr(member, key, value)
     return member
