@@ -65,6 +65,10 @@ class Failure:
 Answer = Reply | Failure
 
 
+class UnansweredError(PallavaError):
+    """Some requests failed for a passing reason; what was answered has been given out before."""
+
+
 @dataclass
 class Endpoint:
     """A model behind an OpenAI-compatible endpoint.
@@ -146,6 +150,25 @@ class Endpoint:
                 pool.shutdown(cancel_futures=True)
         if trouble:
             raise trouble
+
+    def iter_settled(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
+        """As `iter_answers`, but only what asking again would not change: replies, and final failures.
+
+        Raises:
+            UnansweredError: After all others were yielded, if requests failed for a passing reason.
+            PallavaError: As `iter_answers`.
+        """
+        passing = []
+        for index, answer in self.iter_answers(requests):
+            if isinstance(answer, Failure) and not answer.is_final:
+                passing.append(answer)
+            else:
+                yield index, answer
+        if passing:
+            raise UnansweredError(
+                f"{len(passing)} of {len(requests)} requests to {self} failed, the first because {passing[0].reason}. "
+                "All other answers are stored: run the same command again to ask for these."
+            )
 
     def _trouble_after(self, answer: Answer) -> PallavaError | None:
         """Counts an answer; tells when there are too many failures to go on."""

@@ -190,6 +190,7 @@ CAPTION_PROMPTS: tuple[str, ...] = (
 
 CHOICE_INSTRUCTION = "Answer with the letter of the right option."
 CHOICE_LETTERS = "ABCDEFGHIJ"
+CLASS_QUESTION = "Which of these does this pathology image show: {}?"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,6 +247,17 @@ def build_choice_question(question: str, options: Sequence[str]) -> str:
         raise PallavaError(f"a choice has 2 to {len(CHOICE_LETTERS)} options, not {len(options)}")
     lines = (f"{letter}. {option.strip()}" for letter, option in zip(CHOICE_LETTERS, options, strict=False))
     return "\n".join([question.strip(), *lines, CHOICE_INSTRUCTION])
+
+
+def build_class_question(names: Sequence[str]) -> str:
+    """Ask which of some classes an image shows, by their names in words.
+
+    Raises:
+        PallavaError: There are fewer than two classes.
+    """
+    if len(names) < 2:
+        raise PallavaError(f"a question for a class needs at least two of them, not {len(names)}")
+    return CLASS_QUESTION.format(f"{', '.join(names[:-1])} or {names[-1]}")
 
 
 def turns_from_conversations(conversations: Sequence[Mapping[str, str]]) -> list[Turn]:

@@ -7,7 +7,7 @@ grids that PA-LLaVA uses. Letters in shapes: N tiles, P side of a tile in pixels
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -158,12 +158,10 @@ def _normalize(stack: torch.Tensor, spec: TileSpec) -> torch.Tensor:
 
 def _square_size(processor: CLIPImageProcessor) -> int:
     size: Any = processor.crop_size if processor.do_center_crop else processor.size
-    if isinstance(size, Mapping):
-        sides = {int(value) for key, value in size.items() if key in ("height", "width", "shortest_edge")}
-    else:
-        sides = {int(size)}
+    values = {"height": size} if isinstance(size, int) else dict(size)  # newer transformers have a class of their own
+    sides = {int(value) for key, value in values.items() if key in ("height", "width", "shortest_edge")}
     if len(sides) != 1 or min(sides) < 1:
-        raise PallavaError(f"tiles are square, but the image processor's size is {dict(size)}; make the sides equal")
+        raise PallavaError(f"tiles are square, but the image processor's size is {values}; make the sides equal")
     return sides.pop()
 
 

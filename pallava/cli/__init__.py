@@ -15,8 +15,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("pallava.cli.convert", "turn a training checkpoint into a model folder"),
     "pretrain": ("pallava.cli.pretrain", "train the encoder, PLIP, by contrast on pairs of image and caption"),
     "encoder convert": ("pallava.cli.encoder_convert", "turn a CLIP into open_clip's, Hugging Face's or PLIP's form"),
+    "card": ("pallava.cli.card", "write a model folder's card, or put scores into it"),
     "chat": ("pallava.cli.chat", "ask a model folder about an image"),
-    "evaluate": ("pallava.cli.evaluate", "measure what an encoder knows: zero-shot classification, retrieval"),
+    "evaluate": (
+        "pallava.cli.evaluate",
+        "measure what a model folder or an encoder knows: questions, captions, classes",
+    ),
+    "judge": ("pallava.cli.judge", "compare generated captions or answers with references, by a model or by words"),
     "look": ("pallava.cli.look", "draw which tiles of an image the model reads, and where a text is true"),
     "data unpack": ("pallava.cli.data_unpack", "unpack a downloaded archive, with checks"),
     "data prepare": ("pallava.cli.data_prepare", "tokenize a training file ahead of training"),
@@ -53,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = words[len(name.split()) :]
     end = words.index("--") if "--" in words and getattr(module, "PASSES_ON", False) else len(words)
     options = parser.parse_args(words[:end])
-    options.passed_on = words[end + 1 :]
+    options.words, options.passed_on = words, words[end + 1 :]
     try:
         return int(module.run(options) or 0)
     except PallavaError as error:

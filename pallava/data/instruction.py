@@ -102,13 +102,16 @@ def write_instruction_file(
     return summary
 
 
+def question_text(question: Question) -> str:
+    """What is asked, without image marker: the question, with its options if it has some."""
+    text = question.question.replace(IMAGE_TOKEN, "")
+    return build_choice_question(text, question.options) if question.options else text
+
+
 def to_conversation(question: Question) -> list[dict[str, str]]:
     """One question and its answer as LLaVA-style messages; a choice shows its options and is answered by a letter."""
-    text = question.question.replace(IMAGE_TOKEN, "")
-    if question.options:
-        text = build_choice_question(text, question.options)
     return [
-        {"from": "human", "value": build_question(text)},
+        {"from": "human", "value": build_question(question_text(question))},
         {"from": "gpt", "value": question.answer.strip()},
     ]
 

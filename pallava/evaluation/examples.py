@@ -14,6 +14,9 @@ from pallava.evaluation.class_sets import ClassSet, known_set, known_sets, set_o
 _SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".ppm", ".pgm", ".avif"
 }  # fmt: skip
+Example = tuple[Path, str, str]
+"""An image, its class or caption, and its id."""
+
 _TEXT_KEYS = ("caption", "text", "captions")
 
 
@@ -25,12 +28,14 @@ class Labelled:
         class_set: The classes, in words.
         images: Paths.
         labels: Number of each image's class.
+        ids: Of each image: as its public set names it, or its path in the folder of classes.
         left_out: Count of what was left out, for each reason.
     """
 
     class_set: ClassSet
     images: list[Path] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
 
 
@@ -41,11 +46,13 @@ class Captioned:
     Attributes:
         images: Path of each pair.
         captions: Caption of each pair.
+        ids: Of each image: as its public set or its record names it, or its path.
         left_out: Count of what was left out, for each reason.
     """
 
     images: list[Path] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
 
 
@@ -70,7 +77,7 @@ def read_labelled(
     found = _of_source(root, name, "classes", split) if name and name != "nct-crc-he" else _of_folders(root)
     class_set = class_set or (known_set(name) if name else None)
     pairs, left_out = found
-    labels = sorted({label for _, label in pairs})
+    labels = sorted({label for _, label, _ in pairs})
     if not pairs:
         raise PallavaError(f"{root} holds no image: expected root/<class>/image.png; left out: {left_out or 'nothing'}")
     class_set = class_set or set_of_labels(root.name, labels)
@@ -80,7 +87,8 @@ def read_labelled(
             f"{', '.join(class_set.labels)}. Rename the folders, or give names by --class-set."
         )
     number = {label: index for index, label in enumerate(class_set.labels)}
-    return Labelled(class_set, [path for path, _ in pairs], [number[label] for _, label in pairs], left_out)
+    images, found_labels, ids = map(list, zip(*pairs, strict=True))
+    return Labelled(class_set, images, [number[label] for label in found_labels], ids, left_out)
 
 
 def read_captioned(
@@ -104,38 +112,40 @@ def read_captioned(
         pairs = list(_of_file(path, image_folder or path.parent, result.left_out))
     if not pairs:
         raise PallavaError(f'{path} holds no pair: expected records such as {{"image": "a.png", "caption": "..."}}')
-    result.images, result.captions = [image for image, _ in pairs], [text for _, text in pairs]
+    result.images, result.captions, result.ids = map(list, zip(*pairs, strict=True))
     return result
 
 
-def _of_folders(root: Path) -> tuple[list[tuple[Path, str]], dict[str, int]]:
+def _of_folders(root: Path) -> tuple[list[Example], dict[str, int]]:
     pairs, left_out = [], dict[str, int]()
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))):
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."):
-                pairs.append((path, folder.name))
+                pairs.append((path, folder.name, path.relative_to(root).as_posix()))
             else:
                 _count(left_out, "not named like an image")
     return pairs, left_out
 
 
-def _of_source(root: Path, name: str, kind: str, split: str | None) -> tuple[list[tuple[Path, str]], dict[str, int]]:
+def _of_source(root: Path, name: str, kind: str, split: str | None) -> tuple[list[Example], dict[str, int]]:
     from pallava.data.sources import open_source
 
     source: Any = open_source(name, root, split=split, image_policy="each")
     if source.kind != kind:
         raise PallavaError(f"{name} is a set of {source.kind}, but {kind} are needed here")
-    pairs = [(source.root / record.image, record.label if kind == "classes" else record.text) for record in source]
+    pairs = [
+        (source.root / record.image, record.label if kind == "classes" else record.text, record.id) for record in source
+    ]
     return pairs, dict(source.tally.dropped)
 
 
-def _of_file(path: Path, folder: Path, left_out: dict[str, int]) -> Iterator[tuple[Path, str]]:
+def _of_file(path: Path, folder: Path, left_out: dict[str, int]) -> Iterator[Example]:
     for record in RecordFile(path):
         image, captions = _pair_of(record)
         if not image or not captions:
             _count(left_out, "no image or no caption")
         for caption in captions if image else ():
-            yield folder / image, caption
+            yield folder / image, caption, str(record.value.get("id", image))
 
 
 def _pair_of(record: Record) -> tuple[str, list[str]]:

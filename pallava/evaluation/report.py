@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pallava.errors import PallavaError
-from pallava.evaluation.retrieval import RANKS
 from pallava.report.matrices import confusion_plot
 from pallava.report.page import card, grid, heading, note, page
 from pallava.report.tables import percent, table
 
 _NO_CLASS = "no class"
 _DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
-_CAUTION = (
+CAUTION = (
     "Images are drawn one by one for the intervals: where several come from one patient or slide, as patches do, "
     "the true intervals are wider."
 )
@@ -59,19 +58,35 @@ def write_report(report: Mapping[str, Any], folder: Path) -> None:
     Raises:
         PallavaError: The folder cannot be written.
     """
-    files = {"index.html": _page(report)}
-    if report["task"] == "zero-shot":
-        files |= {f"confusion_{name}.svg": confusion_picture(result) for name, result in report["data"].items()}
-    # The results come last: where they are, the rest is there.
-    files["results.json"] = json.dumps(_without_nan(report), indent=2, allow_nan=False) + "\n"
+    write_files(folder, {"index.html": _page(report), **confusion_files(report), "results.json": as_json(report)})
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Writes texts, each whole or not at all; the results should be the last: where they are, the rest is there.
+
+    Raises:
+        PallavaError: The folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             unfinished = folder / f".{name}.unfinished"
-            unfinished.write_text(text, encoding="utf-8")
+            unfinished.write_text(text, encoding="utf-8", errors="replace")
             unfinished.replace(folder / name)
     except OSError as error:
         raise PallavaError(f"cannot write the results to {folder}: {error.strerror}") from None
+
+
+def as_json(report: Mapping[str, Any]) -> str:
+    """The results as ``results.json`` has them; null where a number is not defined."""
+    return json.dumps(_without_nan(report), indent=2, allow_nan=False) + "\n"
+
+
+def confusion_files(report: Mapping[str, Any]) -> dict[str, str]:
+    """The confusion matrices of a zero-shot report as SVG files; nothing of other tasks."""
+    if report["task"] != "zero-shot":
+        return {}
+    return {f"confusion_{name}.svg": confusion_picture(result) for name, result in report["data"].items()}
 
 
 def confusion_picture(result: Mapping[str, Any]) -> str:
@@ -83,20 +98,25 @@ def confusion_picture(result: Mapping[str, Any]) -> str:
 
 
 def _page(report: Mapping[str, Any]) -> str:
-    parts = [heading(f"{report['task'].capitalize()}: {report['model']}", _summary(report), level=1), note(_CAUTION)]
-    shown = tables(report)
+    parts = [heading(f"{report['task'].capitalize()}: {report['model']}", _summary(report), level=1), note(CAUTION)]
+    return page(f"{report['task']} of {report['model']}", [*parts, *sections(report)])
+
+
+def sections(report: Mapping[str, Any]) -> list[str]:
+    """What a page says of the data sets, as HTML."""
+    parts, shown = [], tables(report)
     if report["task"] == "zero-shot":
-        parts.append(_html(shown.pop(0)))
+        parts.append(as_html(shown.pop(0)))
     for (name, result), own in zip(report["data"].items(), shown, strict=True):
         parts.append(heading(name, _left_out(result)))
         if report["task"] == "zero-shot":
             parts.append(
-                grid([card("Confusion matrix", confusion_picture(result)), card("Classes", _html(own))], is_wide=True)
+                grid([card("Confusion matrix", confusion_picture(result)), card("Classes", as_html(own))], is_wide=True)
             )
             parts.append(_words(result["class_set"]))
         else:
-            parts.append(_html(own))
-    return page(f"{report['task']} of {report['model']}", parts)
+            parts.append(as_html(own))
+    return parts
 
 
 def _summary(report: Mapping[str, Any]) -> str:
@@ -115,7 +135,7 @@ def _overview(data: Mapping[str, Any]) -> Table:
         (
             name,
             str(result["num_images"]),
-            *(_estimate(result["metrics"][metric]) if metric in result["metrics"] else "–" for metric in names),
+            *(as_estimate(result["metrics"][metric]) if metric in result["metrics"] else "–" for metric in names),
             percent(result["largest_class"]),
         )
         for name, result in data.items()
@@ -133,10 +153,12 @@ def _classes(name: str, result: Mapping[str, Any]) -> Table:
 
 
 def _recalls(name: str, result: Mapping[str, Any]) -> Table:
+    from pallava.evaluation.retrieval import RANKS  # loads torch, which other reports do without
+
     rows = [
         (
             f"{shown} @{rank}",
-            _estimate(result[key][f"recall_at_{rank}"]),
+            as_estimate(result[key][f"recall_at_{rank}"]),
             percent(result[key][f"recall_at_{rank}"]["chance"]),
         )
         for key, shown in _DIRECTIONS.items()
@@ -151,11 +173,13 @@ def _words(class_set: Mapping[str, Any]) -> str:
     return card("Words", names + table(["templates"], [[text] for text in class_set["templates"]]))
 
 
-def _html(shown: Table) -> str:
+def as_html(shown: Table) -> str:
+    """A table for a page."""
     return table(shown.header, shown.rows, caption=shown.caption)
 
 
-def _estimate(estimate: Mapping[str, float]) -> str:
+def as_estimate(estimate: Mapping[str, Any]) -> str:
+    """A value with its interval, in percent."""
     if math.isnan(estimate["value"]):
         return "–"
     return f"{percent(estimate['value'])} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"

@@ -1,6 +1,10 @@
-"""The network in plain transformers; knows nothing of xtuner, data sets or commands."""
+"""The network in plain transformers; knows nothing of xtuner, data sets or commands.
 
-from transformers import AutoConfig, AutoModel, AutoProcessor
+Importing it makes transformers' `AutoConfig`, `AutoModelForImageTextToText`, `AutoProcessor` and `pipeline` open model
+folders.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from pallava.model.configuration import PALLaVAConfig
 from pallava.model.connector import ScaleInvariantConnector, ScaleInvariantConnectorConfig
@@ -22,4 +26,5 @@ __all__ = [
 
 AutoConfig.register(PALLaVAConfig.model_type, PALLaVAConfig, exist_ok=True)
 AutoModel.register(PALLaVAConfig, PALLaVAForConditionalGeneration, exist_ok=True)
+AutoModelForImageTextToText.register(PALLaVAConfig, PALLaVAForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(PALLaVAConfig, PALLaVAProcessor, exist_ok=True)

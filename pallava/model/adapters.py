@@ -1,6 +1,8 @@
 """LoRA adapters of the language model, through peft."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from pallava.errors import PallavaError
 from pallava.model.bitsandbytes import block_broken_bitsandbytes
+from pallava.model.checkpoints import check_finite, read_json, read_weights, shorten
 
 
 def is_adapted(llm: nn.Module) -> bool:
@@ -20,14 +23,28 @@ def open_llm(name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
     """Opens a causal language model by name or path; code from its folder is not run.
 
     Raises:
-        PallavaError: There is no such model.
+        PallavaError: There is no such model, or it cannot be read.
+    """
+    with explained(name_or_path):
+        return AutoModelForCausalLM.from_pretrained(name_or_path, **kwargs)
+
+
+@contextmanager
+def explained(llm: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns whatever transformers raises on a missing or broken language model into a sentence.
+
+    Raises:
+        PallavaError: Instead of any other exception.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(name_or_path, **kwargs)
-    except OSError as error:
-        reason = str(error).splitlines()[0]
+        yield
+    except PallavaError:
+        raise
+    except Exception as error:  # a broken folder makes transformers stumble over anything
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise PallavaError(
-            f"No language model at {name_or_path}: {reason} Give the path of a Hugging Face folder, or a hub name."
+            f"No language model at {llm} that can be opened: {reason[:300]} "
+            "Give the path of a Hugging Face folder, or a hub name."
         ) from None
 
 
@@ -35,11 +52,24 @@ def load_adapter(base_llm: str | None, adapter: Path, **kwargs: Any) -> Any:
     """The base language model with an adapter beside it.
 
     Raises:
-        PallavaError: The base is not named, or not there.
+        PallavaError: The base is not named, or not there; the adapter cannot be read safely, or is not whole.
     """
     if not base_llm:
         raise PallavaError(f"{adapter} needs its base language model, and names none: give base_llm=... (its path).")
+    state = read_weights(adapter)
+    check_finite(state, adapter)
+    if read_json(adapter / "adapter_config.json").get("megatron_config"):  # peft would import a module that it names
+        raise PallavaError(f"{adapter} asks for Megatron, which no adapter of PA-LLaVA needs.")
     block_broken_bitsandbytes()
-    from peft import PeftModel  # imports bitsandbytes where it finds it
+    from peft import PeftModel, get_peft_model_state_dict  # imports bitsandbytes where it finds it
 
-    return PeftModel.from_pretrained(open_llm(base_llm, **kwargs), str(adapter))
+    llm = open_llm(base_llm, **kwargs)
+    try:
+        model = PeftModel.from_pretrained(llm, str(adapter))
+    except Exception as error:  # a broken description makes peft stumble over anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PallavaError(f"The adapter {adapter} does not fit {base_llm}: {reason[:300]}") from None
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if missing := sorted(expected.keys() - state.keys()):  # which peft itself leaves as they were drawn
+        raise PallavaError(f"The adapter {adapter} lacks {len(missing)} weights: {shorten(missing)}.")
+    return model

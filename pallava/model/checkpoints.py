@@ -92,10 +92,12 @@ def read_json(path: Path) -> Any:
     """Reads what describes weights, such as ``config.json``.
 
     Raises:
-        PallavaError: It is not JSON.
+        PallavaError: It is not there, or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PallavaError(f"There is no {path.name} in {path.parent}.") from None
     except ValueError as error:  # no UTF-8, or no JSON
         raise PallavaError(f"{path} is not JSON ({error}).") from None
 
@@ -132,20 +134,29 @@ def newest_checkpoint(path: Path) -> Path:
     note = path / "last_checkpoint"
     if not note.is_file():
         return path
-    newest = path / Path(note.read_text(encoding="utf-8").strip()).name  # the directory may have been moved
+    name = Path(note.read_text(encoding="utf-8", errors="replace").strip()).name  # the directory may have been moved
+    if name in ("", ".."):
+        raise PallavaError(f"{note} names no checkpoint: name one yourself.")
+    newest = path / name
     if not newest.exists():
-        raise PallavaError(f"{path} names {newest.name} as its newest checkpoint, but that is gone: name another one.")
+        raise PallavaError(f"{path} names {name} as its newest checkpoint, but that is gone: name another one.")
     return newest
 
 
 def rename_keys(state: Mapping[str, Tensor], renames: Renames) -> StateDict:
-    """Walks a table of renames over all keys; every row is applied to every key, in order."""
+    """Walks a table of renames over all keys; every row is applied to every key, in order.
+
+    Raises:
+        PallavaError: Two keys become one.
+    """
     renamed = {}
     for key, value in state.items():
         new: str | None = key
         for old_part, new_part in renames:
             if new is not None and old_part in new:
                 new = None if new_part is None else new.replace(old_part, new_part)
+        if new in renamed:
+            raise PallavaError(f"The weights hold the same under two names: {key} is {new}, which came before.")
         if new is not None:
             renamed[new] = value
     return renamed
@@ -190,30 +201,50 @@ def load_strictly(
         hint: Last sentence of the message.
 
     Raises:
-        PallavaError: Lists missing, unexpected and reshaped keys.
+        PallavaError: Lists missing, unexpected and reshaped keys, or those with numbers that are not finite.
     """
     own = module.state_dict()
     report = compare_keys(own if expected is None else expected, state)
     if report:
         raise PallavaError(_describe(report, source, type(module).__name__) + (f" {hint}" if hint else ""))
+    check_finite(state, source)
     on_meta = any(tensor.is_meta for tensor in own.values())
     if not on_meta:
         state = {key: value.to(own[key].dtype) if key in own else value for key, value in state.items()}
     module.load_state_dict(state, strict=expected is None, assign=on_meta)
 
 
-def _describe(report: dict[str, list[str]], source: object, name: str) -> str:
-    def shorten(keys: list[str]) -> str:
-        return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+def check_finite(state: Mapping[str, Tensor], source: object) -> None:
+    """Refuses weights with NaN or infinity in them, which no training that went well leaves.
 
+    Raises:
+        PallavaError: Lists their keys.
+    """
+    if wrong := sorted(key for key, value in state.items() if not _is_finite(value)):
+        raise PallavaError(
+            f"The weights in {source} are broken: {len(wrong)} hold NaN or infinity ({shorten(wrong)}). Copy or "
+            "download them again, or take an earlier checkpoint."
+        )
+
+
+def _is_finite(value: Tensor) -> bool:
+    if value.is_meta or not value.numel() or not value.is_floating_point():
+        return True
+    low, high = (value if value.element_size() > 1 else value.float()).detach().aminmax()  # copies nothing; keeps NaN
+    return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
+def shorten(keys: list[str]) -> str:
+    """The first five keys, and how many more."""
+    return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+
+
+def _describe(report: dict[str, list[str]], source: object, name: str) -> str:
     parts = "; ".join(f"{len(keys)} {kind}: {shorten(keys)}" for kind, keys in report.items())
     return f"The weights in {source} do not fit {name}: {parts}."
 
 
 def _read_folder(folder: Path) -> StateDict:
-    last = folder / "last_checkpoint"  # a run's work directory; it names an absolute path, and may have been moved
-    if last.is_file():
-        return read_weights(folder / Path(last.read_text().strip()).name)
     tagged = sorted(folder.glob("**/mp_rank_00_model_states.pt"))
     if tagged:  # ZeRO-1 and -2 keep the trained weights whole in the first rank's file
         return _read_file(_latest_tag(folder, tagged))
@@ -235,7 +266,7 @@ def _read_folder(folder: Path) -> StateDict:
 
 def _latest_tag(folder: Path, tagged: list[Path]) -> Path:
     latest = folder / "latest"
-    named = folder / latest.read_text().strip() / tagged[0].name if latest.is_file() else tagged[-1]
+    named = folder / latest.read_text(errors="replace").strip() / tagged[0].name if latest.is_file() else tagged[-1]
     return named if named in tagged else tagged[-1]
 
 
@@ -284,4 +315,16 @@ def _tensors_of(content: Any, path: Path) -> StateDict:
     tensors = {str(key).removeprefix("module."): v for key, v in content.items() if isinstance(v, Tensor)}
     if not tensors:
         raise PallavaError(f"{path} holds no weights: its {len(content)} entries are no tensors.")
+    _check_plain(tensors, path)
     return tensors
+
+
+def _check_plain(tensors: StateDict, path: Path) -> None:
+    """Refuses tensors that say they are larger than the file: a few bytes, repeated, could fill the memory."""
+    for key, value in tensors.items():
+        if value.layout is not torch.strided or value.is_quantized or value.is_complex():
+            raise PallavaError(
+                f"{path} holds {key} in a form that weights do not have ({value.layout}, {value.dtype})."
+            )
+        if value.is_meta or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise PallavaError(f"{path} says that {key} has the shape {tuple(value.shape)}, but holds fewer numbers.")

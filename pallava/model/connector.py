@@ -4,9 +4,10 @@ Letters in shape comments: B samples, T overview tokens, M tile tokens, D encode
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Blip2QFormerConfig, Blip2QFormerModel, PretrainedConfig, PreTrainedModel
@@ -18,8 +19,10 @@ from pallava.model.checkpoints import (
     load_strictly,
     read_weights,
     rename_keys,
-    strip_prefix,
 )
+
+CONNECTOR_PREFIXES = ("projector.", "connector.")
+"""Before its keys in a checkpoint: the published name, and ours."""
 
 _EPS = 1e-12  # of every norm in the published connector
 
@@ -116,28 +119,34 @@ class ScaleInvariantConnector(PreTrainedModel):
         return self._connect(overview, tiles, tile_mask)
 
     def _connect(self, overview: Tensor, tiles: Tensor, tile_mask: Tensor | None) -> Tensor:
-        read = self.qformer(
-            query_embeds=overview,
-            encoder_hidden_states=tiles if self.config.add_cross_attention else None,
-            encoder_attention_mask=tile_mask if self.config.add_cross_attention else None,
+        # The layers are run without the model around them: in newer transformers it asks the first norm for a scale,
+        # and the published connector's has none.
+        queries = self.qformer.dropout(self.qformer.layernorm(overview))
+        across = {"encoder_hidden_states": tiles, "encoder_attention_mask": _additive(tile_mask, tiles.dtype)}
+        read = self.qformer.encoder(
+            queries, query_length=queries.shape[1], **(across if self.config.add_cross_attention else {})
         ).last_hidden_state  # (B, T, D)
         return self.projection(self.norm(overview + read))  # (B, T, H)
 
     @classmethod
     def from_published(
-        cls, source: str | os.PathLike[str] | Mapping[str, Tensor], num_attention_heads: int = 12
+        cls,
+        source: str | os.PathLike[str] | Mapping[str, Tensor],
+        num_attention_heads: int = 12,
+        name: object = None,
     ) -> "ScaleInvariantConnector":
         """Opens a connector under the published keys; sizes are read off keys and shapes.
 
         Args:
             source: A folder, a weights file, or a state dict; keys with or without the prefix ``projector.``.
             num_attention_heads: The one size that no shape tells.
+            name: Where a state dict comes from, for messages.
 
         Raises:
             PallavaError: The weights cannot be read, or do not make a connector.
         """
         state = dict(source) if isinstance(source, Mapping) else read_weights(source)
-        name = "the given state dict" if isinstance(source, Mapping) else source
+        name = name or ("the given state dict" if isinstance(source, Mapping) else source)
         state = own_connector_keys(state)
         connector = cls(infer_connector_config(state, num_attention_heads=num_attention_heads, source=name))
         load_strictly(connector, state, source=name)
@@ -153,11 +162,15 @@ class ScaleInvariantConnector(PreTrainedModel):
             module.bias.data.zero_()
 
 
+def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """(B, M), 1 for a real token, to what is added to attention scores: (B, 1, 1, M), 0 for a real token."""
+    return None if mask is None else (1 - mask[:, None, None].to(dtype)) * torch.finfo(dtype).min
+
+
 def own_connector_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A connector's weights under our keys, from ours or the published ones, alone or inside a checkpoint."""
-    for prefix in ("projector.", "connector."):
-        state = strip_prefix(state, prefix)
-    return rename_keys(state, CONNECTOR_RENAMES)
+    inside = {key: value for key, value in state.items() if key.startswith(CONNECTOR_PREFIXES)}
+    return rename_keys(inside or state, (*((prefix, "") for prefix in CONNECTOR_PREFIXES), *CONNECTOR_RENAMES))
 
 
 def infer_connector_config(
@@ -169,15 +182,18 @@ def infer_connector_config(
         PallavaError: A key that every connector has is not there.
     """
     layer = "qformer.encoder.layer."
-    numbers = {int(key[len(layer) :].split(".")[0]) for key in state if key.startswith(layer)}
-    depths = [int(key.split(".")[1]) for key in state if key.startswith("projection.") and key.endswith("weight")]
+    numbers = _numbers(state, layer, source)
+    depths = _numbers({key: 0 for key in state if key.endswith("weight")}, "projection.", source)
     feed_forward = state.get(f"{layer}0.intermediate_query.dense.weight")
-    if not numbers or not depths or feed_forward is None:
+    matrices = [feed_forward, *(state[f"projection.{depth}.weight"] for depth in depths)]
+    if not numbers or not depths or any(matrix is None or matrix.dim() != 2 for matrix in matrices):
         raise PallavaError(
             f"{source} holds no connector: expected keys such as model.bert.encoder.layer.0.... and "
             f"model.mlp.model.0.weight, found {', '.join(sorted(state)[:3]) or 'none'}."
         )
-    last = state[f"projection.{max(depths)}.weight"]
+    if numbers != set(range(len(numbers))):
+        raise PallavaError(f"{source} holds a connector with gaps: layers {sorted(numbers)[:10]} of its Q-Former.")
+    feed_forward, last = state[f"{layer}0.intermediate_query.dense.weight"], state[f"projection.{max(depths)}.weight"]
     return ScaleInvariantConnectorConfig(
         visual_hidden_size=feed_forward.shape[1],
         llm_hidden_size=last.shape[0],
@@ -189,6 +205,14 @@ def infer_connector_config(
         ),
         projection_depth=len(depths),
     )
+
+
+def _numbers(keys: Iterable[str], prefix: str, source: object) -> set[int]:
+    """The numbers that follow a prefix."""
+    found = {key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix)}
+    if wrong := sorted(each for each in found if not (each.isascii() and each.isdigit() and len(each) < 5)):
+        raise PallavaError(f"{source} holds no connector: {prefix}{wrong[0]} is no numbered layer.")
+    return {int(each) for each in found}
 
 
 def _build_qformer(config: ScaleInvariantConnectorConfig) -> Blip2QFormerModel:

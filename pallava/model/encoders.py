@@ -24,6 +24,7 @@ from transformers import (
 from pallava.errors import PallavaError
 from pallava.model import vision
 from pallava.model.timm_encoder import TimmEncoder, TimmEncoderConfig
+from pallava.model.transformers_versions import vision_tower
 from pallava.model.vision import first_layers
 
 
@@ -109,8 +110,8 @@ ENCODERS: dict[str, EncoderAdapter] = {
     "siglip_vision_model": _Transformers(
         SiglipVisionConfig,
         SiglipVisionModel,
-        lambda m, x: m.vision_model.embeddings(x),
-        lambda m: m.vision_model.encoder,
+        lambda m, x: vision_tower(m).embeddings(x),
+        lambda m: vision_tower(m).encoder,
     ),
     "pallava_timm": _Timm(),
 }

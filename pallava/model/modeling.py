@@ -14,25 +14,25 @@ from torch import LongTensor, Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForCausalLM,
-    GenerationConfig,
+    GenerationMixin,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pallava.errors import PallavaError
-from pallava.model.adapters import is_adapted, load_adapter
-from pallava.model.checkpoints import load_strictly, read_weights
+from pallava.model.adapters import is_adapted
 from pallava.model.configuration import PALLaVAConfig
 from pallava.model.connector import ScaleInvariantConnector
+from pallava.model.decoding import greedy, merge_options
 from pallava.model.encoders import adapter_of, patch_tokens
 from pallava.model.fusion import fuse
+from pallava.model.model_card import CARD, write_model_card
+from pallava.model.opening import ADAPTER_FOLDER, find_folder, open_beside_llm, open_whole
+from pallava.model.transformers_versions import tied_weights
 from pallava.prompts import IGNORE_INDEX
 
-ADAPTER_FOLDER = "adapter"
-_MAX_NEW_TOKENS = 256
 
-
-class PALLaVAForConditionalGeneration(PreTrainedModel):
+class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """The whole network: `visual_encoder`, `connector` and `llm`."""
 
     config_class = PALLaVAConfig
@@ -40,13 +40,14 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn_2 = True
-    _tied_weights_keys = ["llm.lm_head.weight"]
+    _supports_flash_attn = True  # its name in newer transformers
+    _tied_weights_keys = tied_weights("llm.lm_head.weight")
 
     def __init__(
         self,
         config: PALLaVAConfig,
-        *,
         llm: nn.Module | None = None,
+        *,
         visual_encoder: nn.Module | None = None,
         connector: ScaleInvariantConnector | None = None,
     ) -> None:
@@ -56,7 +57,8 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
             visual_encoder = adapter_of(config.vision_config).build(config.vision_config)
         self.visual_encoder: Any = visual_encoder
         self.connector = connector if connector is not None else ScaleInvariantConnector(config.connector_config)
-        self.generation_config = _greedy(self.llm)
+        self.generation_config = greedy(self.llm)
+        self.post_init()
 
     @classmethod
     def from_parts(
@@ -190,6 +192,8 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | Sequence[Tensor] | None = None,
         tiles_per_image: Tensor | Sequence[int] | None = None,
+        *,
+        visual_tokens: Tensor | None = None,
         **generate_kwargs: Any,
     ) -> LongTensor:
         """Answers each sample of a batch; greedy unless told otherwise.
@@ -199,6 +203,8 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
             attention_mask: (B, L), 0 for padding on either side.
             pixel_values: As in `encode_images`.
             tiles_per_image: As in `encode_images`.
+            visual_tokens: (I, T, H), what `encode_images` gave, in the place of `pixel_values`: where several
+                questions are on one image, it is encoded once.
             **generate_kwargs: Options of transformers' `generate`, such as `max_new_tokens` or `streamer`.
 
         Returns:
@@ -207,11 +213,11 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
         Raises:
             PallavaError: The number of image markers is not the number of images.
         """
-        visual_tokens = None if pixel_values is None else self.encode_images(pixel_values, tiles_per_image)
+        if pixel_values is not None:
+            visual_tokens = self.encode_images(pixel_values, tiles_per_image)
         fused = self.fuse(input_ids, visual_tokens, attention_mask=attention_mask, left=True)
         fused.pop("position_ids")  # generate counts them itself, from the mask
-        generate_kwargs.setdefault("generation_config", self.generation_config)
-        return self.llm.generate(**fused, **generate_kwargs)
+        return self.llm.generate(**fused, **merge_options(self.generation_config, generate_kwargs))
 
     def fuse(self, input_ids: Tensor, visual_tokens: Tensor | None, **options: Any) -> dict[str, Tensor]:
         """Puts visual tokens in the place of the image markers; options as of `pallava.model.fusion.fuse`."""
@@ -232,34 +238,25 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
         """Opens a model folder: whole, or with an adapter beside a named base language model.
 
         Args:
-            folder: What `save_pretrained` or ``pallava convert`` wrote.
+            folder: What `save_pretrained` or ``pallava convert`` wrote, or its name on the Hugging Face hub.
             *args: Passed on to transformers.
             base_llm: Where the base language model lies, if not where it was when the folder was written.
             **kwargs: Passed on to transformers; `torch_dtype` is ``"auto"`` unless given.
 
         Raises:
-            PallavaError: No model there, or its base language model cannot be found.
+            PallavaError: No model there, a weight is missing, unexpected or of another shape, or its base language
+                model cannot be found.
         """
-        kwargs.setdefault("torch_dtype", "auto")
-        path = Path(folder)
-        is_hub_name = not path.exists() and str(folder).count("/") == 1 and not str(folder).startswith((".", "/", "~"))
-        if not is_hub_name and not (path / "config.json").is_file():
-            raise PallavaError(f"No model folder at {path}: it has no config.json. `pallava convert` writes one.")
+        dtype = kwargs.pop("dtype", None)  # its name in newer transformers
+        if dtype is not None or kwargs.get("torch_dtype") is None:
+            kwargs["torch_dtype"] = dtype or "auto"
+        path = find_folder(folder, kwargs)
         if not (path / ADAPTER_FOLDER).is_dir():
-            return super().from_pretrained(folder, *args, **kwargs)
-        config = PALLaVAConfig.from_pretrained(path)
-        llm = load_adapter(base_llm or config.base_llm, path / ADAPTER_FOLDER, torch_dtype=kwargs["torch_dtype"])
-        model = cls(config, llm=llm)
-        state = read_weights(path)
-        expected = {k: v for k, v in model.state_dict().items() if not k.startswith("llm.")}
-        load_strictly(model, state, source=path, expected=expected)
-        generation = path / "generation_config.json"
-        if generation.is_file():
-            model.generation_config = GenerationConfig.from_pretrained(path)
-        return model.eval()
+            return open_whole(super().from_pretrained, path, args, kwargs)
+        return open_beside_llm(super().from_pretrained, path, args, kwargs, base_llm)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Writes one folder, in safetensors; a language model with LoRA keeps its adapter apart.
+        """Writes one folder, in safetensors, with a model card; a language model with LoRA keeps its adapter apart.
 
         Args:
             folder: Where to; made if need be.
@@ -270,6 +267,8 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
             self.llm.save_pretrained(Path(folder) / ADAPTER_FOLDER)
             kwargs["state_dict"] = {k: v for k, v in self.state_dict().items() if not k.startswith("llm.")}
         super().save_pretrained(folder, *args, **kwargs)
+        if not (Path(folder) / CARD).exists():  # what somebody wrote stays
+            write_model_card(folder)
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's."""
@@ -279,9 +278,15 @@ class PALLaVAForConditionalGeneration(PreTrainedModel):
         """The language model's."""
         return self.llm.get_output_embeddings()
 
-    def tie_weights(self) -> None:
+    def init_weights(self) -> None:
+        """Leaves all weights as they are: the parts have initialized themselves, or were opened."""
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
         """Ties the language model's own weights, and nothing else."""
-        self.llm.tie_weights()
+        if args or kwargs:  # newer transformers while it opens a folder, which knows the parts' ties
+            super().tie_weights(*args, **kwargs)
+        else:
+            self.llm.tie_weights()
 
     @staticmethod
     def _fix_state_dict_key_on_load(key: str) -> str:
@@ -320,18 +325,3 @@ def _flatten_images(
             "overview and at least one tile, and the numbers must add up."
         )
     return pixel_values, counts
-
-
-def _greedy(llm: Any) -> GenerationConfig:
-    """The language model's own end and padding tokens, and nothing of its sampling."""
-    own = getattr(llm, "generation_config", None) or llm.config
-    eos = own.eos_token_id
-    first = eos[0] if isinstance(eos, list) else eos
-    return GenerationConfig(
-        bos_token_id=own.bos_token_id,
-        eos_token_id=eos,
-        pad_token_id=own.pad_token_id if own.pad_token_id is not None else first,
-        max_new_tokens=_MAX_NEW_TOKENS,
-        do_sample=False,
-        use_cache=True,
-    )

@@ -1,6 +1,6 @@
 """From pictures and words to what the model reads: the same tiles and ids in training, chat and evaluation."""
 
-import json
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +12,9 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from pallava.errors import PallavaError
 from pallava.images import open_image
+from pallava.model.chat_template import Message, jinja_template, parse_prompt, read_messages, render_prompt
 from pallava.prompts import (
+    IMAGE_TOKEN_INDEX,
     PromptTemplate,
     Turn,
     build_question,
@@ -26,7 +28,11 @@ from pallava.tiling import TileSpec, make_tiles
 Image = Any
 """Whatever `pallava.images.open_image` opens: a path, bytes, an open file, a PIL image."""
 Text = str | Sequence[Mapping[str, str]]
-"""A question, or a conversation of ``{"from": "human" | "gpt" | "system", "value": ...}`` that ends with one."""
+"""A question, a prompt that `apply_chat_template` wrote, or a conversation of
+``{"from": "human" | "gpt" | "system", "value": ...}`` that ends with a question."""
+_IGNORED_OPTIONS = {"padding", "legacy", "add_special_tokens"}
+"""What transformers' pipelines say to every processor; here padding is always on the left and special tokens are the
+template's."""
 
 
 class PALLaVAProcessor(ProcessorMixin):
@@ -73,28 +79,32 @@ class PALLaVAProcessor(ProcessorMixin):
         images: Image | Sequence[Image] | None = None,
         *,
         system: str | None = None,
+        return_tensors: str | None = "pt",
+        **options: Any,
     ) -> BatchFeature:
         """Makes the inputs of `PALLaVAForConditionalGeneration.generate`.
 
         Args:
-            text: One question or conversation, or a batch of them. A question without ``<image>`` gets the marker
-                of its image: all images where it is alone, one each in a batch of as many questions as images.
-            images: One image, or those of the whole batch in reading order.
+            text: One question, prompt or conversation, or a batch of them. A question without ``<image>`` gets the
+                marker of its image: all images where it is alone, one each in a batch of as many as images.
+            images: One image, those of the whole batch in reading order, or a list of them for each text.
             system: A system message before each question.
+            return_tensors: Always PyTorch's.
+            **options: Those of transformers' pipelines, which change nothing here.
 
         Returns:
             `input_ids` and `attention_mask` (B, L), padded on the left; with images also `pixel_values`
             (sum of 1+N, 3, P, P) and `tiles_per_image` (I,).
 
         Raises:
-            PallavaError: The images cannot be shared out, or one cannot be opened.
+            PallavaError: The images cannot be shared out, one cannot be opened, or an option is not known.
         """
+        _check_options(options, return_tensors)
         is_one = isinstance(text, str) or (len(text) > 0 and isinstance(text[0], Mapping))
         texts: list[Any] = [text] if is_one else list(text)
-        images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
-        per_text = _share_images(texts, len(images))
+        images, per_text = _share_images(texts, images)
         prompts = [
-            encode_prompt(_turns(text, count, system), self.tokenizer, self.template)
+            encode_prompt(self._turns(text, count, system), self.tokenizer, self.template)
             for text, count in zip(texts, per_text, strict=True)
         ]
         inputs: dict[str, Tensor] = dict(zip(("input_ids", "attention_mask"), self._pad(prompts), strict=True))
@@ -104,10 +114,73 @@ class PALLaVAProcessor(ProcessorMixin):
             inputs["tiles_per_image"] = torch.tensor([len(image) for image in tiles])
         return BatchFeature(inputs)
 
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Sequence[Message] | Sequence[Sequence[Message]],
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        continue_final_message: bool = False,
+        add_generation_prompt: bool = True,
+        return_tensors: str | None = "pt",
+        processor_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Writes messages of `role` and `content` as the model was trained on them; see `read_messages` for the form.
+
+        Args:
+            conversation: One conversation, which ends with a question, or several.
+            chat_template: Not to be given: the folder's own is the one that the model knows.
+            tokenize: Whether to make the model's inputs, images opened and tiled, instead of the prompt as text.
+            return_dict: Whether to give all inputs, and not the ids alone.
+            continue_final_message: Not possible.
+            add_generation_prompt: Always done: the template of a question ends where its answer begins.
+            return_tensors: Always PyTorch's.
+            processor_kwargs: Further options of `__call__`.
+            **options: As of `__call__`.
+
+        Returns:
+            The prompt, a list of prompts, ids (B, L), or what `__call__` gives.
+
+        Raises:
+            PallavaError: A message has another form, or an answer is to be continued.
+        """
+        _check_options({**options, **(processor_kwargs or {})}, return_tensors)
+        if continue_final_message or chat_template not in (None, self.chat_template):
+            raise PallavaError("the model answers questions in its own chat template: it continues no answer of yours")
+        is_one = isinstance(conversation[0], Mapping)
+        read = [read_messages(each) for each in ([conversation] if is_one else conversation)]  # type: ignore[arg-type]
+        turns = [_open_ended(turns_from_conversations(messages)) for messages, _ in read]
+        texts = [render_prompt(each, self.template, self.tokenizer.eos_token) for each in turns]
+        if not tokenize:
+            return texts[0] if is_one else texts
+        images = [found for _, found in read]
+        inputs = self([messages for messages, _ in read], images=images if any(images) else None)
+        return inputs if return_dict else inputs["input_ids"]
+
     def batch_decode(self, ids: LongTensor, skip_special_tokens: bool = True, **kwargs: Any) -> list[str]:  # type: ignore[override]
-        """Answers as text, without padding and end tokens."""
-        decoded = self.tokenizer.batch_decode(ids, skip_special_tokens=skip_special_tokens, **kwargs)
+        """Answers, or prompts, as text, without padding, end tokens and image markers."""
+        rows = [[int(index) for index in row if index != IMAGE_TOKEN_INDEX] for row in ids]
+        decoded = self.tokenizer.batch_decode(rows, skip_special_tokens=skip_special_tokens, **kwargs)
         return [answer.strip() for answer in decoded]
+
+    def post_process_image_text_to_text(  # type: ignore[override]
+        self, generated_outputs: LongTensor, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
+        """What transformers' pipeline decodes by: `batch_decode`."""
+        return self.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+
+    def _turns(self, text: Text, num_images: int, system: str | None) -> list[Turn]:
+        if not isinstance(text, str):
+            messages = list(text)
+            if system is not None:
+                messages.insert(0, {"from": "system", "value": system})
+            return _open_ended(turns_from_conversations(messages))
+        turns = parse_prompt(text, self.template, self.tokenizer.eos_token)
+        if turns is None:
+            return [Turn(build_question(text, num_images), system=system)]
+        return turns if system is None else [dataclasses.replace(turns[0], system=system), *turns[1:]]
 
     def _pad(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
         length = max(len(ids) for ids in prompts)
@@ -121,48 +194,30 @@ class PALLaVAProcessor(ProcessorMixin):
         return {key: value for key, value in super().to_dict().items() if key != "tile_spec"}
 
 
-def jinja_template(template: PromptTemplate) -> str:
-    """The template as Jinja, for messages with `role` and `content`."""
-    before, after = template.instruction.split("{input}")
-    system_before, _, system_after = template.system.partition("{system}")
-
-    def quoted(text: str) -> str:
-        return "{{ " + json.dumps(text) + " }}" if text else ""
-
-    end = quoted(template.suffix) if template.suffix_as_eos else quoted(template.suffix) + "{{ eos_token }}"
-    return (
-        "{% for message in messages %}{% if message['role'] == 'system' %}"
-        + quoted(system_before)
-        + "{{ message['content'] }}"
-        + quoted(system_after)
-        + "{% elif message['role'] == 'user' %}"
-        + quoted(before)
-        + "{{ message['content'] }}"
-        + quoted(after)
-        + "{% else %}{{ message['content'] }}"
-        + end
-        + quoted(template.sep)
-        + "{% endif %}{% endfor %}"
-    )
+def _open_ended(turns: list[Turn]) -> list[Turn]:
+    if turns and turns[-1].answer is not None:
+        raise PallavaError("the conversation ends with an answer: end it with a question")
+    return turns
 
 
-def _turns(text: Text, num_images: int, system: str | None) -> list[Turn]:
-    if isinstance(text, str):
-        return [Turn(build_question(text, num_images), system=system)]
-    messages = list(text)
-    if system is not None:
-        messages.insert(0, {"from": "system", "value": system})
-    return turns_from_conversations(messages)
+def _check_options(options: Mapping[str, Any], return_tensors: Any) -> None:
+    if unknown := sorted(set(options) - _IGNORED_OPTIONS):
+        raise PallavaError(f"the processor of PA-LLaVA has no option {', '.join(unknown)}")
+    if return_tensors not in (None, "pt"):
+        raise PallavaError(f"the processor of PA-LLaVA gives PyTorch tensors (pt), not {return_tensors}")
 
 
-def _share_images(texts: Sequence[Text], num_images: int) -> list[int]:
-    """How many images are each text's, where the text does not say."""
+def _share_images(texts: Sequence[Text], images: Any) -> tuple[list[Image], list[int]]:
+    """All images in reading order, and how many are each text's, where the text does not say."""
+    images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+    if len(images) == len(texts) and all(isinstance(each, (list, tuple)) for each in images):
+        return [image for each in images for image in each], [len(each) for each in images]
     if len(texts) == 1:
-        return [num_images]
-    if num_images in (0, len(texts)):
-        return [min(num_images, 1)] * len(texts)
+        return images, [len(images)]
+    if len(images) in (0, len(texts)):
+        return images, [min(len(images), 1)] * len(texts)
     if all(not isinstance(text, str) or "<image>" in text for text in texts):
-        return [0] * len(texts)
+        return images, [0] * len(texts)
     raise PallavaError(
-        f"{num_images} images for {len(texts)} questions: give one image each, or put <image> into every text."
+        f"{len(images)} images for {len(texts)} questions: give one image each, or put <image> into every text."
     )

@@ -14,6 +14,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 from pallava.errors import PallavaError
 from pallava.model.checkpoints import PLIP_RENAMES, load_strictly, read_json, read_weights, rename_keys
 from pallava.model.clip_conversion import huggingface_vision_config, open_clip_to_huggingface
+from pallava.model.transformers_versions import vision_tower
 
 # Towers and heads of a whole CLIP that PA-LLaVA does not read.
 _OTHER_PARTS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
@@ -92,7 +93,7 @@ def patch_tokens(encoder: CLIPVisionModel, pixel_values: Tensor, layer: int = -2
     Returns:
         (N, T, D), one token a patch.
     """
-    tower: Any = encoder.vision_model
+    tower = vision_tower(encoder)
     hidden = tower.pre_layrnorm(tower.embeddings(pixel_values.to(encoder.dtype)))
     return first_layers(tower.encoder, "layers", layer)(hidden).last_hidden_state[:, 1:]
 

@@ -1,7 +1,8 @@
-"""From a training checkpoint to the one folder that opens with transformers and pallava alone."""
+"""From a training checkpoint or published weights to the one folder that opens with transformers and pallava alone."""
 
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 from pallava.model.adapters import is_adapted
 from pallava.model.checkpoints import load_strictly, read_weights
+from pallava.model.published import describe_weights, is_published_folder
 from pallava.training.model import PALLaVAModel
+from pallava.training.published import build_from_published, is_archive
+from pallava.training.run_config import find_config
 
-_DEEPSPEED_SCRIPT = "zero_to_fp32.py"  # DeepSpeed leaves it beside its checkpoints
+SHARD_SIZE = "2GB"
 
 
 def convert(
@@ -29,56 +33,85 @@ def convert(
     merge: bool = False,
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
+    lora_alpha: float | None = None,
+    connector_heads: int | None = None,
+    prompt_template: str | None = None,
+    max_shard_size: str = SHARD_SIZE,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Writes a model folder from a checkpoint.
+    """Writes a model folder from a checkpoint of a run, or from published weights.
 
     Args:
-        checkpoint: A ``.pth`` file, a DeepSpeed folder, a file inside one, or a run's work directory (its newest).
+        checkpoint: A ``.pth`` file, a DeepSpeed folder, a file inside one, or a run's work directory (its newest). Of
+            published weights also a folder with ``projector/`` and ``llm_adapter/``, and an archive of any of them.
         out: The folder to write.
-        config: The run's config; default: the one that the run dumped into its work directory.
+        config: The run's config; default: the one that the run dumped into its work directory. Published weights have
+            none.
         llm: The base language model, if not where the config says.
-        visual_encoder: The encoder, if not where the config says.
+        visual_encoder: The encoder, if not where the config says, or in ``plip/`` beside published weights.
         merge: Merges LoRA into the language model instead of keeping it as an adapter beside it.
         dtype: Of the weights written; default: as the parts come.
         overwrite: Replaces a folder that is there.
+        lora_alpha: Without a config: LoRA's alpha; default: twice the rank, as published.
+        connector_heads: Without a config: attention heads of the connector; default: 12, as published.
+        prompt_template: Without a config: its name; default: ``llama3_chat``, as published.
+        max_shard_size: Of each file of weights.
+        tell: Is given what was found, line by line.
 
     Returns:
         The folder.
 
     Raises:
-        PallavaError: A part cannot be found, the weights do not fit, or the folder exists.
+        PallavaError: A part cannot be found or read safely, the weights do not fit, or the folder exists.
     """
-    if Path(out).exists() and not overwrite:
+    checkpoint, out = Path(checkpoint), Path(out)
+    if out.exists() and not overwrite:
         raise PallavaError(f"{out} exists: choose another folder, or add --overwrite to replace it.")
+    if not checkpoint.exists():
+        raise PallavaError(f"No weights at {checkpoint}: the path does not exist. Give a checkpoint file or folder.")
+    cfg = None if is_archive(checkpoint) or is_published_folder(checkpoint) else _open_config(checkpoint, config)
+    if cfg is None:
+        network, processor = build_from_published(
+            checkpoint,
+            out,
+            llm=llm,
+            visual_encoder=visual_encoder,
+            merge=merge,
+            dtype=dtype,
+            lora_alpha=lora_alpha,
+            connector_heads=connector_heads,
+            prompt_template=prompt_template,
+            tell=tell,
+        )
+        _finish(network, processor, out, merge=merge, dtype=dtype, max_shard_size=max_shard_size)
+        return out
+    if lora_alpha or connector_heads or prompt_template:
+        raise PallavaError("--lora-alpha, --connector-heads and --prompt-template are for weights without a config.")
+    _set_parts(cfg, llm, visual_encoder)
     state = read_weights(checkpoint)
-    path = Path(config) if config is not None else find_config(Path(checkpoint))
-    if not path.is_file():
-        raise PallavaError(f"No config at {path}: give the config file that the checkpoint was trained with.")
-    cfg = Config.fromfile(path)
+    for line in describe_weights(state):
+        tell(line)
+    write_folder(cfg, state, out, merge=merge, dtype=dtype, source=checkpoint, max_shard_size=max_shard_size)
+    return out
+
+
+def _open_config(checkpoint: Path, config: str | Path | None) -> Config | None:
+    if config is None:
+        return find_config(checkpoint)
+    if not Path(config).is_file():
+        raise PallavaError(f"No config at {config}: give the config file that the checkpoint was trained with.")
+    return Config.fromfile(config)
+
+
+def _set_parts(cfg: Config, llm: str | None, visual_encoder: str | None) -> None:
+    """Puts the given parts into a config, and has its language model read without a second copy of it."""
     if llm is not None:
         cfg.model.llm.pretrained_model_name_or_path = llm
         cfg.train_dataloader.dataset.tokenizer.pretrained_model_name_or_path = llm
     if visual_encoder is not None:
         cfg.model.visual_encoder.source = visual_encoder
         cfg.train_dataloader.dataset.image_processor.source = visual_encoder
-    write_folder(cfg, state, out, merge=merge, dtype=dtype, source=checkpoint)
-    return Path(out)
-
-
-def find_config(checkpoint: Path) -> Path:
-    """The config that a run dumped into its work directory, beside its checkpoints.
-
-    Raises:
-        PallavaError: None there, or several.
-    """
-    for folder in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
-        found = sorted(path for path in folder.glob("*.py") if path.name != _DEEPSPEED_SCRIPT)
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = ", ".join(p.name for p in found)
-            raise PallavaError(f"{folder} holds several configs ({names}): name the checkpoint's own with --config.")
-    raise PallavaError(f"No config beside {checkpoint}: give the one it was trained with, by --config.")
+    cfg.model.llm.setdefault("low_cpu_mem_usage", True)
 
 
 def write_folder(
@@ -110,14 +143,7 @@ def write_folder(
     model = PALLaVAModel(**{k: v for k, v in cfg.model.items() if k not in ("type", "pretrained_pth")})
     load_strictly(model, model.own_keys(state, source), source=source, expected=model.state_dict())
     processor = build_processor(cfg)
-    network = model.network.eval()
-    if merge and is_adapted(network.llm):
-        network.llm = network.llm.merge_and_unload()
-        network.config.base_llm = None
-    if dtype is not None:
-        network = network.to(dtype)
-    network.use_end_tokens(processor.end_token_ids)
-    _write(network, processor, Path(out), save_kwargs)
+    _finish(model.network.eval(), processor, Path(out), merge=merge, dtype=dtype, **save_kwargs)
 
 
 def build_processor(cfg: Any) -> PALLaVAProcessor:
@@ -128,14 +154,31 @@ def build_processor(cfg: Any) -> PALLaVAProcessor:
     )
 
 
-def _write(
-    network: PALLaVAForConditionalGeneration, processor: PALLaVAProcessor, out: Path, save_kwargs: dict[str, Any]
+def _finish(
+    network: PALLaVAForConditionalGeneration,
+    processor: PALLaVAProcessor,
+    out: Path,
+    *,
+    merge: bool,
+    dtype: torch.dtype | None,
+    **save_kwargs: Any,
 ) -> None:
+    """Merges, casts and writes, each in place: the language model is never twice in memory."""
+    if merge and is_adapted(network.llm):
+        network.llm = network.llm.merge_and_unload()
+        network.config.base_llm = None
+    if dtype is not None:
+        network = network.to(dtype)
+    network.use_end_tokens(processor.end_token_ids)
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(out.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    network.save_pretrained(unfinished, **save_kwargs)
-    processor.save_pretrained(unfinished)
-    if out.exists():
-        shutil.rmtree(out)
-    unfinished.replace(out)
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.unfinished")
+    try:
+        network.save_pretrained(unfinished, **save_kwargs)
+        processor.save_pretrained(unfinished)
+        if out.exists():
+            shutil.rmtree(out)
+        unfinished.replace(out)
+    except OSError as error:
+        raise PallavaError(f"Cannot write {out}: {error.strerror or error}.") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

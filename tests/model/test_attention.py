@@ -37,8 +37,10 @@ def test_attention_by_hand() -> None:
 def test_the_ordinary_path_computes_no_attention_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     model = connector()
     asked = []
-    forward = model.qformer.forward
-    monkeypatch.setattr(model.qformer, "forward", lambda **given: asked.append(given) or forward(**given))
+    forward = model.qformer.encoder.forward
+    monkeypatch.setattr(
+        model.qformer.encoder, "forward", lambda *a, **given: asked.append(given) or forward(*a, **given)
+    )
     model(torch.randn(1, 4, 8), torch.randn(1, 12, 8))
     assert not asked[0].get("output_attentions")
 

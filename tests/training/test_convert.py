@@ -21,20 +21,18 @@ from tests.model.test_encoders import save_encoder
 from tests.smoke import tiny
 
 CONFIG = """
-llm = {folder!r} + "/llm"
-plip = {folder!r} + "/plip"
 model = dict(
     type="pallava.training.model.PALLaVAModel",
-    llm=dict(type="pallava.training.llm.load_llm", pretrained_model_name_or_path=llm),
-    visual_encoder=dict(type="pallava.model.load_plip", source=plip),
+    llm=dict(type="pallava.training.llm.load_llm", pretrained_model_name_or_path={folder!r} "/llm"),
+    visual_encoder=dict(type="pallava.model.load_plip", source={folder!r} "/plip"),
     connector=dict(type="pallava.training.model.build_connector", num_hidden_layers=2, num_attention_heads=4,
                    intermediate_size=32),
     llm_lora=dict(type="peft.LoraConfig", r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
     pretrained_pth="not/read.pth",
 )
 train_dataloader = dict(dataset=dict(
-    tokenizer=dict(type="pallava.training.llm.load_tokenizer", pretrained_model_name_or_path={folder!r} + "/llm"),
-    image_processor=dict(type="pallava.model.load_image_processor", source=plip),
+    tokenizer=dict(type="pallava.training.llm.load_tokenizer", pretrained_model_name_or_path={folder!r} "/llm"),
+    image_processor=dict(type="pallava.model.load_image_processor", source={folder!r} "/plip"),
     prompt_template="qwen_chat",
 ))
 """

@@ -7,14 +7,9 @@ from collections.abc import Iterator, Sequence
 from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
 from pallava.data.clean.item_keys import image_key, text_key
 from pallava.endpoint import Endpoint, Failure, Reply, Request
-from pallava.errors import PallavaError
 from pallava.judge_prompts import PATHOLOGY, SPECIES, JudgePrompt
 
 _MAX_REPLY = 200  # characters of an unreadable reply that are kept
-
-
-class UnansweredError(PallavaError):
-    """Some requests failed for a passing reason; what was answered has been given out before."""
 
 
 class _EndpointJudge:
@@ -56,17 +51,8 @@ class _EndpointJudge:
             UnansweredError: After all others were yielded, if requests failed for a passing reason.
             PallavaError: The server cannot be reached, stopped answering, or has no such model.
         """
-        failures = []
-        for index, answer in self._endpoint.iter_answers([self._request(item) for item in items]):
-            if isinstance(answer, Failure) and not answer.is_final:
-                failures.append(answer)
-            else:
-                yield index, self._read(answer)
-        if failures:
-            raise UnansweredError(
-                f"{len(failures)} of {len(items)} requests to {self._endpoint} failed, the first because "
-                f"{failures[0].reason}. All other answers are stored: run the same command again to ask for these."
-            )
+        for index, answer in self._endpoint.iter_settled([self._request(item) for item in items]):
+            yield index, self._read(answer)
 
     def decide(self, item: Item, score: Score) -> Verdict:
         """Keeps the label that is wanted; any other is dropped, with a reason that tells which."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from pallava.data.sources.base import Labelled, Pair, Question, Record
-
-Score = dict[str, Any]
-"""What a filter computed for one item, as JSON holds it."""
+from pallava.score_store import Score
 
 _BOTH = frozenset({"captions", "questions"})
 APPLIES_TO: dict[str, frozenset[str]] = {

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from pallava.data.clean.endpoint_judges import UnansweredError
 from pallava.data.clean.filters import Filter, Item, OrderedFilter, Score, StreamingFilter, SurveyFilter, Verdict
-from pallava.data.clean.store import ScoreStore
 from pallava.data.parallel import batches
 from pallava.data.sources.base import Source
+from pallava.endpoint import UnansweredError
 from pallava.errors import PallavaError
+from pallava.score_store import ScoreStore
 
 _BATCH = 256
 

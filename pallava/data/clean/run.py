@@ -14,8 +14,8 @@ from pallava.data.clean.filters import Filter
 from pallava.data.clean.outputs import DROPPED, KEPT, PAIRS, SUMMARY, Summary, image_folder_path, write_outputs
 from pallava.data.clean.pipeline import WHOLE, Input, Outcome, Pipeline, Shard
 from pallava.data.clean.settings import CleanSettings, Effort, make_filters, open_inputs
-from pallava.data.clean.store import ScoreStore
 from pallava.errors import PallavaError
+from pallava.score_store import ScoreStore
 
 STORE = "scores.sqlite"
 _SHARD_STORE = re.compile(r"scores\.shard-(\d+)-of-(\d+)\.sqlite")

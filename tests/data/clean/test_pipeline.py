@@ -1,13 +1,13 @@
 import pytest
 
-from pallava.data.clean.endpoint_judges import UnansweredError
 from pallava.data.clean.filters import APPLIES_TO, Verdict
 from pallava.data.clean.pipeline import Input, Pipeline, Shard
 from pallava.data.clean.settings import CleanSettings, make_filters
-from pallava.data.clean.store import ScoreStore
 from pallava.data.clean.words import WordsFilter
 from pallava.data.sources.base import Question
+from pallava.endpoint import UnansweredError
 from pallava.errors import PallavaError
+from pallava.score_store import ScoreStore
 from tests.data.clean.material import (
     MemorySource,
     pair,

@@ -11,8 +11,8 @@ from pallava.data.clean.outputs import write_outputs
 from pallava.data.clean.pipeline import Shard
 from pallava.data.clean.run import clean, merge
 from pallava.data.clean.settings import CleanSettings, SourceSetting
-from pallava.data.clean.store import ScoreStore
 from pallava.errors import PallavaError
+from pallava.score_store import ScoreStore
 from tests.data.clean.material import (
     save_pairs,
     save_picture,

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from pallava.data.clean.store import ScoreStore
 from pallava.errors import PallavaError
+from pallava.score_store import ScoreStore
 
 
 def test_scores_come_back_by_filter_and_item(tmp_path):
@@ -27,7 +27,7 @@ def test_more_keys_than_a_query_holds(tmp_path):
 
 def test_a_killed_process_leaves_what_it_stored(tmp_path):
     code = (
-        "import os, signal, pathlib; from pallava.data.clean.store import ScoreStore;"
+        "import os, signal, pathlib; from pallava.score_store import ScoreStore;"
         f"store = ScoreStore(pathlib.Path({str(tmp_path / 's.sqlite')!r})); store.put('a', {{'x': {{}}}});"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -37,7 +37,7 @@ def test_a_killed_process_leaves_what_it_stored(tmp_path):
 
 
 def test_two_at_a_time_are_refused(tmp_path):
-    with ScoreStore(tmp_path / "s.sqlite"), pytest.raises(PallavaError, match="another cleaning run"):
+    with ScoreStore(tmp_path / "s.sqlite"), pytest.raises(PallavaError, match="another run"):
         ScoreStore(tmp_path / "s.sqlite")
 
 

@@ -1,4 +1,4 @@
-"""Scores on disk: written in batches, found again after a kill."""
+"""Scores on disk, of cleaning filters and of judges: written as they come, found again after a kill."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pallava.data.clean.filters import Score
 from pallava.errors import PallavaError
+
+Score = dict[str, Any]
+"""What was found out about one item, as JSON holds it."""
 
 _VERSION = 1
 _MAX_VARIABLES = 500  # in one query; old SQLite admits 999
@@ -53,7 +55,7 @@ class ScoreStore:
         """Looks scores up.
 
         Args:
-            filter_key: The filter's.
+            filter_key: Names the filter or judge, with all that its scores depend on.
             item_keys: Of the items; each once.
 
         Returns:
@@ -115,7 +117,7 @@ class ScoreStore:
         except sqlite3.Error as error:
             path = path or self.path
             if "locked" in str(error):
-                raise PallavaError(f"'{path}' is in use; is another cleaning run at work in this folder?") from None
+                raise PallavaError(f"'{path}' is in use; is another run at work in this folder?") from None
             raise PallavaError(f"cannot use the store of scores '{path}': {error}") from None
 
 

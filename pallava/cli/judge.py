@@ -1,0 +1,80 @@
+"""Compares what a model said with references: captions, or answers to questions.
+
+PREDICTIONS is the predictions.jsonl of `pallava evaluate`, or its folder. A language model behind an OpenAI-compatible
+endpoint grades how near each answer comes in meaning, from 0 to 10; captions are also compared word by word (BLEU,
+ROUGE), which is all that is done without --url. The key is read from PALLAVA_API_KEY, else OPENAI_API_KEY. Grades are
+kept in OUT as they come: a stopped run goes on by the same command, and nothing is asked twice.
+
+Examples:
+  pallava judge evaluation/predictions.jsonl
+  pallava judge evaluation --url http://localhost:8000/v1 --model Qwen2.5-72B-Instruct --concurrency 16
+"""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pallava.errors import PallavaError
+
+STORE = "grades.sqlite"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    add = parser.add_argument
+    add("predictions", type=Path, help="what `pallava evaluate` wrote")
+    add("--url", help="of an OpenAI-compatible endpoint, such as http://localhost:8000/v1")
+    add("--model", help="name of the language model there")
+    add("--concurrency", type=int, default=8, help="requests at a time (default: %(default)s)")
+    add("--out", type=Path, help="folder for results (default: judge, beside PREDICTIONS)")
+    add("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Judges, prints the tables, and writes the results."""
+    from pallava.endpoint import Endpoint
+    from pallava.evaluation.caption_scores import score_captions
+    from pallava.evaluation.judge_report import tables, write_judge_report
+    from pallava.evaluation.predictions import read_predictions
+    from pallava.evaluation.report import as_text
+
+    if bool(options.url) != bool(options.model):
+        raise PallavaError("a judge needs both --url and --model; without either, words alone are compared")
+    endpoint = Endpoint(options.url, options.model, concurrency=options.concurrency) if options.url else None
+    answered = read_predictions(options.predictions)
+    captions = [each for each in answered if each.item.kind == "caption"]
+    if not endpoint and not captions:
+        raise PallavaError(
+            f"'{options.predictions}' holds no captions, and only captions are compared by words: give --url and "
+            "--model to have answers judged; `pallava evaluate` has scored them by rules"
+        )
+    folder = options.predictions if options.predictions.is_dir() else options.predictions.parent
+    out = options.out or folder / "judge"
+    judgements, similarity = _ask(answered, endpoint, out, options.seed) if endpoint else ([], None)
+    report = {
+        "predictions": str(options.predictions),
+        "counts": dict(Counter(each.item.kind for each in answered)),
+        "similarity": similarity,
+        "words": score_captions(captions, seed=options.seed) if captions else None,
+    }
+    write_judge_report(report, judgements, out)
+    print("\n\n".join(map(as_text, tables(report))))
+    print(f"\n{out / 'results.json'}")
+    return 0
+
+
+def _ask(answered: list[Any], endpoint: Any, out: Path, seed: int) -> tuple[list[Any], dict[str, Any]]:
+    from pallava.evaluation.judge import judge, score_judgements
+    from pallava.judge_prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY
+    from pallava.score_store import ScoreStore
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PallavaError(f"cannot write the results to {out}: {error.strerror}") from None
+    with ScoreStore(out / STORE) as store:
+        judgements = judge(answered, endpoint, store)
+    prompts = {"caption": CAPTION_SIMILARITY.version, "answer": ANSWER_SIMILARITY.version}
+    about = {"model": endpoint.model, "url": endpoint.base_url, "prompt_versions": prompts}
+    return judgements, {"judge": about, **score_judgements(judgements, seed=seed)}

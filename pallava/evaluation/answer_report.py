@@ -1,0 +1,177 @@
+"""Results of a PA-LLaVA's examination: tables for the terminal, and a page with some questions and their images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pallava.evaluation import report as shared
+from pallava.evaluation.items import Answered
+from pallava.evaluation.report import CAUTION, Table, as_estimate, as_html
+from pallava.images import ImageError, open_image
+from pallava.report.page import Answered as Shown
+from pallava.report.page import answers as answer_list
+from pallava.report.page import card, grid, heading, note, page, picture
+from pallava.report.tables import table
+
+_NUM_SAMPLES = 12
+_THUMBNAIL = 320
+
+
+def tables(report: Mapping[str, Any]) -> list[Table]:
+    """The tables of a report: scores beside their controls, then groups and consistency where there are any."""
+    shown = shared.tables(report) if report["task"] == "zero-shot" else []
+    for name, result in report["data"].items():
+        shown += _controls(name, result) if report["task"] == "zero-shot" else [_scores(name, result)]
+        if result.get("groups"):
+            shown.append(_groups(name, result["groups"]))
+        if result.get("consistency"):
+            shown.append(_consistency(name, result["consistency"]))
+    return shown
+
+
+def write_answers_report(
+    report: Mapping[str, Any],
+    predictions: Mapping[str, Sequence[Answered]],
+    folder: Path,
+    is_right: Callable[[Answered], bool] | None,
+) -> None:
+    """Writes ``results.json``, ``index.html`` and the predictions.
+
+    Args:
+        report: ``model``, ``task`` and the results by the name of the ``data``.
+        predictions: By the name of the view: answers on images as they are (an empty name), shuffled, changed.
+        folder: Where to.
+        is_right: What makes an answer right; None where nothing does.
+
+    Raises:
+        PallavaError: The folder cannot be written.
+    """
+    files = {
+        f"predictions{'_' * bool(view)}{view}.jsonl": "".join(
+            json.dumps(each.as_record(), ensure_ascii=False) + "\n" for each in answered
+        )
+        for view, answered in predictions.items()
+    }
+    files["index.html"] = _page(report, predictions[""], is_right)
+    files |= shared.confusion_files(report)
+    shared.write_files(folder, {**files, "results.json": shared.as_json(report)})
+
+
+def _scores(name: str, result: Mapping[str, Any]) -> Table:
+    """A row a score, its controls beside it."""
+    controls = _by_control(result)
+    rows = [
+        (
+            score,
+            str(estimate["count"]),
+            as_estimate(estimate),
+            *(as_estimate(control[score]) if score in control else "" for control in controls.values()),
+        )
+        for score, estimate in result["scores"].items()
+    ]
+    title = f"{name}: {result['num_questions']} questions, {result['num_unanswered']} without an answer"
+    if result.get("num_unread_choices"):
+        title += f", {result['num_unread_choices']} choices that cannot be read"
+    return Table(title, ("score", "questions", "model", *controls), tuple(rows))
+
+
+def _by_control(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Scores by name for each control, which names them by itself or stands in front of their names."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in result["controls"].items():
+        score = next((each for each in result["scores"] if name.endswith(f"_{each}")), None)
+        if score is not None:
+            found.setdefault(name.removesuffix(f"_{score}"), {})[score] = value
+        elif "value" not in value:
+            found[name] = value
+    return found
+
+
+def _controls(name: str, result: Mapping[str, Any]) -> list[Table]:
+    """The controls of classes."""
+    rows = [
+        (control, str(estimate["count"]), as_estimate(estimate)) for control, estimate in result["controls"].items()
+    ]
+    return [Table(f"{name}: controls", ("control", "images", "value"), tuple(rows))] if rows else []
+
+
+def _groups(name: str, groups: Mapping[str, Any]) -> Table:
+    rows = [(group, str(estimate["count"]), as_estimate(estimate)) for group, estimate in groups.items()]
+    return Table(f"{name}: right answers in each group", ("group", "questions", "right"), tuple(rows))
+
+
+def _consistency(name: str, result: Mapping[str, Any]) -> Table:
+    accuracy = result.get("accuracy", {})
+    rows = [
+        (
+            view.replace("_", " "),
+            str((result["same"].get(view) or accuracy[view])["count"]),
+            as_estimate(result["same"][view]) if view in result["same"] else "",
+            as_estimate(accuracy[view]) if view in accuracy else "",
+        )
+        for view in dict.fromkeys([*accuracy, *result["same"]])
+    ]
+    return Table(f"{name}: consistency", ("image", "questions", "same answer", "right"), tuple(rows))
+
+
+def _page(report: Mapping[str, Any], answered: Sequence[Answered], is_right: Callable[[Answered], bool] | None) -> str:
+    first = next(iter(report["data"].values()))
+    title = f"{report['task']} of {report['model']}"
+    parts = [heading(title, f"Values with their intervals ({first['interval']}).", level=1), note(CAUTION)]
+    shown = tables(report)
+    if report["task"] == "zero-shot":
+        parts += shared.sections(report)
+        shown = shown[1 + len(report["data"]) :]
+    for name, result in report["data"].items():
+        for reason, count in {**result["left_out"], **result["problems"]}.items():
+            parts.append(note(f"{name}: {count} x {reason}"))
+    parts += [as_html(each) for each in shown]
+    parts.append(heading("Samples", "Spread evenly over the data, not chosen."))
+    parts.append(grid([_sample(each, is_right) for each in spread(answered, _NUM_SAMPLES)]))
+    return page(title, [*parts, *_definitions(report), _settings(report)])
+
+
+def spread(answered: Sequence[Answered], count: int) -> list[Answered]:
+    """Up to `count` of them, at even distances."""
+    return (
+        [answered[number * len(answered) // count] for number in range(count)] if len(answered) > count else [*answered]
+    )
+
+
+def _sample(each: Answered, is_right: Callable[[Answered], bool] | None) -> str:
+    item, answer = each.item, each.answer or "(no answer)"
+    if is_right is None:
+        said = table(["", ""], [["model", answer], ["reference", item.reference]], is_text=True)
+    else:
+        said = answer_list([Shown(item.kind, answer, item.reference, is_right(each))])
+    return card(item.question, _thumbnail(item.image) + said)
+
+
+def _thumbnail(path: str) -> str:
+    if not path:
+        return ""
+    try:
+        image = open_image(path)
+    except ImageError as error:
+        return note(str(error))
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BICUBIC)
+    return picture(image, width=min(image.width, 240))
+
+
+def _definitions(report: Mapping[str, Any]) -> list[str]:
+    """What each score is, once."""
+    scores = [pair for result in report["data"].values() for pair in result.get("scores", {}).items()]
+    definitions = {score: estimate["definition"] for score, estimate in scores}
+    if not definitions:
+        return []
+    return [heading("Definitions"), table(["score", "definition"], list(definitions.items()), is_text=True)]
+
+
+def _settings(report: Mapping[str, Any]) -> str:
+    rows = [[name.replace("_", " "), str(value)] for name, value in report["settings"].items()]
+    return heading("Settings") + table(["setting", "value"], rows, is_text=True)

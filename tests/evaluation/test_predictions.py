@@ -1,0 +1,55 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from pallava.errors import PallavaError
+from pallava.evaluation.items import Answered, Item
+from pallava.evaluation.predictions import read_predictions
+
+ANSWERED = [
+    Answered(Item("1", "a.png", "What is it?", "B", "choice", ("fat", "vessel")), "B"),
+    Answered(Item("2", "", "Describe it.", "a gland", "caption"), ""),
+]
+
+
+def write(path: Path, records: list) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_answers_come_back_from_file_or_folder(tmp_path: Path) -> None:
+    path = write(tmp_path / "predictions.jsonl", [each.as_record() for each in ANSWERED])
+    assert read_predictions(path) == read_predictions(tmp_path) == ANSWERED
+
+
+def changed(**values) -> dict:
+    return {**ANSWERED[0].as_record(), **values}
+
+
+def without(name: str) -> dict:
+    return {key: value for key, value in ANSWERED[0].as_record().items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("records", "reason"),
+    [
+        (["a"], "line 1: a str, not a record"),
+        ([changed(), without("answer")], "line 2: no 'answer'"),
+        ([without("choices")], "no 'choices'"),
+        ([changed(answer=None)], "'answer' is no text"),
+        ([changed(id=7)], "'id' is no text"),
+        ([changed(choices="ab")], "'choices' is no list of texts"),
+        ([changed(kind="video")], "there is no kind 'video'"),
+        ([changed(), changed()], "holds the id '1' 2 times"),
+        ([], "the file is empty"),
+    ],
+)
+def test_other_files_are_refused(tmp_path: Path, records: list, reason: str) -> None:
+    with pytest.raises(PallavaError, match=reason):
+        read_predictions(write(tmp_path / "p.jsonl", records))
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(PallavaError, match=r"cannot read .*predictions\.jsonl"):
+        read_predictions(tmp_path)

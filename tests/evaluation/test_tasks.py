@@ -1,0 +1,181 @@
+"""What is asked: items of every task, what is left out, and what is refused."""
+
+import csv
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+
+from pallava.errors import PallavaError
+from pallava.evaluation.class_sets import read_class_set
+from pallava.evaluation.examples import Captioned, read_labelled
+from pallava.evaluation.items import Answered, Item
+from pallava.evaluation.tasks import (
+    Questions,
+    caption_items,
+    class_items,
+    read_captions,
+    read_custom,
+    read_excluded,
+    read_public_questions,
+    read_training_answers,
+    select,
+)
+from tests.evaluation.tiny import write_classes
+
+
+def write_lines(path: Path, rows: list) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def save_pathvqa(root: Path) -> Path:
+    types = [("yes/no", "yes "), ("other", " the nucleus"), ("number", "2"), ("other", "")]
+    rows = [
+        {
+            "answer_type": kind,
+            "img_id": "test_0000",
+            "label": {answer: 1},
+            "question_id": 300000000 + n,
+            "sent": f"q{n}?",
+        }
+        for n, (kind, answer) in enumerate(types)
+    ]
+    (root / "qas").mkdir(parents=True)
+    (root / "qas" / "test_vqa.pkl").write_bytes(pickle.dumps(rows))
+    return root
+
+
+def save_pmc_vqa(root: Path) -> Path:
+    root.mkdir()
+    columns = ["Figure_path", "Question", "Answer", *(f"Choice {c}" for c in "ABCD"), "Answer_label"]
+    with (root / "test.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerow(["a.jpg", "Which stain?", "H&E", " A: PAS ", " B:H&E ", " C: DAB ", " D: none ", "B"])
+    return root
+
+
+def test_pathvqa_is_asked_as_it_is_trained(tmp_path: Path):
+    questions = read_public_questions("path-vqa", save_pathvqa(tmp_path / "pv"), "test")
+    assert [(item.id, item.question, item.reference, item.kind) for item in questions.items] == [
+        ("300000000", "q0?", "yes", "closed"),
+        ("300000001", "q1?", "the nucleus", "open"),
+        ("300000002", "q2?", "2", "open"),
+    ]
+    assert questions.items[0].image == str(tmp_path / "pv" / "images" / "test" / "test_0000.jpg")
+    assert questions.left_out == {"empty_answer": 1}
+    with pytest.raises(PallavaError, match="train"):
+        read_public_questions("path-vqa", tmp_path / "pv", "train")
+
+
+def test_pmc_vqa_shows_its_choices_as_training_does(tmp_path: Path):
+    (item,) = read_public_questions("pmc-vqa", save_pmc_vqa(tmp_path / "pmc"), "test").items
+    assert (item.reference, item.kind, item.choices) == ("B", "choice", ("PAS", "H&E", "DAB", "none"))
+    expected = "Which stain?\nA. PAS\nB. H&E\nC. DAB\nD. none\nAnswer with the letter of the right option."
+    assert item.question == expected
+
+
+def test_questions_of_ones_own(tmp_path: Path):
+    rows = [
+        {"image": "a.png", "question": "<image>\nIs it H&E?", "answer": "Yes."},
+        {"id": 7, "image": "a.png", "question": "Which stain?", "answer": "H&E", "group": "stain"},
+        {"id": "c", "image": "a.png", "question": "Which?", "answer": "PAS", "choices": ["H&E", "PAS"]},
+        {"id": "c", "question": "Which?", "answer": "a", "choices": ["H&E", "PAS"], "group": 3},
+    ]
+    items = read_custom(write_lines(tmp_path / "q.jsonl", rows)).items
+    image, choices = str(tmp_path / "a.png"), ("H&E", "PAS")
+    asked = "Which?\nA. H&E\nB. PAS\nAnswer with the letter of the right option."
+    assert items == [
+        Item("0", image, "Is it H&E?", "Yes.", "closed"),
+        Item("7", image, "Which stain?", "H&E", "open", group="stain"),
+        Item("c", image, asked, "B", "choice", choices),
+        Item("c~2", "", asked, "A", "choice", choices, "3"),
+    ]
+    answered = Answered(items[3], "B")
+    assert Answered.from_record(json.loads(json.dumps(answered.as_record()))) == answered
+    elsewhere = read_custom(tmp_path / "q.jsonl", tmp_path / "images").items[0]
+    assert elsewhere.image == str(tmp_path / "images" / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("text", "not an object"),
+        ({"question": "q"}, "no answer"),
+        ({"answer": "a", "question": " "}, "no question"),
+        ({"question": "q", "answer": 3}, "'answer' is not a text"),
+        ({"question": "q", "answer": "a", "kind": "caption"}, "the kind 'caption' is none of open, closed, choice"),
+        ({"question": "q", "answer": "maybe", "kind": "closed"}, "neither yes nor no"),
+        ({"question": "q", "answer": "c", "choices": ["x", "y"]}, "not one of the choices"),
+        ({"question": "q", "answer": "x", "choices": ["x"]}, "2 to 10 options"),
+        ({"question": "q", "answer": "x", "choices": "xy"}, "not a list of texts"),
+    ],
+)
+def test_a_wrong_record_is_told_with_its_place(tmp_path: Path, row: object, reason: str):
+    rows = [{"question": "q", "answer": "a"}, row]
+    with pytest.raises(PallavaError, match="line 2") as error:
+        read_custom(write_lines(tmp_path / "q.jsonl", rows))
+    assert reason in str(error.value)
+
+
+def test_captions_ask_once_an_image():
+    data = Captioned([Path("a.png"), Path("a.png"), Path("b.png")], ["one", "two", "three"], ["1", "2", "3"])
+    questions = caption_items(data)
+    assert [(item.id, item.reference, item.kind) for item in questions.items] == [
+        ("1", "one", "caption"),
+        ("3", "three", "caption"),
+    ]
+    assert questions.left_out == {"a further caption of an image": 1}
+
+
+def test_captions_of_a_file(tmp_path: Path):
+    rows = [{"id": "x", "image": "a.png", "caption": "a gland"}, {"image": "b.png", "caption": "a nucleus"}]
+    questions = read_captions(write_lines(tmp_path / "pairs.jsonl", rows))
+    assert [item.id for item in questions.items] == ["x", "b.png"]
+
+
+def test_classes_are_asked_by_their_names(tmp_path: Path):
+    write_classes(tmp_path / "data", {"TUM": 1, "ADI": 2})
+    words = {"classes": [{"label": "ADI", "names": ["fat", "adipose"]}, {"label": "TUM", "names": ["a tumour"]}]}
+    (tmp_path / "words.json").write_text(json.dumps(words))
+    data = read_labelled(tmp_path / "data", class_set=read_class_set(tmp_path / "words.json"))
+    items = class_items(data).items
+    assert [item.id for item in items] == ["ADI/0.png", "ADI/1.png", "TUM/0.png"]
+    assert [item.reference for item in items] == ["ADI", "ADI", "TUM"]
+    assert items[0].question == "Which of these does this pathology image show: fat or a tumour?"
+    assert items[0].choices == ("ADI", "TUM")
+
+
+def test_exclusion_and_limit():
+    data = {"a": Questions([Item(str(n), "", "q", "r") for n in range(5)])}
+    chosen, num_excluded = select(data, excluded=["0", "3", "elsewhere"], limit=2)
+    assert [item.id for item in chosen["a"].items] == ["1", "2"]
+    assert num_excluded == 2
+    assert len(data["a"].items) == 5
+    with pytest.raises(PallavaError, match="none of the 1 ids to exclude is in the data, whose first is '0'"):
+        select(data, excluded=["elsewhere"])
+    with pytest.raises(PallavaError, match="all questions of a are excluded"):
+        select(data, excluded=map(str, range(5)))
+    both, _ = select({**data, "b": data["a"]}, excluded=["0"], limit=1)
+    assert [item.id for each in both.values() for item in each.items] == ["a/1", "b/1"]
+
+
+def test_lists_of_the_user(tmp_path: Path):
+    (tmp_path / "ids.txt").write_text("1\n\ntest 2\n")
+    assert read_excluded(tmp_path / "ids.txt") == ["1", "test 2"]
+    with pytest.raises(PallavaError, match="cannot read the ids to exclude"):
+        read_excluded(tmp_path / "none.txt")
+
+
+def test_training_answers_have_the_form_of_items(tmp_path: Path):
+    from pallava.data.instruction import write_instruction_file
+    from pallava.data.material import open_material
+
+    root = save_pmc_vqa(tmp_path / "pmc")
+    write_instruction_file([open_material(f"pmc-vqa={root}", split="test")], tmp_path / "train.jsonl")
+    (item,) = read_public_questions("pmc-vqa", root, "test").items
+    assert read_training_answers(tmp_path / "train.jsonl") == [(item.question, "B")]
+    with pytest.raises(PallavaError, match="holds no conversation"):
+        read_training_answers(write_lines(tmp_path / "other.jsonl", [{"question": "q"}]))

@@ -1,0 +1,98 @@
+"""Images shown otherwise, and how often an answer stays the same."""
+
+from collections import Counter
+
+import numpy as np
+from PIL import Image
+
+from pallava.evaluation.consistency import score_consistency, share, share_by_group
+from pallava.evaluation.items import Answered, Item
+from pallava.evaluation.views import UNCHANGED_MEANING, shift_stains, shuffle_images
+
+
+def item(number: int, image: str = "a.png", group: str = "") -> Item:
+    return Item(str(number), image, "q", "yes", "closed", group=group)
+
+
+def said(*answers: str) -> list[Answered]:
+    return [Answered(item(number), answer) for number, answer in enumerate(answers)]
+
+
+def is_yes(answered: Answered) -> bool:
+    return answered.answer == "yes"
+
+
+def test_no_question_keeps_its_image_and_all_are_shown_as_often():
+    items = [item(number, f"{number % 3}.png") for number in range(9)] + [item(9, "")]
+    shuffled = shuffle_images(items, seed=1)
+    assert [each.id for each in shuffled] == [str(number) for number in range(9)]
+    assert all(new.image != old.image for new, old in zip(shuffled, items, strict=False))
+    assert Counter(each.image for each in shuffled) == Counter(each.image for each in items[:9])
+    assert shuffled == shuffle_images(items, seed=1)
+    assert shuffle_images([item(0), item(1)]) == []
+
+
+def test_views_change_what_they_say():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    shown = {view.name: np.asarray(view.change(image)) for view in UNCHANGED_MEANING if view.change}
+    assert shown["half_size"].shape == (10, 15, 3)
+    assert shown["double_size"].shape == (40, 60, 3)
+    for name, expected in {
+        "rotated_90": np.rot90(pixels),
+        "rotated_180": np.rot90(pixels, 2),
+        "rotated_270": np.rot90(pixels, 3),
+        "mirrored": pixels[:, ::-1],
+        "upside_down": pixels[::-1],
+    }.items():
+        assert (shown[name] == expected).all(), name
+    assert len(shown) == 8
+    assert UNCHANGED_MEANING[0].change is not None
+    assert UNCHANGED_MEANING[0].change(Image.new("RGB", (1, 1))).size == (1, 1)
+
+
+def test_a_stain_shift_is_seen_but_small():
+    image = Image.new("RGB", (4, 4), (180, 120, 170))
+    change = np.asarray(shift_stains(image)).astype(int) - np.asarray(image)
+    assert 2 < abs(change).max() < 30
+    assert abs(change - change[0, 0]).max() == 0
+
+
+def test_shares_of_equal_and_of_right_answers():
+    as_is = said("yes", "No.", "two glands", "")
+    changed = {"mirrored": said("yes", "no", "two  Glands!", ""), "half_size": said("no", "no", "two", "none")}
+    result = score_consistency(as_is, changed, is_yes, num_resamples=50)
+    assert {name: each["value"] for name, each in result["same"].items()} == {
+        "mirrored": 1.0,
+        "half_size": 0.25,
+        "all": 0.25,
+    }
+    assert {name: each["value"] for name, each in result["accuracy"].items()} == {
+        "unchanged": 0.25,
+        "mirrored": 0.25,
+        "half_size": 0.0,
+    }
+    assert "accuracy" not in score_consistency(as_is, changed, num_resamples=50)
+
+
+def test_questions_without_an_image_are_not_in_the_share():
+    result = score_consistency(said("yes", "no", "no"), {"mirrored": said("yes", "no")}, num_resamples=50)
+    assert result["same"]["all"]["count"] == 2
+
+
+def test_a_share_has_its_interval():
+    estimate = share([True] * 30 + [False] * 10, "of something")
+    assert estimate["value"] == 0.75
+    assert 0.5 < estimate["low"] < 0.75 < estimate["high"] < 0.95
+    assert (estimate["count"], estimate["definition"]) == (40, "of something")
+    assert np.isnan(share([], "of nothing")["value"])
+
+
+def test_groups_in_their_order():
+    answered = [
+        Answered(item(n, group=g), a) for n, (g, a) in enumerate([("b", "yes"), ("a", "no"), ("b", "no"), ("", "yes")])
+    ]
+    result = share_by_group(answered, is_yes, num_resamples=50)
+    assert list(result) == ["b", "a"]
+    assert (result["b"]["value"], result["b"]["count"], result["a"]["value"]) == (0.5, 2, 0.0)
+    assert share_by_group(answered[3:], is_yes) == {}
