@@ -2,7 +2,7 @@
 
 ``images/`` holds every picture; ``train.json`` and ``test.json`` say what is on them; ``views.json`` is what PLIP
 learns from, with its pictures in ``views/``; ``captions.json`` is what `tools/dataformat.py` reads;
-``instruction_tuning.jsonl`` is stage 2's; ``questions.json`` is held out.
+``instruction_tuning.jsonl`` is stage 2's; ``questions.jsonl`` is held out, in the form of `pallava evaluate`.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ def write_material(folder: Path, settings: DemoSettings, progress: Progress = la
         open_per_kind=settings.open_per_kind,
     )
     _write_views(folder, settings, progress)
-    _write_json(folder / "questions.json", [dataclasses.asdict(question) for question in questions])
+    _write_questions(folder / "questions.jsonl", questions, test)
 
 
 def read_pictures(folder: Path, name: str) -> list[Picture]:
@@ -68,11 +68,6 @@ def read_pictures(folder: Path, name: str) -> list[Picture]:
         regions = tuple(Region(**region) for region in record["regions"])
         pictures.append(Picture(pixels, facts, regions, record["columns"], record.get("stain", "")))
     return pictures
-
-
-def read_questions(folder: Path) -> list[TestQuestion]:
-    """The held-out questions."""
-    return [TestQuestion(**record) for record in json.loads((folder / "questions.json").read_text())]
 
 
 def picture_paths(folder: Path, name: str) -> list[Path]:
@@ -138,6 +133,21 @@ def _cut_real(folder: Path, settings: DemoSettings) -> list[dict[str, Any]]:
                 }
             )
     return records
+
+
+def _write_questions(path: Path, questions: Iterable[TestQuestion], pictures: list[dict[str, Any]]) -> None:
+    rows = [
+        {
+            "id": f"{number:04d}",
+            "image": pictures[question.picture]["name"],
+            "question": question.question,
+            "answer": question.answer,
+            "kind": "closed" if question.closed else "open",
+            "group": question.attribute,
+        }
+        for number, question in enumerate(questions)
+    ]
+    _write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _conversation(number: int, record: dict[str, Any], turns: Iterable[tuple[str, str]]) -> dict[str, Any]:

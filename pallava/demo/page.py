@@ -7,11 +7,11 @@ from typing import Any
 
 from PIL import Image
 
-from pallava.demo.exam import is_right
-from pallava.demo.material import picture_paths
-from pallava.demo.questions import FINE_DETAIL, TestQuestion
+from pallava.demo.questions import FINE_DETAIL
 from pallava.demo.settings import PIXEL_MEAN, PIXEL_STD, TILE_SIZE
 from pallava.demo.stages import plip_losses
+from pallava.evaluation.answer_rules import is_exact_match
+from pallava.evaluation.items import Answered
 from pallava.images import open_image
 from pallava.report import page as html
 from pallava.report.plots import line_plot
@@ -26,7 +26,7 @@ _CAUTION = (
 )
 
 
-def write_page(folder: Path, report: dict[str, Any], questions: Sequence[TestQuestion], answers: Sequence[str]) -> None:
+def write_page(folder: Path, report: dict[str, Any], answered: Sequence[Answered]) -> None:
     """Writes ``index.html`` into the demo's folder."""
     parts = [
         html.heading(
@@ -38,11 +38,11 @@ def write_page(folder: Path, report: dict[str, Any], questions: Sequence[TestQue
         html.note(_CAUTION),
         _key_figures(report),
         html.heading("What it was asked", "Held-out synthetic images, and wordings that training never used."),
-        _result_table(report, questions),
+        _result_table(report, answered),
         html.heading("What the encoder knows by itself", "Zero-shot: the nearest caption's class, on held-out images."),
         _plip_table(folder),
         html.heading("Samples", "Each image, what the encoder sees of it, and what the model answers."),
-        html.grid(_samples(folder, questions, answers), is_wide=True),
+        html.grid(_samples(answered), is_wide=True),
         html.heading("How the trainings went"),
         html.grid(_curves(folder)),
         html.heading("Real pictures in the training", "Captions say what can be measured on them, no more."),
@@ -67,21 +67,21 @@ def _key_figures(report: dict[str, Any]) -> str:
     )
 
 
-def _result_table(report: dict[str, Any], questions: Sequence[TestQuestion]) -> str:
+def _result_table(report: dict[str, Any], answered: Sequence[Answered]) -> str:
     rows = [
         [
             name + " (the fine detail)" * (name == FINE_DETAIL),
-            str(sum(q.attribute == name for q in questions)),
+            str(sum(each.item.group == name for each in answered)),
             percent(value),
         ]
         for name, value in report["attribute_accuracy"].items()
     ]
-    closed = sum(q.closed for q in questions)
+    closed = sum(each.item.kind == "closed" for each in answered)
     rows += [
         ["all closed", str(closed), percent(report["closed_accuracy"])],
         ["all closed, shuffled images", str(closed), percent(report["closed_accuracy_shuffled"])],
         ["all closed, most frequent answer", str(closed), percent(report["closed_accuracy_majority"])],
-        ["all open", str(len(questions) - closed), percent(report["open_exact_match"])],
+        ["all open", str(len(answered) - closed), percent(report["open_exact_match"])],
     ]
     return table(["Attribute", "Questions", "Right"], rows)
 
@@ -99,18 +99,18 @@ def _plip_table(folder: Path) -> str:
     return table(["Attribute", "Images", "Trained PLIP", "Untrained", "Largest class"], rows)
 
 
-def _samples(folder: Path, questions: Sequence[TestQuestion], answers: Sequence[str]) -> list[str]:
+def _samples(answered: Sequence[Answered]) -> list[str]:
     """Cards of the pictures with the most questions."""
-    paths = picture_paths(folder / "data", "test")
-    by_picture: dict[int, list[html.Answered]] = {}
-    for question, answer in zip(questions, answers, strict=True):
-        by_picture.setdefault(question.picture, []).append(
-            html.Answered(question.question, answer, question.answer, is_right(answer, question.answer))
-        )
-    chosen = sorted(by_picture, key=lambda number: (-len(by_picture[number]), number))[:_NUM_SAMPLES]
+    by_picture: dict[str, list[html.Answered]] = {}
+    for each in answered:
+        item = each.item
+        is_right = is_exact_match(each.answer, item.reference)
+        shown = html.Answered(item.question, each.answer, item.reference, is_right)
+        by_picture.setdefault(item.image, []).append(shown)
+    chosen = sorted(by_picture, key=lambda path: (-len(by_picture[path]), path))[:_NUM_SAMPLES]
     return [
-        html.card(f"Synthetic micrograph {number}", _tiled(paths[number]) + html.answers(by_picture[number][:6]))
-        for number in chosen
+        html.card(f"Synthetic micrograph {Path(path).stem}", _tiled(Path(path)) + html.answers(by_picture[path][:6]))
+        for path in chosen
     ]
 
 

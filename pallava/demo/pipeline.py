@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import json
 import subprocess
 import sys
@@ -14,15 +13,23 @@ from typing import Any
 import pallava
 from pallava.config_files import find_config
 from pallava.demo import exam, fetch, stages
-from pallava.demo.exam import ask, score, shuffled
-from pallava.demo.material import picture_paths, read_pictures, read_questions, write_material
+from pallava.demo.exam import ask_without_tiles, summary
+from pallava.demo.material import picture_paths, read_pictures, write_material
 from pallava.demo.page import write_page
 from pallava.demo.plip_exam import plip_accuracies
-from pallava.demo.questions import FINE_DETAIL
 from pallava.demo.settings import PLIP_MODEL, DemoSettings
-from pallava.demo.stages import FAST_PRECISION, checkpoint_of, computes_in_bf16, pretrain_plip, train_stage
+from pallava.demo.stages import (
+    FAST_PRECISION,
+    checkpoint_of,
+    computes_in_bf16,
+    evaluate_model,
+    pretrain_plip,
+    train_stage,
+)
 from pallava.demo.stamps import Step, run_steps
 from pallava.errors import PallavaError
+from pallava.evaluation.items import Answered
+from pallava.evaluation.predictions import read_predictions
 
 Say = Callable[[str], None]
 
@@ -71,6 +78,7 @@ class Demo:
         code = {name: _sources(name) for name in ("demo", "pretraining", "evaluation", "model", "training", "data")}
         drawing = [path for path in code["demo"] if path.name in _DRAWING]
         plip = [*code["pretraining"], Path(stages.__file__)]
+        asking = [Path(exam.__file__), Path(stages.__file__), *code["evaluation"]]
         parts = [*code["model"], *code["training"], *code["data"], *configs]
         rows = self.data / "domain_alignment.jsonl"
         done = "last_checkpoint"
@@ -83,7 +91,7 @@ class Demo:
             Step("stage1", self.align, None, parts, [folder / "stage1" / done]),
             Step("stage2", self.tune, None, parts, [folder / "stage2" / done]),
             Step("convert", self.convert, None, code["training"], [folder / "model" / "config.json"]),
-            Step("questions", self.examine, None, [Path(exam.__file__)], [folder / "answers.json"]),
+            Step("questions", self.examine, None, asking, [folder / "answers_without_tiles.json"]),
         ]
 
     def fetch(self) -> None:
@@ -155,31 +163,33 @@ class Demo:
             convert(checkpoint_of(self.folder / "stage2"), self.folder / "model", merge=True, overwrite=True)
 
     def examine(self) -> None:
-        """All held-out questions; the closed ones also with another image, those on fine detail without tiles."""
-        from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
+        """All held-out questions, with their own and with shuffled images; those on fine detail without tiles, too."""
+        evaluate_model(
+            self.folder / "model",
+            self.data,
+            self.folder / "evaluation",
+            self.settings,
+            log=self.folder / "logs" / "questions.log",
+            progress=self._progress,
+        )
+        again = ask_without_tiles(
+            self.folder / "model",
+            self._answered(),
+            batch_size=self.settings.eval_batch,
+            progress=self._progress,
+        )
+        _write_json(self.folder / "answers_without_tiles.json", [each.as_record() for each in again])
 
-        model = PALLaVAForConditionalGeneration.from_pretrained(self.folder / "model").eval()
-        processor = PALLaVAProcessor.from_pretrained(self.folder / "model")
-        questions, paths = read_questions(self.data), picture_paths(self.data, "test")
-        own = [paths[question.picture] for question in questions]
-        other = [paths[number] for number in shuffled(questions, len(paths))]
-        closed = [number for number, question in enumerate(questions) if question.closed]
-        fine = [number for number, question in enumerate(questions) if question.attribute == FINE_DETAIL]
-        put = functools.partial(ask, model, processor, batch_size=self.settings.eval_batch, progress=self._progress)
-        answers = {
-            "own": put(questions, own),
-            "shuffled": put([questions[n] for n in closed], [other[n] for n in closed]),
-            "without_tiles": put([questions[n] for n in fine], [own[n] for n in fine], without_tiles=True),
-        }
-        _write_json(self.folder / "answers.json", answers)
+    def _answered(self) -> list[Answered]:
+        return read_predictions(self.folder / "evaluation" / "predictions.jsonl")
 
     def _write_report(self, seconds: dict[str, float]) -> dict[str, Any]:
-        questions = read_questions(self.data)
-        answers = json.loads((self.folder / "answers.json").read_text())
-        report = score(questions, answers["own"], answers["shuffled"], answers["without_tiles"])
+        results = json.loads((self.folder / "evaluation" / "results.json").read_text())
+        without_tiles = json.loads((self.folder / "answers_without_tiles.json").read_text())
+        report = summary(results["data"]["questions"], [Answered.from_record(record) for record in without_tiles])
         report["seconds"] = {**seconds, "total": round(sum(seconds.values()), 1)}
         _write_json(self.folder / "report.json", report)
-        write_page(self.folder, report, questions, answers["own"])
+        write_page(self.folder, report, self._answered())
         return report
 
     def _progress(self, text: str) -> None:

@@ -1,4 +1,6 @@
-"""The three trainings as a user would start them, in processes of their own: ``pallava pretrain``, ``xtuner train``."""
+"""Trainings and exam as a user would start them, in processes of their own: ``pallava pretrain``, ``xtuner train``,
+``pallava evaluate``.
+"""
 
 import json
 import os
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pallava.config_files import find_config
+from pallava.demo.exam import MAX_NEW_TOKENS
 from pallava.demo.settings import PIXEL_MEAN, PIXEL_STD, PLIP_MODEL, DemoSettings
 from pallava.errors import PallavaError
 
@@ -21,6 +24,7 @@ FAST_PRECISION = ("--cfg-options", "model.llm.torch_dtype=bfloat16")
 
 _ITERATION = re.compile(r"Iter\(train\)\s*\[\s*(\d+)/(\d+)\].*?loss: ([\d.]+|nan)")
 _BATCH = re.compile(r"Train Epoch: (\d+) \[\s*(\d+)/(\d+) .* Loss: ([\d.]+|nan)")
+_ANSWERED = re.compile(r"(\w+): .*?(\d+)/(\d+) \[")
 _MAX_THREADS = 4  # matrices as small as PLIP's here have no work for more
 
 
@@ -101,6 +105,35 @@ def train_stage(
             progress("step {} of {}, loss {}".format(*found.groups()))
 
     _run(command, _environment(processes), log, tell, done=folder / "last_checkpoint")
+
+
+def evaluate_model(
+    model: Path, data: Path, folder: Path, settings: DemoSettings, *, log: Path, progress: Progress
+) -> None:
+    """Runs ``pallava evaluate`` on the held-out questions to the end.
+
+    Args:
+        model: The model's folder.
+        data: Folder with ``questions.jsonl``, ``images`` and ``instruction_tuning.jsonl``.
+        folder: For the results; emptied before.
+        settings: Questions at once, and the seed.
+        log: Gets all that the run prints.
+        progress: Gets the number of answers as they come.
+
+    Raises:
+        PallavaError: If the run fails; with the last lines of its log.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, "-m", "pallava", "evaluate", str(model), "custom"]
+    command += ["--data", str(data / "questions.jsonl"), "--image-folder", str(data / "images"), "--out", str(folder)]
+    command += ["--training", str(data / "instruction_tuning.jsonl"), "--batch-size", str(settings.eval_batch)]
+    command += ["--max-new-tokens", str(MAX_NEW_TOKENS), "--seed", str(settings.seed)]
+
+    def tell(line: str) -> None:
+        if found := _ANSWERED.search(line):
+            progress("{}: {} of {}".format(*found.groups()))
+
+    _run(command, _environment(1), log, tell, done=folder / "results.json")
 
 
 def checkpoint_of(folder: Path) -> Path:
