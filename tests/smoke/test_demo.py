@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from pallava.demo.stages import computes_in_bf16
+from pallava.evaluation.predictions import read_predictions
+from tests.stub_endpoint import Act, stub_endpoint
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CONFIG = "pallava_instruction_tuning.py"
@@ -36,6 +38,34 @@ def demo(folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
+def run(folder: Path, *words: str) -> str:
+    """Runs a command of ours; gives what it printed."""
+    done = subprocess.run([sys.executable, "-m", "pallava", *words], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def every_further_command(folder: Path) -> None:
+    """Consistency, captions, a judge; in float32 a folder that keeps its adapter answers as the merged one does."""
+    questions = ("custom", "--data", "demo/data/questions.jsonl", "--image-folder", "demo/data/images", "--limit", "6")
+    told = run(folder, "evaluate", "demo/model", *questions, "--consistency", "--out", "again")
+    assert "consistency" in told
+    captions = ("--data", "demo/data/captions.json", "--image-folder", "demo/data/images", "--limit", "3")
+    run(folder, "evaluate", "demo/model", "caption", *captions, "--max-new-tokens", "4", "--out", "captions")
+    with stub_endpoint(lambda text, before: Act("Score: 7")) as server:
+        told = run(folder, "judge", "captions", "--url", server.url, "--model", "judge", "--out", "judged")
+    assert server.answered.total() == 3
+    assert "7" in told
+    answers = []
+    for name, options in (("apart", ()), ("merged", ("--merge",))):
+        run(folder, "convert", "demo/stage2", name, "--dtype", "float32", *options)
+        run(folder, "evaluate", name, *questions, "--without-shuffled", "--out", f"of_{name}")
+        answers.append([each.answer for each in read_predictions(folder / f"of_{name}")])
+    assert (folder / "apart" / "adapter").is_dir()
+    assert not (folder / "merged" / "adapter").exists()
+    assert answers[0] == answers[1]
+
+
 def test_every_step_runs_once(tmp_path):
     first = demo(tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
@@ -57,6 +87,8 @@ def test_every_step_runs_once(tmp_path):
     told = subprocess.run(pointing, cwd=tmp_path, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
     assert "chance  elsewhere" in told.stdout
+
+    every_further_command(tmp_path)
 
     again = demo(tmp_path)
     assert again.returncode == 0, again.stderr
