@@ -86,7 +86,10 @@ def convert(
         _finish(network, processor, out, merge=merge, dtype=dtype, max_shard_size=max_shard_size)
         return out
     if lora_alpha or connector_heads or prompt_template:
-        raise PallavaError("--lora-alpha, --connector-heads and --prompt-template are for weights without a config.")
+        raise PallavaError(
+            "--lora-alpha, --connector-heads and --prompt-template are for weights without a config, and one was given "
+            "or lies beside the checkpoint: leave them out, or move the weights away from it."
+        )
     _set_parts(cfg, llm, visual_encoder)
     state = read_weights(checkpoint)
     for line in describe_weights(state):
