@@ -178,6 +178,8 @@ def _finish(
     try:
         network.save_pretrained(unfinished, **save_kwargs)
         processor.save_pretrained(unfinished)
+        for path in unfinished.rglob("*.safetensors"):  # newer safetensors let nobody else read them
+            path.chmod((unfinished / "config.json").stat().st_mode)
         if out.exists():
             shutil.rmtree(out)
         unfinished.replace(out)
