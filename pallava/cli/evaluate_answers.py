@@ -131,8 +131,7 @@ def _launch(words: list[str]) -> int:
         if failure.exitcode == _FAILED:
             return _FAILED
         raise PallavaError(
-            f"process {rank} ended with exit code {failure.exitcode}; the same command goes on where "
-            "it stopped"
+            f"process {rank} ended with exit code {failure.exitcode}; the same command goes on where it stopped"
         ) from None
     return 0
 
