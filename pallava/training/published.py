@@ -164,4 +164,6 @@ def _processor(encoder: str, llm: str, name: str | None, tell: Callable[[str], N
             "template that the weights were trained with, by --prompt-template."
         )
     tell(f"prompt template: {name or PUBLISHED_TEMPLATE} ({'as given' if name else 'as published'})")
-    return PALLaVAProcessor(load_image_processor(encoder), tokenizer, template)
+    with explained(encoder, "visual encoder"):
+        image_processor = load_image_processor(encoder)
+    return PALLaVAProcessor(image_processor, tokenizer, template)

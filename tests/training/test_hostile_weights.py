@@ -255,6 +255,16 @@ def test_descriptions_that_ask_for_something_else(
     assert "is not JSON" in refuse(source, tmp_path, parts, connector_heads=None)
 
 
+@pytest.mark.parametrize(
+    "values", [{"hidden_size": 25}, {"hidden_size": "a"}, {"image_size": -1}, {"vision_config": 3}, [], "text"]
+)
+def test_an_encoder_of_impossible_sizes(values: Any, parts: dict[str, Any], tmp_path: Path) -> None:
+    folder = golden.published_plip_folder(tmp_path / "plip")
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**described, **values} if isinstance(values, dict) else values))
+    assert str(folder) in refuse(CHECKPOINT, tmp_path, {**parts, "visual_encoder": str(folder)})
+
+
 def test_a_part_that_would_be_left_unread(parts: dict[str, Any], tmp_path: Path) -> None:
     source = save_layout(tmp_path / "source")
     (source / "visual_encoder_adapter").mkdir()
@@ -297,7 +307,7 @@ def test_the_other_readers_execute_nothing(reader: str, parts: dict[str, Any], t
     file = folder / "pytorch_model.bin"
     torch.save({"visual.proj": torch.ones(2), "evil": Malicious(proof)}, file)
     if reader == "load_encoder":
-        (folder / "config.json").write_text(json.dumps({"model_type": "dinov2", "hidden_size": 8}))
+        (folder / "config.json").write_text(json.dumps({"model_type": "dinov2", "hidden_size": 12}))
     readers: dict[str, Callable[[], Any]] = {
         "load_llm": lambda: load_llm(str(folder)),
         "encoder convert": lambda: convert_encoder(file, tmp_path / "out", "huggingface", "ViT-B-16"),
