@@ -33,7 +33,7 @@ _ANSWER = re.compile(
     r"(?:\s+(?:is|would\s+be|must\s+be|should\s+be))?)" + _LETTER
 )
 _OPTION = re.compile(
-    rf"(?<!not )(?<!\w)(?i:option|choice|letter|it\s+is|it's)\b{_LETTER}"
+    rf"(?i:(?<!not )(?<!not the )(?<!\w)(?:option|choice|letter|it\s+is|it's)\b){_LETTER}"
     rf"(?!{_CLOSING}\s+(?:is|seems)\s+(?:not|in|wrong|false))"
 )
 _ANOTHER = re.compile(rf"{_CLOSING}\s*(?:,|/|&|\bor\b|\band\b)+{_OPENING}(?:(?i:option|choice)\s+)?([A-Z])(?!\w)")

@@ -131,7 +131,8 @@ class AnswerStore:
 
     def _check(self, settings: Mapping[str, Any], rank: int) -> None:
         path, wanted = self._folder / _SETTINGS, json.loads(json.dumps(settings))
-        if rank == 0 and not path.exists():
+        has_answers = any(each.stat().st_size for each in self._folder.glob("process_*.jsonl"))
+        if rank == 0 and not (path.exists() and has_answers):
             unfinished = path.with_suffix(".unfinished")
             unfinished.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
             unfinished.replace(path)

@@ -30,8 +30,8 @@ def open_llm(name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
 
 
 @contextmanager
-def explained(llm: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns whatever transformers raises on a missing or broken language model into a sentence.
+def explained(source: str | os.PathLike[str], part: str = "language model") -> Iterator[None]:
+    """Turns whatever transformers raises on a missing or broken part of the model into a sentence.
 
     Raises:
         PallavaError: Instead of any other exception.
@@ -43,7 +43,7 @@ def explained(llm: str | os.PathLike[str]) -> Iterator[None]:
     except Exception as error:  # a broken folder makes transformers stumble over anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PallavaError(
-            f"No language model at {llm} that can be opened: {reason[:300]} "
+            f"No {part} at {source} that can be opened: {reason[:300]} "
             "Give the path of a Hugging Face folder, or a hub name."
         ) from None
 

@@ -154,12 +154,12 @@ class ScaleInvariantConnector(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
-            module.weight.data.normal_(mean=0.0, std=self.config.initializer_range)
+            nn.init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
             if module.bias is not None:
-                module.bias.data.zero_()
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
-            module.weight.data.fill_(1.0)
-            module.bias.data.zero_()
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
 
 
 def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -125,7 +125,8 @@ def _front_matter(config: Mapping[str, Any]) -> str:
 
 
 def _title(folder: Path) -> str:
-    return folder.resolve().name.removesuffix(".unfinished")
+    """The folder's name, also while it is being written under another one."""
+    return re.sub(r"^\.(.+?)\.\d+\.unfinished$", r"\1", folder.resolve().name)
 
 
 def _parts(config: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]:

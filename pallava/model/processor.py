@@ -13,6 +13,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from pallava.errors import PallavaError
 from pallava.images import open_image
 from pallava.model.chat_template import Message, jinja_template, parse_prompt, read_messages, render_prompt
+from pallava.model.transformers_versions import NEEDS_CLASS_NAMES
 from pallava.prompts import (
     IMAGE_TOKEN_INDEX,
     PromptTemplate,
@@ -47,7 +48,8 @@ class PALLaVAProcessor(ProcessorMixin):
 
     attributes = ["image_processor", "tokenizer"]
     valid_kwargs = ["prompt_template", "chat_template"]
-    image_processor_class = "CLIPImageProcessor"
+    if NEEDS_CLASS_NAMES:
+        image_processor_class = "CLIPImageProcessor"
     tokenizer_class = "AutoTokenizer"
 
     def __init__(

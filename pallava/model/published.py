@@ -187,7 +187,9 @@ def build_published(
     if adapter:
         lora = find_lora(state)
         base = _add_lora(base, adapter, lora, lora_alpha, source)
-    return PALLaVAForConditionalGeneration.from_parts(base, load_encoder(encoder), opened).eval()
+    with explained(encoder, "visual encoder"):
+        visual_encoder = load_encoder(encoder)
+    return PALLaVAForConditionalGeneration.from_parts(base, visual_encoder, opened).eval()
 
 
 def _open_base(llm: str, dtype: torch.dtype | None) -> Any:

@@ -61,6 +61,7 @@ class TimmEncoder(PreTrainedModel):
     def __init__(self, config: TimmEncoderConfig) -> None:
         super().__init__(config)
         self.timm_model: Any = _create(config.architecture, config.model_args)
+        self.post_init()
 
     def forward(self, pixel_values: Tensor, layer: int = -1) -> Tensor:
         """Patch tokens of a layer; later blocks are not run.
@@ -93,7 +94,9 @@ class TimmEncoder(PreTrainedModel):
         return key
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Does nothing: timm has initialized its model."""
+        """Fills what no file holds, such as frequencies, which newer transformers leave empty; all else timm has."""
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
 
 
 def open_timm(

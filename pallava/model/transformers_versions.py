@@ -9,20 +9,27 @@ from typing import Any
 import transformers
 from transformers import GenerationConfig
 
-_NEW_GENERATION = int(transformers.__version__.split(".")[0]) >= 5
-_OLDEST_REFUSED = 6  # what no test of ours has seen
+from pallava.errors import PallavaError
+
+_VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+_NEW_GENERATION = _VERSION >= (5, 0)
+
+NEEDS_CLASS_NAMES = not _NEW_GENERATION
+"""4.x asks a processor which class its image processor has; 5.x finds that in the folder, and warns of the name."""
 
 
-def check_version() -> None:
+def check_version(version: tuple[int, int]) -> None:
     """Refuses a transformers that no test of ours has seen, before it answers something else.
 
+    Those from 4.49 to 4.57 would sample as the language model's own file says, where greedy answers are asked for.
+
     Raises:
-        ImportError: It is of a later generation.
+        PallavaError: It is neither 4.48 nor 5.x.
     """
-    if int(transformers.__version__.split(".")[0]) >= _OLDEST_REFUSED:
-        raise ImportError(
-            f"pallava was tested with transformers 4.48 to 5, and this is {transformers.__version__}, which may read "
-            "a model folder differently: install transformers<6, or a newer pallava."
+    if version[0] != 5 and version != (4, 48):
+        raise PallavaError(
+            f"pallava opens model folders with transformers 4.48 and 5, and this is {version[0]}.{version[1]}, which "
+            "may answer differently: install transformers==4.48.0, or one of 5."
         )
 
 
@@ -45,3 +52,6 @@ def fill_defaults(config: GenerationConfig) -> None:
     for name, value in getattr(config, "_get_default_generation_params", dict)().items():
         if getattr(config, name, None) is None and name != "max_length":
             setattr(config, name, value)
+
+
+check_version(_VERSION[:2])  # type: ignore[arg-type]

@@ -86,7 +86,10 @@ def convert(
         _finish(network, processor, out, merge=merge, dtype=dtype, max_shard_size=max_shard_size)
         return out
     if lora_alpha or connector_heads or prompt_template:
-        raise PallavaError("--lora-alpha, --connector-heads and --prompt-template are for weights without a config.")
+        raise PallavaError(
+            "--lora-alpha, --connector-heads and --prompt-template are for weights without a config, and one was given "
+            "or lies beside the checkpoint: leave them out, or move the weights away from it."
+        )
     _set_parts(cfg, llm, visual_encoder)
     state = read_weights(checkpoint)
     for line in describe_weights(state):
@@ -175,6 +178,8 @@ def _finish(
     try:
         network.save_pretrained(unfinished, **save_kwargs)
         processor.save_pretrained(unfinished)
+        for path in unfinished.rglob("*.safetensors"):  # newer safetensors let nobody else read them
+            path.chmod((unfinished / "config.json").stat().st_mode)
         if out.exists():
             shutil.rmtree(out)
         unfinished.replace(out)

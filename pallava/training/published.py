@@ -143,7 +143,7 @@ def _alpha(weights: PublishedWeights, given: float | None, tell: Callable[[str],
 
 def _heads(weights: PublishedWeights, given: int | None, tell: Callable[[str], None]) -> int:
     heads = given or weights.num_attention_heads
-    width = next((len(value) for key, value in weights.state.items() if key.endswith(".norm.weight")), 0)
+    width = next((value.numel() for key, value in weights.state.items() if key.endswith(".norm.weight")), 0)
     if heads is None and width != PUBLISHED_WIDTH:
         raise PallavaError(
             f"The connector in {weights.source} is {width} wide, the published one {PUBLISHED_WIDTH}: "
@@ -164,4 +164,6 @@ def _processor(encoder: str, llm: str, name: str | None, tell: Callable[[str], N
             "template that the weights were trained with, by --prompt-template."
         )
     tell(f"prompt template: {name or PUBLISHED_TEMPLATE} ({'as given' if name else 'as published'})")
-    return PALLaVAProcessor(load_image_processor(encoder), tokenizer, template)
+    with explained(encoder, "visual encoder"):
+        image_processor = load_image_processor(encoder)
+    return PALLaVAProcessor(image_processor, tokenizer, template)

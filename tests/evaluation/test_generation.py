@@ -127,7 +127,10 @@ def test_lines_that_are_no_answer_are_passed_over(tmp_path: Path):
 
 
 def test_answers_of_other_settings_do_not_mix(tmp_path: Path):
-    AnswerStore(tmp_path, SETTINGS).close()
+    AnswerStore(tmp_path, {**SETTINGS, "max_new_tokens": 11}).close()  # which came to nothing
+    store = AnswerStore(tmp_path, SETTINGS)
+    store.append([Said("0", "yes")])
+    store.close()
     with pytest.raises(PallavaError, match=r"max_new_tokens \(12 there, 13 now\): give another --out, or remove"):
         AnswerStore(tmp_path, {**SETTINGS, "max_new_tokens": 13})
 

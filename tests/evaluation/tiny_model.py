@@ -1,4 +1,4 @@
-"""A whole PA-LLaVA of a few thousand random weights whose answers depend on image and question, and questions for it."""
+"""A whole PA-LLaVA of a few thousand random weights, whose answers vary, and questions for it."""
 
 import json
 from pathlib import Path

@@ -59,6 +59,12 @@ def test_a_model_that_ignores_the_tiles_says_so(tmp_path: Path) -> None:
     assert "reads no tile" in (tmp_path / "model" / "README.md").read_text()
 
 
+def test_the_name_is_the_folders_also_while_it_is_written(folder: Path) -> None:
+    assert "\n# model\n" in (folder / "README.md").read_text()
+    unfinished = folder.rename(folder.with_name(".pa-llava.123.unfinished"))
+    assert "\n# pa-llava\n" in write_model_card(unfinished).read_text()
+
+
 def test_training_is_told(folder: Path) -> None:
     data = ["/data/instruct.jsonl", {"name": "PathVQA", "num_records": 19755, "terms": "MIT"}]
     card = write_model_card(folder, training={"data": data, "steps": 1000}).read_text()

@@ -31,3 +31,13 @@ def test_encode() -> None:
         row = next(line for line in done.stdout.splitlines() if line.startswith(name))
         assert float(row.split()[-2]) > 0
     assert "images per second (at least 0.97:" in done.stdout
+
+
+def test_generate() -> None:
+    command = [sys.executable, str(BENCHMARKS / "generate.py"), "--small", "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    for title in ("small, 8 tokens forced", "small, short answers"):
+        assert title in done.stdout
+    assert len(re.findall(r"^  (?:one by one|16 at once) .*(?: +\d+\.\d+){4}$", done.stdout, re.M)) == 4
+    assert "times as many answers a second (at least 3:" in done.stdout

@@ -59,7 +59,7 @@ def test_a_deepspeed_folder_made_by_training(parts: dict[str, Path], tmp_path: P
     checkpoint = tmp_path / "run" / "iter_2.pth"
     assert (checkpoint / "mp_rank_00_model_states.pt").is_file()
     convert(checkpoint, tmp_path / "by its config")
-    alone = Path(shutil.move(checkpoint, tmp_path / "alone" / "iter_2.pth"))
+    alone = Path(shutil.move(checkpoint, tmp_path / "far" / "away" / "iter_2.pth"))
     convert(alone, tmp_path / "without it", *given(parts), "--merge")
     for name in ("by its config", "without it"):
         assert_recorded(tmp_path / name)

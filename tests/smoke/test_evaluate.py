@@ -62,7 +62,12 @@ def test_retrieval(work: Path, capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["pallava", "zero-shot", "--data", "tissue"], "answers by generation"),
+        (
+            ["pallava", "retrieval", "--data", "pairs.jsonl"],
+            "is a whole PA-LLaVA, which answers: it can be examined in",
+        ),
+        (["plip", "custom", "--data", "questions.jsonl"], "is no PA-LLaVA, and an encoder embeds"),
+        (["plip", "zero-shot", "--data", "tissue", "--limit", "3"], "--limit is for a whole PA-LLaVA"),
         (["nowhere", "zero-shot", "--data", "tissue"], "open_clip knows no such name"),
         (["plip", "zero-shot", "--data", "none"], "no folder at none"),
         (["plip", "zero-shot", "--data", "tissue", "--data", "./tissue"], "two data sets would be called 'tissue'"),

@@ -1,0 +1,67 @@
+"""What model folders say, under whichever transformers this runs.
+
+``python -m tests.smoke.folder_answers OUT FOLDER...`` writes it to a file. pallava stands alone here:
+what only training, data and reports need cannot be imported.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+NOT_NEEDED = ("xtuner", "mmengine", "deepspeed", "datasets", "open_clip", "openai", "matplotlib", "imagehash", "gguf")
+
+
+def ask(folder: Path) -> dict[str, Any]:
+    """Inputs, logits and answers of one folder, by every way that users have."""
+    import torch
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreamer, pipeline
+
+    import pallava.model  # noqa: F401
+
+    image = Image.linear_gradient("L").resize((80, 50)).convert("RGB")
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    inputs = processor(["what is shown here ?", "nuclei ?"], images=[image, image.rotate(90, expand=True)])
+    with torch.no_grad():
+        fused = model.fuse(
+            inputs["input_ids"],
+            model.encode_images(inputs["pixel_values"], inputs["tiles_per_image"]),
+            attention_mask=inputs["attention_mask"],
+        )
+        logits = model(**inputs).logits[fused["attention_mask"].bool()]
+    parts = [{"type": "image", "image": image}, {"type": "text", "text": "what is shown here ?"}]
+    say = pipeline("image-text-to-text", model=model, processor=processor)
+    said = say(text=[{"role": "user", "content": parts}], max_new_tokens=6, return_full_text=False)
+    alone = processor("what is shown here ?", images=image)
+    streamed = model.generate(**alone, max_new_tokens=6, streamer=TextStreamer(processor.tokenizer, skip_prompt=True))
+    return {
+        "ids": inputs["input_ids"],
+        "pixels": inputs["pixel_values"],
+        "logits": logits,
+        "answers": processor.batch_decode(model.generate(**inputs, max_new_tokens=6)),
+        "pipeline": said[0]["generated_text"],
+        "streamed": processor.batch_decode(streamed)[0],
+        "chat template": processor.chat_template,
+    }
+
+
+def describe() -> dict[str, Any]:
+    """What `pallava.model.transformers_versions` tells apart, as this transformers has it."""
+    import transformers
+    from transformers import CLIPVisionConfig, CLIPVisionModel, GenerationConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return {
+        "version": transformers.__version__,
+        "tower inside": hasattr(CLIPVisionModel(CLIPVisionConfig(**sizes)), "vision_model"),
+        "ties by list": isinstance(LlamaForCausalLM._tied_weights_keys, list),
+        "open settings": GenerationConfig().do_sample is None,
+        "needs class names": not hasattr(transformers.ProcessorMixin, "get_attributes"),
+    }
+
+
+if __name__ == "__main__":
+    sys.modules.update(dict.fromkeys(NOT_NEEDED))
+    import torch
+
+    torch.save({"about": describe(), **{folder: ask(Path(folder)) for folder in sys.argv[2:]}}, sys.argv[1])
