@@ -13,6 +13,7 @@ EVERYBODY = {"errors"}
 MAY_IMPORT = {
     "errors": set(),
     "images": set(),
+    "devices": set(),
     "tiling": {"images"},
     "prompts": set(),
     "stains": set(),
@@ -37,6 +38,7 @@ MAY_IMPORT = {
         "data",
         "report",
     },
+    "adapters": {"devices", "model"},
     "demo": {
         "config_files",
         "images",

@@ -25,7 +25,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pallava.cli.devices import find_device
+from pallava.devices import find_device
 from pallava.errors import PallavaError
 
 _BATCH_SIZE = 64

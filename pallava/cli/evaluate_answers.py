@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pallava.cli.devices import find_device
+from pallava.devices import find_device
 from pallava.errors import PallavaError
 
 if TYPE_CHECKING:

@@ -95,8 +95,9 @@ class TimmEncoder(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Fills what no file holds, such as frequencies, which newer transformers leave empty; all else timm has."""
-        if hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()  # type: ignore[operator]
+        fill: Any = getattr(module, "init_non_persistent_buffers", None)
+        if fill is not None:
+            fill()
 
 
 def open_timm(

@@ -29,7 +29,7 @@ def describe_run(cfg: Any) -> dict[str, Any]:
     lora = cfg.model.get("llm_lora") or {}
     loop = cfg.get("train_cfg", {})
     settings = {
-        "config": Path(cfg.filename).name if cfg.get("filename") else None,
+        "config": Path(cfg.filename).name if cfg.filename else None,
         "started from": Path(cfg.model.pretrained_pth).name if cfg.model.get("pretrained_pth") else None,
         "epochs": loop.get("max_epochs"),
         "steps": loop.get("max_iters"),

@@ -26,7 +26,18 @@ def install_newest(target: Path) -> None:
     """Installs the newest transformers and whatever it needs newer than what is here, and nothing else."""
     wanted = ["transformers"]
     while wanted:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), *wanted]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-compile",
+            "--target",
+            str(target),
+            *wanted,
+        ]
         done = subprocess.run([*command, "--disable-pip-version-check"], capture_output=True, text=True)
         if done.returncode:
             pytest.fail(f"pip got no {' '.join(wanted)} from the package index, which this test needs:\n{done.stderr}")
