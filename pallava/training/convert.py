@@ -15,10 +15,12 @@ from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 from pallava.model.adapters import is_adapted
 from pallava.model.checkpoints import load_strictly, read_weights
+from pallava.model.model_card import write_model_card
 from pallava.model.published import describe_weights, is_published_folder
 from pallava.training.model import PALLaVAModel
 from pallava.training.published import build_from_published, is_archive
 from pallava.training.run_config import find_config
+from pallava.training.run_description import PUBLISHED_TRAINING, describe_run
 
 SHARD_SIZE = "2GB"
 
@@ -83,7 +85,7 @@ def convert(
             prompt_template=prompt_template,
             tell=tell,
         )
-        _finish(network, processor, out, merge=merge, dtype=dtype, max_shard_size=max_shard_size)
+        _finish(network, processor, out, PUBLISHED_TRAINING, merge=merge, dtype=dtype, max_shard_size=max_shard_size)
         return out
     if lora_alpha or connector_heads or prompt_template:
         raise PallavaError(
@@ -146,7 +148,7 @@ def write_folder(
     model = PALLaVAModel(**{k: v for k, v in cfg.model.items() if k not in ("type", "pretrained_pth")})
     load_strictly(model, model.own_keys(state, source), source=source, expected=model.state_dict())
     processor = build_processor(cfg)
-    _finish(model.network.eval(), processor, Path(out), merge=merge, dtype=dtype, **save_kwargs)
+    _finish(model.network.eval(), processor, Path(out), describe_run(cfg), merge=merge, dtype=dtype, **save_kwargs)
 
 
 def build_processor(cfg: Any) -> PALLaVAProcessor:
@@ -161,6 +163,7 @@ def _finish(
     network: PALLaVAForConditionalGeneration,
     processor: PALLaVAProcessor,
     out: Path,
+    training: Mapping[str, Any],
     *,
     merge: bool,
     dtype: torch.dtype | None,
@@ -178,6 +181,7 @@ def _finish(
     try:
         network.save_pretrained(unfinished, **save_kwargs)
         processor.save_pretrained(unfinished)
+        write_model_card(unfinished, training=training)
         for path in unfinished.rglob("*.safetensors"):  # newer safetensors let nobody else read them
             path.chmod((unfinished / "config.json").stat().st_mode)
         if out.exists():

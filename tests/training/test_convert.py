@@ -71,6 +71,13 @@ def test_the_folder_gives_the_recorded_logits(run: Path, tmp_path: Path, merge: 
     assert set(processor.end_token_ids) <= set(model.generation_config.eos_token_id)
 
 
+def test_the_card_names_folder_and_training(run: Path, tmp_path: Path) -> None:
+    card = (convert(run / "iter_10.pth", tmp_path / "grown") / "README.md").read_text()
+    assert "# grown\n" in card
+    assert "LoRA rank" in card
+    assert "Not recorded" not in card
+
+
 def test_the_encoder_is_the_pretrained_one_bit_for_bit(run: Path, tmp_path: Path) -> None:
     out = read_weights(convert(run / "iter_10.pth", tmp_path / "out"))
     published = load_file(golden.GOLDEN / "plip_vision.safetensors")
