@@ -11,7 +11,7 @@ PUBLISHED_TRAINING: Mapping[str, Any] = {
         {"name": "PathVQA, training questions", "num_records": 19_755},
         {"name": "PMC-VQA, questions on pathology", "num_records": 15_788},
     ),
-    "source": "weights without a config, as PA-LLaVA's authors publish theirs; the data are those that their paper names",
+    "source": "weights without a config, as PA-LLaVA's authors publish theirs; the data are those of their paper",
 }
 
 
