@@ -1,11 +1,11 @@
 """lmms-eval's interface: requests as its documents describe them."""
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-import re
 from PIL import Image
 
 from pallava.errors import PallavaError
