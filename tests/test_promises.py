@@ -22,7 +22,7 @@ def shown(text: str) -> Iterator[str]:
 
 
 def examples() -> Iterator[str]:
-    for page in (ROOT / "README.md", ROOT / "docs" / "data_sets.md"):
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         yield from shown(page.read_text(encoding="utf-8"))
     for module, _ in COMMANDS.values():
         text = importlib.import_module(module).__doc__ or ""

@@ -77,8 +77,8 @@ def main(arguments: Sequence[str]) -> Any:
     """
     if not arguments or arguments[0].startswith("-") or "--model" in arguments:
         raise PallavaError("expected a model folder and options of VLMEvalKit, such as: FOLDER --data PathVQA_VAL")
+    run = _find_run()  # first: it shares out the GPUs by CUDA_VISIBLE_DEVICES
     register(arguments[0])
-    run = _find_run()
     sys.argv = [sys.argv[0], "--model", NAME, *arguments[1:]]
     return run.main()
 

@@ -11,6 +11,7 @@ import pytest
 
 from pallava.cli import main
 from pallava.evaluation.items import Answered, Item
+from tests.evaluation.tiny_model import write_model, write_questions
 from tests.stub_endpoint import Act, StubEndpoint, stub_endpoint
 
 pytestmark = pytest.mark.smoke
@@ -71,6 +72,23 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(work: Path) -> None:
     judgements = [json.loads(line) for line in (work / "captions" / "judge" / "judgements.jsonl").open()]
     assert [each["id"] for each in judgements] == [str(n) for n in range(12)]
     assert judgements[3] == {"id": "3", "grade": None, "verdict": "unreadable", "reply": "I cannot tell"}
+
+
+def test_what_evaluate_wrote_is_judged(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_model(work / "model")
+    rows = map(json.loads, write_questions(work / "images", 5).open())
+    lines = [json.dumps({"image": row["image"], "caption": row["question"]}) for row in rows]
+    (work / "images" / "pairs.jsonl").write_text("\n".join(lines))
+    words = ["model", "caption", "--data", "images/pairs.jsonl", "--max-new-tokens", "8", "--out", "evaluation"]
+    assert main(["evaluate", *words]) == 0
+    with stub_endpoint(lambda text, before: Act("3")) as server:
+        assert main(["judge", "evaluation", "--url", server.url, "--model", "judge"]) == 0
+    result = json.loads((work / "evaluation" / "judge" / "results.json").read_text())
+    evaluated = json.loads((work / "evaluation" / "results.json").read_text())
+    (own,) = evaluated["data"].values()
+    assert result["similarity"]["num_questions"] == own["num_questions"] == 5
+    assert result["words"]["scores"] == own["scores"]
+    assert "judged by judge" in capsys.readouterr().out
 
 
 def test_by_words_alone(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
