@@ -6,8 +6,8 @@ ROUGE), which is all that is done without --url. The key is read from PALLAVA_AP
 kept in OUT as they come: a stopped run goes on by the same command, and nothing is asked twice.
 
 Examples:
-  pallava judge evaluation/predictions.jsonl
-  pallava judge evaluation --url http://localhost:8000/v1 --model Qwen2.5-72B-Instruct --concurrency 16
+  pallava judge evaluation/caption/predictions.jsonl
+  pallava judge evaluation/caption --url http://localhost:8000/v1 --model Qwen2.5-72B-Instruct --concurrency 16
 """
 
 import argparse
