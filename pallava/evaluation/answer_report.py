@@ -64,7 +64,7 @@ def write_answers_report(
 
 def _scores(name: str, result: Mapping[str, Any]) -> Table:
     """A row a score, its controls beside it."""
-    controls = _by_control(result)
+    controls = result["controls"]
     rows = [
         (
             score,
@@ -80,22 +80,12 @@ def _scores(name: str, result: Mapping[str, Any]) -> Table:
     return Table(title, ("score", "questions", "model", *controls), tuple(rows))
 
 
-def _by_control(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Scores by name for each control, which names them by itself or stands in front of their names."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, value in result["controls"].items():
-        score = next((each for each in result["scores"] if name.endswith(f"_{each}")), None)
-        if score is not None:
-            found.setdefault(name.removesuffix(f"_{score}"), {})[score] = value
-        elif "value" not in value:
-            found[name] = value
-    return found
-
-
 def _controls(name: str, result: Mapping[str, Any]) -> list[Table]:
     """The controls of classes."""
     rows = [
-        (control, str(estimate["count"]), as_estimate(estimate)) for control, estimate in result["controls"].items()
+        (f"{metric.replace('_', ' ')}, {control}", str(estimate["count"]), as_estimate(estimate))
+        for control, metrics in result["controls"].items()
+        for metric, estimate in metrics.items()
     ]
     return [Table(f"{name}: controls", ("control", "images", "value"), tuple(rows))] if rows else []
 

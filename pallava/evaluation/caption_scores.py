@@ -28,7 +28,7 @@ _ROUGE = {
     "rouge2": "ROUGE-2: F1 of the pairs of words of two captions, mean of all",
     "rougeL": "ROUGE-L: F1 of the longest common subsequence of words of two captions, mean of all",
 }
-_CONTROL = "other_reference"
+CONTROL = "another reference"
 
 Floats = NDArray[np.float64]
 
@@ -47,24 +47,23 @@ def score_captions(
         seed: Of the bootstrap.
 
     Returns:
-        As JSON holds it: ``num_questions``, ``counts`` by kind, ``num_unanswered``, ``interval``, and ``scores`` and
-        ``controls``, name to ``value``, ``low``, ``high`` (from 0 to 1; NaN without captions), ``count`` and
-        ``definition``.
+        As JSON holds it: ``num_questions``, ``counts`` by kind, ``num_unanswered``, ``interval``, and ``scores``, name
+        to ``value``, ``low``, ``high`` (from 0 to 1; NaN without captions), ``count`` and ``definition``; ``controls``
+        has the same scores by name of the control.
     """
     generated = [each.answer for each in answered]
     references = [each.item.reference for each in answered]
     half = len(references) // 2  # neighbours may come from one slide
     others = references[half:] + references[:half]
-    controls = _estimates(generated, others, num_resamples, seed) if half else {}
+    control = _estimates(generated, others, num_resamples, seed) if half else {}
+    for each in control.values():
+        each["definition"] += "; reference of another item"
     return {
         "num_questions": len(answered),
         "counts": dict(Counter(each.item.kind for each in answered)),
         "num_unanswered": sum(not text.strip() for text in generated),
         "scores": _estimates(generated, references, num_resamples, seed),
-        "controls": {
-            f"{_CONTROL}_{name}": {**estimate, "definition": f"{estimate['definition']}; reference of another item"}
-            for name, estimate in controls.items()
-        },
+        "controls": {CONTROL: control} if control else {},
         "interval": f"95 %, {num_resamples} bootstrap resamples of captions, seed {seed}",
     }
 

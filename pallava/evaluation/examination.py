@@ -149,12 +149,9 @@ def _score_classes(answers: Answers, plan: Plan) -> dict[str, Any]:
     result["controls"] = {}
     if SHUFFLED in answers.by_view:
         other = zero_shot.score(_read_classes(answers, SHUFFLED), seed=plan.seed)
-        result["controls"] = {
-            f"{name.replace('_', ' ')}, shuffled images": {
-                **value,
-                "count": other["num_images"],
-                "definition": "the same metric where each image is exchanged for another one",
-            }
+        definition = "the same metric where each image is exchanged for another one"
+        result["controls"]["shuffled images"] = {
+            name: {**value, "count": other["num_images"], "definition": definition}
             for name, value in other["metrics"].items()
         }
     return result

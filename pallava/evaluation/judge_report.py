@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pallava.evaluation.caption_scores import CONTROL
 from pallava.evaluation.judge import Judgement
 from pallava.evaluation.report import Table, as_estimate, as_json, write_files
 from pallava.judge_prompts import MAX_GRADE
@@ -48,11 +49,10 @@ def _grades(result: Mapping[str, Any]) -> Table:
 
 
 def _words(result: Mapping[str, Any]) -> Table:
-    controls = result["controls"]
+    control = result["controls"].get(CONTROL, {})
     nothing = {"value": math.nan}
     rows = [
-        (name, as_estimate(score), as_estimate(controls.get(f"other_reference_{name}", nothing)))
-        for name, score in result["scores"].items()
+        (name, as_estimate(score), as_estimate(control.get(name, nothing))) for name, score in result["scores"].items()
     ]
     title = f"words of {result['num_questions']} captions, {result['num_unanswered']} of them empty"
     return Table(title, ("score", "own reference", "another's reference"), tuple(rows))

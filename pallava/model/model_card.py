@@ -213,7 +213,7 @@ def _score_sections(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _scores(scores: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[str]:
-    controls = {name: each for name, each in (result.get("controls") or {}).items() if "value" not in each}
+    controls = result.get("controls") or {}
     count = result.get("num_questions", result.get("num_images", ""))
     for name, score in scores.items():
         if not isinstance(score, Mapping) or "value" not in score:

@@ -66,7 +66,7 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(work: Path) -> None:
     assert (similarity["num_unreadable"], similarity["grades"]["7"]) == (1, 11)
     assert similarity["scores"]["similarity"]["value"] == 7
     words = result["words"]
-    assert words["scores"]["rouge_l"]["value"] > words["controls"]["other_reference_rouge_l"]["value"]
+    assert words["scores"]["rouge_l"]["value"] > words["controls"]["another reference"]["rouge_l"]["value"]
     assert "7.00 [7.00, 7.00]" in done.stdout
     assert "rouge_l" in done.stdout
     judgements = [json.loads(line) for line in (work / "captions" / "judge" / "judgements.jsonl").open()]
