@@ -28,7 +28,6 @@ from pallava.model.encoders import adapter_of, patch_tokens
 from pallava.model.fusion import fuse
 from pallava.model.model_card import CARD, write_model_card
 from pallava.model.opening import ADAPTER_FOLDER, find_folder, open_beside_llm, open_whole
-from pallava.model.transformers_versions import tied_weights
 from pallava.prompts import IGNORE_INDEX
 
 
@@ -41,7 +40,6 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
     _supports_flash_attn_2 = True
     _supports_flash_attn = True  # its name in newer transformers
-    _tied_weights_keys = tied_weights("llm.lm_head.weight")
 
     def __init__(
         self,

@@ -38,11 +38,6 @@ def vision_tower(encoder: Any) -> Any:
     return getattr(encoder, "vision_model", encoder)
 
 
-def tied_weights(*names: str) -> Any:
-    """`_tied_weights_keys`: 4.x needs the names of weights that may be another's, 5.x learns them from the parts."""
-    return None if _NEW_GENERATION else list(names)
-
-
 def fill_defaults(config: GenerationConfig) -> None:
     """Fills what a generation config leaves open as 4.x does, in place.
 

@@ -315,8 +315,11 @@ def test_broken_and_pickled_weights_are_refused(folder: Path, tmp_path: Path) ->
         PALLaVAForConditionalGeneration.from_pretrained(broken)
 
 
-def test_a_tied_language_model_opens_strictly(parts: dict[str, Path], tmp_path: Path) -> None:
+def test_a_tied_language_model_opens_strictly(
+    parts: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     tiny_folders.build(parts, tiny_folders.open_llm(parts, is_tied=True)).save_pretrained(tmp_path)
+    assert "shared tensor" not in caplog.text
     assert "llm.lm_head.weight" not in load_file(tmp_path / "model.safetensors")
     opened = PALLaVAForConditionalGeneration.from_pretrained(tmp_path)
     assert opened.llm.lm_head.weight is opened.llm.model.embed_tokens.weight

@@ -48,13 +48,12 @@ def ask(folder: Path) -> dict[str, Any]:
 def describe() -> dict[str, Any]:
     """What `pallava.model.transformers_versions` tells apart, as this transformers has it."""
     import transformers
-    from transformers import CLIPVisionConfig, CLIPVisionModel, GenerationConfig, LlamaForCausalLM
+    from transformers import CLIPVisionConfig, CLIPVisionModel, GenerationConfig
 
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     return {
         "version": transformers.__version__,
         "tower inside": hasattr(CLIPVisionModel(CLIPVisionConfig(**sizes)), "vision_model"),
-        "ties by list": isinstance(LlamaForCausalLM._tied_weights_keys, list),
         "open settings": GenerationConfig().do_sample is None,
         "needs class names": not hasattr(transformers.ProcessorMixin, "get_attributes"),
     }
