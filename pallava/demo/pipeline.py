@@ -30,6 +30,7 @@ from pallava.demo.stamps import Step, run_steps
 from pallava.errors import PallavaError
 from pallava.evaluation.items import Answered
 from pallava.evaluation.predictions import read_predictions
+from pallava.model.model_card import add_scores
 
 Say = Callable[[str], None]
 
@@ -190,6 +191,7 @@ class Demo:
         report["seconds"] = {**seconds, "total": round(sum(seconds.values()), 1)}
         _write_json(self.folder / "report.json", report)
         write_page(self.folder, report, self._answered())
+        add_scores(self.folder / "model", results)
         return report
 
     def _progress(self, text: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from pallava.data.hashing import file_hash
 from pallava.errors import PallavaError
 from pallava.evaluation.processes import Processes
+from pallava.model.model_card import CARD
 
 _FOLDER, _SETTINGS = "answers", "settings.json"
 
@@ -43,11 +44,11 @@ def ask_key(*parts: str) -> str:
 
 
 def folder_hash(folder: str | Path) -> str:
-    """One number for the contents of a model folder, whatever it is called; of what is no folder, its name."""
+    """One number for what a model folder holds, its card aside, whatever it is called; of what is none, its name."""
     root = Path(folder)
     if not root.is_dir():
         return str(folder)
-    paths = sorted(path for path in root.rglob("*") if path.is_file())
+    paths = sorted(path for path in root.rglob("*") if path.is_file() and path != root / CARD)
     with ThreadPoolExecutor(4) as pool:
         hashes = list(pool.map(file_hash, paths))
     names = [path.relative_to(root).as_posix() for path in paths]

@@ -167,6 +167,7 @@ def test_a_model_folder_is_known_by_its_contents(tmp_path: Path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "weights").write_bytes(b"12")
+    (tmp_path / "b" / "README.md").write_text("scores of the model")
     assert folder_hash(tmp_path / "a") == folder_hash(tmp_path / "b")
     (tmp_path / "b" / "weights").write_bytes(b"13")
     assert folder_hash(tmp_path / "a") != folder_hash(tmp_path / "b")

@@ -80,6 +80,9 @@ def test_every_step_runs_once(tmp_path):
     assert 'src="data:image/png' in page
     assert "not for diagnosis" in page
     assert (tmp_path / "demo" / "model" / "model.safetensors").is_file()
+    card = (tmp_path / "demo" / "model" / "README.md").read_text()
+    assert "| exact_match_closed |" in card
+    assert "instruction_tuning.jsonl" in card
     half = "torch_dtype='bfloat16'"
     assert (half in (tmp_path / "demo" / "stage2" / CONFIG).read_text()) is computes_in_bf16()
 
