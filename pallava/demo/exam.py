@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pallava.demo.questions import FINE_DETAIL
+from pallava.demo.questions import ATTRIBUTES, FINE_DETAIL
 from pallava.evaluation.answer_rules import is_exact_match
 from pallava.evaluation.items import Answered
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
@@ -60,7 +60,7 @@ def summary(result: Mapping[str, Any], without_tiles: Sequence[Answered]) -> dic
     """
     right = [is_exact_match(each.answer, each.item.reference) for each in without_tiles]
     controls = {name: scores["exact_match_closed"] for name, scores in result["controls"].items()}
-    groups = {name: round(group["value"], 4) for name, group in result["groups"].items()}
+    groups = {name: round(result["groups"][name]["value"], 4) for name in ATTRIBUTES if name in result["groups"]}
     return {
         "closed_accuracy": round(result["scores"]["exact_match_closed"]["value"], 4),
         "closed_accuracy_shuffled": round(controls["shuffled images"]["value"], 4),
