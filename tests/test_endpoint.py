@@ -15,15 +15,9 @@ from tests.stub_endpoint import Act, StubEndpoint, stub_endpoint
 
 
 @pytest.fixture(autouse=True)
-def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PALLAVA_API_KEY", "OPENAI_API_KEY", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+def no_environment(monkeypatch: pytest.MonkeyPatch, no_proxies: None) -> None:
+    for name in ("PALLAVA_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
-    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.02)
 
 
 def endpoint(server: StubEndpoint, **settings) -> Endpoint:

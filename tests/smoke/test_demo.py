@@ -66,6 +66,7 @@ def every_further_command(folder: Path) -> None:
     assert answers[0] == answers[1]
 
 
+@pytest.mark.usefixtures("no_proxies")
 def test_every_step_runs_once(tmp_path):
     first = demo(tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr

@@ -26,9 +26,7 @@ def write(folder: Path, answered: list[Answered]) -> Path:
 
 
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_proxies: None) -> Path:
     monkeypatch.setenv("PALLAVA_API_KEY", "secret")
     monkeypatch.chdir(tmp_path)
     items = [Item(str(n), f"{n}.png", "Describe it.", text, "caption") for n, text in enumerate(CAPTIONS)]

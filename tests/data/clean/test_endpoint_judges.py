@@ -16,12 +16,7 @@ from pallava.judge_prompts import CLIP_VERSION, OTHER_CAPTIONS, PATHOLOGY, PATHO
 from tests.stub_endpoint import Act, StubEndpoint, stub_endpoint
 
 
-@pytest.fixture(autouse=True)
-def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
-    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.02)
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
+pytestmark = pytest.mark.usefixtures("quick_retries", "no_proxies")
 
 
 def endpoint(server: StubEndpoint, **settings) -> Endpoint:
