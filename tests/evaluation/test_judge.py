@@ -16,7 +16,6 @@ from pallava.judge_prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY
 from pallava.score_store import ScoreStore
 from tests.stub_endpoint import Act, StubEndpoint, stub_endpoint
 
-
 pytestmark = pytest.mark.usefixtures("quick_retries", "no_proxies")
 
 

@@ -15,7 +15,6 @@ from pallava.errors import PallavaError
 from pallava.judge_prompts import CLIP_VERSION, OTHER_CAPTIONS, PATHOLOGY, PATHOLOGY_CAPTIONS, SPECIES
 from tests.stub_endpoint import Act, StubEndpoint, stub_endpoint
 
-
 pytestmark = pytest.mark.usefixtures("quick_retries", "no_proxies")
 
 
