@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from pallava.errors import PallavaError
 from pallava.model.bitsandbytes import block_broken_bitsandbytes
-from pallava.model.checkpoints import check_finite, read_json, read_weights, shorten
+from pallava.model.checkpoints import read_json, read_weights
+from pallava.model.state_dicts import check_finite, shorten
 
 
 def is_adapted(llm: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
 from pallava.errors import PallavaError
-from pallava.model.checkpoints import PLIP_RENAMES, StateDict, rename_keys
+from pallava.model.state_dicts import PLIP_RENAMES, StateDict, rename_keys
 
 Form = Literal["open_clip", "huggingface", "published"]
 FORMS: tuple[Form, ...] = get_args(Form)

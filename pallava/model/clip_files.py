@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from pallava.errors import PallavaError
-from pallava.model.checkpoints import StateDict, load_strictly, read_json, read_weights
+from pallava.model.checkpoints import read_json, read_weights
 from pallava.model.clip_conversion import (
     Form,
     convert_state,
@@ -28,6 +28,7 @@ from pallava.model.clip_conversion import (
     huggingface_vision_config,
     open_clip_description,
 )
+from pallava.model.state_dicts import StateDict, load_strictly
 from pallava.model.vision import find_image_processor, make_image_processor
 from pallava.tiling import TileSpec
 

@@ -12,8 +12,9 @@ from transformers import CLIPImageProcessor
 
 from pallava.errors import PallavaError
 from pallava.model import vision
-from pallava.model.checkpoints import StateDict, load_strictly, read_json, read_weights, strip_prefix
+from pallava.model.checkpoints import read_json, read_weights
 from pallava.model.encoders import ENCODERS, adapter_of, encoder_config, num_tokens
+from pallava.model.state_dicts import StateDict, load_strictly, strip_prefix
 from pallava.model.timm_encoder import SCHEME, open_timm, open_timm_folder, timm_patch_size, timm_tile_spec
 from pallava.model.vision import load_plip, make_image_processor
 from pallava.tiling import TileSpec

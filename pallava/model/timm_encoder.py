@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pallava.errors import PallavaError
-from pallava.model.checkpoints import StateDict, load_strictly, read_weights
+from pallava.model.checkpoints import read_weights
+from pallava.model.state_dicts import StateDict, load_strictly
 from pallava.tiling import TileSpec
 
 SCHEME = "timm:"

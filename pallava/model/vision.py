@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from pallava.errors import PallavaError
-from pallava.model.checkpoints import PLIP_RENAMES, load_strictly, read_json, read_weights, rename_keys
+from pallava.model.checkpoints import read_json, read_weights
 from pallava.model.clip_conversion import huggingface_vision_config, open_clip_to_huggingface
+from pallava.model.state_dicts import PLIP_RENAMES, load_strictly, rename_keys
 from pallava.model.transformers_versions import vision_tower
 
 # Towers and heads of a whole CLIP that PA-LLaVA does not read.

@@ -14,9 +14,10 @@ from xtuner.registry import BUILDER
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 from pallava.model.adapters import is_adapted
-from pallava.model.checkpoints import load_strictly, read_weights
+from pallava.model.checkpoints import read_weights
 from pallava.model.model_card import write_model_card
 from pallava.model.published import describe_weights, is_published_folder
+from pallava.model.state_dicts import load_strictly
 from pallava.training.model import PALLaVAModel
 from pallava.training.published import build_from_published, is_archive
 from pallava.training.run_config import find_config

@@ -15,8 +15,9 @@ from xtuner.registry import BUILDER
 
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, ScaleInvariantConnector, ScaleInvariantConnectorConfig
-from pallava.model.checkpoints import StateDict, load_strictly, read_weights
+from pallava.model.checkpoints import read_weights
 from pallava.model.connector import own_connector_keys
+from pallava.model.state_dicts import StateDict, load_strictly
 
 Part = dict[str, Any]
 """A part of the model as a config names it: ``dict(type=..., ...)``."""

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from pallava.errors import PallavaError
 from pallava.model import ScaleInvariantConnector, load_image_processor, load_plip
-from pallava.model.checkpoints import load_strictly, read_weights
+from pallava.model.checkpoints import read_weights
+from pallava.model.state_dicts import load_strictly
 from tests.model import golden
 
 
