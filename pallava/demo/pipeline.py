@@ -85,7 +85,7 @@ class Demo:
         done = "last_checkpoint"
         return [
             Step("fetch", self.fetch, None, [Path(fetch.__file__)], [folder / "llm" / "config.json"]),
-            Step("draw", self.draw, sizes, drawing, [self.data / "questions.json"]),
+            Step("draw", self.draw, sizes, drawing, [self.data / "questions.jsonl"]),
             Step("plip", self.pretrain, PLIP_MODEL, plip, [folder / "plip" / "encoder" / "config.json"]),
             Step("plip_report", self.examine_plip, None, code["evaluation"], [folder / "plip_report.json"]),
             Step("dataformat", self.format, None, code["data"], [rows]),
