@@ -47,15 +47,17 @@ def run(folder: Path, *words: str) -> str:
 
 def every_further_command(folder: Path) -> None:
     """Consistency, captions, a judge; in float32 a folder that keeps its adapter answers as the merged one does."""
-    questions = ("custom", "--data", "demo/data/questions.jsonl", "--image-folder", "demo/data/images", "--limit", "6")
+    questions = ("custom", "--data", "demo/data/questions.jsonl", "--image-folder", "demo/data/images")
+    questions += ("--limit", "6", "--max-new-tokens", "8")
     told = run(folder, "evaluate", "demo/model", *questions, "--consistency", "--out", "again")
     assert "consistency" in told
     captions = ("--data", "demo/data/captions.json", "--image-folder", "demo/data/images", "--limit", "3")
     run(folder, "evaluate", "demo/model", "caption", *captions, "--max-new-tokens", "4", "--out", "captions")
     with stub_endpoint(lambda text, before: Act("Score: 7")) as server:
-        told = run(folder, "judge", "captions", "--url", server.url, "--model", "judge", "--out", "judged")
-    assert server.answered.total() == 3
-    assert "7" in told
+        run(folder, "judge", "captions", "--url", server.url, "--model", "judge", "--out", "judged")
+    judged = [json.loads(line) for line in (folder / "judged" / "judgements.jsonl").read_text().splitlines()]
+    assert [each["grade"] for each in judged if each["verdict"] != "empty"] == [7] * server.answered.total()
+    assert len(judged) == 3
     answers = []
     for name, options in (("apart", ()), ("merged", ("--merge",))):
         run(folder, "convert", "demo/stage2", name, "--dtype", "float32", *options)
