@@ -1,6 +1,8 @@
 """Where our configs are, and how a user names them."""
 
+import ast
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import pallava
@@ -34,6 +36,32 @@ def find_config(name: str) -> Path:
         if path.stem == name:
             return path
     raise PallavaError(f"No config {name}: give the path of a file, or one of {', '.join(config_names())}.")
+
+
+def check_overrides(config: Path, options: Sequence[str]) -> None:
+    """Refuses ``--cfg-options`` that would change nothing, and a config that is no Python.
+
+    A config is read from top to bottom, and only then changed: what it has computed from a setting keeps the old value.
+
+    Args:
+        config: The file.
+        options: ``KEY=VALUE``, with dots in the key where it reaches into a part.
+
+    Raises:
+        PallavaError: A key is that of a setting which the config reads itself, or the file is no Python.
+    """
+    try:
+        module = ast.parse(config.read_text(encoding="utf-8"), str(config))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise PallavaError(f"{config} is no config that Python can read: {error}.") from None
+    read = {node.id for node in ast.walk(module) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    for key in (option.split("=")[0] for option in options):
+        if key.split(".")[0] in read:
+            raise PallavaError(
+                f"--cfg-options {key}=... would change nothing, since the config has read it by then: set it in a copy "
+                "(`pallava config copy`), or give the full key that the trainer reads, such as "
+                "optim_wrapper.optimizer.lr=1e-5."
+            )
 
 
 def train_script() -> Path:

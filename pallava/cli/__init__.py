@@ -64,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PallavaError as error:
         print(f"error: {error}", file=sys.stderr)
         return _USER_ERROR
+    except OSError as error:
+        if error.filename is None:
+            raise  # nothing that a user can mend by its message
+        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
+        return _USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED

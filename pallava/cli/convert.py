@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights (default: as they come)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model folder at OUT")
     untold = parser.add_argument_group("what weights do not tell, where there is no config")
     untold.add_argument("--lora-alpha", type=float, help="LoRA's alpha (default: twice the rank, as published)")
     untold.add_argument(

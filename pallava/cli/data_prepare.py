@@ -9,7 +9,6 @@ Example:
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from pallava.errors import PallavaError
 
@@ -31,19 +30,11 @@ def run(options: argparse.Namespace) -> int:
     if out.exists():
         raise PallavaError(f"{out} exists already; give another folder, or remove it")
     from pallava.data.tokenize import Settings, load_prepared, training_files, write_prepared
+    from pallava.model.language_models import open_tokenizer
 
     files = training_files(Path(options.data))
-    tokenizer = _load_tokenizer(options.tokenizer)
+    tokenizer = open_tokenizer(options.tokenizer)
     settings = Settings.make(tokenizer, options.prompt_template, options.context_length, options.num_visual_tokens)
     write_prepared(files, out, tokenizer, settings, num_proc=options.num_proc)
     print(f"{out}: {load_prepared(out, settings).describe()}")
     return 0
-
-
-def _load_tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise PallavaError(f"no tokenizer at {name}: {' '.join(str(error).split())}") from None

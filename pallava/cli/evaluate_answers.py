@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -116,24 +115,15 @@ def _out(options: argparse.Namespace) -> Path:
 
 def _launch(words: list[str]) -> int:
     """Becomes the parent of several processes that run the same command."""
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import main
-
-    from pallava.cli.launch import build_environment, python_command
+    from pallava.cli.launch import build_environment, rendezvous
+    from pallava.cli.torchrun import run_processes
 
     os.environ.update(build_environment(os.environ))  # torchrun gives its own to the processes
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # they tell themselves what went wrong
-    command = python_command(os.environ)
-    try:
-        main([*command[command.index("torch.distributed.run") + 1 :], "-m", "pallava", "evaluate", *words])
-    except ChildFailedError as failed:
-        rank, failure = failed.get_first_failure()
-        if failure.exitcode == _FAILED:
-            return _FAILED
-        raise PallavaError(
-            f"process {rank} ended with exit code {failure.exitcode}; the same command goes on where it stopped"
-        ) from None
-    return 0
+    failed = run_processes([*rendezvous(os.environ), "-m", "pallava", "evaluate", *words])
+    if failed is None or failed[1] == _FAILED:  # that process has told what went wrong
+        return failed[1] if failed else 0
+    rank, code = failed
+    raise PallavaError(f"process {rank} ended with exit code {code}; the same command goes on where it stopped")
 
 
 def _read_pathvqa(options: argparse.Namespace, name: str, path: Path) -> Questions:

@@ -39,28 +39,36 @@ def num_processes(environment: Mapping[str, str]) -> int:
 
 
 def python_command(environment: Mapping[str, str]) -> list[str]:
-    """This interpreter, or its torchrun where the launch variables ask for several processes.
+    """This interpreter, or torchrun by it where the launch variables ask for several processes.
+
+    Raises:
+        PallavaError: As of `rendezvous`.
+    """
+    if num_processes(environment) == 1:
+        return [sys.executable]
+    return [sys.executable, "-m", "pallava.cli.torchrun", *rendezvous(environment)]
+
+
+def rendezvous(environment: Mapping[str, str]) -> list[str]:
+    """Torchrun's arguments, from the launch variables.
 
     Raises:
         PallavaError: A variable is no number, or several nodes lack an address or a port.
     """
     nodes, processes = (_number(environment, name, 1) for name in ("NNODES", "NPROC_PER_NODE"))
-    if nodes * processes == 1:
-        return [sys.executable]
     address = environment.get("ADDR") or "127.0.0.1"
     port = _number(environment, "PORT", 0)
     if nodes > 1 and not (environment.get("ADDR") and port):
         raise PallavaError(
             f"NNODES={nodes} needs ADDR, the first node's address, and PORT, a free port there: the same on every node."
         )
-    rendezvous = [
+    return [
         f"--nnodes={nodes}",
         f"--node_rank={_number(environment, 'NODE_RANK', 0)}",
         f"--nproc_per_node={processes}",
         f"--master_addr={address}",
         f"--master_port={port or free_port()}",
     ]
-    return [sys.executable, "-m", "torch.distributed.run", *rendezvous]
 
 
 def build_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -32,12 +32,14 @@ def run(args: argparse.Namespace) -> int:
     """Becomes the trainer: signals reach it, and its exit code is ours.
 
     Raises:
-        PallavaError: No such config, or launch variables that cannot work.
+        PallavaError: No such config, settings that would change nothing, or launch variables that cannot work.
     """
     from pallava.cli.launch import build_command, build_environment
-    from pallava.config_files import find_config, train_script
+    from pallava.config_files import check_overrides, find_config, train_script
 
-    arguments = [str(find_config(args.config)), *_pass_on(args)]
+    config = find_config(args.config)
+    check_overrides(config, args.cfg_options or [])
+    arguments = [str(config), *_pass_on(args)]
     command = build_command(train_script(), arguments, os.environ)
     environment = build_environment(os.environ)
     sys.stdout.flush()

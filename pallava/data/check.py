@@ -259,6 +259,6 @@ def _open_room(room: Room) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(room.tokenizer), template
+        return AutoTokenizer.from_pretrained(room.tokenizer, trust_remote_code=False), template
     except (OSError, ValueError) as error:
         raise PallavaError(f"no tokenizer at {room.tokenizer}: {' '.join(str(error).split())}") from None

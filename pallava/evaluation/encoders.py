@@ -172,9 +172,10 @@ def _named_open_clip(source: str, pretrained: str | None, device: str) -> Encode
 
 def _hugging_face_folder(folder: Path, device: str) -> Encoder:
     from accelerate import init_empty_weights
-    from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+    from transformers import CLIPConfig, CLIPModel
 
     from pallava.model import load_image_processor
+    from pallava.model.language_models import open_tokenizer
 
     kind = read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
     if kind != "clip":
@@ -185,7 +186,7 @@ def _hugging_face_folder(folder: Path, device: str) -> Encoder:
     # Older transformers saved a buffer of each tower that newer ones recompute.
     load_strictly(model, rename_keys(read_weights(folder), (("embeddings.position_ids", None),)), source=folder)
     model = model.eval().to(device)
-    processor, tokenizer = load_image_processor(folder), AutoTokenizer.from_pretrained(folder)
+    processor, tokenizer = load_image_processor(folder), open_tokenizer(folder)
 
     def preprocess(image: Image.Image) -> Tensor:
         # The channels are told, since transformers takes a picture of height 3 for one of three channels.

@@ -1,17 +1,14 @@
 """LoRA adapters of the language model, through peft."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from pallava.errors import PallavaError
 from pallava.model.bitsandbytes import block_broken_bitsandbytes
 from pallava.model.checkpoints import read_json, read_weights
+from pallava.model.language_models import open_llm
 from pallava.model.state_dicts import check_finite, shorten
 
 
@@ -20,40 +17,11 @@ def is_adapted(llm: nn.Module) -> bool:
     return hasattr(llm, "peft_config")
 
 
-def open_llm(name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
-    """Opens a causal language model by name or path; code from its folder is not run.
-
-    Raises:
-        PallavaError: There is no such model, or it cannot be read.
-    """
-    with explained(name_or_path):
-        return AutoModelForCausalLM.from_pretrained(name_or_path, **kwargs)
-
-
-@contextmanager
-def explained(source: str | os.PathLike[str], part: str = "language model") -> Iterator[None]:
-    """Turns whatever transformers raises on a missing or broken part of the model into a sentence.
-
-    Raises:
-        PallavaError: Instead of any other exception.
-    """
-    try:
-        yield
-    except PallavaError:
-        raise
-    except Exception as error:  # a broken folder makes transformers stumble over anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise PallavaError(
-            f"No {part} at {source} that can be opened: {reason[:300]} "
-            "Give the path of a Hugging Face folder, or a hub name."
-        ) from None
-
-
 def load_adapter(base_llm: str | None, adapter: Path, **kwargs: Any) -> Any:
     """The base language model with an adapter beside it.
 
     Raises:
-        PallavaError: The base is not named, or not there; the adapter cannot be read safely, or is not whole.
+        PallavaError: The base is not named or not there, the adapter cannot be read safely, or either is not whole.
     """
     if not base_llm:
         raise PallavaError(f"{adapter} needs its base language model, and names none: give base_llm=... (its path).")

@@ -6,6 +6,7 @@ The only reader of foreign weight files. Nothing in a file is ever executed: saf
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ _IGNORED_GLOBALS = (
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
     "deepspeed.utils.tensor_fragment.fragment_address",
 )
+_MODEL_STATES = "mp_rank_00_model_states.pt"  # where ZeRO-1 and -2 keep the trained weights whole
 _SAFE_TORCH = (2, 10)  # older weights_only unpicklers could be attacked (CVE-2025-32434 and a later one)
 
 
@@ -128,8 +130,8 @@ def newest_checkpoint(path: Path) -> Path:
 
 
 def _read_folder(folder: Path) -> StateDict:
-    tagged = sorted(folder.glob("**/mp_rank_00_model_states.pt"))
-    if tagged:  # ZeRO-1 and -2 keep the trained weights whole in the first rank's file
+    tagged = sorted(folder.glob(f"**/{_MODEL_STATES}"))
+    if tagged:
         return _read_file(_latest_tag(folder, tagged))
     shards = sorted(folder.glob("model*.safetensors"))
     files = shards or sorted(p for p in folder.iterdir() if p.suffix in {".bin", ".pth", ".pt", ".safetensors"})
@@ -149,8 +151,9 @@ def _read_folder(folder: Path) -> StateDict:
 
 def _latest_tag(folder: Path, tagged: list[Path]) -> Path:
     latest = folder / "latest"
-    named = folder / latest.read_text(errors="replace").strip() / tagged[0].name if latest.is_file() else tagged[-1]
-    return named if named in tagged else tagged[-1]
+    newest = max(tagged, key=lambda path: [int(number) for number in re.findall(r"\d+", path.parent.name)])
+    named = folder / latest.read_text(errors="replace").strip() / newest.name if latest.is_file() else newest
+    return named if named in tagged else newest
 
 
 def _read_file(path: Path) -> StateDict:
@@ -163,6 +166,8 @@ def _read_file(path: Path) -> StateDict:
             raise PallavaError(
                 f"{path} is not a readable safetensors file ({error}): copy or download it again."
             ) from None
+    if path.name.endswith("_optim_states.pt") and (path.parent / _MODEL_STATES).is_file():
+        return _read_file(path.parent / _MODEL_STATES)  # a rank's share of the optimizer lies beside the weights
     return _tensors_of(_unpickle_safely(path), path)
 
 

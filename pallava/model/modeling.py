@@ -30,6 +30,9 @@ from pallava.model.model_card import CARD, write_model_card
 from pallava.model.opening import ADAPTER_FOLDER, find_folder, open_beside_llm, open_whole
 from pallava.prompts import IGNORE_INDEX
 
+# What language models (Gemma 2, Cohere, Granite) do to the output layer's scores before they are logits.
+_CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
 
 class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """The whole network: `visual_encoder`, `connector` and `llm`."""
@@ -177,10 +180,13 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         visual_tokens = None if pixel_values is None else self.encode_images(pixel_values, tiles_per_image)
         fused = self.fuse(input_ids, visual_tokens, attention_mask=attention_mask, labels=labels)
         targets = fused.pop("labels")[:, 1:]
-        llm = self.llm.get_base_model() if is_adapted(self.llm) else self.llm
-        hidden = llm.base_model(**fused, use_cache=False).last_hidden_state[:, :-1]  # (B, L'-1, H)
         taught = targets != IGNORE_INDEX
-        logits = llm.get_output_embeddings()(hidden[taught])  # (taught labels, V)
+        llm = self.llm.get_base_model() if is_adapted(self.llm) else self.llm
+        if any(getattr(llm.config, name, None) for name in _CHANGES_LOGITS):
+            logits = llm(**fused, use_cache=False).logits[:, :-1][taught]
+        else:
+            hidden = llm.base_model(**fused, use_cache=False).last_hidden_state[:, :-1]  # (B, L'-1, H)
+            logits = llm.get_output_embeddings()(hidden[taught])  # (taught labels, V)
         return nn.functional.cross_entropy(logits.float(), targets[taught])
 
     @torch.no_grad()
@@ -314,7 +320,7 @@ def _flatten_images(
             pixel_values = [pixel_values]
     if not isinstance(pixel_values, Tensor):
         counts = [len(image) for image in pixel_values]
-        pixel_values = torch.cat(list(pixel_values))
+        pixel_values = torch.cat(list(pixel_values)) if counts else torch.empty(0, 3, 0, 0)
     else:
         counts = [int(count) for count in tiles_per_image]  # type: ignore[union-attr]
     if sum(counts) != len(pixel_values) or any(count < 2 for count in counts):

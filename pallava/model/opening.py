@@ -13,6 +13,7 @@ from pallava.errors import PallavaError
 from pallava.model.adapters import load_adapter
 from pallava.model.configuration import PALLaVAConfig
 from pallava.model.decoding import greedy
+from pallava.model.state_dicts import check_finite
 
 ADAPTER_FOLDER = "adapter"
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
@@ -42,7 +43,7 @@ def find_folder(folder: str | os.PathLike[str], options: dict[str, Any]) -> Path
 
         try:
             path = Path(snapshot_download(str(folder), **hub))
-        except OSError as error:
+        except (OSError, ValueError) as error:  # not there, or no name that the hub could have
             reason = str(error).strip().splitlines()[0]
             raise PallavaError(f"{folder} is no folder here, and the Hugging Face hub gave none: {reason}") from None
     if not (path / "config.json").is_file():
@@ -63,7 +64,7 @@ def open_whole(opener: Any, path: Path, args: tuple[Any, ...], options: dict[str
         What the opener gives.
 
     Raises:
-        PallavaError: Weights cannot be read, or one is missing, unexpected or of another shape.
+        PallavaError: Weights cannot be read, or one is missing, unexpected, of another shape or not finite.
     """
     options = {"use_safetensors": True, "ignore_mismatched_sizes": True, **options}
     with_info = options.pop("output_loading_info", False)
@@ -73,6 +74,7 @@ def open_whole(opener: Any, path: Path, args: tuple[Any, ...], options: dict[str
         reason = str(error).strip().splitlines()[0]
         raise PallavaError(f"The weights in {path} cannot be read ({reason}): copy or convert it again.") from None
     _refuse_misfits(info, path)
+    check_finite(model.state_dict(), path)
     return (model, info) if with_info else model
 
 

@@ -104,11 +104,13 @@ class PALLaVAProcessor(ProcessorMixin):
         _check_options(options, return_tensors)
         is_one = isinstance(text, str) or (len(text) > 0 and isinstance(text[0], Mapping))
         texts: list[Any] = [text] if is_one else list(text)
-        images, per_text = _share_images(texts, images)
+        images, per_text, is_shared_out = _share_images(texts, images)
         prompts = [
             encode_prompt(self._turns(text, count, system), self.tokenizer, self.template)
             for text, count in zip(texts, per_text, strict=True)
         ]
+        if images and is_shared_out:
+            _check_markers(prompts, per_text)
         inputs: dict[str, Tensor] = dict(zip(("input_ids", "attention_mask"), self._pad(prompts), strict=True))
         if images:
             tiles = [make_tiles(open_image(image), self.tile_spec) for image in images]
@@ -209,17 +211,27 @@ def _check_options(options: Mapping[str, Any], return_tensors: Any) -> None:
         raise PallavaError(f"the processor of PA-LLaVA gives PyTorch tensors (pt), not {return_tensors}")
 
 
-def _share_images(texts: Sequence[Text], images: Any) -> tuple[list[Image], list[int]]:
-    """All images in reading order, and how many are each text's, where the text does not say."""
+def _check_markers(prompts: Sequence[Sequence[int]], per_text: Sequence[int]) -> None:
+    """Whether each prompt has as many markers as images; that of a whole batch would not show a wrong one."""
+    for number, (prompt, num_images) in enumerate(zip(prompts, per_text, strict=True), 1):
+        if (num_markers := prompt.count(IMAGE_TOKEN_INDEX)) != num_images:
+            raise PallavaError(
+                f"Text {number} holds {num_markers} image marker(s), but {num_images} image(s) were given for it: "
+                "each image needs exactly one <image> in its text."
+            )
+
+
+def _share_images(texts: Sequence[Text], images: Any) -> tuple[list[Image], list[int], bool]:
+    """All images in reading order, how many are each text's, and whether the caller said so or the markers do."""
     images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
     if len(images) == len(texts) and all(isinstance(each, (list, tuple)) for each in images):
-        return [image for each in images for image in each], [len(each) for each in images]
+        return [image for each in images for image in each], [len(each) for each in images], True
     if len(texts) == 1:
-        return images, [len(images)]
+        return images, [len(images)], True
     if len(images) in (0, len(texts)):
-        return images, [min(len(images), 1)] * len(texts)
+        return images, [min(len(images), 1)] * len(texts), True
     if all(not isinstance(text, str) or "<image>" in text for text in texts):
-        return images, [0] * len(texts)
+        return images, [0] * len(texts), False
     raise PallavaError(
         f"{len(images)} images for {len(texts)} questions: give one image each, or put <image> into every text."
     )

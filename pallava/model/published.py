@@ -17,13 +17,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from pallava.errors import PallavaError
-from pallava.model.adapters import explained, open_llm
 from pallava.model.bitsandbytes import block_broken_bitsandbytes
 from pallava.model.checkpoints import read_json, read_weights
 from pallava.model.connector import CONNECTOR_PREFIXES, ScaleInvariantConnector, own_connector_keys
 from pallava.model.encoder_sources import load_encoder
+from pallava.model.language_models import explained, open_llm
 from pallava.model.modeling import PALLaVAForConditionalGeneration
-from pallava.model.state_dicts import StateDict, check_finite, load_strictly, shorten
+from pallava.model.state_dicts import StateDict, load_strictly, shorten
 
 PROJECTOR_FOLDER, ADAPTER_FOLDER, ENCODER_FOLDER = "projector", "llm_adapter", "plip"
 PUBLISHED_HEADS, PUBLISHED_WIDTH = 12, 768
@@ -184,7 +184,10 @@ def build_published(
             "projector... and llm.base_model.model....lora_A.default.weight; give --config if a config describes them."
         )
     opened = ScaleInvariantConnector.from_published(own_connector_keys(connector), num_attention_heads, source)
-    base = _open_base(llm, dtype) if with_base else _describe_base(llm, dtype)
+    if with_base:
+        base = open_llm(llm, torch_dtype=dtype or "auto", low_cpu_mem_usage=True)  # once in memory
+    else:
+        base = _describe_base(llm, dtype)
     if adapter:
         lora = find_lora(state)
         base = _add_lora(base, adapter, lora, lora_alpha, source)
@@ -193,25 +196,13 @@ def build_published(
     return PALLaVAForConditionalGeneration.from_parts(base, visual_encoder, opened).eval()
 
 
-def _open_base(llm: str, dtype: torch.dtype | None) -> Any:
-    """The base language model, once in memory, of whose weights none may be missing."""
-    model, report = open_llm(llm, torch_dtype=dtype or "auto", low_cpu_mem_usage=True, output_loading_info=True)
-    # A key that is missing stays on the meta device, and transformers takes it for one that is tied to another.
-    missing = {*report["missing_keys"], *(key for key, value in model.state_dict().items() if value.is_meta)}
-    wrong = {"missing": missing, "unexpected": report["unexpected_keys"], "reshaped": report["mismatched_keys"]}
-    if found := "; ".join(
-        f"{len(keys)} {kind}: {shorten(sorted(map(str, keys)))}" for kind, keys in wrong.items() if keys
-    ):
-        raise PallavaError(f"The language model {llm} is not whole: {found}. Copy or download it again.")
-    check_finite(model.state_dict(), llm)
-    return model
-
-
 def _describe_base(llm: str, dtype: torch.dtype | None) -> Any:
     """The base language model without its weights."""
     with explained(llm), init_empty_weights(include_buffers=False):
-        config = AutoConfig.from_pretrained(llm)
-        model = AutoModelForCausalLM.from_config(config, torch_dtype=dtype or config.torch_dtype)
+        config = AutoConfig.from_pretrained(llm, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(
+            config, torch_dtype=dtype or config.torch_dtype, trust_remote_code=False
+        )
     with contextlib.suppress(OSError):  # the base may have none; what its config says stands then
         model.generation_config = GenerationConfig.from_pretrained(llm)
     return model

@@ -54,7 +54,7 @@ def convert(
         visual_encoder: The encoder, if not where the config says, or in ``plip/`` beside published weights.
         merge: Merges LoRA into the language model instead of keeping it as an adapter beside it.
         dtype: Of the weights written; default: as the parts come.
-        overwrite: Replaces a folder that is there.
+        overwrite: Replaces a model folder that is there.
         lora_alpha: Without a config: LoRA's alpha; default: twice the rank, as published.
         connector_heads: Without a config: attention heads of the connector; default: 12, as published.
         prompt_template: Without a config: its name; default: ``llama3_chat``, as published.
@@ -65,13 +65,14 @@ def convert(
         The folder.
 
     Raises:
-        PallavaError: A part cannot be found or read safely, the weights do not fit, or the folder exists.
+        PallavaError: A part cannot be found or read safely, the weights do not fit, or the folder holds something.
     """
     checkpoint, out = Path(checkpoint), Path(out)
-    if out.exists() and not overwrite:
-        raise PallavaError(f"{out} exists: choose another folder, or add --overwrite to replace it.")
+    check_out(out, overwrite=overwrite)
     if not checkpoint.exists():
         raise PallavaError(f"No weights at {checkpoint}: the path does not exist. Give a checkpoint file or folder.")
+    if out.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents) and any(out.iterdir()):
+        raise PallavaError(f"{out} holds the checkpoint {checkpoint}, which replacing it would delete: choose another.")
     cfg = None if is_archive(checkpoint) or is_published_folder(checkpoint) else _open_config(checkpoint, config)
     if cfg is None:
         network, processor = build_from_published(
@@ -99,6 +100,28 @@ def convert(
         tell(line)
     write_folder(cfg, state, out, merge=merge, dtype=dtype, source=checkpoint, max_shard_size=max_shard_size)
     return out
+
+
+def check_out(out: str | Path, *, overwrite: bool) -> None:
+    """Refuses to write a model folder where something else lies.
+
+    Args:
+        out: The folder; none, or an empty one, is always right.
+        overwrite: Whether a model folder may be replaced.
+
+    Raises:
+        PallavaError: It is a file, the working directory, holds something else than a model, or a model that may not
+            be replaced.
+    """
+    out = Path(out)
+    if out.resolve() == Path.cwd():
+        raise PallavaError("The working directory cannot be replaced by a model folder: name a folder in it.")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / "config.json").is_file():
+        raise PallavaError(f"{out} exists and is no model folder: nothing was written. Choose another folder.")
+    if not overwrite:
+        raise PallavaError(f"{out} exists: choose another folder, or add --overwrite to replace it.")
 
 
 def _open_config(checkpoint: Path, config: str | Path | None) -> Config | None:
@@ -177,6 +200,7 @@ def _finish(
     if dtype is not None:
         network = network.to(dtype)
     network.use_end_tokens(processor.end_token_ids)
+    out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.unfinished")
     try:

@@ -1,13 +1,12 @@
 """The language model and its tokenizer as a config names them."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from xtuner.registry import BUILDER
 
-from pallava.errors import PallavaError
+from pallava.model.language_models import open_llm, open_tokenizer
 from pallava.training.optimizer import device_dtype
 
 
@@ -23,10 +22,10 @@ def load_llm(
         options: Of `AutoModelForCausalLM.from_pretrained`, `gguf_file` and `quantization_config` among them.
 
     Raises:
-        PallavaError: There is no such model, or it cannot be read.
+        PallavaError: There is no such model, it cannot be read, or it is not whole.
     """
     dtype = device_dtype() if torch_dtype == "auto" else torch_dtype
-    return _load(AutoModelForCausalLM, pretrained_model_name_or_path, torch_dtype=dtype, **options)
+    return open_llm(pretrained_model_name_or_path, torch_dtype=dtype, **options)
 
 
 @BUILDER.register_module()
@@ -36,24 +35,4 @@ def load_tokenizer(pretrained_model_name_or_path: str, **options: Any) -> PreTra
     Raises:
         PallavaError: There is no such tokenizer, or it cannot be read.
     """
-    return _load(AutoTokenizer, pretrained_model_name_or_path, **options)
-
-
-def _load(loader: Any, source: str, **options: Any) -> Any:
-    if _is_local(source) and not Path(source).is_dir():
-        raise PallavaError(f"No language model at {source}: the folder does not exist. Set llm_name_or_path.")
-    try:
-        return loader.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        if isinstance(error, PallavaError):
-            raise
-        reason = " ".join(str(error).split())
-        raise PallavaError(
-            f"The language model {source} could not be loaded: set llm_name_or_path to its folder, or to a name on the "
-            f"Hugging Face hub that this machine can reach and may read. ({reason})"
-        ) from error
-
-
-def _is_local(source: str) -> bool:
-    """A hub name has at most one slash and no leading dot or slash."""
-    return source.startswith((".", "/", "~")) or source.count("/") > 1
+    return open_tokenizer(pretrained_model_name_or_path, **options)

@@ -17,7 +17,8 @@ from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, ScaleInvariantConnector, ScaleInvariantConnectorConfig
 from pallava.model.checkpoints import read_weights
 from pallava.model.connector import own_connector_keys
-from pallava.model.state_dicts import StateDict, load_strictly
+from pallava.model.language_models import explained
+from pallava.model.state_dicts import StateDict, load_strictly, shorten
 
 Part = dict[str, Any]
 """A part of the model as a config names it: ``dict(type=..., ...)``."""
@@ -215,18 +216,22 @@ class PALLaVAModel(BaseModel):
             **kwargs: Not used.
 
         Raises:
-            PallavaError: Another format, or the checkpoint lacked a trained weight.
+            PallavaError: Another format, the checkpoint lacked a trained weight, or the folder holds something else.
         """
-        from pallava.training.convert import write_folder  # builds a PALLaVAModel itself
+        from pallava.training.convert import check_out, write_folder  # builds a PALLaVAModel itself
 
         if save_format not in ("xtuner", "huggingface"):
             raise PallavaError(
                 f"--save-format {save_format} is another model's: use xtuner (adapter) or huggingface (merged)."
             )
+        check_out(save_dir, overwrite=True)  # xtuner's command has made it if it was not there
         sizes = {k: v for k, v in (save_pretrained_kwargs or {}).items() if k == "max_shard_size"}
+        state = self.state_dict()
+        if missing := sorted(key for key, value in state.items() if value.is_meta):
+            raise PallavaError(f"The checkpoint lacks {len(missing)} trained weights: {shorten(missing)}.")
         write_folder(
             cfg,
-            self.state_dict(),
+            state,
             save_dir,
             merge=save_format == "huggingface",
             dtype=torch.float32 if fp32 else torch.float16,
@@ -248,14 +253,9 @@ def _build(part: Part | nn.Module) -> Any:
 
 
 def _build_llm(part: Part | nn.Module) -> Any:
-    try:
+    name = part.get("pretrained_model_name_or_path", "model.llm") if isinstance(part, dict) else "model.llm"
+    with explained(name):  # a config may name another loader than ours
         llm = _build(part)
-    except OSError as error:  # transformers' way of saying that there is no such model
-        name = part.get("pretrained_model_name_or_path", part) if isinstance(part, dict) else part
-        raise PallavaError(
-            f"No language model at {name}: {str(error).splitlines()[0]} Set llm_name_or_path to a Hugging Face "
-            "folder, or to a name on the hub that this machine can reach."
-        ) from None
     llm.config.use_cache = False
     return llm
 

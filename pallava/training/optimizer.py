@@ -34,7 +34,7 @@ def grouped_adamw(
         options: AdamW's own: betas, weight_decay, eps.
 
     Raises:
-        PallavaError: Nothing is trainable.
+        PallavaError: Nothing is trainable, or AdamW has no such option.
     """
     members: dict[str, list[nn.Parameter]] = {}
     for parameter in params:
@@ -48,7 +48,10 @@ def grouped_adamw(
     # mmengine logs the first group as `lr`: the one that runs at the plain rate.
     names = sorted(members, key=lambda name: (name in mults, name))
     groups = [{"params": members[name], "lr": lr * mults.get(name, 1.0), "name": name} for name in names]
-    return torch.optim.AdamW(groups, lr=lr, **options)
+    try:
+        return torch.optim.AdamW(groups, lr=lr, **options)
+    except TypeError as error:
+        raise PallavaError(f"optim_wrapper.optimizer has a setting that AdamW does not: {error}.") from None
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -83,7 +86,8 @@ def device_dtype() -> torch.dtype:
     """What a training computes in by default: bf16 where the device has it, else fp16, float32 on a CPU."""
     if not torch.cuda.is_available():
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)  # emulated, it is slower than float32
+    return torch.bfloat16 if has_bf16 else torch.float16
 
 
 class GroupLearningRateHook(Hook):

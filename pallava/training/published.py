@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 from pallava.data.archives import unpack
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor, load_image_processor
-from pallava.model.adapters import explained
+from pallava.model.language_models import explained, open_tokenizer
 from pallava.model.published import (
     PUBLISHED_ALPHA,
     PUBLISHED_HEADS,
@@ -155,8 +154,7 @@ def _heads(weights: PublishedWeights, given: int | None, tell: Callable[[str], N
 
 
 def _processor(encoder: str, llm: str, name: str | None, tell: Callable[[str], None]) -> PALLaVAProcessor:
-    with explained(llm):
-        tokenizer = AutoTokenizer.from_pretrained(llm)
+    tokenizer = open_tokenizer(llm)
     template = get_template(name or PUBLISHED_TEMPLATE)
     if template.suffix_as_eos and template.suffix not in tokenizer.get_vocab():
         raise PallavaError(

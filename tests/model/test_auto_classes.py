@@ -296,6 +296,7 @@ def change_weights(folder: Path, target: Path, change: Any) -> Path:
             lambda state: state.update({"connector.norm.weight": torch.zeros(3)}),
             "1 of another shape .such as connector",
         ),
+        (lambda state: state["llm.model.norm.weight"].fill_(torch.nan), "1 hold NaN or infinity .llm.model.norm"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(folder: Path, tmp_path: Path, change: Any, said: str) -> None:

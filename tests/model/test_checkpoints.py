@@ -156,6 +156,15 @@ def test_a_work_directory_stands_for_its_newest_checkpoint(tmp_path: Path) -> No
         read_weights(tmp_path)
 
 
+def test_the_newest_tag_of_deepspeed_is_that_of_the_largest_number(tmp_path: Path) -> None:
+    for step in (900, 1000):
+        (tmp_path / f"global_step{step}").mkdir()
+        torch.save({"module": {"step": torch.tensor(step)}}, tmp_path / f"global_step{step}/mp_rank_00_model_states.pt")
+    assert read_weights(tmp_path)["step"] == 1000
+    (tmp_path / "latest").write_text("global_step900")
+    assert read_weights(tmp_path)["step"] == 900
+
+
 def test_two_files_are_not_guessed_between(tmp_path: Path) -> None:
     for name in ("a.pth", "b.pth"):
         torch.save({"a": torch.ones(1)}, tmp_path / name)

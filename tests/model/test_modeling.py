@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import Gemma2Config, Gemma2ForCausalLM, GenerationConfig
 
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration
@@ -87,7 +87,7 @@ def test_several_images_stand_in_the_order_of_their_markers(model: PALLaVAForCon
 def test_markers_and_images_must_agree(model: PALLaVAForConditionalGeneration, num_images: int) -> None:
     tiles = [row["tiles"] for row in golden.samples()[:num_images]]
     with pytest.raises(PallavaError, match=rf"2 image marker.*{num_images} image"):
-        model(torch.tensor([[4, -200, 5, -200]]), pixel_values=tiles or None)
+        model(torch.tensor([[4, -200, 5, -200]]), pixel_values=tiles)
 
 
 def test_tiles_must_add_up(model: PALLaVAForConditionalGeneration) -> None:
@@ -161,9 +161,24 @@ def test_parts_of_other_widths_are_refused() -> None:
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PallavaError, match="No model folder"):
         PALLaVAForConditionalGeneration.from_pretrained(tmp_path)
+    for name in ("none/", "my model/none"):
+        with pytest.raises(PallavaError, match="is no folder here"):
+            PALLaVAForConditionalGeneration.from_pretrained(name)
 
 
 @pytest.mark.parametrize("left", [False, True])
 def test_the_loss_alone_equals_that_beside_logits(model: PALLaVAForConditionalGeneration, left: bool) -> None:
     batch = golden.batch(golden.samples(), left)
+    torch.testing.assert_close(model.compute_loss(**batch), model(**batch).loss)
+
+
+def test_the_loss_of_a_language_model_that_changes_its_scores(tmp_path: Path) -> None:
+    """Gemma 2 caps its logits: what is learnt must be what is answered by."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 64, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    llm = Gemma2ForCausalLM(Gemma2Config(final_logit_softcapping=0.1, attn_implementation="eager", **sizes, **heads))
+    parts = golden.model(tmp_path)
+    model = PALLaVAForConditionalGeneration.from_parts(llm, parts.visual_encoder, parts.connector).eval()
+    batch = golden.batch(golden.samples())
+    batch = {**batch, "input_ids": batch["input_ids"].clamp(max=63), "labels": batch["labels"].clamp(max=63)}
     torch.testing.assert_close(model.compute_loss(**batch), model(**batch).loss)

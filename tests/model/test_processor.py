@@ -65,6 +65,17 @@ def test_without_images(processor: PALLaVAProcessor) -> None:
     assert set(processor("What does PAS stain?")) == {"input_ids", "attention_mask"}
 
 
+def test_each_text_has_its_own_images(processor: PALLaVAProcessor) -> None:
+    """Three markers and three images in the batch, but not in each text."""
+    picture = Image.new("RGB", (64, 32))
+    with pytest.raises(PallavaError, match=r"Text 1 holds 2 image marker.*1 image"):
+        processor(["<image><image>\nq ?", "<image>\nq ?"], images=[[picture], [picture, picture]])
+    with pytest.raises(PallavaError, match=r"Text 1 holds 1 image marker.*2 image"):
+        processor("<image>\nq ?", images=[picture, picture])
+    inputs = processor(["<image><image>\nq ?", "<image>\nq ?"], images=[[picture, picture], [picture]])
+    assert len(inputs["tiles_per_image"]) == 3
+
+
 def test_images_that_cannot_be_shared_out(processor: PALLaVAProcessor) -> None:
     with pytest.raises(PallavaError, match="2 images for 3 questions"):
         processor(["a", "b", "c"], images=[picture(9, 9)] * 2)

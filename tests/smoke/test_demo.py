@@ -1,6 +1,7 @@
 """The whole demo at a small fraction of its size: every step runs, nothing is learnt."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,29 @@ def test_every_step_runs_once(tmp_path):
     again = demo(tmp_path)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("skipped") == 9
+
+
+@pytest.mark.slow
+def test_what_the_whole_demo_learns(tmp_path):
+    """The demo at its full size, as `make demo` runs it: some 20 minutes on two cores that have nothing else to do."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, "-m", "pallava", "demo"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert report["num_questions"] >= 600
+    assert report["closed_accuracy"] >= 0.8
+    assert report["closed_accuracy_shuffled"] <= 0.6
+    assert report["open_exact_match"] >= 0.8
+    coarse = {name: share for name, share in report["attribute_accuracy"].items() if name != "mitosis"}
+    assert len(coarse) == 5
+    assert min(coarse.values()) >= 0.65
+    plip = json.loads((tmp_path / "demo" / "plip_report.json").read_text())
+    assert plip["stain_accuracy"] >= 0.9
+    assert plip["density_accuracy"] >= 0.75
+    for attribute in ("stain", "density"):  # what always says the largest class knows nothing either
+        assert plip[f"{attribute}_accuracy_untrained"] <= plip[f"{attribute}_largest_class"] + 0.05
+    assert report["seconds"]["plip"] + report["seconds"]["plip_report"] <= 300
 
 
 def test_a_wrong_scale_is_told_in_a_sentence(tmp_path):

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from pallava.errors import PallavaError
 from pallava.training import compat
 from pallava.training.compat import checkpoints, deepspeed, device
+from pallava.training.optimizer import device_dtype
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a work-around for machines without a GPU")
 
@@ -71,6 +72,27 @@ def test_deepspeed_trains_in_float32_on_a_cpu():
     settings = auto_dtype_of_deepspeed_config({"fp16": {"enabled": "auto"}, "bf16": {"enabled": "auto"}})
     assert settings == {"fp16": {"enabled": False}, "bf16": {"enabled": False}}
     assert not hasattr(torch.cpu, "is_bf16_supported"), "torch answers now: drop describe_cpu_to_xtuner"
+
+
+def test_deepspeed_trains_in_fp16_where_bf16_is_emulated(monkeypatch):
+    """As on a GPU before Ampere, which torch itself says yes for."""
+    from xtuner.tools import utils
+
+    def is_bf16_supported(including_emulation=True):
+        return including_emulation
+
+    assert inspect.signature(torch.cuda.is_bf16_supported).parameters["including_emulation"].default is True
+    assert "get_torch_device().is_bf16_supported()" in inspect.getsource(utils.auto_dtype_of_deepspeed_config)
+    monkeypatch.setattr(utils, "get_torch_device", None)  # is put back
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    assert device.describe_old_gpu_to_xtuner()
+    settings = utils.auto_dtype_of_deepspeed_config({"fp16": {"enabled": "auto"}, "bf16": {"enabled": "auto"}})
+    assert settings == {"fp16": {"enabled": True}, "bf16": {"enabled": False}}
+    assert device_dtype() == torch.float16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert not device.describe_old_gpu_to_xtuner()
+    assert device_dtype() == torch.bfloat16
 
 
 @on_cpu

@@ -1,10 +1,12 @@
 """From a training checkpoint to a model folder, on the recorded checkpoint and the recorded numbers."""
 
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import init_empty_weights
 from mmengine.config import Config
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
@@ -91,7 +93,9 @@ def test_a_deepspeed_folder_or_a_file_inside_one(run: Path, tmp_path: Path) -> N
     folder = tmp_path / "iter_10.pth"
     folder.mkdir()
     torch.save({"module": state, "ds_version": "0.19"}, folder / "mp_rank_00_model_states.pt")
-    for index, source in enumerate((folder, folder / "mp_rank_00_model_states.pt")):
+    optimizer = folder / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    torch.save({"optimizer_state_dict": {}, "ds_version": "0.19"}, optimizer)
+    for index, source in enumerate((folder, folder / "mp_rank_00_model_states.pt", optimizer)):
         assert_recorded(convert(source, tmp_path / f"out{index}", config=run / "config.py"))
 
 
@@ -106,13 +110,60 @@ def test_parts_may_be_given(run: Path, tmp_path: Path) -> None:
         convert(run / "iter_10.pth", tmp_path / "out2", llm="./nowhere")
 
 
-def test_what_is_there_stays(run: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_no_model_folder_is_never_replaced(run: Path, tmp_path: Path, overwrite: bool) -> None:
+    precious = tmp_path / "out" / "precious.txt"
+    precious.parent.mkdir()
+    precious.write_text("mine")
+    for out in (precious.parent, precious):
+        with pytest.raises(PallavaError, match="is no model folder"):
+            convert(run / "iter_10.pth", out, overwrite=overwrite)
+    assert precious.read_text() == "mine"
+
+
+def test_xtuners_command_replaces_no_work_directory(run: Path, tmp_path: Path) -> None:
+    """It makes the folder that it is given, and takes any that is there."""
+    shutil.copytree(run, tmp_path / "work_dir")
+    cfg = Config.fromfile(run / "config.py")
+    model = PALLaVAModel(**{k: v for k, v in cfg.model.items() if k not in ("type", "pretrained_pth")})
+    with pytest.raises(PallavaError, match="is no model folder"):
+        model.to_hf(cfg, str(tmp_path / "work_dir"), fp32=True)
+    assert (tmp_path / "work_dir" / "iter_10.pth").is_file()
+    (tmp_path / "empty").mkdir()
+    model.to_hf(cfg, str(tmp_path / "empty"), fp32=True)
+    assert PALLaVAForConditionalGeneration.from_pretrained(tmp_path / "empty")
+
+
+def test_xtuners_command_needs_every_trained_weight(run: Path, tmp_path: Path) -> None:
+    cfg = Config.fromfile(run / "config.py")
+    with init_empty_weights(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of transformers, on weights that go nowhere
+        model = PALLaVAModel(**{k: v for k, v in cfg.model.items() if k not in ("type", "pretrained_pth")})
+    with pytest.raises(PallavaError, match="The checkpoint lacks .* trained weights: connector"):
+        model.to_hf(cfg, str(tmp_path / "out"), fp32=True)
+
+
+def test_a_folder_that_holds_the_checkpoint_is_not_replaced(run: Path, tmp_path: Path) -> None:
+    out = convert(run / "iter_10.pth", tmp_path / "out")
+    checkpoint = shutil.copy(run / "iter_10.pth", out)
+    with pytest.raises(PallavaError, match="which replacing it would delete"):
+        convert(checkpoint, out, config=run / "config.py", overwrite=True)
+    assert Path(checkpoint).is_file()
+
+
+def test_an_empty_folder_is_filled(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    assert_recorded(convert(run / "iter_10.pth", tmp_path / "out"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PallavaError, match="The working directory cannot be replaced"):
+        convert(run / "iter_10.pth", ".", overwrite=True)
+
+
+def test_a_model_folder_stays_until_another_is_whole(run: Path, tmp_path: Path) -> None:
+    out = convert(run / "iter_10.pth", tmp_path / "out")
     (out / "precious.txt").write_text("mine")
     with pytest.raises(PallavaError, match="--overwrite"):
         convert(run / "iter_10.pth", out)
-    assert (out / "precious.txt").read_text() == "mine"
     broken = {k: v for k, v in read_weights(run / "iter_10.pth").items() if "norm.weight" not in k}
     torch.save(broken, tmp_path / "broken.pth")
     with pytest.raises(PallavaError, match="missing: connector.norm.weight"):

@@ -18,9 +18,10 @@ from pallava.model import PALLaVAForConditionalGeneration, load_encoder
 from pallava.model.checkpoints import read_weights
 from pallava.model.clip_files import convert_encoder
 from pallava.training.convert import convert
-from pallava.training.llm import load_llm
+from pallava.training.llm import load_llm, load_tokenizer
 from tests.model import golden
 from tests.model.test_checkpoints import Malicious
+from tests.training.test_convert import CONFIG
 from tests.training.test_published import CHECKPOINT, UNTOLD, pack, parts, save_deepspeed, save_layout
 
 __all__ = ["parts"]
@@ -208,6 +209,73 @@ def test_wrong_shapes_and_numbers(changes: dict[str, Any], reason: str, parts: d
     torch.save({"state_dict": {**read_weights(CHECKPOINT), **changes}}, tmp_path / "a.pth")
     with pytest.raises(PallavaError, match=reason):
         raise PallavaError(refuse(tmp_path / "a.pth", tmp_path, parts))
+
+
+def _break_base(folder: Path, how: str) -> str:
+    """Damages a language model; gives what is to be said of it."""
+    file = folder / "model.safetensors"
+    if how == "truncated":
+        file.write_bytes(file.read_bytes()[:1000])
+        return "that can be opened"
+    state = load_file(file)
+    name = "model.layers.1.mlp.up_proj.weight"
+    if how == "missing":
+        state.pop(name)
+    elif how == "reshaped":
+        state[name] = torch.ones(3, 3)
+    elif how == "left over":
+        state["model.extra.weight"] = torch.ones(1)
+    else:
+        state[name][0, 0] = torch.nan
+    save_file(state, file, {"format": "pt"})
+    reasons = {"missing": "1 missing", "left over": "1 unexpected", "NaN": "NaN or infinity"}
+    return reasons.get(how, "that can be opened")
+
+
+@pytest.mark.parametrize("how", ["truncated", "missing", "reshaped", "left over", "NaN"])
+def test_a_broken_base_wherever_it_is_opened(how: str, parts: dict[str, Any], tmp_path: Path) -> None:
+    """Where a training begins, where its checkpoint is converted by its config, and beside an adapter."""
+    llm, work_dir = tmp_path / "parts" / "llm", tmp_path / "work_dir"
+    shutil.copytree(parts["llm"], llm)
+    shutil.copytree(parts["visual_encoder"], tmp_path / "parts" / "plip")
+    work_dir.mkdir()
+    (work_dir / "config.py").write_text(CONFIG.format(folder=str(llm.parent)))
+    checkpoint = Path(shutil.copy(CHECKPOINT, work_dir / "iter_10.pth"))
+    out = convert(checkpoint, tmp_path / "adapted")
+    reason = _break_base(llm, how)
+    openers: list[Callable[[], Any]] = [
+        lambda: load_llm(str(llm)),
+        lambda: convert(checkpoint, tmp_path / "out", merge=True),
+        lambda: PALLaVAForConditionalGeneration.from_pretrained(out),
+    ]
+    for opener in openers:
+        with pytest.raises(PallavaError, match=f"{llm}.*{reason}"):
+            opener()
+    assert not (tmp_path / "out").exists()
+
+
+def test_code_of_a_base_is_not_run(parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would ask on the terminal, and take the `y` of a script that says yes to all."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    llm, proof = tmp_path / "llm", tmp_path / "executed"
+    shutil.copytree(parts["llm"], llm)
+    program = f"open({str(proof)!r}, 'w')\n"
+    for file, kinds in (
+        ("config.json", {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["evil.Tokenizer", None]}),
+    ):
+        described = json.loads((llm / file).read_text())
+        described.pop("tokenizer_class", None)
+        (llm / file).write_text(json.dumps({**described, "model_type": "evil", "auto_map": kinds}))
+    (llm / "evil.py").write_text(program)
+    for merge in (False, True):
+        assert str(llm) in refuse(CHECKPOINT, tmp_path, {**parts, "llm": str(llm)}, merge=merge)
+    with pytest.raises(PallavaError):
+        load_llm(str(llm))
+    with pytest.raises(PallavaError):
+        load_tokenizer(str(llm))
+    assert not proof.exists()
 
 
 @pytest.mark.parametrize("place", ["encoder", "base"])

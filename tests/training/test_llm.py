@@ -22,10 +22,10 @@ def test_precision(folder):
 
 @pytest.mark.parametrize("load", [load_llm, load_tokenizer])
 def test_no_such_folder(load):
-    with pytest.raises(PallavaError, match=r"No language model at \./nowhere: .* Set llm_name_or_path"):
+    with pytest.raises(PallavaError, match=r"No (language model|tokenizer) at \./nowhere: the path does not exist"):
         load("./nowhere")
 
 
 def test_a_folder_that_is_no_model(tmp_path):
-    with pytest.raises(PallavaError, match="could not be loaded: set llm_name_or_path"):
+    with pytest.raises(PallavaError, match="No language model at .* that can be opened"):
         load_llm(str(tmp_path))

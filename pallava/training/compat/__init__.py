@@ -11,11 +11,17 @@ from pallava.training.compat.deepspeed import (
     gather_without_gradients,
     start_alone_without_mpi,
 )
-from pallava.training.compat.device import describe_cpu_to_xtuner, distribute_on_cpu, wrap_on_cpu
+from pallava.training.compat.device import (
+    describe_cpu_to_xtuner,
+    describe_old_gpu_to_xtuner,
+    distribute_on_cpu,
+    wrap_on_cpu,
+)
 
 _WORKAROUNDS = (
     block_broken_bitsandbytes,
     describe_cpu_to_xtuner,
+    describe_old_gpu_to_xtuner,
     distribute_on_cpu,
     wrap_on_cpu,
     start_alone_without_mpi,

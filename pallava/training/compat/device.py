@@ -1,4 +1,4 @@
-"""xtuner and mmengine on a machine without a GPU. Nothing here does anything where CUDA is available."""
+"""xtuner and mmengine on a machine without a GPU, or with one that has no bf16 of its own."""
 
 import functools
 from collections.abc import Callable
@@ -32,6 +32,31 @@ def describe_cpu_to_xtuner() -> bool:
     if get_device_name() != "cpu" or hasattr(torch.cpu, "is_bf16_supported"):
         return False
     utils.get_torch_device = CpuDevice
+    return True
+
+
+class GpuWithoutBf16:
+    """What xtuner asks of a device, answered for a GPU before Ampere: fp16."""
+
+    @staticmethod
+    def is_available() -> bool:
+        """Whether to train in fp16."""
+        return True
+
+    @staticmethod
+    def is_bf16_supported() -> bool:
+        """Whether to train in bf16."""
+        return False
+
+
+def describe_old_gpu_to_xtuner() -> bool:
+    """Torch says yes to xtuner's question for bf16 where it emulates it, and `--deepspeed` would train in that."""
+    cuda = torch.cuda
+    if not cuda.is_available() or not cuda.is_bf16_supported() or cuda.is_bf16_supported(including_emulation=False):
+        return False
+    from xtuner.tools import utils
+
+    utils.get_torch_device = GpuWithoutBf16
     return True
 
 
