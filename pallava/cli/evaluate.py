@@ -1,10 +1,12 @@
 """Measures what a model knows.
 
 MODEL is a folder of a whole PA-LLaVA, which is asked and whose answers are scored: PathVQA, PMC-VQA, captions, classes
-of images, or questions of your own, JSONL of {"image", "question", "answer"} and, if wanted, "id", "kind" (open, closed
-or choice), "choices" and "group". Every score stands beside its controls. The same command goes on where it was
-stopped; several processes and nodes, which must share the folder of results, are started by NPROC_PER_NODE, NNODES,
-NODE_RANK, ADDR and PORT, as `pallava train` does.
+of images, or questions of your own, JSONL of {"image" ("" for none), "question", "answer"} and, if wanted, "id", "kind"
+(open, closed or choice), "choices" and "group". Every score stands beside its controls: the majority answer, with
+--training the training material's most frequent answer to the question, and answers to shuffled images; captions, which
+hardly ever come twice, are held against another image's caption in the place of the first two. The same command goes on
+where it was stopped, and tries images again that could not be opened; several processes and nodes, which must share the
+folder of results, are started by NPROC_PER_NODE, NNODES, NODE_RANK, ADDR and PORT, as `pallava train` does.
 
 Or it is a CLIP, measured without any training on the data: zero-shot classification, and retrieval. It is a folder of
 `pallava pretrain`, a Hugging Face CLIP folder, an open_clip checkpoint, or an open_clip name. Embeddings are kept by
@@ -37,7 +39,7 @@ _ASKED = {
     "zero-shot": "which of some classes is this?",
 }
 """Tasks of a whole PA-LLaVA, which answers."""
-_OF_ASKING = ("limit", "exclude", "max_new_tokens", "consistency", "without_shuffled", "base_llm")
+_OF_ASKING = ("limit", "exclude", "max_new_tokens", "consistency", "without_shuffled", "base_llm", "training")
 _EMBEDDED = {
     "zero-shot": _ASKED["zero-shot"],
     "retrieval": "which caption belongs to this image, and the other way round?",
@@ -65,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("custom", "caption", "retrieval"):
         where = "where the images of a JSONL lie (default: beside it)"
         added[name].add_argument("--image-folder", type=Path, help=where)
-    for name in ("pathvqa", "pmc-vqa", "custom"):
+    for name in ("pathvqa", "pmc-vqa", "custom", "zero-shot"):
         what = "training file, for the most frequent answer to a question as control"
         added[name].add_argument("--training", type=Path, metavar="FILE", help=what)
     _add_zero_shot(added["zero-shot"])

@@ -98,10 +98,9 @@ def _report(options: argparse.Namespace, answers: dict[str, Answers], plan: Plan
 
     results = {label: score(options.task, each, plan) for label, each in answers.items()}
     report = {"model": options.model, "task": options.task, "kind": "pallava", "settings": settings, "data": results}
-    views = dict.fromkeys(view for each in answers.values() for view in each.by_view)
-    predictions = {view: [one for each in answers.values() for one in each.by_view.get(view, [])] for view in views}
-    rule = right_rule(options.task, next(iter(answers.values())).questions)
-    write_answers_report(report, predictions, _out(options), rule)
+    predictions = {label: each.by_view for label, each in answers.items()}
+    rules = {label: right_rule(options.task, each.questions) for label, each in answers.items()}
+    write_answers_report(report, predictions, _out(options), rules)
     print("\n\n".join(map(as_text, tables(report))))
     for label, result in results.items():
         for reason, count in {**result["left_out"], **result["problems"]}.items():

@@ -3,11 +3,13 @@
 PREDICTIONS is the predictions.jsonl of `pallava evaluate`, or its folder. A language model behind an OpenAI-compatible
 endpoint grades how near each answer comes in meaning, from 0 to 10; captions are also compared word by word (BLEU,
 ROUGE), which is all that is done without --url. The key is read from PALLAVA_API_KEY, else OPENAI_API_KEY. Grades are
-kept in OUT as they come: a stopped run goes on by the same command, and nothing is asked twice.
+kept in OUT as they come: a stopped run goes on by the same command, and nothing is asked twice. As a control have
+predictions_shuffled.jsonl judged, too, what the model said of other images: that grade needs no look at the right one.
 
 Examples:
   pallava judge evaluation/caption/predictions.jsonl
   pallava judge evaluation/caption --url http://localhost:8000/v1 --model Qwen2.5-72B-Instruct --concurrency 16
+  pallava judge evaluation/caption/predictions_shuffled.jsonl --url http://localhost:8000/v1 --model Qwen2.5-72B
 """
 
 import argparse
@@ -27,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--url", help="of an OpenAI-compatible endpoint, such as http://localhost:8000/v1")
     add("--model", help="name of the language model there")
     add("--concurrency", type=int, default=8, help="requests at a time (default: %(default)s)")
-    add("--out", type=Path, help="folder for results (default: judge, beside PREDICTIONS)")
+    where = "folder for results (default: beside PREDICTIONS judge, of another file NAME.jsonl judge_NAME)"
+    add("--out", type=Path, help=where)
     add("--seed", type=int, default=0, help="of the bootstrap (default: %(default)s)")
 
 
@@ -49,8 +52,7 @@ def run(options: argparse.Namespace) -> int:
             f"'{options.predictions}' holds no captions, and only captions are compared by words: give --url and "
             "--model to have answers judged; `pallava evaluate` has scored them by rules"
         )
-    folder = options.predictions if options.predictions.is_dir() else options.predictions.parent
-    out = options.out or folder / "judge"
+    out = options.out or _folder(options.predictions)
     judgements, similarity = _ask(answered, endpoint, out, options.seed) if endpoint else ([], None)
     report = {
         "predictions": str(options.predictions),
@@ -64,6 +66,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _folder(predictions: Path) -> Path:
+    """Where results go: beside the predictions, apart from those of another file."""
+    if predictions.is_dir():
+        return predictions / "judge"
+    return predictions.parent / ("judge" if predictions.name == "predictions.jsonl" else f"judge_{predictions.stem}")
+
+
 def _ask(answered: list[Any], endpoint: Any, out: Path, seed: int) -> tuple[list[Any], dict[str, Any]]:
     from pallava.evaluation.judge import judge, score_judgements
     from pallava.judge_prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY
@@ -75,6 +84,7 @@ def _ask(answered: list[Any], endpoint: Any, out: Path, seed: int) -> tuple[list
         raise PallavaError(f"cannot write the results to {out}: {error.strerror}") from None
     with ScoreStore(out / STORE) as store:
         judgements = judge(answered, endpoint, store)
+    images = [each.item.image for each in answered]
     prompts = {"caption": CAPTION_SIMILARITY.version, "answer": ANSWER_SIMILARITY.version}
     about = {"model": endpoint.model, "url": endpoint.base_url, "prompt_versions": prompts}
-    return judgements, {"judge": about, **score_judgements(judgements, seed=seed)}
+    return judgements, {"judge": about, **score_judgements(judgements, images, seed=seed)}

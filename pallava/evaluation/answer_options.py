@@ -28,14 +28,38 @@ _LETTER = (
     rf"[\s:]*{_OPENING}(?:(?i:(?:the\s+)?(?:option|choice|letter))\b[\s:]*{_OPENING})?"
     rf"([A-Z](?!\s+(?!(?:{_GOES_ON})\b)[a-z])|[a-z](?=\W*$))(?![\w'’]|-\w)"
 )
+_BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\text\w*\s*\{)?[\s(]*([A-Za-z])(?=\s*[.):}])")
 _ANSWER = re.compile(
-    r"(?i:\b(?:answer|correct\s+(?:option|choice|one|letter)|choose|select|pick|go\s+with)\b"
-    r"(?:\s+(?:is|would\s+be|must\s+be|should\s+be))?)" + _LETTER
+    r"(?i:\b(?:answer|ans\b\.?|(?:correct|right|best)\s+(?:option|choice|one|letter)|choose|select|pick|go\s+with)"
+    r"(?!\w)(?:\s+(?:is|would\s+be|must\s+be|should\s+be))?)" + _LETTER
+)
+_THINK = r"(?i:(?<!not )(?<!n't )(?<!n’t )\b(?:think|believe|guess|say)(?:\s+that)?)"
+_REASON = r"(?:because|since|due\s+to|based\s+on)\b"
+# "B is correct", where nothing in front makes the letter part of a name or of a list.
+_FREE = rf"(?:^|[.;:!?]\s+|(?<!\b[A-Z]),\s+|{_THINK}\s+|(?i:\b(?:so|thus|hence|therefore)\s+)){_OPENING}"
+_STOPS = rf"(?=[\W_]*$|[.,;:!?]|\s+(?:{_REASON}|(?:as|given|and)\b))"
+_PRAISE = rf"answer\b|(?:correct|right|best|likely)(?:\s+(?:answer|option|choice|one|diagnosis|match)\b|{_STOPS})"
+_RIGHT = re.compile(
+    rf"{_FREE}([A-Za-z])(?={_CLOSING}\s+(?:is|must\s+be|would\s+be|seems|appears)\s+(?:to\s+be\s+)?"
+    rf"(?:(?:the|most|clearly|definitely|probably|likely)\s+)*(?:{_PRAISE}))",
+    re.MULTILINE,
 )
 _OPTION = re.compile(
     rf"(?i:(?<!not )(?<!not the )(?<!\w)(?:option|choice|letter|it\s+is|it's)\b){_LETTER}"
     rf"(?!{_CLOSING}\s+(?:is|seems)\s+(?:not|in|wrong|false))"
 )
+# Where an "A" may well be the article, the letter must end its clause, or be followed by a reason.
+_FOLLOWED = rf"\s+(?:{_REASON}|(?:and|or)\s+[A-Z]\b)"
+_THOUGHT = re.compile(
+    rf"{_THINK}\s+{_OPENING}([A-Z])(?={_CLOSING}(?:\s*(?:$|[,;:!?]|\.(?!\s*[a-z]))|{_FOLLOWED}))", re.MULTILINE
+)
+_LEAD = r"(?i:based|according|given|judging|considering|looking|from|in|so|thus|hence|therefore|overall|finally)"
+_CONCLUDED = re.compile(
+    rf"^{_LEAD}\b[^\n]*?(?:(?<!\b[A-Z]),|:)\s+{_OPENING}([A-Z])(?={_CLOSING}(?:[\s.!]*$|{_FOLLOWED}))", re.MULTILINE
+)
+_REASONED = re.compile(rf"^{_OPENING}([A-Z])(?={_CLOSING},?\s+{_REASON})", re.MULTILINE)
+_STATEMENTS = ((_BOXED,), (_ANSWER, _RIGHT), (_OPTION,), (_THOUGHT, _CONCLUDED, _REASONED))
+"""The plainest first; the first that find a letter decide."""
 _ANOTHER = re.compile(rf"{_CLOSING}\s*(?:,|/|&|\bor\b|\band\b)+{_OPENING}(?:(?i:option|choice)\s+)?([A-Z])(?!\w)")
 _NEGATION = re.compile(r"\b(?:no|not|neither|nor|never|without|except|cannot|rather than|instead of|\w+n t)\b")
 
@@ -120,10 +144,10 @@ def _labelled(text: str, names: Names) -> set[int]:
 
 
 def _stated(text: str, names: Names) -> set[int]:
-    """A letter behind words such as "the answer is"; where there are none, behind "option"."""
-    for pattern in (_ANSWER, _OPTION):
+    """A letter of which the sentence says that it is the answer."""
+    for patterns in _STATEMENTS:
         letters = []
-        for match in pattern.finditer(text):
+        for match in (match for pattern in patterns for match in pattern.finditer(text)):
             another = _ANOTHER.match(text, match.end())
             letters += [match[1], *([another[1]] if another else [])]
         if found := _numbers(letters, names):

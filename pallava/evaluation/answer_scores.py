@@ -1,7 +1,4 @@
-"""Scores of answered questions, each by its definition, with intervals and with what can be had without looking.
-
-Letters in shapes: S scores, I images, R resamples.
-"""
+"""Scores of answered questions, each by its definition, with intervals and with what can be had without looking."""
 
 from __future__ import annotations
 
@@ -26,7 +23,8 @@ from pallava.evaluation.answer_rules import (
 )
 from pallava.evaluation.class_sets import ClassSet
 from pallava.evaluation.items import Answered, Kind
-from pallava.evaluation.metrics import Counts, Floats, Predictions
+from pallava.evaluation.metrics import Predictions
+from pallava.evaluation.resampling import estimate_means
 from pallava.prompts import CHOICE_LETTERS
 
 
@@ -182,6 +180,12 @@ def read_classes(answered: Sequence[Answered], *, class_set: ClassSet | None = N
     return Predictions(labels, np.array([labels.index(each.item.reference) for each in answered]), np.array(predicted))
 
 
+def training_answer(question: str, training: Iterable[tuple[str, str]]) -> str | None:
+    """What training pairs say most often to a question, whatever its kind; None if none of them asks it."""
+    form = published_form(question)
+    return _most_frequent((form, answer) for asked, answer in training if published_form(asked) == form).get(form)
+
+
 def _scores(answered: Sequence[Answered], num_resamples: int, seed: int) -> dict[str, dict[str, Any]]:
     """Every score that the kinds of questions allow; those over the same questions share their resamples."""
     by_kinds: dict[tuple[Kind, ...], list[str]] = defaultdict(list)
@@ -198,28 +202,11 @@ def _scores(answered: Sequence[Answered], num_resamples: int, seed: int) -> dict
 def _means(
     answered: Sequence[Answered], scores: Sequence[Score], num_resamples: int, seed: int
 ) -> Iterable[dict[str, Any]]:
-    values = np.array([[s.of(a.answer, a.item.reference, a.item.choices) for a in answered] for s in scores])
-    sums, counts = _by_image(answered, values)
-    drawn = metrics.draw(len(counts), num_resamples, seed)
-    resampled = np.concatenate([_resampled_means(sums, counts, chunk) for chunk in drawn], axis=1)
-    for score, value, means in zip(scores, values.mean(1), resampled, strict=True):
-        estimate = asdict(metrics.interval(float(value), means))
-        yield {**estimate, "count": len(answered), "definition": score.definition}
-
-
-def _by_image(answered: Sequence[Answered], values: Floats) -> tuple[Floats, Counts]:
-    """Sums of values over the questions about each image, (S, I), and their number, (I,).
-
-    A question without an image stands for itself.
-    """
-    images = [each.item.image or f"\0{number}" for number, each in enumerate(answered)]
-    _, image_of, counts = np.unique(images, return_inverse=True, return_counts=True)
-    return np.stack([np.bincount(image_of, row, len(counts)) for row in values]), counts
-
-
-def _resampled_means(sums: Floats, counts: Counts, drawn: Counts) -> Floats:
-    """Means over all questions about the images of each resample: (S, I), (I,) and (R, I) to (S, R)."""
-    return np.stack([sums[:, images].sum(1) / counts[images].sum() for images in drawn], axis=1)
+    values = [[s.of(a.answer, a.item.reference, a.item.choices) for a in answered] for s in scores]
+    images = [each.item.image for each in answered]
+    estimates = estimate_means(values, images, num_resamples=num_resamples, seed=seed)
+    for score, estimate in zip(scores, estimates, strict=True):
+        yield {**asdict(estimate), "count": len(answered), "definition": score.definition}
 
 
 def _majority(answered: Sequence[Answered]) -> list[Answered]:

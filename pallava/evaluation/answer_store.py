@@ -18,9 +18,12 @@ from typing import Any
 from pallava.data.hashing import file_hash
 from pallava.errors import PallavaError
 from pallava.evaluation.processes import Processes
-from pallava.model.model_card import CARD
 
 _FOLDER, _SETTINGS = "answers", "settings.json"
+_DECIDING = (
+    "*.safetensors", "*.bin", "*.pth", "*.pt", "*.gguf", "*.index.json", "*config.json",
+    "*token*.json", "vocab.*", "merges.txt", "chat_template.*", "*.model", "*.tiktoken", "*.jinja", "*.py",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,14 @@ def ask_key(*parts: str) -> str:
 
 
 def folder_hash(folder: str | Path) -> str:
-    """One number for what a model folder holds, its card aside, whatever it is called; of what is none, its name."""
+    """One number for what decides the answers of a model folder, whatever it is called; of what is none, its name.
+
+    Weights, configurations and tokenizer decide; a card does not, nor do results that lie in the folder.
+    """
     root = Path(folder)
     if not root.is_dir():
         return str(folder)
-    paths = sorted(path for path in root.rglob("*") if path.is_file() and path != root / CARD)
+    paths = sorted({path for pattern in _DECIDING for path in root.rglob(pattern) if path.is_file()})
     with ThreadPoolExecutor(4) as pool:
         hashes = list(pool.map(file_hash, paths))
     names = [path.relative_to(root).as_posix() for path in paths]
@@ -98,9 +104,13 @@ class AnswerStore:
         return store
 
     def read(self) -> dict[str, Said]:
-        """All answers of all processes, by what was asked."""
-        paths = sorted(self._folder.glob("process_*.jsonl"))
-        return {said.asked: said for path in paths for said in _lines(path)}
+        """All answers of all processes, by what was asked; one goes before a problem, wherever it stands."""
+        found: dict[str, Said] = {}
+        for path in sorted(self._folder.glob("process_*.jsonl")):
+            for said in _lines(path):
+                if not said.problem or found.get(said.asked, said).problem:
+                    found[said.asked] = said
+        return found
 
     def append(self, answers: Sequence[Said]) -> None:
         """Writes answers in one piece.
@@ -133,14 +143,17 @@ class AnswerStore:
     def _check(self, settings: Mapping[str, Any], rank: int) -> None:
         path, wanted = self._folder / _SETTINGS, json.loads(json.dumps(settings))
         has_answers = any(each.stat().st_size for each in self._folder.glob("process_*.jsonl"))
-        if rank == 0 and not (path.exists() and has_answers):
+        if rank == 0 and not has_answers:
             unfinished = path.with_suffix(".unfinished")
             unfinished.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
             unfinished.replace(path)
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            found = {}
+        except (ValueError, FileNotFoundError):
+            raise PallavaError(
+                f"'{self._folder}' holds answers, but {_SETTINGS}, which says of what model, is missing or broken: "
+                "give another --out, or remove the folder"
+            ) from None
         names = sorted({*found, *wanted})
         if other := [name for name in names if found.get(name) != wanted.get(name)]:
             named = ", ".join(f"{name} ({found.get(name)} there, {wanted.get(name)} now)" for name in other)

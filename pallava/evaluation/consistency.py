@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from pallava.evaluation import metrics
 from pallava.evaluation.items import Answered
+from pallava.evaluation.resampling import estimate_means
 
 _NO_WORD = re.compile(r"[\W_]+")
 _SAME = "share of answers that equal the one on the unchanged image, case and punctuation aside"
@@ -24,6 +23,7 @@ def score_consistency(
     changed: Mapping[str, Sequence[Answered]],
     is_right: IsRight | None = None,
     *,
+    unopened: Collection[str] = (),
     num_resamples: int = metrics.NUM_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -33,64 +33,96 @@ def score_consistency(
         as_is: Questions with their answers.
         changed: By the name of the change, the same questions answered on changed images; some may be missing.
         is_right: What makes an answer right; None where nothing does.
-        num_resamples: Of the bootstrap.
+        unopened: Images that could not be opened; their questions were not asked, and are left out.
+        num_resamples: Of the bootstrap, for which images are drawn with all their questions.
         seed: Of the bootstrap.
 
     Returns:
         ``same`` and, where there is a right answer, ``accuracy``: each by the name of the change, ``unchanged`` and
-        ``all`` among them, an estimate as `share` gives it.
+        ``all`` among them, an estimate as `share` gives it. ``num_empty`` counts the empty answers of each,
+        ``num_left_out`` the questions that are left out.
     """
     how = {"num_resamples": num_resamples, "seed": seed}
-    before = {each.item.id: each for each in as_is}
-    same = {
-        name: [_words(each.answer) == _words(before[each.item.id].answer) for each in answers]
-        for name, answers in changed.items()
+    answers = {
+        name: [each for each in given if each.item.image not in unopened]
+        for name, given in {"unchanged": as_is, **changed}.items()
     }
-    result = {"same": {name: share(values, _SAME, **how) for name, values in same.items()}}
-    result["same"]["all"] = share(_of_all(as_is, changed, same), f"{_SAME}, under every change", **how)
+    before = {each.item.id: each for each in answers["unchanged"]}
+    same = {
+        name: [_words(each.answer) == _words(before[each.item.id].answer) for each in answers[name]] for name in changed
+    }
+    result: dict[str, Any] = {
+        "same": {name: share(values, _images(answers[name]), _SAME, **how) for name, values in same.items()},
+        "num_empty": {name: sum(not each.answer.strip() for each in given) for name, given in answers.items()},
+        "num_left_out": len(as_is) - len(before),
+    }
+    equal = _under_all(same, answers)
+    asked_again = [each for each in before.values() if each.item.id in equal]
+    values = [equal[each.item.id] for each in asked_again]
+    result["same"]["all"] = share(values, _images(asked_again), f"{_SAME}, under every change", **how)
     if is_right is not None:
-        answers = {"unchanged": as_is, **changed}
         result["accuracy"] = {
-            name: share([is_right(one) for one in each], _RIGHT if name in changed else "share of right answers", **how)
-            for name, each in answers.items()
+            name: share(
+                [is_right(each) for each in given],
+                _images(given),
+                _RIGHT if name in changed else "share of right answers",
+                **how,
+            )
+            for name, given in answers.items()
         }
     return result
 
 
 def share(
-    values: Sequence[bool], definition: str, *, num_resamples: int = metrics.NUM_RESAMPLES, seed: int = 0
+    values: Sequence[bool],
+    images: Sequence[str],
+    definition: str,
+    *,
+    num_resamples: int = metrics.NUM_RESAMPLES,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """A share with its bootstrap interval: ``value``, ``low``, ``high``, ``count``, ``definition``; NaN of nothing."""
-    hits = np.asarray(values, dtype=np.float64)
-    if not hits.size:
-        estimate = metrics.Estimate(float("nan"), float("nan"), float("nan"))
-    else:
-        resampled = np.concatenate([hits[drawn].mean(1) for drawn in metrics.draw(len(hits), num_resamples, seed)])
-        estimate = metrics.interval(float(hits.mean()), resampled)
-    return {**asdict(estimate), "count": len(hits), "definition": definition}
+    """A share with its bootstrap interval, for which images are drawn with all their questions.
+
+    Args:
+        values: Of each question.
+        images: Of each question; an empty text where there is none.
+        definition: What it is a share of.
+        num_resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Returns:
+        ``value``, ``low``, ``high``, ``count``, ``definition``; NaN of nothing.
+    """
+    (estimate,) = estimate_means([values], images, num_resamples=num_resamples, seed=seed)
+    return {**asdict(estimate), "count": len(values), "definition": definition}
 
 
 def share_by_group(
     answered: Sequence[Answered], is_right: IsRight, *, num_resamples: int = metrics.NUM_RESAMPLES, seed: int = 0
 ) -> dict[str, Any]:
     """The share of right answers in each group, in the order in which groups first come; nothing without groups."""
-    groups: dict[str, list[bool]] = {}
+    groups: dict[str, list[Answered]] = {}
     for each in answered:
         if each.item.group:
-            groups.setdefault(each.item.group, []).append(is_right(each))
+            groups.setdefault(each.item.group, []).append(each)
     how = {"num_resamples": num_resamples, "seed": seed}
-    return {name: share(values, "share of right answers", **how) for name, values in groups.items()}
+    return {
+        name: share([is_right(each) for each in own], _images(own), "share of right answers", **how)
+        for name, own in groups.items()
+    }
 
 
-def _of_all(
-    as_is: Sequence[Answered], changed: Mapping[str, Sequence[Answered]], same: Mapping[str, Sequence[bool]]
-) -> list[bool]:
-    """Of each question that was asked again, whether all its answers are the same."""
+def _under_all(same: Mapping[str, Sequence[bool]], answers: Mapping[str, Sequence[Answered]]) -> dict[str, bool]:
+    """By the id of each question that was asked again, whether all its answers are the same."""
     equal: dict[str, bool] = {}
-    for name, answers in changed.items():
-        for each, is_same in zip(answers, same[name], strict=True):
+    for name, values in same.items():
+        for each, is_same in zip(answers[name], values, strict=True):
             equal[each.item.id] = equal.get(each.item.id, True) and is_same
-    return [equal[each.item.id] for each in as_is if each.item.id in equal]
+    return equal
+
+
+def _images(answered: Sequence[Answered]) -> list[str]:
+    return [each.item.image for each in answered]
 
 
 def _words(answer: str) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pallava.evaluation import zero_shot
 from pallava.evaluation.answer_options import class_names, read_choice, read_class
 from pallava.evaluation.answer_rules import is_exact_match
-from pallava.evaluation.answer_scores import read_classes, score_questions
+from pallava.evaluation.answer_scores import CONTROLS, read_classes, score_questions, training_answer
 from pallava.evaluation.answer_store import AnswerStore
 from pallava.evaluation.caption_scores import score_captions
 from pallava.evaluation.consistency import IsRight, score_consistency, share_by_group
@@ -21,6 +21,8 @@ from pallava.evaluation.metrics import Predictions
 from pallava.evaluation.processes import Processes
 from pallava.evaluation.tasks import Questions
 from pallava.evaluation.views import AS_IS, SHUFFLED, UNCHANGED_MEANING, View, shuffle_images
+
+_NOT_TRAINED = "question that the training material does not ask: it gives no control"
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,9 @@ def score(task: str, answers: Answers, plan: Plan) -> dict[str, Any]:
         result["groups"] = share_by_group(answers.by_view[AS_IS], rule, seed=plan.seed)
     if plan.is_consistency:
         changed = {name: each for name, each in answers.by_view.items() if name not in (AS_IS, SHUFFLED)}
-        result["consistency"] = score_consistency(answers.by_view[AS_IS], changed, rule, seed=plan.seed)
+        result["consistency"] = score_consistency(
+            answers.by_view[AS_IS], changed, rule, unopened=answers.problems, seed=plan.seed
+        )
     return result
 
 
@@ -126,7 +130,7 @@ def by_generation(answers: Answers) -> zero_shot.Runner:
     """The runner of a model that has answered already."""
 
     def run(data: Labelled) -> tuple[Predictions, dict[str, int]]:
-        return _read_classes(answers, AS_IS), count_reasons(answers.problems)
+        return _read_classes(answers, answers.by_view[AS_IS]), count_reasons(answers.problems)
 
     return run
 
@@ -139,27 +143,36 @@ def _score_questions(answers: Answers, plan: Plan) -> dict[str, Any]:
 def _score_captions(answers: Answers, plan: Plan) -> dict[str, Any]:
     result = score_captions(answers.by_view[AS_IS], seed=plan.seed)
     if shuffled := answers.by_view.get(SHUFFLED):
-        result["controls"]["shuffled images"] = score_captions(shuffled, seed=plan.seed)["scores"]
+        scores = score_captions(shuffled, seed=plan.seed)["scores"]
+        result["controls"]["shuffled images"] = {
+            name: {**each, "definition": f"{each['definition']}; {CONTROLS['shuffled images']}"}
+            for name, each in scores.items()
+        }
     return result
 
 
 def _score_classes(answers: Answers, plan: Plan) -> dict[str, Any]:
     assert answers.questions.labelled is not None
     result = zero_shot.evaluate(by_generation(answers), answers.questions.labelled, seed=plan.seed)
-    result["controls"] = {}
-    if SHUFFLED in answers.by_view:
-        other = zero_shot.score(_read_classes(answers, SHUFFLED), seed=plan.seed)
-        definition = "the same metric where each image is exchanged for another one"
-        result["controls"]["shuffled images"] = {
-            name: {**value, "count": other["num_images"], "definition": definition}
-            for name, value in other["metrics"].items()
-        }
+    controls = {"training answer": _from_training(answers, plan), "shuffled images": answers.by_view.get(SHUFFLED)}
+    for name, given in controls.items():
+        if given:
+            predictions = _read_classes(answers, given)
+            result["controls"][name] = zero_shot.score_control(name, predictions, seed=plan.seed)
+    if plan.training and "training answer" not in result["controls"]:
+        result["problems"] = {_NOT_TRAINED: 1}
     return result
 
 
-def _read_classes(answers: Answers, view: str) -> Predictions:
+def _from_training(answers: Answers, plan: Plan) -> list[Answered]:
+    """What the training material says of every image, whose question is one; nothing if it does not ask that."""
+    said = training_answer(answers.questions.items[0].question, plan.training)
+    return [] if said is None else [replace(each, answer=said) for each in answers.by_view[AS_IS]]
+
+
+def _read_classes(answers: Answers, given: Sequence[Answered]) -> Predictions:
     assert answers.questions.labelled is not None
-    readable = [each for each in answers.by_view[view] if each.item.image not in answers.problems]
+    readable = [each for each in given if each.item.image not in answers.problems]
     return read_classes(readable, class_set=answers.questions.labelled.class_set)
 
 

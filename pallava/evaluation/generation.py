@@ -128,13 +128,13 @@ def ask_all(
 
     Returns:
         In each process: all questions with their answers in the order of `items`, and for each image that could not
-        be opened, the reason; an answer that it cost is empty.
+        be opened, the reason; an answer that it cost is empty, and is asked for again the next time.
 
     Raises:
         PallavaError: A process, this one or another, could not go on, or no image can be opened.
     """
     view, processes = view or View(), processes or Processes()
-    known = store.read()
+    known = {key for key, one in store.read().items() if not one.problem}  # an image may be there by now
     processes.gather(None)  # nobody writes before all have read
     waiting = [[item for item in batch if _key(item, view) not in known] for batch in plan_batches(items, batch_size)]
     own = [batch for batch in waiting if batch][processes.rank :: processes.count]

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any, Literal
 
-import numpy as np
 from tqdm import tqdm
 
 from pallava.endpoint import Answer, Endpoint, Failure, Request
 from pallava.evaluation import metrics
 from pallava.evaluation.items import Answered, Item
+from pallava.evaluation.resampling import estimate_means
 from pallava.judge_prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY, MAX_GRADE, GradePrompt
 from pallava.prompts import CHOICE_LETTERS
 from pallava.score_store import Score, ScoreStore
@@ -73,9 +73,19 @@ def judge(answered: Sequence[Answered], endpoint: Endpoint, store: ScoreStore) -
 
 
 def score_judgements(
-    judgements: Sequence[Judgement], *, num_resamples: int = metrics.NUM_RESAMPLES, seed: int = 0
+    judgements: Sequence[Judgement],
+    images: Sequence[str] | None = None,
+    *,
+    num_resamples: int = metrics.NUM_RESAMPLES,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The mean grade with its interval, and how many there are of each.
+
+    Args:
+        judgements: Of all answers.
+        images: What each is about, an empty text for none: those of one image are drawn together. Default: none.
+        num_resamples: Of the bootstrap.
+        seed: Of the bootstrap.
 
     Returns:
         As JSON holds it: ``num_questions``, ``num_unanswered``, ``num_unreadable``, ``num_refused``, ``grades``
@@ -83,11 +93,10 @@ def score_judgements(
         without grades), ``count`` and ``definition``.
     """
     verdicts = Counter(each.verdict for each in judgements)
-    grades = np.array([each.grade for each in judgements if each.grade is not None])
-    estimate = metrics.Estimate(*[float("nan")] * 3)
-    if len(grades):
-        means = [grades[drawn].mean(1) for drawn in metrics.draw(len(grades), num_resamples, seed)]
-        estimate = metrics.interval(float(grades.mean()), np.concatenate(means))
+    of_all = zip(judgements, images or [""] * len(judgements), strict=True)
+    graded = [(each.grade, image) for each, image in of_all if each.grade is not None]
+    grades, own = [grade for grade, _ in graded], [image for _, image in graded]
+    (estimate,) = estimate_means([grades], own, num_resamples=num_resamples, seed=seed)
     rounded = Counter(int(grade + 0.5) for grade in grades)
     return {
         "num_questions": len(judgements),
@@ -96,7 +105,7 @@ def score_judgements(
         "num_refused": verdicts["refused"],
         "grades": {str(grade): rounded[grade] for grade in range(MAX_GRADE + 1)},
         "scores": {"similarity": {**asdict(estimate), "count": len(grades), "definition": _DEFINITION}},
-        "interval": f"95 %, {num_resamples} bootstrap resamples of graded answers, seed {seed}",
+        "interval": f"95 %, {num_resamples} bootstrap resamples of images with all their graded answers, seed {seed}",
     }
 
 

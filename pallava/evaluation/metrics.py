@@ -99,6 +99,21 @@ METRICS: dict[str, Callable[[Counts], Floats]] = {
     "micro_f1": micro_f1,
 }
 
+DEFINITIONS = {
+    "accuracy": "Share of images whose class is named; an answer that names no class is wrong.",
+    "balanced_accuracy": "Mean recall of the classes that have images.",
+    "macro_f1": "Mean F1 of the classes that have images or predictions.",
+    "micro_f1": "F1 of all images together; an answer that names no class is missed, but names no wrong class either.",
+    "auroc": "Area under the ROC curve of one class against the rest, ties as one half: mean over the classes.",
+}
+"""What `METRICS` and the area are."""
+PER_CLASS = {
+    "precision": "Share of the images named as of the class that are.",
+    "recall": "Share of the class's images that are named so.",
+    "f1": "Harmonic mean of precision and recall.",
+}
+"""What `per_class` gives, beside the number of images."""
+
 
 def estimate_all(predictions: Predictions, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> dict[str, Estimate]:
     """All metrics with percentile bootstrap intervals, for which images are drawn with replacement."""

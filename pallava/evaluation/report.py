@@ -32,10 +32,13 @@ class Table:
 
 
 def tables(report: Mapping[str, Any]) -> list[Table]:
-    """The tables of a report: one over all data sets, then of zero-shot one a data set with its classes."""
+    """The tables of a report: of zero-shot one over all data sets, then of each its classes and its controls."""
     if report["task"] == "retrieval":
         return [_recalls(name, result) for name, result in report["data"].items()]
-    return [_overview(report["data"]), *(_classes(name, result) for name, result in report["data"].items())]
+    shown = [_overview(report)]
+    for name, result in report["data"].items():
+        shown += [_classes(name, result), _controls(name, result)]
+    return shown
 
 
 def as_text(shown: Table) -> str:
@@ -99,24 +102,39 @@ def confusion_picture(result: Mapping[str, Any]) -> str:
 
 def _page(report: Mapping[str, Any]) -> str:
     parts = [heading(f"{report['task'].capitalize()}: {report['model']}", _summary(report), level=1), note(CAUTION)]
-    return page(f"{report['task']} of {report['model']}", [*parts, *sections(report)])
+    return page(f"{report['task']} of {report['model']}", [*parts, *sections(report), *definitions(report)])
 
 
 def sections(report: Mapping[str, Any]) -> list[str]:
     """What a page says of the data sets, as HTML."""
-    parts, shown = [], tables(report)
-    if report["task"] == "zero-shot":
-        parts.append(as_html(shown.pop(0)))
-    for (name, result), own in zip(report["data"].items(), shown, strict=True):
+    parts = [as_html(_overview(report))] if report["task"] == "zero-shot" else []
+    for name, result in report["data"].items():
         parts.append(heading(name, _left_out(result)))
         if report["task"] == "zero-shot":
+            classes = as_html(_classes(name, result))
             parts.append(
-                grid([card("Confusion matrix", confusion_picture(result)), card("Classes", as_html(own))], is_wide=True)
+                grid([card("Confusion matrix", confusion_picture(result)), card("Classes", classes)], is_wide=True)
             )
-            parts.append(_words(result["class_set"]))
+            parts += [as_html(_controls(name, result)), _words(result["class_set"])]
         else:
-            parts.append(as_html(own))
+            parts.append(as_html(_recalls(name, result)))
     return parts
+
+
+def definitions(report: Mapping[str, Any]) -> list[str]:
+    """What each score is, and each control by the example of its first score, as HTML."""
+    found: dict[str, str] = {}
+    for result in report["data"].values():
+        scores = result.get("scores") or result.get("metrics", {})
+        found |= {name: estimate["definition"] for name, estimate in scores.items()}
+        found |= result.get("per_class_definitions", {})
+        for control, estimates in result.get("controls", {}).items():
+            found.setdefault(control, next(iter(estimates.values()))["definition"])
+        if result.get("consistency"):
+            found["same answer"] = result["consistency"]["same"]["all"]["definition"]
+    if not found:
+        return []
+    return [heading("Definitions"), table(["score", "definition"], list(found.items()), is_text=True)]
 
 
 def _summary(report: Mapping[str, Any]) -> str:
@@ -129,7 +147,9 @@ def _left_out(result: Mapping[str, Any]) -> str:
     return f"{result['num_images']} images" + (f"; left out: {reasons}" if reasons else "; none left out")
 
 
-def _overview(data: Mapping[str, Any]) -> Table:
+def _overview(report: Mapping[str, Any]) -> Table:
+    """A row a data set; of a model that answers, how many answers name no class."""
+    data, is_asked = report["data"], report["kind"] == "pallava"
     names = list(dict.fromkeys(metric for result in data.values() for metric in result["metrics"]))
     rows = [
         (
@@ -137,11 +157,39 @@ def _overview(data: Mapping[str, Any]) -> Table:
             str(result["num_images"]),
             *(as_estimate(result["metrics"][metric]) if metric in result["metrics"] else "–" for metric in names),
             percent(result["largest_class"]),
+            *([str(result["num_without_class"])] if is_asked else []),
         )
         for name, result in data.items()
     ]
     header = ("data", "images", *(name.replace("_", " ") for name in names), "largest class")
-    return Table("zero-shot classification", header, tuple(rows))
+    return Table("zero-shot classification", (*header, _NO_CLASS) if is_asked else header, tuple(rows))
+
+
+def _controls(name: str, result: Mapping[str, Any]) -> Table:
+    return beside_controls(f"{name}: beside its controls", "images", result["metrics"], result["controls"])
+
+
+def beside_controls(
+    title: str, counted: str, scores: Mapping[str, Any], controls: Mapping[str, Mapping[str, Any]]
+) -> Table:
+    """A row a score, its controls beside it.
+
+    Args:
+        title: Of the table.
+        counted: What each score's ``count`` counts.
+        scores: By name.
+        controls: By the control's name the same scores, or some of them.
+    """
+    rows = [
+        (
+            name,
+            str(estimate["count"]),
+            as_estimate(estimate),
+            *(as_estimate(control[name]) if name in control else "" for control in controls.values()),
+        )
+        for name, estimate in scores.items()
+    ]
+    return Table(title, ("score", counted, "model", *controls), tuple(rows))
 
 
 def _classes(name: str, result: Mapping[str, Any]) -> Table:

@@ -5,6 +5,7 @@ Nothing here asks a model: loading and scoring are functions of files and answer
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,10 @@ from pallava.prompts import (
 
 _CLOSED = ("yes", "no")
 _CUSTOM_KINDS = ("open", "closed", "choice")
-_EXPECTED = '{"image", "question", "answer"}, and if wanted "id", "kind" (open, closed, choice), "choices" and "group"'
+_EXPECTED = (
+    '{"image" ("" for none), "question", "answer"}, and if wanted "id", "kind" (open, closed, choice), "choices" and '
+    '"group"'
+)
 
 
 @dataclass
@@ -112,23 +116,38 @@ def read_custom(path: Path, image_folder: Path | None = None) -> Questions:
 def _custom_item(value: Any, index: int, folder: Path) -> Item:
     if not isinstance(value, Mapping):
         raise PallavaError("not an object")
+    if "image" not in value:  # a misspelt key would have the question asked without its image
+        raise PallavaError("no 'image'")
     question, answer, image = (_text(value, key) for key in ("question", "answer", "image"))
     if not question or not answer:
         raise PallavaError(f"no {'answer' if question else 'question'}")
     choices = value.get("choices") or []
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
         raise PallavaError('"choices" is not a list of texts')
-    kind: Any = value.get("kind") or ("choice" if choices else "closed" if _bare(answer) in _CLOSED else "open")
-    if kind not in _CUSTOM_KINDS:
-        raise PallavaError(f"the kind {kind!r} is none of {', '.join(_CUSTOM_KINDS)}")
-    if kind == "closed" and _bare(answer) not in _CLOSED:
-        raise PallavaError(f"the answer {answer!r} to a closed question is neither yes nor no")
+    kind = _kind(value.get("kind"), answer, choices)
     if choices:
         answer = _letter(answer, choices)
         question = build_choice_question(question, choices)
-    item_id, group = str(value.get("id", index)), value.get("group")
+    item_id, group = value.get("id", index), value.get("group")
+    if not isinstance(item_id, str | int | float) or isinstance(item_id, bool):
+        raise PallavaError(f"the id {json.dumps(item_id)} is neither a text nor a number")
     path = str(folder / image) if image else ""
-    return Item(item_id, path, question, answer, kind, tuple(choices), "" if group is None else str(group))
+    return Item(str(item_id), path, question, answer, kind, tuple(choices), "" if group is None else str(group))
+
+
+def _kind(given: Any, answer: str, choices: Sequence[str]) -> Any:
+    """The kind that a record names, or that its answer and choices speak for."""
+    kind = given or ("choice" if choices else "closed" if _bare(answer) in _CLOSED else "open")
+    if kind not in _CUSTOM_KINDS:
+        raise PallavaError(f"the kind {kind!r} is none of {', '.join(_CUSTOM_KINDS)}")
+    if choices and kind != "choice":
+        raise PallavaError(f"a question of the kind {kind!r} has no choices")
+    if kind == "closed" and _bare(answer) not in _CLOSED:
+        raise PallavaError(f"the answer {answer!r} to a closed question is neither yes nor no")
+    if kind == "choice" and not choices and (len(answer) != 1 or answer.upper() not in CHOICE_LETTERS):
+        letters = f"{CHOICE_LETTERS[0]} to {CHOICE_LETTERS[-1]}"
+        raise PallavaError(f"the answer {answer!r} to a choice without choices is no letter from {letters}")
+    return kind
 
 
 def _text(value: Mapping[str, Any], key: str) -> str:
@@ -190,22 +209,32 @@ def select(
 ) -> tuple[dict[str, Questions], int]:
     """Leaves out some questions by id, and takes the first of the rest of each data set.
 
+    Args:
+        data: By its name.
+        excluded: Ids as the data has them; all questions of such an id are left out.
+        limit: How many to take of each data set.
+
     Returns:
-        What is left, with ids that tell the data sets apart where there are several; and how many were left out by id.
+        What is left, each with an id of its own, which also tells the data sets apart where there are several; and how
+        many were left out by id.
 
     Raises:
         PallavaError: No excluded id is in the data, or nothing is left.
     """
-    unwanted = set(excluded)
+    unwanted = {each.strip() for each in excluded}
     chosen: dict[str, Questions] = {}
     num_excluded = 0
     for name, questions in data.items():
-        kept = [item for item in questions.items if item.id not in unwanted]
+        prefix = f"{name}/" if len(data) > 1 else ""
+        ids = _unique([item.id for item in questions.items])
+        kept = [
+            replace(item, id=prefix + own)
+            for item, own in zip(questions.items, ids, strict=True)
+            if item.id.strip() not in unwanted
+        ]
         num_excluded += len(questions.items) - len(kept)
         if not kept:
             raise PallavaError(f"all questions of {name} are excluded; there is nothing to ask")
-        if len(data) > 1:
-            kept = [replace(item, id=f"{name}/{item.id}") for item in kept]
         chosen[name] = replace(questions, items=kept[:limit])
     if unwanted and not num_excluded:
         first = next(iter(data.values())).items[0].id
@@ -216,6 +245,20 @@ def select(
     return chosen, num_excluded
 
 
+def _unique(ids: Sequence[str]) -> list[str]:
+    """The same, but an id that comes again gets a number, such that it is none of the others."""
+    taken, count, unique = set(ids), Counter[str](), []
+    for each in ids:
+        count[each] += 1
+        own = each
+        while own in taken and count[each] > 1:
+            own = f"{each}~{count[each]}"
+            count[each] += own in taken
+        taken.add(own)
+        unique.append(own)
+    return unique
+
+
 def read_excluded(path: Path) -> list[str]:
     """Reads ids, one a line, as `pallava data leak` writes them.
 
@@ -223,9 +266,10 @@ def read_excluded(path: Path) -> list[str]:
         PallavaError: The file cannot be read.
     """
     try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise PallavaError(f"cannot read the ids to exclude from '{path}': {error}") from None
+    return [line.strip() for line in lines if line.strip()]
 
 
 def read_training_answers(path: Path) -> list[tuple[str, str]]:
@@ -248,12 +292,7 @@ def read_training_answers(path: Path) -> list[tuple[str, str]]:
 
 
 def _checked(questions: Questions, where: str) -> Questions:
-    """Refuses an empty set, and makes ids unique."""
+    """Refuses an empty set."""
     if not questions.items:
         raise PallavaError(f"{where} holds no question that can be asked; left out: {questions.left_out or 'nothing'}")
-    count: Counter[str] = Counter()
-    for number, item in enumerate(questions.items):
-        count[item.id] += 1
-        if count[item.id] > 1:
-            questions.items[number] = replace(item, id=f"{item.id}~{count[item.id]}")
     return questions

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,12 @@ from pallava.evaluation.metrics import Predictions
 
 Runner = Callable[[Labelled], tuple[Predictions, dict[str, int]]]
 """Asks a model about images: predictions of those that it could be asked about, and why others were left out."""
+
+CONTROLS = {
+    "majority answer": "the same for the class with the most images, named of every image",
+    "training answer": "the same for the training set's most frequent answer to the question, given of every image",
+    "shuffled images": "the same for the model's answers when it was shown other images",
+}
 
 
 def by_embedding(encoder: Encoder, cache: EmbeddingCache, *, batch_size: int = 64) -> Runner:
@@ -85,13 +91,14 @@ def predict(images: Tensor, classes: Tensor, true: Any, labels: tuple[str, ...],
 
 
 def score(predictions: Predictions, *, num_resamples: int = metrics.NUM_RESAMPLES, seed: int = 0) -> dict[str, Any]:
-    """Metrics with intervals, the report of each class, and the confusion matrix."""
+    """Metrics with intervals and definitions beside the majority control, the report of each class, the confusions."""
     counts = metrics.confusion(predictions)
-    estimates = metrics.estimate_all(predictions, num_resamples=num_resamples, seed=seed)
     classes = metrics.per_class(counts)
+    how = {"num_resamples": num_resamples, "seed": seed}
     return {
         "num_images": len(predictions.true),
-        "metrics": {name: asdict(estimate) for name, estimate in estimates.items()},
+        "metrics": _estimates(predictions, **how),
+        "controls": {"majority answer": score_control("majority answer", _majority(predictions), **how)},
         "interval": f"95 %, {num_resamples} bootstrap resamples of images, seed {seed}",
         "largest_class": float(counts.sum(1).max() / max(counts.sum(), 1)),
         "num_without_class": int(counts[:, -1].sum()),
@@ -99,5 +106,40 @@ def score(predictions: Predictions, *, num_resamples: int = metrics.NUM_RESAMPLE
             label: {name: float(values[number]) for name, values in classes.items()}
             for number, label in enumerate(predictions.labels)
         },
+        "per_class_definitions": dict(metrics.PER_CLASS),
         "confusion": {"labels": list(predictions.labels), "counts": counts.tolist()},
     }
+
+
+def score_control(
+    control: str, predictions: Predictions, *, num_resamples: int = metrics.NUM_RESAMPLES, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """The metrics of what was had without looking at the right image.
+
+    Args:
+        control: One of `CONTROLS`.
+        predictions: What it says.
+        num_resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+    """
+    estimates = _estimates(predictions, num_resamples, seed)
+    return {
+        name: {**each, "definition": f"{each['definition'].rstrip('.')}; {CONTROLS[control]}."}
+        for name, each in estimates.items()
+    }
+
+
+def _estimates(predictions: Predictions, num_resamples: int, seed: int) -> dict[str, dict[str, Any]]:
+    estimates = metrics.estimate_all(predictions, num_resamples=num_resamples, seed=seed)
+    count = len(predictions.true)
+    return {
+        name: {**asdict(estimate), "count": count, "definition": metrics.DEFINITIONS[name]}
+        for name, estimate in estimates.items()
+    }
+
+
+def _majority(predictions: Predictions) -> Predictions:
+    """The largest class for every image; where classes have scores, the same for all images."""
+    largest = metrics.confusion(predictions).sum(1).argmax()
+    scores = None if predictions.scores is None else np.zeros_like(predictions.scores)
+    return replace(predictions, predicted=np.full_like(predictions.true, largest), scores=scores)

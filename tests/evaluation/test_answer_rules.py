@@ -79,7 +79,19 @@ def test_a_name_within_a_longer_one_is_not_another_class():
 
 
 def test_long_and_odd_answers_are_read_at_once():
-    for text in ("answer" + " " * 9000, "answer " * 2000, "\n * " * 2000, 'it is "(' * 2000, "answer A" + " or" * 2000):
+    parts = (
+        'it is "(',
+        "\n * ",
+        ". B is the ",
+        ", ",
+        "in A, ",
+        "so B is most ",
+        "I think that ",
+        "\nBased on it, ",
+        "\\boxed{ ",
+    )
+    texts = ["answer" + " " * 9000, "answer " * 2000, "answer A" + " or" * 2000, "in " + ", " * 9000]
+    for text in (*texts, *(part * 2000 for part in parts)):
         read_choice(text, ["x", "y"])
         rules.tokens(text)
 

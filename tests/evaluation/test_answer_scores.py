@@ -10,9 +10,10 @@ import pytest
 from sklearn import metrics as theirs
 
 from pallava.evaluation import metrics, zero_shot
-from pallava.evaluation.answer_scores import CONTROLS, SCORES, read_classes, score_questions
+from pallava.evaluation.answer_scores import CONTROLS, SCORES, read_classes, score_questions, training_answer
 from pallava.evaluation.class_sets import known_set
 from pallava.evaluation.items import Answered, Item, Kind
+from pallava.evaluation.metrics import Predictions
 
 CHOICES = ("fat", "bone", "skin", "nerve")
 
@@ -215,6 +216,41 @@ def test_read_classes_are_scored_as_scikit_learn_scores_them():
         }
     )
     assert np.array_equal(result["confusion"]["counts"], theirs.confusion_matrix(true, said)[:4])
+
+
+def test_scores_of_classes_say_what_they_are_and_stand_beside_the_majority():
+    labels = ("a", "b", "c")
+    true, said = [0, 0, 0, 1, 1, 2], ["a", "b", "a", "b", "?", "a"]
+    answered = [ask("class", labels[t], s, choices=labels) for t, s in zip(true, said, strict=True)]
+    result = zero_shot.score(read_classes(answered), num_resamples=5)
+    majority = result["controls"]["majority answer"]
+    assert list(majority) == list(result["metrics"]) == list(metrics.METRICS)
+    constant = [0] * 6
+    assert {name: each["value"] for name, each in majority.items()} == pytest.approx(
+        {
+            "accuracy": 0.5,
+            "balanced_accuracy": theirs.balanced_accuracy_score(true, constant),
+            "macro_f1": theirs.f1_score(true, constant, average="macro"),
+            "micro_f1": 0.5,
+        }
+    )
+    for name, each in result["metrics"].items():
+        assert (each["count"], each["definition"]) == (6, metrics.DEFINITIONS[name])
+        assert majority[name]["definition"].startswith(each["definition"].rstrip("."))
+        assert zero_shot.CONTROLS["majority answer"] in majority[name]["definition"]
+    assert set(result["per_class_definitions"]) == set(result["per_class"]["a"]) - {"support"}
+
+
+def test_the_majority_has_no_area_but_one_half():
+    scores = np.random.default_rng(0).normal(size=(9, 3))
+    predictions = Predictions(("a", "b", "c"), np.arange(9) % 3, scores.argmax(1), scores)
+    assert zero_shot.score(predictions, num_resamples=5)["controls"]["majority answer"]["auroc"]["value"] == 0.5
+
+
+def test_what_training_says_to_a_question():
+    training = [("Which is it?", "Fat."), ("which is it", "fat"), ("Which is it?", "bone"), ("Another?", "bone")]
+    assert training_answer("Which is it?", training) == "Fat."
+    assert training_answer("Never asked?", training) is None
 
 
 def test_names_of_a_set_of_the_users_own_are_read():

@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -135,6 +136,20 @@ def test_answers_of_other_settings_do_not_mix(tmp_path: Path):
         AnswerStore(tmp_path, {**SETTINGS, "max_new_tokens": 13})
 
 
+def test_answers_whose_settings_are_lost_do_not_mix(tmp_path: Path):
+    store = AnswerStore(tmp_path, SETTINGS)
+    store.append([Said("0", "yes")])
+    store.close()
+    settings = tmp_path / "answers" / "settings.json"
+    settings.write_text("{")
+    with pytest.raises(PallavaError, match="settings.json, which says of what model, is missing or broken"):
+        AnswerStore(tmp_path, SETTINGS)
+    settings.unlink()
+    with pytest.raises(PallavaError, match="settings.json, which says of what model, is missing or broken"):
+        AnswerStore(tmp_path, {**SETTINGS, "max_new_tokens": 13})
+    assert not settings.exists()
+
+
 def test_one_at_a_time(tmp_path: Path):
     store = AnswerStore(tmp_path, SETTINGS)
     with pytest.raises(PallavaError, match="another evaluation is writing"):
@@ -163,11 +178,44 @@ def test_an_image_that_cannot_be_opened_costs_its_questions_only(answerer: Answe
     store.close()
 
 
-def test_a_model_folder_is_known_by_its_contents(tmp_path: Path):
+def test_an_image_that_has_come_back_is_asked_about(answerer: Answerer, items: list[Item], tmp_path: Path):
+    image = tmp_path / "image.png"
+    item = replace(items[0], image=str(image))
+    (problem, *_), _ = answer_alone(answerer, [item, *items[1:3]], tmp_path / "out", rank=1)
+    assert problem == ""
+    shutil.copy(items[0].image, image)
+    (mended, *others), problems = answer_alone(answerer, [item, *items[1:3]], tmp_path / "out")
+    assert [mended, *others] == ask(answerer, items[:3], tmp_path / "other")
+    assert problems == {}
+    image.unlink()
+    (kept, *_), problems = answer_alone(answerer, [item, *items[1:3]], tmp_path / "out")
+    assert (kept, problems) == (mended, {}), "what was answered is not asked again"
+    asked = [json.loads(line) for path in (tmp_path / "out").glob("answers/*.jsonl") for line in path.open()]
+    assert len(asked) == 4
+
+
+def answer_alone(answerer: Answerer, items: list[Item], out: Path, rank: int = 0) -> tuple[list[str], dict[str, str]]:
+    """As a process of that number, whose file goes behind those of smaller ones."""
+    AnswerStore(out, SETTINGS).close()
+    store = AnswerStore(out, SETTINGS, rank)
+    answered, problems = ask_all(answerer, items, store)
+    store.close()
+    return [each.answer for each in answered], problems
+
+
+def test_a_model_folder_is_known_by_what_decides_its_answers(tmp_path: Path):
     for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "weights").write_bytes(b"12")
+        (tmp_path / name / "adapter").mkdir(parents=True)
+        for file in ("model.safetensors", "config.json", "tokenizer.json", "adapter/adapter_config.json"):
+            (tmp_path / name / file).write_bytes(b"12")
     (tmp_path / "b" / "README.md").write_text("scores of the model")
+    for file in ("results.json", "predictions.jsonl", "answers/settings.json", "evaluation/pathvqa/results.json"):
+        (tmp_path / "b" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "b" / file).write_text("{}")
     assert folder_hash(tmp_path / "a") == folder_hash(tmp_path / "b")
-    (tmp_path / "b" / "weights").write_bytes(b"13")
+    for file in ("model.safetensors", "config.json", "tokenizer.json", "adapter/adapter_config.json"):
+        (tmp_path / "b" / file).write_bytes(b"13")
+        assert folder_hash(tmp_path / "a") != folder_hash(tmp_path / "b"), file
+        (tmp_path / "b" / file).write_bytes(b"12")
+    (tmp_path / "b" / "chat_template.jinja").write_text("new")
     assert folder_hash(tmp_path / "a") != folder_hash(tmp_path / "b")

@@ -113,6 +113,15 @@ def test_the_score_is_the_mean_grade() -> None:
     assert math.isnan(score_judgements(judgements[5:])["scores"]["similarity"]["value"])
 
 
+def test_answers_about_one_image_are_not_taken_for_independent() -> None:
+    drawn = np.random.default_rng(0).integers(11, size=60)
+    one = [Judgement(str(n), float(grade), "graded") for n, grade in enumerate(drawn)]
+    images = [f"{n}.png" for n in range(60)]
+    few, many = (score_judgements(one * n, images * n, num_resamples=200)["scores"]["similarity"] for n in (1, 10))
+    assert many | {"count": 60} == pytest.approx(few)
+    assert many["high"] - many["low"] > 1
+
+
 @pytest.mark.parametrize(
     ("reply", "grade"),
     [

@@ -82,7 +82,7 @@ def test_questions_of_ones_own(tmp_path: Path):
         {"image": "a.png", "question": "<image>\nIs it H&E?", "answer": "Yes."},
         {"id": 7, "image": "a.png", "question": "Which stain?", "answer": "H&E", "group": "stain"},
         {"id": "c", "image": "a.png", "question": "Which?", "answer": "PAS", "choices": ["H&E", "PAS"]},
-        {"id": "c", "question": "Which?", "answer": "a", "choices": ["H&E", "PAS"], "group": 3},
+        {"id": "d", "image": "", "question": "Which?", "answer": "a", "choices": ["H&E", "PAS"], "group": 3},
     ]
     items = read_custom(write_lines(tmp_path / "q.jsonl", rows)).items
     image, choices = str(tmp_path / "a.png"), ("H&E", "PAS")
@@ -91,7 +91,7 @@ def test_questions_of_ones_own(tmp_path: Path):
         Item("0", image, "Is it H&E?", "Yes.", "closed"),
         Item("7", image, "Which stain?", "H&E", "open", group="stain"),
         Item("c", image, asked, "B", "choice", choices),
-        Item("c~2", "", asked, "A", "choice", choices, "3"),
+        Item("d", "", asked, "A", "choice", choices, "3"),
     ]
     answered = Answered(items[3], "B")
     assert Answered.from_record(json.loads(json.dumps(answered.as_record()))) == answered
@@ -99,25 +99,41 @@ def test_questions_of_ones_own(tmp_path: Path):
     assert elsewhere.image == str(tmp_path / "images" / "a.png")
 
 
+RIGHT = {"image": "", "question": "q", "answer": "a"}
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
         ("text", "not an object"),
-        ({"question": "q"}, "no answer"),
-        ({"answer": "a", "question": " "}, "no question"),
-        ({"question": "q", "answer": 3}, "'answer' is not a text"),
-        ({"question": "q", "answer": "a", "kind": "caption"}, "the kind 'caption' is none of open, closed, choice"),
-        ({"question": "q", "answer": "maybe", "kind": "closed"}, "neither yes nor no"),
-        ({"question": "q", "answer": "c", "choices": ["x", "y"]}, "not one of the choices"),
-        ({"question": "q", "answer": "x", "choices": ["x"]}, "2 to 10 options"),
-        ({"question": "q", "answer": "x", "choices": "xy"}, "not a list of texts"),
+        ({"image": "", "question": "q"}, "no answer"),
+        ({**RIGHT, "question": " "}, "no question"),
+        ({**RIGHT, "answer": 3}, "'answer' is not a text"),
+        ({**RIGHT, "kind": "caption"}, "the kind 'caption' is none of open, closed, choice"),
+        ({**RIGHT, "answer": "maybe", "kind": "closed"}, "neither yes nor no"),
+        ({**RIGHT, "answer": "c", "choices": ["x", "y"]}, "not one of the choices"),
+        ({**RIGHT, "answer": "x", "choices": ["x"]}, "2 to 10 options"),
+        ({**RIGHT, "answer": "x", "choices": "xy"}, "not a list of texts"),
+        ({**RIGHT, "answer": "x", "choices": ["x", "y"], "kind": "open"}, "the kind 'open' has no choices"),
+        ({**RIGHT, "answer": "no", "choices": ["yes", "no"], "kind": "closed"}, "the kind 'closed' has no choices"),
+        ({**RIGHT, "answer": "fat", "kind": "choice"}, "the answer 'fat' to a choice without choices is no letter"),
+        ({**RIGHT, "answer": "K", "kind": "choice"}, "no letter from A to J"),
+        ({"img": "a.png", "question": "q", "answer": "a"}, 'no \'image\'; expected {"image" ("" for none)'),
+        ({**RIGHT, "image": None}, "'image' is not a text"),
+        ({**RIGHT, "id": None}, "the id null is neither a text nor a number"),
+        ({**RIGHT, "id": ["a"]}, 'the id ["a"] is neither a text nor a number'),
     ],
 )
 def test_a_wrong_record_is_told_with_its_place(tmp_path: Path, row: object, reason: str):
-    rows = [{"question": "q", "answer": "a"}, row]
+    rows = [RIGHT, row]
     with pytest.raises(PallavaError, match="line 2") as error:
         read_custom(write_lines(tmp_path / "q.jsonl", rows))
     assert reason in str(error.value)
+
+
+def test_a_choice_whose_question_holds_the_choices(tmp_path: Path):
+    (item,) = read_custom(write_lines(tmp_path / "q.jsonl", [{**RIGHT, "answer": "b", "kind": "choice"}])).items
+    assert (item.kind, item.reference, item.choices) == ("choice", "b", ())
 
 
 def test_captions_ask_once_an_image():
@@ -162,8 +178,28 @@ def test_exclusion_and_limit():
     assert [item.id for each in both.values() for item in each.items] == ["a/1", "b/1"]
 
 
+def test_every_question_of_an_excluded_id_is_left_out():
+    data = {"a": Questions([Item(name, "", f"q{n}", "r") for n, name in enumerate(["a", "b", "a", "a~2", "b"])])}
+    chosen, num_excluded = select(data, excluded=["a"])
+    assert [(item.id, item.question) for item in chosen["a"].items] == [("b", "q1"), ("a~2", "q3"), ("b~2", "q4")]
+    assert num_excluded == 2
+
+
+@pytest.mark.parametrize(
+    ("ids", "unique"),
+    [
+        (["a", "a", "a~2"], ["a", "a~3", "a~2"]),
+        (["a~2", "a", "a", "a"], ["a~2", "a", "a~3", "a~4"]),
+        (["a", "a", "a~2", "a~2"], ["a", "a~3", "a~2", "a~2~2"]),
+    ],
+)
+def test_ids_that_come_again_become_unique(ids: list[str], unique: list[str]):
+    data = {"a": Questions([Item(name, "", "q", "r") for name in ids])}
+    assert [item.id for item in select(data)[0]["a"].items] == unique
+
+
 def test_lists_of_the_user(tmp_path: Path):
-    (tmp_path / "ids.txt").write_text("1\n\ntest 2\n")
+    (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbf1\r\n\n test 2 \n")
     assert read_excluded(tmp_path / "ids.txt") == ["1", "test 2"]
     with pytest.raises(PallavaError, match="cannot read the ids to exclude"):
         read_excluded(tmp_path / "none.txt")

@@ -1,8 +1,10 @@
 """Images shown otherwise, and how often an answer stays the same."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from pallava.evaluation.consistency import score_consistency, share, share_by_group
@@ -80,12 +82,40 @@ def test_questions_without_an_image_are_not_in_the_share():
     assert result["same"]["all"]["count"] == 2
 
 
+def test_an_image_that_cannot_be_opened_is_no_consistent_answer():
+    as_is = [Answered(item(0, "broken.png"), ""), *said("", "yes", "", "no")[1:]]
+    changed = {"mirrored": [Answered(each.item, "" if number != 1 else "no") for number, each in enumerate(as_is)]}
+    result = score_consistency(as_is, changed, is_yes, unopened={"broken.png"}, num_resamples=50)
+    assert (result["same"]["mirrored"]["value"], result["same"]["mirrored"]["count"]) == (pytest.approx(1 / 3), 3)
+    assert (result["same"]["all"]["count"], result["accuracy"]["unchanged"]["count"]) == (3, 3)
+    assert result["num_empty"] == {"unchanged": 1, "mirrored": 2}
+    assert result["num_left_out"] == 1
+
+
 def test_a_share_has_its_interval():
-    estimate = share([True] * 30 + [False] * 10, "of something")
+    images = [f"{number}.png" for number in range(40)]
+    estimate = share([True] * 30 + [False] * 10, images, "of something")
     assert estimate["value"] == 0.75
     assert 0.5 < estimate["low"] < 0.75 < estimate["high"] < 0.95
     assert (estimate["count"], estimate["definition"]) == (40, "of something")
-    assert np.isnan(share([], "of nothing")["value"])
+    assert np.isnan(share([], [], "of nothing")["value"])
+
+
+def test_questions_about_one_image_are_not_taken_for_independent():
+    """Each image ten times: the interval must be that of the images, not a third of it."""
+    answers = np.random.default_rng(0).choice(["yes", "no"], 60)
+    one = [Answered(item(number, f"{number}.png", "a"), answer) for number, answer in enumerate(answers)]
+    many = [replace(each, item=replace(each.item, id=f"{each.item.id}-{n}")) for n in range(10) for each in one]
+
+    def bounds(answered: list[Answered]) -> list[tuple[float, float]]:
+        changed = {"mirrored": [Answered(each.item, "yes") for each in answered]}
+        found = score_consistency(answered, changed, is_yes, num_resamples=200)
+        shares = [found["same"]["mirrored"], found["same"]["all"], found["accuracy"]["unchanged"]]
+        shares.append(share_by_group(answered, is_yes, num_resamples=200)["a"])
+        return [(each["low"], each["high"]) for each in shares]
+
+    assert bounds(many) == [pytest.approx(each) for each in bounds(one)]
+    assert all(high - low > 0.15 for low, high in bounds(many))
 
 
 def test_groups_in_their_order():

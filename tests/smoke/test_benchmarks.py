@@ -1,11 +1,15 @@
 """The benchmarks run; their numbers are for a quiet machine."""
 
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from tests.model import tiny_folders
 
 pytestmark = pytest.mark.smoke
 
@@ -33,11 +37,18 @@ def test_encode() -> None:
     assert "images per second (at least 0.97:" in done.stdout
 
 
-def test_generate() -> None:
-    command = [sys.executable, str(BENCHMARKS / "generate.py"), "--small", "--threads", "1"]
+def test_generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = tiny_folders.save_parts(tmp_path / "parts")
+    model = tiny_folders.build(parts, tiny_folders.open_llm(parts, has_lora=True)).bfloat16()
+    folder = tiny_folders.save(parts, model, tmp_path / "adapted")
+    assert (folder / "adapter").is_dir()
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    opened, _ = importlib.import_module("generate").open_folder(folder)
+    assert {weight.dtype for weight in opened.parameters()} == {torch.float32}
+    command = [sys.executable, str(BENCHMARKS / "generate.py"), "--small", "--threads", "1", "--model", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    for title in ("small, 8 tokens forced", "small, short answers"):
+    for title in ("small, 8 tokens forced", "small, short answers", "adapted, its own answers"):
         assert title in done.stdout
-    assert len(re.findall(r"^  (?:one by one|16 at once) .*(?: +\d+\.\d+){4}$", done.stdout, re.M)) == 4
+    assert len(re.findall(r"^  (?:one by one|16 at once) .*(?: +\d+\.\d+){4}$", done.stdout, re.M)) == 6
     assert "times as many answers a second (at least 3:" in done.stdout

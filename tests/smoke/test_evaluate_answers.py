@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -172,6 +173,8 @@ def test_captions(work: Path):
     (result,) = json.loads((work / "evaluation" / "caption" / "results.json").read_text())["data"].values()
     assert result["num_questions"] == 4
     assert "shuffled images" in result["controls"]
+    for score in result["controls"]["shuffled images"].values():
+        assert score["definition"].endswith("when it was shown other images")
     assert list(result["problems"].values()) == [1]
     assert "reference" in (work / "evaluation" / "caption" / "index.html").read_text()
 
@@ -179,18 +182,78 @@ def test_captions(work: Path):
 def test_classes_by_generation(work: Path, capsys: pytest.CaptureFixture[str]):
     write_classes(work / "tissue", {"gland": 3, "necrosis": 4})
     (work / "tissue" / "gland" / "broken.png").write_bytes(b"nothing")
-    assert main(["evaluate", "model", "zero-shot", "--data", "tissue", "--consistency", "--max-new-tokens", "8"]) == 0
+    question = "Which of these does this pathology image show: gland or necrosis?"
+    pairs = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": "gland"}]
+    write_lines(work / "classes.jsonl", [{"id": "0", "image": "x.png", "conversations": pairs}])
+    options = ["--training", "classes.jsonl", "--consistency", "--max-new-tokens", "8"]
+    assert main(["evaluate", "model", "zero-shot", "--data", "tissue", *options]) == 0
     printed = capsys.readouterr().out
     assert "tissue: 1 x cannot open image" in printed
-    assert "shuffled images" in printed
+    left_out = "questions left out whose image cannot be opened: 1"
+    for words in ("majority answer", "training answer", "shuffled images", "no class", left_out):
+        assert words in printed
     result = json.loads((work / "evaluation" / "zero-shot" / "results.json").read_text())["data"]["tissue"]
     counts = result["confusion"]["counts"]
     assert (result["num_images"], sum(map(sum, counts))) == (7, 7)
     assert result["num_without_class"] == sum(row[-1] for row in counts)
+    assert list(result["controls"]) == ["majority answer", "training answer", "shuffled images"]
+    values = [{name: each["value"] for name, each in scores.items()} for scores in result["controls"].values()]
+    assert (values[0]["accuracy"], values[1]["accuracy"]) == (4 / 7, 3 / 7)
+    assert all(each.keys() == result["metrics"].keys() for each in values)
     page = (work / "evaluation" / "zero-shot" / "index.html").read_text()
-    assert "Confusion matrix" in page
-    assert "Samples" in page
+    definition = result["metrics"]["macro_f1"]["definition"]
+    for words in ("Confusion matrix", "Samples", "majority answer", "no class", definition):
+        assert words in page
     assert (work / "evaluation" / "zero-shot" / "confusion_tissue.svg").exists()
+
+
+def test_training_material_without_the_question_of_classes(work: Path, capsys: pytest.CaptureFixture[str]):
+    write_classes(work / "two", {"gland": 1, "necrosis": 1})
+    pairs = [{"from": "human", "value": "<image>\nq0?"}, {"from": "gpt", "value": "yes"}]
+    write_lines(work / "other.jsonl", [{"id": "0", "image": "x.png", "conversations": pairs}])
+    options = ["--training", "other.jsonl", "--max-new-tokens", "2", "--out", "not-trained"]
+    assert main(["evaluate", "model", "zero-shot", "--data", "two", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "two: 1 x question that the training material does not ask" in printed
+    assert "training answer" not in printed
+
+
+def test_each_data_set_is_marked_by_its_own_classes(work: Path, monkeypatch: pytest.MonkeyPatch):
+    write_classes(work / "organs", {"liver": 2, "skin": 2})
+    write_classes(work / "crc", {"ADI": 1, "MUC": 1})
+    monkeypatch.setattr("pallava.evaluation.generation.Answerer.answer", lambda self, batch: ["fat"] * len(batch.asked))
+    data = ["--data", "organs", "--data", "nct-crc-he=crc"]
+    assert main(["evaluate", "model", "zero-shot", *data, "--without-shuffled", "--out", "sets"]) == 0
+    page = (work / "sets" / "index.html").read_text()
+    assert page.count("✓ fat") == 1  # adipose tissue, which only the second set calls fat
+    assert page.count("✗ fat") == 5
+    ids = [each.item.id for each in read_predictions(work / "sets")]
+    assert ids[3:] == ["organs/skin/1.png", "nct-crc-he/ADI/0.png", "nct-crc-he/MUC/0.png"]
+
+
+def test_what_the_leak_audit_lists_is_not_asked(work: Path, capsys: pytest.CaptureFixture[str]):
+    root = work / "leaky"
+    (root / "qas").mkdir(parents=True)
+    write_classes(root, {"images/test": 3})
+    for number in range(3):
+        (root / "images" / "test" / f"{number}.png").rename(root / "images" / "test" / f"test_000{number}.png")
+    questions = [(30, 0, "Is it one?"), (31, 1, "Is it two?"), (31, 1, "Is it three?"), (32, 2, "Is it four?")]
+    rows = [
+        {"answer_type": "yes/no", "img_id": f"test_000{image}.png", "label": {"yes": 1}, "question_id": n, "sent": text}
+        for n, image, text in questions
+    ]
+    (root / "qas" / "test_vqa.pkl").write_bytes(pickle.dumps(rows))
+    pairs = [{"from": "human", "value": "<image>\nA caption?"}, {"from": "gpt", "value": "yes"}]
+    row = {"id": "0", "image": "images/test/test_0001.png", "conversations": pairs}
+    write_lines(work / "leaky.jsonl", [row])
+    audit = ["data", "leak", "leaky.jsonl", "path-vqa=leaky", "--train-images", "leaky", "--workers", "1"]
+    assert main(audit) == 0
+    assert (work / "leak.exclude.txt").read_text().split() == ["31", "31~2"]
+    command = ["evaluate", "model", "pathvqa", "--data", "leaky", "--exclude", "leak.exclude.txt", "--out", "clean"]
+    assert main(command) == 0
+    assert [each.item.id for each in read_predictions(work / "clean")] == ["30", "32"]
+    assert json.loads((work / "clean" / "results.json").read_text())["settings"]["num_excluded"] == 2
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,18 @@ def test_by_words_alone(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads((work / "words" / "results.json").read_text())["similarity"] is None
 
 
+def test_shuffled_images_are_judged_as_a_control(work: Path) -> None:
+    shuffled = work / "captions" / "predictions_shuffled.jsonl"
+    shuffled.write_bytes(shuffled.with_name("predictions.jsonl").read_bytes())
+    with stub_endpoint(lambda text, before: Act("3")) as server:
+        how = ["--url", server.url, "--model", "judge"]
+        assert main(["judge", "captions/predictions_shuffled.jsonl", *how]) == 0
+        assert [path.name for path in (work / "captions").iterdir() if path.is_dir()] == ["judge_predictions_shuffled"]
+        assert main(["judge", "captions/predictions.jsonl", *how]) == 0
+    names = sorted(path.name for path in (work / "captions").iterdir() if path.is_dir())
+    assert names == ["judge", "judge_predictions_shuffled"]
+
+
 def test_answers_to_questions(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with stub_endpoint(lambda text, before: Act("10")) as server:
         assert main(["judge", "questions", "--url", server.url, "--model", "judge"]) == 0
