@@ -119,7 +119,10 @@ def _open_clip_folder(folder: Path, device: str) -> Encoder:
 
     values = next(read_json(folder / name) for name in _DESCRIPTIONS if (folder / name).is_file())
     weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), folder)
-    model, tokenize = _build_open_clip(values.get("model_cfg", values), weights)
+    description = values.get("model_cfg", values)
+    if "text_cfg" not in description:
+        _refuse(folder, "clip_vision_model")
+    model, tokenize = _build_open_clip(description, weights)
     stored = values.get("preprocess_cfg") or _beside(folder)
     preprocessing = PreprocessCfg(**merge_preprocess_dict(_own_preprocessing(model), stored))
     return from_open_clip(model, tokenize, preprocessing, name=folder.name, device=device)

@@ -115,11 +115,15 @@ def test_what_is_no_encoder_is_refused(folders: dict[str, Path], tmp_path: Path)
     (tmp_path / "pallava" / "config.json").write_text('{"model_type": "pallava"}')
     (tmp_path / "tower").mkdir()
     (tmp_path / "tower" / "config.json").write_text('{"model_type": "clip_vision_model"}')
+    (tmp_path / "own_tower").mkdir()
+    described = {key: value for key, value in DESCRIPTION.items() if key != "text_cfg"}
+    (tmp_path / "own_tower" / "open_clip.json").write_text(json.dumps(described))
     (tmp_path / "empty").mkdir()
     assert model_kind(str(tmp_path / "pallava")) == "pallava"
     assert model_kind(str(folders["hugging_face"])) == model_kind("ViT-B-16") == "encoder"
     for source, reason in {
         str(tmp_path / "tower"): "vision tower alone",
+        str(tmp_path / "own_tower"): "vision tower alone",
         str(tmp_path / "empty"): "neither config.json nor an open_clip description",
         "nowhere": "open_clip knows no such name",
         "ViT-B-16": "--pretrained is not given; open_clip has: openai",
