@@ -170,8 +170,8 @@ def huggingface_vision_config(description: Mapping[str, Any]) -> CLIPVisionConfi
     return CLIPVisionConfig(
         **_tower_sizes(tower, description),
         num_attention_heads=tower["width"] // tower["head_width"],
-        image_size=tower["image_size"],
-        patch_size=tower["patch_size"],
+        image_size=_side(tower, "image_size"),
+        patch_size=_side(tower, "patch_size"),
     )
 
 
@@ -262,6 +262,15 @@ def _sizes(description: Mapping[str, Any], part: str, sizes: set[str]) -> dict[s
         found = ", ".join(f"{key}={given[key]}" for key in sorted(other)) or f"layers={given['layers']}"
         raise PallavaError(f"no plain CLIP ViT, as the encoder must be: its {part} has {found}")
     return given
+
+
+def _side(tower: Mapping[str, Any], name: str) -> int:
+    """A side in pixels, which open_clip takes as a pair of height and width too."""
+    value = tower[name]
+    sides = value if isinstance(value, list | tuple) else (value, value)
+    if len(sides) != 2 or sides[0] != sides[1] or type(sides[0]) is not int or sides[0] < 1:
+        raise PallavaError(f"the encoder's tiles and patches are square, but {name} is {value}: give one number")
+    return sides[0]
 
 
 def _tower_sizes(tower: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
