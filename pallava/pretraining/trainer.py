@@ -5,7 +5,9 @@ Started by `pallava.pretraining.run`, by torchrun where there are several.
 
 import argparse
 import json
+import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from pallava.errors import PallavaError
 from pallava.model.clip_conversion import huggingface_vision_config
 from pallava.model.clip_files import read_description
 from pallava.pretraining.export import export
+from pallava.pretraining.run import ENDS_WITH_STDIN
 
 USER_ERROR = 2
 
@@ -27,6 +30,8 @@ def main(words: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
+    if os.environ.get(ENDS_WITH_STDIN):
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
     split = list(words).index("--")
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
@@ -41,6 +46,16 @@ def main(words: Sequence[str]) -> int:
             message = message.splitlines()[-1].split("Error: ", 1)[-1]
         sys.stderr.write(f"error: {message}\n")
         return USER_ERROR
+
+
+def _end_with_stdin() -> None:
+    """Ends this process when the one that started the training is gone, however it went.
+
+    A training left alone would go on beside the run that follows. torchrun's processes share its stdin.
+    """
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os._exit(1)
 
 
 def train(out: Path, arguments: Sequence[str], description: Path | None, *, augment: bool) -> int:

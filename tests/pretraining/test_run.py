@@ -1,5 +1,6 @@
 """What the command does before and after the trainer; a Python one-liner stands for the trainer."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -106,6 +107,27 @@ def test_before_the_first_epoch_the_settings_may_change(tmp_path: Path) -> None:
     with pytest.raises(TrainerFailed):
         pretrain(settings(tmp_path), launch("raise SystemExit(1)"), lambda line: None)
     words_of(settings(tmp_path, augment=True))
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def start_another(line: str) -> None:
+        if not told:
+            with pytest.raises(PallavaError, match="another run trains in '.*out' now"):
+                pretrain(settings(tmp_path), launch(), lambda line: None)
+        told.append(line)
+
+    pretrain(settings(tmp_path), launch(), start_another)
+    assert told
+    assert pretrain(settings(tmp_path), launch(), lambda line: None)
+
+
+def test_the_nodes_of_a_training_share_its_folder(tmp_path: Path) -> None:
+    lines: list[str] = []
+    other = dataclasses.replace(launch(), node=1)
+    pretrain(settings(tmp_path), launch(), lambda line: lines or pretrain(settings(tmp_path), other, lines.append))
+    assert any(line.startswith("words:") for line in lines)
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:

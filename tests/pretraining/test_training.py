@@ -1,14 +1,13 @@
 """The whole command with open_clip's own trainer: one process, two, interrupted."""
 
 import dataclasses
-import os
 import random
-import signal
 import subprocess
 import time
 from pathlib import Path
 
 import open_clip
+import psutil
 import pytest
 import torch
 
@@ -77,6 +76,13 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path, loss: tuple[str, ...
     assert max(value.abs().max() for value in one.values()) > 0.1
 
 
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.mark.slow
 @pytest.mark.smoke
 @pytest.mark.parametrize("processes", [1, 2])
@@ -86,19 +92,20 @@ def test_killed_and_resumed_it_takes_as_many_steps_and_learns_as_much(tmp_path: 
     options = ("--batch-size", str(8 // processes), "--epochs", "40", "--log-every-n-steps", "1", "--lr", "1e-3")
     words = command(tmp_path, "out", *options)
     latest = tmp_path / "out" / "run" / "checkpoints" / "epoch_latest.pt"
-    started = subprocess.Popen(
-        words,
-        env=environment(processes),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    started = subprocess.Popen(words, env=environment(processes), **silent)
     while not latest.is_file():
         assert started.poll() is None, "it ended before its first epoch did"
         time.sleep(0.05)
     time.sleep(random.random())
-    os.killpg(started.pid, signal.SIGKILL)
+    children = psutil.Process(started.pid).children(recursive=True)
+    assert len(children) == (1 if processes == 1 else 1 + processes)
+    started.kill()  # itself alone: those it has started must end by themselves
     started.wait()
+    patience = time.monotonic() + 30
+    while any(map(is_alive, children)):
+        assert time.monotonic() < patience, "the trainer goes on alone"
+        time.sleep(0.05)
     assert 0 < steps_taken(tmp_path / "out") < 320
     done = run(words, processes)
     assert done.returncode == 0, done.stderr[-3000:]
