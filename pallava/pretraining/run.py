@@ -144,11 +144,8 @@ def count_steps(num_pairs: int, parsed: argparse.Namespace, processes: int, shar
     """
     batch, readers = parsed.batch_size, max(1, parsed.workers)
     if shards:
-        if shards < parsed.workers * processes:
-            raise PallavaError(
-                f"{shards} shards are too few for {processes} processes of {parsed.workers} readers each: write at "
-                f"least {parsed.workers * processes} by --shards, or lower --workers"
-            )
+        if not parsed.dataset_resampled:
+            _check_readers(num_pairs, batch, readers * processes, shards)
         batches = math.ceil(math.ceil(num_pairs / (batch * processes)) / readers) * readers
     else:
         batches = math.ceil(num_pairs / processes) // batch
@@ -158,6 +155,24 @@ def count_steps(num_pairs: int, parsed: argparse.Namespace, processes: int, shar
             f"{parsed.accum_freq} times a step; lower --batch-size"
         )
     return int(batches // parsed.accum_freq * parsed.epochs)
+
+
+def _check_readers(num_pairs: int, batch: int, readers: int, shards: int) -> None:
+    """A reader gives whole batches of its own shards alone, and would look for the first one for ever."""
+    if shards < readers:
+        raise PallavaError(
+            f"{shards} shards are too few for {readers} readers, a process's own --workers or one: write at least "
+            f"{readers} by --shards, or lower --workers"
+        )
+    size, num_larger = divmod(num_pairs, shards)
+    fewest = shards // readers  # shards of a reader; in some epoch those that are smaller by one
+    least = fewest * size + max(0, fewest - (shards - num_larger))
+    if least < batch:
+        raise PallavaError(
+            f"{num_pairs} pairs in {shards} shards are too few for {readers} readers: a reader may find only {least} "
+            f"pairs in its shards, fewer than a batch of {batch}; lower --workers or --batch-size, or write another "
+            f"number of --shards, best a multiple of {readers}"
+        )
 
 
 def _parse(settings: Pretraining) -> argparse.Namespace:

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from open_clip_train.params import parse_args
 
 from pallava.cli import main
 from pallava.errors import PallavaError
-from pallava.pretraining.run import Launch, Pretraining, TrainerFailed, pretrain
+from pallava.pretraining.run import Launch, Pretraining, TrainerFailed, count_steps, pretrain
 from tests.pretraining.tiny import save_pairs
 
 TRAINS = """
@@ -73,6 +74,36 @@ def test_shards(tmp_path: Path) -> None:
     (tmp_path / "out" / "encoder" / "config.json").unlink()
     with pytest.raises(PallavaError, match="3 shards are too few for 1 processes of 4 readers"):
         pretrain(settings(tmp_path, "--workers", "4", shards=3), launch(), lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("num_pairs", "batch", "workers", "processes", "shards", "least"),
+    [
+        (8, 4, 1, 1, 3, 8),  # the only reader has them all
+        (8, 4, 2, 1, 2, 4),
+        (8, 4, 2, 1, 3, 2),  # one reader has one of the shards, which hold 3, 3 and 2
+        (11, 5, 2, 1, 4, 5),  # two of 3, 3, 3 and 2
+        (8, 4, 0, 2, 2, 4),
+        (7, 4, 0, 2, 2, 3),
+        (12, 4, 2, 2, 4, 3),
+    ],
+)
+def test_every_reader_of_shards_needs_a_batch(
+    num_pairs: int, batch: int, workers: int, processes: int, shards: int, least: int
+) -> None:
+    options = ["--batch-size", str(batch), "--workers", str(workers)]
+    if least >= batch:
+        assert count_steps(num_pairs, parse_args(options), processes, shards) > 0
+        return
+    with pytest.raises(PallavaError, match=f"a reader may find only {least} pairs in its shards, fewer than a batch"):
+        count_steps(num_pairs, parse_args(options), processes, shards)
+    # Drawn with replacement, the shards of a reader never end.
+    assert count_steps(num_pairs, parse_args([*options, "--dataset-resampled"]), processes, shards) > 0
+
+
+def test_shards_for_every_process(tmp_path: Path) -> None:
+    with pytest.raises(PallavaError, match="1 shards are too few for 2 readers"):
+        pretrain(settings(tmp_path, shards=1), launch(processes=2), lambda line: None)
 
 
 def test_a_finished_training_is_left_alone_and_another_is_refused(tmp_path: Path) -> None:
