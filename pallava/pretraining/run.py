@@ -106,6 +106,7 @@ def pretrain(settings: Pretraining, launch: Launch, on_line: Callable[[str], obj
     if (encoder / "config.json").is_file():
         on_line(f"{encoder} is there already\n")
         return encoder
+    _check_model(settings, parsed)
     with _taken(settings.out, launch.node):
         _train(settings, launch, parsed, content, on_line)
     return encoder
@@ -140,7 +141,7 @@ def count_steps(num_pairs: int, parsed: argparse.Namespace, processes: int, shar
     """Optimizer steps of the whole training, as the trainer will count them.
 
     Raises:
-        PallavaError: There are fewer pairs than a batch, or fewer shards than readers.
+        PallavaError: There are fewer pairs than a batch, for any reader of shards too, or fewer shards than readers.
     """
     batch, readers = parsed.batch_size, max(1, parsed.workers)
     if shards:
@@ -196,6 +197,13 @@ def _parse(settings: Pretraining) -> argparse.Namespace:
             "an encoder's preprocessing cannot say --image-resize-mode longest; give shortest, which crops, or squash"
         )
     return parsed
+
+
+def _check_model(settings: Pretraining, parsed: argparse.Namespace) -> None:
+    """Tells of a mistake now that the trainer would find when all pictures are read."""
+    from pallava.pretraining.description import describe
+
+    describe(settings.model, settings.pretrained, parsed)
 
 
 def _content(settings: Pretraining, launch: Launch) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def test_shards(tmp_path: Path) -> None:
     assert value(words, "--dataset-type") == "webdataset"
     (tmp_path / "out" / "run" / "checkpoints" / "epoch_latest.pt").unlink()
     (tmp_path / "out" / "encoder" / "config.json").unlink()
-    with pytest.raises(PallavaError, match="3 shards are too few for 1 processes of 4 readers"):
+    with pytest.raises(PallavaError, match="3 shards are too few for 4 readers"):
         pretrain(settings(tmp_path, "--workers", "4", shards=3), launch(), lambda line: None)
 
 
@@ -176,6 +176,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
         (["--resum", "none.pt"], "--resume cannot follow"),  # argparse takes beginnings of names
         (["--model", "ViT-L-14"], "--model cannot follow the `--`: give it before"),
         (["--image-resize-mode", "longest"], "give shortest, which crops, or squash"),
+        (["--force-image-size", "32", "48"], r"square, but image_size is \[32, 48\]"),
         (["--batch-size", "9"], "8 pairs are fewer than a batch"),
         (["--accum-freq", "3"], "8 pairs are fewer than a batch"),
     ],
@@ -183,6 +184,15 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
 def test_mistakes_in_the_options(tmp_path: Path, options: list[str], reason: str) -> None:
     with pytest.raises(PallavaError, match=reason):
         pretrain(settings(tmp_path, *options), launch(), lambda line: None)
+
+
+def test_mistakes_in_the_model_are_told_before_a_picture_is_read(tmp_path: Path) -> None:
+    save_pairs(tmp_path)
+    with pytest.raises(PallavaError, match="there are no weights 'none.pt' to start tiny from"):
+        pretrain(settings(tmp_path, pretrained="none.pt"), launch(), lambda line: None)
+    with pytest.raises(PallavaError, match="no plain CLIP ViT"):
+        pretrain(settings(tmp_path, model="RN50"), launch(), lambda line: None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_processes_need_a_batch_each(tmp_path: Path) -> None:
