@@ -122,11 +122,14 @@ def test_killed_and_resumed_it_takes_as_many_steps_and_learns_as_much(tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.smoke
-def test_from_shards_with_readers_and_siglip(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_from_shards_with_readers_and_siglip(tmp_path: Path, processes: int) -> None:
+    """Each of the readers finds just one batch in its shard."""
     save_pairs(tmp_path, 8)
-    words = command(tmp_path, "out", "--batch-size", "4", "--epochs", "2", "--siglip", before=("--shards", "2"))
+    options = ("--batch-size", str(4 // processes), "--epochs", "2", "--siglip")
+    words = command(tmp_path, "out", *options, before=("--shards", str(2 * processes)))
     words[words.index("--workers") + 1] = "2"
-    done = run(words)
+    done = run(words, processes)
     assert done.returncode == 0, done.stderr[-3000:]
     assert steps_taken(tmp_path / "out") == 4
     open_clip.add_model_config(tmp_path / "out" / "open_clip.json")
