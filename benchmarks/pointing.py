@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pallava.errors import PallavaError
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 WORDS = {
     "right_tile": "overview token over it, on its tile",
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="pictures to take (default: all)")
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     options = parser.parse_args(arguments)
+    from pallava.errors import PallavaError
+
     try:
         results = measure(options.demo / "data", options.model or options.demo / "model", options.limit)
     except (PallavaError, FileNotFoundError) as error:

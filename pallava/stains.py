@@ -15,7 +15,8 @@ def change_stains(pixels: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     Args:
         pixels: (3, P, P), values between 0 and 1.
         scale: (3,), of each stain.
-        shift: (3,), in units of natural optical density.
+        shift: (3,), in units of natural optical density, -ln of the intensity; a unit of the decimal one is 2.303 of
+            these. That of a stain is how much there is of its row in the matrix, which is not normalized further.
 
     Returns:
         (3, P, P), between 0 and 1.

@@ -18,8 +18,8 @@ Examples:
   pallava evaluate pa-llava custom --data questions.jsonl --consistency --out mine
   pallava evaluate pa-llava zero-shot --data bach=BACH --out bach
   pallava evaluate plip zero-shot --data bach=BACH --data nct-crc-he=CRC-VAL-HE-7K --out evaluation
-  pallava evaluate epoch_10.pt zero-shot --model-name ViT-B-16 --data tissue --template "an H&E image of {}."
-  pallava evaluate ViT-B-16 retrieval --pretrained openai --data pairs.jsonl --image-folder images
+  pallava evaluate epoch_10.pt zero-shot --model-name ViT-B-16-quickgelu --data tissue --template "an H&E image of {}."
+  pallava evaluate ViT-B-16-quickgelu retrieval --pretrained openai --data pairs.jsonl --image-folder images
 """
 
 import argparse

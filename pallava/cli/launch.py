@@ -38,6 +38,15 @@ def num_processes(environment: Mapping[str, str]) -> int:
     return _number(environment, "NNODES", 1) * _number(environment, "NPROC_PER_NODE", 1)
 
 
+def node_rank(environment: Mapping[str, str]) -> int:
+    """Number of this node among those that train together.
+
+    Raises:
+        PallavaError: The variable is no number.
+    """
+    return _number(environment, "NODE_RANK", 0)
+
+
 def python_command(environment: Mapping[str, str]) -> list[str]:
     """This interpreter, or torchrun by it where the launch variables ask for several processes.
 
@@ -64,7 +73,7 @@ def rendezvous(environment: Mapping[str, str]) -> list[str]:
         )
     return [
         f"--nnodes={nodes}",
-        f"--node_rank={_number(environment, 'NODE_RANK', 0)}",
+        f"--node_rank={node_rank(environment)}",
         f"--nproc_per_node={processes}",
         f"--master_addr={address}",
         f"--master_port={port or free_port()}",

@@ -66,7 +66,9 @@ def _check(options: argparse.Namespace, is_whole: bool, clip: str | None) -> Non
             "encoder's own pretraining."
         )
     if options.text and Path(str(clip)).is_file() and not options.model_name:
-        raise PallavaError(f"{clip} does not say what model it holds: name it by --model-name, such as ViT-B-16.")
+        raise PallavaError(
+            f"{clip} does not say what model it holds: name it by --model-name, such as ViT-B-16-quickgelu."
+        )
     if not options.text and (options.clip or not is_whole):
         raise PallavaError(
             f"Nothing to look for with {clip}: give --text."

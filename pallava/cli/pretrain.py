@@ -1,8 +1,9 @@
 """Trains the encoder, PLIP, by contrast on pairs of image and caption, with open_clip's own trainer.
 
 PAIRS is a JSON list or JSONL of {"image", "caption"}. OUT gets encoder/, which every config and command of pallava
-opens as a visual encoder, and the whole model with its text tower as open_clip.json and open_clip.pt. The same command
-goes on after the last finished epoch of a training that was interrupted.
+opens as a visual encoder, and the whole model with its text tower as open_clip.json and open_clip.pt. Each picture is
+decoded once before the training, and what is broken is left out and counted. The same command goes on after the last
+finished epoch of a training that was interrupted.
 
 What follows `--` goes to open_clip_train as it is: --epochs, --batch-size (of a process), --lr, --precision, --siglip,
 --workers, --grad-checkpointing and whatever else `python -m open_clip_train.main --help` lists. Several processes and
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Trains."""
-    from pallava.cli.launch import build_environment, num_processes, python_command
+    from pallava.cli.launch import build_environment, node_rank, num_processes, python_command
     from pallava.pretraining.run import DEFAULT_MODEL, DEFAULT_WEIGHTS, Launch, Pretraining, TrainerFailed, pretrain
 
     weights = options.pretrained if options.pretrained is not None else "" if options.model else DEFAULT_WEIGHTS
@@ -56,7 +57,12 @@ def run(options: argparse.Namespace) -> int:
         augment=options.augment,
         options=tuple(options.passed_on),
     )
-    launch = Launch(tuple(python_command(os.environ)), build_environment(os.environ), num_processes(os.environ))
+    launch = Launch(
+        tuple(python_command(os.environ)),
+        build_environment(os.environ),
+        num_processes(os.environ),
+        node_rank(os.environ),
+    )
     try:
         encoder = pretrain(settings, launch, sys.stderr.write)
     except TrainerFailed as failed:

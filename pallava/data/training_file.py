@@ -19,7 +19,7 @@ from tqdm import tqdm
 from pallava.data.parallel import batches, map_in_order
 from pallava.data.records import Record, RecordFile
 from pallava.errors import PallavaError
-from pallava.images import ImageError, image_size
+from pallava.images import ImageError, image_size, open_image
 from pallava.prompts import CAPTION_PROMPTS, IMAGE_TOKEN
 
 MAX_PIXELS = 16_777_216
@@ -67,6 +67,7 @@ class _Settings:
     seed: int
     max_pixels: int
     id_prefix: str
+    decodes: bool
 
 
 def write_training_file(
@@ -79,10 +80,11 @@ def write_training_file(
     max_pixels: int = MAX_PIXELS,
     num_workers: int = 1,
     id_prefix: str | None = None,
+    decodes: bool = False,
 ) -> Summary:
     """Writes a training file from a JSON list or JSONL of ``{"image", "caption"}``.
 
-    Of the images only the headers are read. The output appears complete or not at all.
+    Of the images only the headers are read, unless they are decoded. The output appears complete or not at all.
 
     Args:
         source: The pairs.
@@ -91,8 +93,9 @@ def write_training_file(
         prompts: Wordings of the question, one of which is drawn for each row.
         seed: Of the draws.
         max_pixels: Larger images are left out.
-        num_workers: Processes that read headers; the output does not depend on it.
+        num_workers: Processes that read images; the output does not depend on it.
         id_prefix: What ids begin with; the stem of the source's name if None.
+        decodes: Whether to find damage behind the header too, at some hundred times the cost.
 
     Returns:
         Counts of what was written and left out.
@@ -104,7 +107,7 @@ def write_training_file(
     _check_arguments(source, image_folder, output, prompts, num_workers)
     prefix = f"{source.stem}-" if id_prefix is None else id_prefix
     root = str(image_folder.resolve()).rstrip(os.sep) + os.sep
-    settings = _Settings(root, tuple(prompts), seed, max_pixels, prefix)
+    settings = _Settings(root, tuple(prompts), seed, max_pixels, prefix, decodes)
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_name(f".{output.name}.{os.getpid()}.unfinished")
     try:
@@ -151,7 +154,8 @@ def _check_arguments(source: Path, image_folder: Path, output: Path, prompts: Se
 
 def _write(records: RecordFile, path: Path, settings: _Settings, num_workers: int) -> Summary:
     summary = Summary()
-    bar = tqdm(total=records.num_bytes, unit="B", unit_scale=True, desc="dataformat", mininterval=1)
+    desc = "pictures" if settings.decodes else "dataformat"
+    bar = tqdm(total=records.num_bytes, unit="B", unit_scale=True, desc=desc, mininterval=1)
     with bar, path.open("xb") as file:
         make_rows = partial(_make_rows, settings=settings)
         for results in map_in_order(make_rows, batches(records, _BATCH), num_workers):
@@ -180,7 +184,7 @@ def _make_row(record: Record, settings: _Settings) -> bytes:
     name = _name_in_folder(image, settings)
     if not caption:
         raise _LeftOut("empty_caption", f"the caption of '{image}' is empty")
-    _check_image(settings.root + name, settings.max_pixels)
+    _check_image(settings.root + name, settings.max_pixels, decodes=settings.decodes)
     row = {
         "id": f"{settings.id_prefix}{record.index:08d}",
         "image": name,
@@ -231,13 +235,15 @@ def _real_folder(folder: str) -> str:
     return os.path.realpath(folder)
 
 
-def _check_image(path: str, max_pixels: int) -> None:
+def _check_image(path: str, max_pixels: int, *, decodes: bool) -> None:
     try:
         width, height = image_size(path)
+        if width * height > max_pixels:
+            raise _LeftOut("too_large", f"'{path}' has {width} x {height} pixels, more than {max_pixels}")
+        if decodes:
+            open_image(path)
     except ImageError as error:
         raise _LeftOut("unreadable" if os.path.exists(path) else "missing", str(error)) from None  # noqa: PTH110
-    if width * height > max_pixels:
-        raise _LeftOut("too_large", f"'{path}' has {width} x {height} pixels, more than {max_pixels}")
 
 
 def _question(index: int, settings: _Settings) -> str:

@@ -6,7 +6,6 @@ asked again.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 from pallava.data.hashing import file_hash
 from pallava.errors import PallavaError
 from pallava.evaluation.processes import Processes
+from pallava.locks import hold
 
 _FOLDER, _SETTINGS = "answers", "settings.json"
 _DECIDING = (
@@ -130,13 +130,8 @@ class AnswerStore:
 
     def _take(self) -> None:
         """Keeps others off the file, and cuts off a line that a kill has left unfinished."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise PallavaError(
-                f"another evaluation is writing to '{self._folder}': wait for its end, or give another --out"
-            ) from None
+        refusal = f"another evaluation is writing to '{self._folder}': wait for its end, or give another --out"
+        hold(self._file, refusal)
         self._file.seek(0)
         self._file.truncate(self._file.read().rfind(b"\n") + 1)
 

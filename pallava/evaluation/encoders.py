@@ -87,7 +87,7 @@ def load_encoder(
         return _hugging_face_folder(path, device)
     if path.is_file():
         if model_name is None:
-            raise PallavaError(f"{path} is a checkpoint: name its model with --model-name, such as ViT-B-16.")
+            raise PallavaError(f"{path} is a checkpoint: name its model with --model-name, such as ViT-B-16-quickgelu.")
         model, tokenize = _build_open_clip(read_description(model_name), path)
         return from_open_clip(model, tokenize, _own_preprocessing(model), name=path.name, device=device)
     return _named_open_clip(source, pretrained, device)
@@ -119,7 +119,10 @@ def _open_clip_folder(folder: Path, device: str) -> Encoder:
 
     values = next(read_json(folder / name) for name in _DESCRIPTIONS if (folder / name).is_file())
     weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), folder)
-    model, tokenize = _build_open_clip(values.get("model_cfg", values), weights)
+    description = values.get("model_cfg", values)
+    if "text_cfg" not in description:
+        _refuse(folder, "clip_vision_model")
+    model, tokenize = _build_open_clip(description, weights)
     stored = values.get("preprocess_cfg") or _beside(folder)
     preprocessing = PreprocessCfg(**merge_preprocess_dict(_own_preprocessing(model), stored))
     return from_open_clip(model, tokenize, preprocessing, name=folder.name, device=device)
@@ -161,7 +164,9 @@ def _named_open_clip(source: str, pretrained: str | None, device: str) -> Encode
                 f"Which weights of {source}? --pretrained is {pretrained or 'not given'}; open_clip has: "
                 f"{', '.join(tags) or 'none'}."
             )
-        what = {"pretrained": pretrained}
+        # Of weights made with quick-GELU for a model that has GELU, open_clip only warns.
+        is_quick = bool(open_clip.get_pretrained_cfg(source, str(pretrained)).get("quick_gelu"))
+        what = {"pretrained": pretrained, "force_quick_gelu": is_quick}
     try:
         model = open_clip.create_model(source, require_pretrained=True, **what)
     except (OSError, RuntimeError, ValueError) as error:  # what downloading and reading weights raise

@@ -34,6 +34,7 @@ BEGINNINGS: KeyTable = (
     ("ln_final.", "text_model.final_layer_norm."),
     ("transformer.resblocks.", "text_model.encoder.layers."),
     ("logit_scale", "logit_scale"),
+    ("logit_bias", "logit_bias"),  # SigLIP's; it passes through Hugging Face's form, which has no room for it
 )
 BLOCK_PARTS: KeyTable = (
     (".ln_1.", ".layer_norm1."),
@@ -46,6 +47,7 @@ TRANSPOSED: KeyTable = (
     ("visual.proj", "visual_projection.weight"),
     ("text_projection", "text_projection.weight"),
 )
+_VISION = ("visual.", "vision_model.", "visual_projection.")  # what the tower's keys begin with, in every form
 _POSITION_IDS = "vision_model.embeddings.position_ids"  # a buffer that the published file holds
 _POSITIONS = "vision_model.embeddings.position_embedding.weight"
 _ACTIVATIONS = {False: "gelu", True: "quick_gelu"}
@@ -75,6 +77,11 @@ def form_of(state: Mapping[str, Tensor]) -> Form:
     )
 
 
+def vision_tower(state: Mapping[str, Tensor]) -> StateDict:
+    """The vision tower out of a state dict of any form, with its projection where there is one."""
+    return {key: value for key, value in state.items() if key.startswith(_VISION)}
+
+
 def convert_state(state: Mapping[str, Tensor], to: Form) -> StateDict:
     """Converts the weights of a CLIP, or of its vision tower alone, to another form.
 
@@ -86,6 +93,13 @@ def convert_state(state: Mapping[str, Tensor], to: Form) -> StateDict:
         PallavaError: A key is in no table, or the other form has no place for it.
     """
     form = form_of(state)
+    if to == "published":
+        state = vision_tower(state)
+    elif to == "huggingface" and "logit_bias" in state:
+        raise PallavaError(
+            "these weights were trained with SigLIP's loss: a Hugging Face CLIP has no place for logit_bias. "
+            "Convert to the published form, which is the vision tower alone."
+        )
     if form == "open_clip":
         state = open_clip_to_huggingface(state)
     elif form == "published":
@@ -101,11 +115,6 @@ def open_clip_to_huggingface(state: Mapping[str, Tensor]) -> StateDict:
     Raises:
         PallavaError: A key is in no table.
     """
-    if "logit_bias" in state:
-        raise PallavaError(
-            "these weights were trained with SigLIP's loss: a Hugging Face CLIP has no place for logit_bias. "
-            "Convert to the published form, which is the vision tower alone."
-        )
     projections, result = dict(TRANSPOSED), {}
     for key, value in state.items():
         key = key.removeprefix("text.")  # where open_clip built the text tower as a module of its own
@@ -161,8 +170,8 @@ def huggingface_vision_config(description: Mapping[str, Any]) -> CLIPVisionConfi
     return CLIPVisionConfig(
         **_tower_sizes(tower, description),
         num_attention_heads=tower["width"] // tower["head_width"],
-        image_size=tower["image_size"],
-        patch_size=tower["patch_size"],
+        image_size=_side(tower, "image_size"),
+        patch_size=_side(tower, "patch_size"),
     )
 
 
@@ -253,6 +262,15 @@ def _sizes(description: Mapping[str, Any], part: str, sizes: set[str]) -> dict[s
         found = ", ".join(f"{key}={given[key]}" for key in sorted(other)) or f"layers={given['layers']}"
         raise PallavaError(f"no plain CLIP ViT, as the encoder must be: its {part} has {found}")
     return given
+
+
+def _side(tower: Mapping[str, Any], name: str) -> int:
+    """A side in pixels, which open_clip takes as a pair of height and width too."""
+    value = tower[name]
+    sides = value if isinstance(value, list | tuple) else (value, value)
+    if len(sides) != 2 or sides[0] != sides[1] or type(sides[0]) is not int or sides[0] < 1:
+        raise PallavaError(f"the encoder's tiles and patches are square, but {name} is {value}: give one number")
+    return sides[0]
 
 
 def _tower_sizes(tower: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:

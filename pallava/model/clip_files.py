@@ -27,6 +27,7 @@ from pallava.model.clip_conversion import (
     huggingface_config,
     huggingface_vision_config,
     open_clip_description,
+    vision_tower,
 )
 from pallava.model.state_dicts import StateDict, load_strictly
 from pallava.model.vision import find_image_processor, make_image_processor
@@ -73,11 +74,12 @@ def convert_encoder(source: str | os.PathLike[str], out: str | os.PathLike[str],
     return out
 
 
-def read_description(model: str) -> dict[str, Any]:
+def read_description(model: str, *, has_text: bool = True) -> dict[str, Any]:
     """The description of an open_clip model.
 
     Args:
         model: open_clip's name of it, or a JSON file.
+        has_text: Whether the file must describe a text tower, which a vision tower alone has not.
 
     Raises:
         PallavaError: There is no such name, or the file is no such description.
@@ -93,7 +95,8 @@ def read_description(model: str) -> dict[str, Any]:
         described = json.loads(Path(model).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise PallavaError(f"cannot read the model description {model}: {error}") from None
-    missing = {"embed_dim", "vision_cfg", "text_cfg"} - (described.keys() if isinstance(described, dict) else set())
+    required = {"embed_dim", "vision_cfg", "text_cfg"} if has_text else {"embed_dim", "vision_cfg"}
+    missing = required - (described.keys() if isinstance(described, dict) else set())
     if missing:
         raise PallavaError(f"{model} describes no open_clip model: {', '.join(sorted(missing))} missing")
     return described
@@ -113,9 +116,8 @@ def load_projected_vision(source: str | os.PathLike[str], model: str = "") -> CL
     vision = config.vision_config if isinstance(config, CLIPConfig) else config
     if isinstance(config, CLIPConfig):
         vision.projection_dim = config.projection_dim
-    parts = ("vision_model.", "visual_projection.")
-    state = {k: v.float() for k, v in convert_state(state, "huggingface").items() if k.startswith(parts)}
-    state = {key: value for key, value in state.items() if not key.endswith(".position_ids")}
+    state = convert_state(vision_tower(state), "huggingface")
+    state = {key: value.float() for key, value in state.items() if not key.endswith(".position_ids")}
     if "visual_projection.weight" not in state:
         raise PallavaError(f"{source} is a vision tower alone: it shares no space with texts. Give the whole CLIP.")
     with init_empty_weights(include_buffers=False):
@@ -142,9 +144,11 @@ def _read(source: Path, model: str) -> tuple[StateDict, AnyConfig]:
     if form_of(state) != "open_clip":
         raise PallavaError(f"{source} is no open_clip checkpoint, and there is no config.json that describes it")
     if not model:
-        raise PallavaError(f"{source} does not say what model it holds: name it by --model, such as --model ViT-B-16")
-    described = read_description(model)
+        raise PallavaError(
+            f"{source} does not say what model it holds: name it by --model, such as --model ViT-B-16-quickgelu"
+        )
     has_text = "token_embedding.weight" in state or "text.token_embedding.weight" in state
+    described = read_description(model, has_text=has_text)
     return state, huggingface_config(described) if has_text else huggingface_vision_config(described)
 
 
@@ -170,6 +174,8 @@ def _write_huggingface(state: StateDict, config: AnyConfig, folder: Path) -> Non
 
 def _write_open_clip(state: StateDict, config: AnyConfig, folder: Path) -> None:
     described = open_clip_description(config)
+    if "logit_bias" in state:  # without it open_clip builds a model that has no bias to load
+        described["init_logit_bias"] = state["logit_bias"].item()
     (folder / DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     torch.save(state, folder / WEIGHTS)
 

@@ -1,5 +1,6 @@
 """Vision transformers of timm as encoders: UNI, Virchow2, H-optimus and the like are timm names."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,7 +109,8 @@ def open_timm(
 
     Args:
         name: Such as ``vit_small_patch16_224`` or ``hf-hub:MahmoodLab/UNI``.
-        checkpoint: Weights in a file or folder; default: those that timm downloads.
+        checkpoint: Weights in a file or folder; default: those that timm downloads. Where ``img_size`` is given their
+            position embeddings are resampled to it, as timm does with its own.
         pretrained: Whether to fetch timm's weights where there is no checkpoint; without, they are random.
         **model_args: Passed on to `timm.create_model`; layer classes by their name in `timm.layers`.
 
@@ -118,7 +120,7 @@ def open_timm(
     if checkpoint is None:
         return _wrap(_create(name, model_args, pretrained=pretrained), name, model_args)
     encoder = _wrap(_create(name, model_args), name, model_args)
-    _load(encoder, read_weights(checkpoint), checkpoint)
+    _load(encoder, read_weights(checkpoint), checkpoint, resamples="img_size" in model_args)
     return encoder
 
 
@@ -128,9 +130,9 @@ def open_timm_folder(folder: Path, description: Mapping[str, Any], **model_args:
     Raises:
         PallavaError: timm has no such vision transformer, or the weights do not fit.
     """
-    model_args = {**description.get("model_args", {}), **model_args}
-    encoder = _wrap(_create(description["architecture"], model_args), description["architecture"], model_args)
-    _load(encoder, read_weights(folder), folder)
+    args = {**description.get("model_args", {}), **model_args}
+    encoder = _wrap(_create(description["architecture"], args), description["architecture"], args)
+    _load(encoder, read_weights(folder), folder, resamples="img_size" in model_args)
     return encoder
 
 
@@ -234,8 +236,20 @@ def _own_args(name: str, model: Any) -> dict[str, Any]:
     return {key: value for key, value in own.items() if key != "num_classes"}
 
 
-def _load(encoder: TimmEncoder, state: StateDict, source: object) -> None:
+def _load(encoder: TimmEncoder, state: StateDict, source: object, *, resamples: bool) -> None:
     state = {key.removeprefix("timm_model."): value for key, value in state.items()}
     own = encoder.timm_model.state_dict().keys()
     state = {key: value for key, value in state.items() if key in own or not key.startswith(_HEADS)}
+    if resamples and "pos_embed" in state:
+        state["pos_embed"] = _resample(state["pos_embed"], encoder.timm_model)
     load_strictly(encoder.timm_model, state, source=source)
+
+
+def _resample(positions: Tensor, model: Any) -> Tensor:
+    """Position embeddings (1, T, D) for the model's grid; what comes from no square grid stays, and will not fit."""
+    from timm.layers import resample_abs_pos_embed
+
+    num_others = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
+    if positions.ndim != 3 or not math.sqrt(max(positions.shape[1] - num_others, 0)).is_integer():
+        return positions
+    return resample_abs_pos_embed(positions, model.patch_embed.grid_size, num_prefix_tokens=num_others)

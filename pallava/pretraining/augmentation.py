@@ -10,8 +10,10 @@ class PathologyAugmentation:
     """A random one of the square's eight symmetries, and a random change of each stain.
 
     Args:
-        strength: Each stain's density is scaled by up to 1 +- strength, and shifted by up to strength: "HED-light" of
-            Tellez et al. 2019 (https://arxiv.org/abs/1902.06543).
+        strength: Each stain's density is scaled by up to 1 +- strength, and shifted by up to strength, in natural
+            optical density (as `change_stains` has it): a shift of 0.05 of one stain changes intensities by 5 % at
+            most. It is one number for both as in Tellez et al. 2019 (https://arxiv.org/abs/1902.06543), but not the
+            strength of their "HED-light" of 0.05, since a shift there is in the unit of another separation of stains.
     """
 
     def __init__(self, strength: float = 0.05) -> None:

@@ -31,7 +31,8 @@ def export(out: Path, description: Mapping[str, Any], preprocessing: Mapping[str
         preprocessing: open_clip's: ``size``, ``mean``, ``std``, ``interpolation`` and ``resize_mode``.
     """
     state = read_weights(out / LATEST)
-    (out / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    (out / f".{DESCRIPTION}.unfinished").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    (out / f".{DESCRIPTION}.unfinished").replace(out / DESCRIPTION)
     torch.save(state, out / f".{WEIGHTS}.unfinished")
     (out / f".{WEIGHTS}.unfinished").replace(out / WEIGHTS)
     encoder = CLIPVisionModel(huggingface_vision_config(description))

@@ -7,10 +7,12 @@ import tarfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from pallava.data.hashing import file_hash
+from pallava.data.parallel import default_num_workers
 from pallava.data.training_file import Summary, write_training_file
 from pallava.errors import PallavaError
 from pallava.images import open_image
@@ -24,6 +26,8 @@ _COPIED_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}  # those that open_clip ta
 
 def write_pairs(source: Path, image_folder: Path, folder: Path, num_shards: int = 0) -> int:
     """Writes ``pairs.tsv``, and shards if asked for; does nothing where they stand already.
+
+    Every picture is decoded once, so that none is found broken in the middle of a training.
 
     Args:
         source: A JSON list or JSONL of ``{"image", "caption"}``.
@@ -40,21 +44,24 @@ def write_pairs(source: Path, image_folder: Path, folder: Path, num_shards: int 
     made_from = {
         "pairs": hash_of(source),
         "image_folder": str(image_folder.resolve()),
-        "shards": num_shards,
     }
     note = folder / _NOTE
-    if note.is_file():
-        before = json.loads(note.read_text(encoding="utf-8"))
-        if all(before.get(key) == value for key, value in made_from.items()):
-            return int(before["num_pairs"])
-    folder.mkdir(parents=True, exist_ok=True)
-    summary = _write_table(source, image_folder, folder)
-    if num_shards:
-        _write_shards(folder, num_shards)
-    left_out = {reason: count for reason, count in summary.left_out.items() if count}
-    content = {**made_from, "num_pairs": summary.num_written, "left_out": left_out}
-    _replace(note, (json.dumps(content, indent=2) + "\n").encode())
-    return summary.num_written
+    content = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    if any(content.get(key) != value for key, value in made_from.items()):
+        folder.mkdir(parents=True, exist_ok=True)
+        summary = _write_table(source, image_folder, folder)
+        left_out = {reason: count for reason, count in summary.left_out.items() if count}
+        content = {**made_from, "shards": None, "num_pairs": summary.num_written, "left_out": left_out}
+    if content["shards"] != num_shards:
+        _write_note(folder, {**content, "shards": 0})  # whatever shards there are, they do not count from here on
+        if num_shards:
+            _write_shards(folder, num_shards)
+            _write_note(folder, {**content, "shards": num_shards})
+    return int(content["num_pairs"])
+
+
+def _write_note(folder: Path, content: dict[str, Any]) -> None:
+    _replace(folder / _NOTE, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def left_out(folder: Path) -> dict[str, int]:
@@ -81,7 +88,8 @@ def _write_table(source: Path, image_folder: Path, folder: Path) -> Summary:
     unfinished = rows.with_suffix(".unfinished")
     root = image_folder.resolve()
     try:
-        summary = write_training_file(source, image_folder, rows)
+        workers = default_num_workers()
+        summary = write_training_file(source, image_folder, rows, decodes=True, num_workers=workers)
         with rows.open(encoding="utf-8") as lines, unfinished.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, delimiter="\t")
             writer.writerow(COLUMNS)

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from pallava.errors import PallavaError
+from pallava.locks import hold
 from pallava.pretraining.pairs import SHARDS, TABLE, hash_of, left_out, write_pairs
 
 DEFAULT_MODEL, DEFAULT_WEIGHTS = "ViT-B-16-quickgelu", "openai"
 """The published shape, ViT-B/16 at 224, from CLIP's weights."""
 RUN = "run"
+ENDS_WITH_STDIN = "PALLAVA_ENDS_WITH_STDIN"
+"""In the environment of a trainer whose stdin is held open by the process that started it."""
 _SETTINGS = "pretraining.json"
 _LATEST = Path(RUN, "checkpoints", "epoch_latest.pt")
 _PREPARED = ("pairs", SHARDS, ".")
@@ -72,11 +75,13 @@ class Launch:
         command: What starts a Python module: an interpreter, or torchrun.
         environment: Of the processes.
         processes: How many there are, on all nodes.
+        node: Number of this one.
     """
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
     processes: int = 1
+    node: int = 0
 
 
 def pretrain(settings: Pretraining, launch: Launch, on_line: Callable[[str], object]) -> Path:
@@ -91,7 +96,7 @@ def pretrain(settings: Pretraining, launch: Launch, on_line: Callable[[str], obj
         The encoder's folder.
 
     Raises:
-        PallavaError: A mistake in the settings or in the data.
+        PallavaError: A mistake in the settings or in the data, or another run trains in the folder now.
         TrainerFailed: The trainer failed otherwise.
     """
     parsed = _parse(settings)
@@ -101,6 +106,19 @@ def pretrain(settings: Pretraining, launch: Launch, on_line: Callable[[str], obj
     if (encoder / "config.json").is_file():
         on_line(f"{encoder} is there already\n")
         return encoder
+    _check_model(settings, parsed)
+    with _taken(settings.out, launch.node):
+        _train(settings, launch, parsed, content, on_line)
+    return encoder
+
+
+def _train(
+    settings: Pretraining,
+    launch: Launch,
+    parsed: argparse.Namespace,
+    content: Mapping[str, Any],
+    on_line: Callable[[str], object],
+) -> None:
     num_pairs = write_pairs(settings.pairs, settings.image_folder, settings.out, settings.shards)
     steps = count_steps(num_pairs, parsed, launch.processes, settings.shards)
     (settings.out / _SETTINGS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -108,22 +126,27 @@ def pretrain(settings: Pretraining, launch: Launch, on_line: Callable[[str], obj
         on_line(f"{count} pairs are left out: {reason}\n")
     on_line(f"{num_pairs} pairs, {steps} steps in {parsed.epochs} epochs of {parsed.batch_size * launch.processes}\n")
     _run([*launch.command, *_words(settings, parsed, steps)], launch.environment, on_line)
-    return encoder
+
+
+@contextlib.contextmanager
+def _taken(out: Path, node: int) -> Iterator[None]:
+    """Keeps other runs off the folder; each node of a training takes it for itself."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / f".node_{node}.lock").open("ab") as file:
+        hold(file, f"another run trains in '{out}' now: wait for its end, or give another folder")
+        yield
 
 
 def count_steps(num_pairs: int, parsed: argparse.Namespace, processes: int, shards: int) -> int:
     """Optimizer steps of the whole training, as the trainer will count them.
 
     Raises:
-        PallavaError: There are fewer pairs than a batch, or fewer shards than readers.
+        PallavaError: There are fewer pairs than a batch, for any reader of shards too, or fewer shards than readers.
     """
     batch, readers = parsed.batch_size, max(1, parsed.workers)
     if shards:
-        if shards < parsed.workers * processes:
-            raise PallavaError(
-                f"{shards} shards are too few for {processes} processes of {parsed.workers} readers each: write at "
-                f"least {parsed.workers * processes} by --shards, or lower --workers"
-            )
+        if not parsed.dataset_resampled:
+            _check_readers(num_pairs, batch, readers * processes, shards)
         batches = math.ceil(math.ceil(num_pairs / (batch * processes)) / readers) * readers
     else:
         batches = math.ceil(num_pairs / processes) // batch
@@ -133,6 +156,24 @@ def count_steps(num_pairs: int, parsed: argparse.Namespace, processes: int, shar
             f"{parsed.accum_freq} times a step; lower --batch-size"
         )
     return int(batches // parsed.accum_freq * parsed.epochs)
+
+
+def _check_readers(num_pairs: int, batch: int, readers: int, shards: int) -> None:
+    """A reader gives whole batches of its own shards alone, and would look for the first one for ever."""
+    if shards < readers:
+        raise PallavaError(
+            f"{shards} shards are too few for {readers} readers, a process's own --workers or one: write at least "
+            f"{readers} by --shards, or lower --workers"
+        )
+    size, num_larger = divmod(num_pairs, shards)
+    fewest = shards // readers  # shards of a reader; in some epoch those that are smaller by one
+    least = fewest * size + max(0, fewest - (shards - num_larger))
+    if least < batch:
+        raise PallavaError(
+            f"{num_pairs} pairs in {shards} shards are too few for {readers} readers: a reader may find only {least} "
+            f"pairs in its shards, fewer than a batch of {batch}; lower --workers or --batch-size, or write another "
+            f"number of --shards, best a multiple of {readers}"
+        )
 
 
 def _parse(settings: Pretraining) -> argparse.Namespace:
@@ -156,6 +197,13 @@ def _parse(settings: Pretraining) -> argparse.Namespace:
             "an encoder's preprocessing cannot say --image-resize-mode longest; give shortest, which crops, or squash"
         )
     return parsed
+
+
+def _check_model(settings: Pretraining, parsed: argparse.Namespace) -> None:
+    """Tells of a mistake now that the trainer would find when all pictures are read."""
+    from pallava.pretraining.description import describe
+
+    describe(settings.model, settings.pretrained, parsed)
 
 
 def _content(settings: Pretraining, launch: Launch) -> dict[str, Any]:
@@ -221,7 +269,8 @@ def _words(settings: Pretraining, parsed: argparse.Namespace, steps: int) -> lis
 def _run(command: Sequence[str], environment: Mapping[str, str], on_line: Callable[[str], object]) -> None:
     process = subprocess.Popen(
         command,
-        env={**environment, "PYTHONUNBUFFERED": "1"},
+        env={**environment, "PYTHONUNBUFFERED": "1", ENDS_WITH_STDIN: "1"},
+        stdin=subprocess.PIPE,  # nothing is written: its end tells the trainer of ours, which nothing else does
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -230,7 +279,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str], on_line: Callab
     assert process.stdout is not None
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     sentence, is_torchruns = "", False
-    with _ended_with_us(process):
+    with process, _ended_with_us(process):
         for line in process.stdout:
             on_line(line)
             if line.startswith("error: ") and not sentence:

@@ -4,16 +4,17 @@ Started by `pallava.pretraining.run`, by torchrun where there are several.
 """
 
 import argparse
-import json
+import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pallava.errors import PallavaError
-from pallava.model.clip_conversion import huggingface_vision_config
-from pallava.model.clip_files import read_description
+from pallava.pretraining.description import describe
 from pallava.pretraining.export import export
+from pallava.pretraining.run import ENDS_WITH_STDIN
 
 USER_ERROR = 2
 
@@ -27,6 +28,8 @@ def main(words: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
+    if os.environ.get(ENDS_WITH_STDIN):
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
     split = list(words).index("--")
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
@@ -41,6 +44,16 @@ def main(words: Sequence[str]) -> int:
             message = message.splitlines()[-1].split("Error: ", 1)[-1]
         sys.stderr.write(f"error: {message}\n")
         return USER_ERROR
+
+
+def _end_with_stdin() -> None:
+    """Ends this process when the one that started the training is gone, however it went.
+
+    A training left alone would go on beside the run that follows. torchrun's processes share its stdin.
+    """
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os._exit(1)
 
 
 def train(out: Path, arguments: Sequence[str], description: Path | None, *, augment: bool) -> int:
@@ -60,10 +73,11 @@ def train(out: Path, arguments: Sequence[str], description: Path | None, *, augm
     # Of an option given twice the last counts: these are defaults.
     words = ["--device", device, "--precision", "amp" if device == "cuda" else "fp32", *arguments]
     parsed = parse_args(words)
-    described = describe(parsed, read_description(str(description or parsed.model)))
+    described = describe(str(description or parsed.model), parsed.pretrained, parsed)
+    if described.get("quick_gelu"):
+        words.append("--force-quick-gelu")
     if description is not None:
         open_clip.add_model_config(description)
-    _check_weights(parsed.model, parsed.pretrained)
     built: list[Any] = []
     hooks.install(
         augmentation=PathologyAugmentation() if augment else None,
@@ -79,39 +93,6 @@ def train(out: Path, arguments: Sequence[str], description: Path | None, *, augm
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return 1 if code else 0
-
-
-def describe(parsed: argparse.Namespace, described: dict[str, Any]) -> dict[str, Any]:
-    """The description of the model with what the trainer's options change in it.
-
-    Raises:
-        PallavaError: It is no plain CLIP ViT, which the encoder must be.
-    """
-    described = json.loads(json.dumps(described))  # a copy, to its depth
-    if parsed.force_image_size:
-        size = parsed.force_image_size
-        described["vision_cfg"]["image_size"] = size[0] if len(size) == 1 else size
-    if parsed.force_context_length:
-        described["text_cfg"]["context_length"] = parsed.force_context_length
-    if parsed.force_quick_gelu:
-        described["quick_gelu"] = True
-    if parsed.force_custom_text:
-        described["custom_text"] = True
-    if parsed.siglip:
-        described["init_logit_bias"] = -10  # as the trainer does; without it the model has no bias to load
-    huggingface_vision_config(described)
-    return described
-
-
-def _check_weights(model: str, pretrained: str) -> None:
-    import open_clip
-
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    if pretrained and pretrained not in tags and not Path(pretrained).is_file():
-        raise PallavaError(
-            f"there are no weights {pretrained!r} to start {model} from: it is no file, and open_clip's tags are "
-            f"{', '.join(tags) or 'none'}. Name one of them by --pretrained, or 'none' to start from random weights."
-        )
 
 
 if __name__ == "__main__":

@@ -94,6 +94,16 @@ def test_where_a_text_is_true(folder: Path, drawn: list[Panel]) -> None:
     assert gland.heat.std() > 0
 
 
+def test_a_clip_trained_by_siglips_loss_shows_the_same(folder: Path, drawn: list[Panel]) -> None:
+    state = torch.load(folder / "clip" / "open_clip.pt")
+    (folder / "siglip").mkdir()
+    torch.save({**state, "logit_bias": torch.tensor(-10.0)}, folder / "siglip" / "open_clip.pt")
+    (folder / "siglip" / "open_clip.json").write_text(json.dumps({**CLIP, "init_logit_bias": -10}))
+    for name in ("siglip", "clip"):
+        assert run(folder, "merged", "--clip", str(folder / name), "--text", "a gland") == 0
+    np.testing.assert_array_equal(drawn[4].heat, drawn[9].heat)
+
+
 def test_a_clip_alone_writes_a_picture(folder: Path) -> None:
     for ending in ("png", "svg"):
         assert run(folder, "clip", "--text", "a gland", out=f"new/look.{ending}") == 0

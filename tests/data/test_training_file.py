@@ -111,6 +111,19 @@ def test_each_reason_is_counted_and_has_its_position(folder: Path):
     assert json.loads(json.dumps(summary.to_dict()))["num_written"] == 1
 
 
+def test_damage_behind_the_header_is_found_where_pictures_are_decoded(folder: Path):
+    whole = Image.effect_noise((40, 40), 60)
+    for name in ("cut.png", "cut.jpg"):
+        whole.save(folder / name)
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) * 2 // 3])
+    records = [pair(), pair("cut.png"), pair("cut.jpg"), pair("none.png")]
+    assert len(write(folder, records)[0]) == 3
+    rows, summary = write(folder, records, decodes=True)
+    assert [row["image"] for row in rows] == ["a.png"]
+    assert (summary.left_out["unreadable"], summary.left_out["missing"]) == (2, 1)
+
+
 def test_an_image_of_just_the_limit_stays(folder: Path):
     assert len(write(folder, [pair()], max_pixels=48)[0]) == 1
     with pytest.raises(PallavaError, match=r"no row to write .* of 1 records all are left out \(1 too_large\)"):

@@ -92,6 +92,29 @@ def test_siglip_weights_open(folders: dict[str, Path], tmp_path: Path):
     assert load_encoder(str(folder)).logit_scale == pytest.approx(1 / 0.07, rel=1e-4)
 
 
+@torch.inference_mode()
+def test_a_name_computes_as_its_weights_were_made(
+    folders: dict[str, Path], picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import open_clip
+    from open_clip import pretrained
+
+    (tmp_path / "plain.json").write_text(json.dumps(DESCRIPTION))
+    open_clip.add_model_config(tmp_path / "plain.json")
+    weights = str(folders["open_clip"] / "open_clip.pt")
+    tags = {"quick": {"url": "none", "quick_gelu": True}, "gelu": {"url": "none"}}
+    monkeypatch.setitem(pretrained._PRETRAINED, "plain", tags)
+    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_, **__: weights)
+    found = {tag: load_encoder("plain", pretrained=tag) for tag in tags}
+    pixels, tokenize = found["gelu"].preprocess(picture)[None], open_clip.get_tokenizer("plain")
+    for tag, encoder in found.items():
+        model, tokens = open_clip.CLIP(**DESCRIPTION, quick_gelu=tag == "quick").eval(), tokenize(TEXTS)
+        model.load_state_dict(torch.load(weights))
+        torch.testing.assert_close(encoder.encode_image(pixels), model.encode_image(pixels))
+        torch.testing.assert_close(encoder.encode_text(TEXTS), model.encode_text(tokens))
+    assert (found["quick"].encode_image(pixels) - found["gelu"].encode_image(pixels)).abs().max() > 1e-4
+
+
 def test_identity_is_of_content_and_of_what_weights_do_not_show(folders: dict[str, Path], tmp_path: Path):
     def changed(name: str, **values: object) -> str:
         folder = Path(shutil.copytree(folders["open_clip"], tmp_path / name))
@@ -115,11 +138,15 @@ def test_what_is_no_encoder_is_refused(folders: dict[str, Path], tmp_path: Path)
     (tmp_path / "pallava" / "config.json").write_text('{"model_type": "pallava"}')
     (tmp_path / "tower").mkdir()
     (tmp_path / "tower" / "config.json").write_text('{"model_type": "clip_vision_model"}')
+    (tmp_path / "own_tower").mkdir()
+    described = {key: value for key, value in DESCRIPTION.items() if key != "text_cfg"}
+    (tmp_path / "own_tower" / "open_clip.json").write_text(json.dumps(described))
     (tmp_path / "empty").mkdir()
     assert model_kind(str(tmp_path / "pallava")) == "pallava"
     assert model_kind(str(folders["hugging_face"])) == model_kind("ViT-B-16") == "encoder"
     for source, reason in {
         str(tmp_path / "tower"): "vision tower alone",
+        str(tmp_path / "own_tower"): "vision tower alone",
         str(tmp_path / "empty"): "neither config.json nor an open_clip description",
         "nowhere": "open_clip knows no such name",
         "ViT-B-16": "--pretrained is not given; open_clip has: openai",

@@ -122,6 +122,18 @@ def test_other_models_are_refused(vision: dict, reason: str) -> None:
         conversion.huggingface_config({**description(False), "vision_cfg": {**VISION, **vision}})
 
 
+def test_a_square_may_be_described_by_both_sides() -> None:
+    sides = {"image_size": [32, 32], "patch_size": (16, 16)}
+    config = conversion.huggingface_vision_config({**description(False), "vision_cfg": {**VISION, **sides}})
+    assert (config.image_size, config.patch_size) == (32, 16)
+
+
+@pytest.mark.parametrize("size", [[32, 48], [32, 32, 48], [], "32", 0, 32.0])
+def test_what_is_no_square_is_refused(size: object) -> None:
+    with pytest.raises(PallavaError, match=r"square, but image_size is .*: give one number"):
+        conversion.huggingface_vision_config({**description(False), "vision_cfg": {**VISION, "image_size": size}})
+
+
 def test_what_open_clip_cannot_build_is_refused() -> None:
     with pytest.raises(PallavaError, match="activation 'relu'"):
         conversion.open_clip_description(CLIPVisionConfig(hidden_act="relu"))

@@ -1,5 +1,6 @@
 """A CLIP goes through every form on disk and comes back; what cannot is told in a sentence."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from pallava.errors import PallavaError
 from pallava.model import load_image_processor, load_plip
 from pallava.model.checkpoints import read_weights
 from pallava.model.clip_conversion import FORMS as ALL_FORMS
-from pallava.model.clip_files import convert_encoder
+from pallava.model.clip_conversion import Form, open_clip_description
+from pallava.model.clip_files import WEIGHTS, _read, convert_encoder
 from tests.model import golden
 from tests.model.test_clip_conversion import PIXELS, TEXT, assert_same, description, random_clip
 
@@ -52,6 +54,51 @@ def test_the_published_folder_to_hugging_face_and_back(tmp_path: Path) -> None:
     convert_encoder(tmp_path / "0", back, "published")
     assert_same(read_weights(back), read_weights(published))
     assert load_plip(back).config.hidden_act == load_plip(published).config.hidden_act == "quick_gelu"
+
+
+@pytest.mark.parametrize(
+    ("is_whole", "start", "through"),
+    [
+        *((False, *pair) for pair in itertools.product(ALL_FORMS, ALL_FORMS)),
+        *((True, *pair) for pair in itertools.product(("open_clip", "huggingface"), repeat=2)),
+    ],
+)
+def test_from_every_form_to_every_other_and_back(
+    is_whole: bool, start: Form, through: Form, checkpoint: Path, tmp_path: Path
+) -> None:
+    folders = [tmp_path / name for name in ("start", "through", "back")]
+    if is_whole:
+        convert_encoder(checkpoint, folders[0], start, str(checkpoint.with_name("tiny.json")))
+    else:
+        convert_encoder(golden.published_plip_folder(tmp_path / "plip"), folders[0], start)
+    convert_encoder(folders[0], folders[1], through)
+    convert_encoder(folders[1], folders[2], start)
+    first, last = (read_weights(folder / WEIGHTS if start == "open_clip" else folder) for folder in folders[::2])
+    assert_same(last, first)
+    first, last = (open_clip_description(_read(folder, "")[1]) for folder in folders[::2])
+    assert last == first
+    assert ("text_cfg" in first) == is_whole
+
+
+def test_weights_of_siglips_loss(tmp_path: Path) -> None:
+    described = {**description(True), "init_logit_bias": -10.0}
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(**described).eval()
+    (tmp_path / "plip").mkdir()
+    (tmp_path / "plip" / "open_clip.json").write_text(json.dumps(described))
+    torch.save(clip.state_dict(), tmp_path / "plip" / WEIGHTS)
+    with pytest.raises(PallavaError, match="no place for logit_bias. Convert to the published form"):
+        convert_encoder(tmp_path / "plip", tmp_path / "hf", "huggingface")
+    convert_encoder(tmp_path / "plip", tmp_path / "published", "published")
+    clip.visual.proj = None
+    with torch.no_grad():
+        found = load_plip(tmp_path / "published")(PIXELS).pooler_output
+        torch.testing.assert_close(found, clip.visual(PIXELS), atol=1e-5, rtol=0)
+    convert_encoder(tmp_path / "plip", tmp_path / "again", "open_clip")
+    again = open_clip.CLIP(**json.loads((tmp_path / "again" / "open_clip.json").read_text()))
+    again.load_state_dict(torch.load(tmp_path / "again" / WEIGHTS, weights_only=True))
+    assert again.logit_bias is not None
+    assert_same(read_weights(tmp_path / "again" / WEIGHTS), read_weights(tmp_path / "plip" / WEIGHTS))
 
 
 def test_the_preprocessing_goes_along(tmp_path: Path) -> None:

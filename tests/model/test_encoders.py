@@ -241,6 +241,19 @@ def test_a_timm_model_of_a_hub_keeps_what_the_hub_added(tmp_path: Path) -> None:
     torch.testing.assert_close(patch_tokens(model, pixels_of()), patch_tokens(encoder, pixels_of()))
 
 
+def test_timm_weights_take_another_tile_size_as_timm_does_it(tmp_path: Path) -> None:
+    source, options = save_encoder("timm_name", tmp_path)
+    encoder = load_encoder(source, **{**options, "img_size": 48})
+    classes = {**TIMM_ARGS, "mlp_layer": timm.layers.SwiGLUPacked, "img_size": 48}
+    file = {"file": options["checkpoint"]}
+    theirs = timm.create_model(NAME, num_classes=0, pretrained=True, pretrained_cfg_overlay=file, **classes)
+    torch.testing.assert_close(encoder.timm_model.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+    assert num_tokens(encoder.config) == 36
+    del options["img_size"]  # nobody asked for another size than the weights'
+    with pytest.raises(PallavaError, match="1 reshaped: pos_embed"):
+        load_encoder(source, **options)
+
+
 @pytest.mark.parametrize(
     ("source", "options", "said"),
     [

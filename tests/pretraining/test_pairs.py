@@ -12,6 +12,7 @@ import webdataset
 from PIL import Image
 
 from pallava.errors import PallavaError
+from pallava.pretraining import pairs as module
 from pallava.pretraining.hooks import read_picture
 from pallava.pretraining.pairs import left_out, write_pairs
 from tests.odd_pictures import write_odd_pictures
@@ -64,12 +65,14 @@ def test_captions_stay_text(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_used_is_counted(tmp_path: Path) -> None:
-    save_pairs(tmp_path, 2)
+    save_pairs(tmp_path, 3)
+    broken = tmp_path / "images" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:-60])
     rows = json.loads((tmp_path / "pairs.json").read_text())
     rows += [{"image": "none.png", "caption": "gone"}, {"image": "0.png", "caption": " "}]
     (tmp_path / "pairs.json").write_text(json.dumps(rows))
     assert write_pairs(tmp_path / "pairs.json", tmp_path / "images", tmp_path / "out") == 2
-    assert left_out(tmp_path / "out") == {"missing": 1, "empty_caption": 1}
+    assert left_out(tmp_path / "out") == {"missing": 1, "unreadable": 1, "empty_caption": 1}
 
 
 def test_pairs_are_written_again_only_if_something_changed(tmp_path: Path) -> None:
@@ -82,6 +85,21 @@ def test_pairs_are_written_again_only_if_something_changed(tmp_path: Path) -> No
     pairs.write_text(json.dumps(json.loads(pairs.read_text())[:2]))
     assert write_pairs(pairs, tmp_path / "images", tmp_path / "out") == 2
     assert table.read_text() != "kept"
+
+
+def test_another_number_of_shards_reads_no_picture_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = save_pairs(tmp_path, 4)[0], tmp_path / "images", tmp_path / "out"
+    write_pairs(*arguments)
+    monkeypatch.setattr(module, "_write_table", None)
+    for num_shards in (2, 3, 2):
+        assert write_pairs(*arguments, num_shards) == 4
+        assert len(json.loads((tmp_path / "out" / "shards" / "sizes.json").read_text())) == num_shards
+    monkeypatch.setattr(module, "_members", None)
+    assert write_pairs(*arguments, 2) == 4
+    with pytest.raises(TypeError):  # cut short, they do not count as written
+        write_pairs(*arguments, 3)
+    with pytest.raises(TypeError):
+        write_pairs(*arguments, 2)
 
 
 def test_no_pairs(tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 """What the command does before and after the trainer; a Python one-liner stands for the trainer."""
 
+import dataclasses
 import json
 import os
 import sys
 from pathlib import Path
 
 import pytest
+from open_clip_train.params import parse_args
 
 from pallava.cli import main
 from pallava.errors import PallavaError
-from pallava.pretraining.run import Launch, Pretraining, TrainerFailed, pretrain
+from pallava.pretraining.run import Launch, Pretraining, TrainerFailed, count_steps, pretrain
 from tests.pretraining.tiny import save_pairs
 
 TRAINS = """
@@ -70,8 +72,38 @@ def test_shards(tmp_path: Path) -> None:
     assert value(words, "--dataset-type") == "webdataset"
     (tmp_path / "out" / "run" / "checkpoints" / "epoch_latest.pt").unlink()
     (tmp_path / "out" / "encoder" / "config.json").unlink()
-    with pytest.raises(PallavaError, match="3 shards are too few for 1 processes of 4 readers"):
+    with pytest.raises(PallavaError, match="3 shards are too few for 4 readers"):
         pretrain(settings(tmp_path, "--workers", "4", shards=3), launch(), lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("num_pairs", "batch", "workers", "processes", "shards", "least"),
+    [
+        (8, 4, 1, 1, 3, 8),  # the only reader has them all
+        (8, 4, 2, 1, 2, 4),
+        (8, 4, 2, 1, 3, 2),  # one reader has one of the shards, which hold 3, 3 and 2
+        (11, 5, 2, 1, 4, 5),  # two of 3, 3, 3 and 2
+        (8, 4, 0, 2, 2, 4),
+        (7, 4, 0, 2, 2, 3),
+        (12, 4, 2, 2, 4, 3),
+    ],
+)
+def test_every_reader_of_shards_needs_a_batch(
+    num_pairs: int, batch: int, workers: int, processes: int, shards: int, least: int
+) -> None:
+    options = ["--batch-size", str(batch), "--workers", str(workers)]
+    if least >= batch:
+        assert count_steps(num_pairs, parse_args(options), processes, shards) > 0
+        return
+    with pytest.raises(PallavaError, match=f"a reader may find only {least} pairs in its shards, fewer than a batch"):
+        count_steps(num_pairs, parse_args(options), processes, shards)
+    # Drawn with replacement, the shards of a reader never end.
+    assert count_steps(num_pairs, parse_args([*options, "--dataset-resampled"]), processes, shards) > 0
+
+
+def test_shards_for_every_process(tmp_path: Path) -> None:
+    with pytest.raises(PallavaError, match="1 shards are too few for 2 readers"):
+        pretrain(settings(tmp_path, shards=1), launch(processes=2), lambda line: None)
 
 
 def test_a_finished_training_is_left_alone_and_another_is_refused(tmp_path: Path) -> None:
@@ -108,6 +140,27 @@ def test_before_the_first_epoch_the_settings_may_change(tmp_path: Path) -> None:
     words_of(settings(tmp_path, augment=True))
 
 
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def start_another(line: str) -> None:
+        if not told:
+            with pytest.raises(PallavaError, match="another run trains in '.*out' now"):
+                pretrain(settings(tmp_path), launch(), lambda line: None)
+        told.append(line)
+
+    pretrain(settings(tmp_path), launch(), start_another)
+    assert told
+    assert pretrain(settings(tmp_path), launch(), lambda line: None)
+
+
+def test_the_nodes_of_a_training_share_its_folder(tmp_path: Path) -> None:
+    lines: list[str] = []
+    other = dataclasses.replace(launch(), node=1)
+    pretrain(settings(tmp_path), launch(), lambda line: lines or pretrain(settings(tmp_path), other, lines.append))
+    assert any(line.startswith("words:") for line in lines)
+
+
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
@@ -123,6 +176,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
         (["--resum", "none.pt"], "--resume cannot follow"),  # argparse takes beginnings of names
         (["--model", "ViT-L-14"], "--model cannot follow the `--`: give it before"),
         (["--image-resize-mode", "longest"], "give shortest, which crops, or squash"),
+        (["--force-image-size", "32", "48"], r"square, but image_size is \[32, 48\]"),
         (["--batch-size", "9"], "8 pairs are fewer than a batch"),
         (["--accum-freq", "3"], "8 pairs are fewer than a batch"),
     ],
@@ -130,6 +184,15 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
 def test_mistakes_in_the_options(tmp_path: Path, options: list[str], reason: str) -> None:
     with pytest.raises(PallavaError, match=reason):
         pretrain(settings(tmp_path, *options), launch(), lambda line: None)
+
+
+def test_mistakes_in_the_model_are_told_before_a_picture_is_read(tmp_path: Path) -> None:
+    save_pairs(tmp_path)
+    with pytest.raises(PallavaError, match="there are no weights 'none.pt' to start tiny from"):
+        pretrain(settings(tmp_path, pretrained="none.pt"), launch(), lambda line: None)
+    with pytest.raises(PallavaError, match="no plain CLIP ViT"):
+        pretrain(settings(tmp_path, model="RN50"), launch(), lambda line: None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_processes_need_a_batch_each(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class PathologyClip:
         self._threshold, self._batch_size, self._device = threshold, batch_size, device
         checkpoint = Path(self._pretrained)
         weights = file_hash(checkpoint) if checkpoint.is_file() else self._pretrained  # a file may be replaced
-        self.key = f"pathology-clip/{model_name}/{weights}/captions-{CLIP_VERSION}"
+        self.key = f"pathology-clip-2/{model_name}/{weights}/captions-{CLIP_VERSION}"
 
     def item_key(self, item: Item) -> str:
         """Names the image's bytes."""
@@ -136,7 +136,13 @@ def _load(model_name: str, pretrained: str | None, device: str | None) -> _Model
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         # open_clip reads checkpoints with weights_only, which runs no code of theirs.
-        network, _, preprocess = open_clip.create_model_and_transforms(model_name, pretrained, device=device)
+        network, _, preprocess = open_clip.create_model_and_transforms(
+            model_name,
+            pretrained,
+            device=device,
+            # Of weights made with quick-GELU for a model that has GELU, open_clip only warns.
+            force_quick_gelu=bool(open_clip.get_pretrained_cfg(model_name, pretrained or "").get("quick_gelu")),
+        )
         tokenize = open_clip.get_tokenizer(model_name)
     except Exception as error:  # open_clip raises RuntimeError, FileNotFoundError, UnpicklingError, KeyError and others
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,47 @@
+"""What is to be trained follows from model, weights and options, and the trainer is told the same."""
+
+import json
+from pathlib import Path
+
+import open_clip_train.main as training
+import pytest
+from open_clip import pretrained
+from open_clip_train.params import parse_args
+
+from pallava.pretraining import hooks
+from pallava.pretraining.description import describe
+from pallava.pretraining.trainer import train
+from tests.pretraining.tiny import MODEL
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model without quick-GELU, that has weights of both kinds."""
+    path = tmp_path / "two-kinds.json"
+    path.write_text(json.dumps(MODEL))
+    tags = {"quick": {"url": "none", "quick_gelu": True}, "gelu": {"url": "none"}}
+    monkeypatch.setitem(pretrained._PRETRAINED, "two-kinds", tags)
+    return path
+
+
+@pytest.mark.parametrize(("weights", "is_quick"), [("quick", True), ("gelu", False), ("", False)])
+def test_the_activation_is_that_of_the_weights(
+    model: Path, weights: str, is_quick: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bool(describe(str(model), weights, parse_args([])).get("quick_gelu")) == is_quick
+    told: list[list[str]] = []
+    monkeypatch.setattr(hooks, "install", lambda **_: None)
+    monkeypatch.setattr(training, "main", lambda words: told.append(words) or 1)
+    train(tmp_path, ["--model", "two-kinds", "--pretrained", weights], model, augment=False)
+    assert parse_args(told[0]).force_quick_gelu == is_quick
+
+
+def test_options_change_it(model: Path) -> None:
+    options = ["--force-image-size", "48", "--force-context-length", "9", "--force-quick-gelu", "--siglip"]
+    described = describe(str(model), "", parse_args(options))
+    assert described["vision_cfg"]["image_size"] == 48
+    assert described["text_cfg"]["context_length"] == 9
+    assert described["quick_gelu"]
+    assert described["init_logit_bias"] == -10
+    described = describe(str(model), "", parse_args(["--force-image-size", "48", "48"]))
+    assert described["vision_cfg"]["image_size"] == [48, 48]
