@@ -28,7 +28,7 @@ _VENDORS = any_of(
 _KITS = any_of(
     r"""
     envision\w*\+?; vectastain; immpress; ultraview; ultravision; optiview; histofine; superpicture; novolink;
-    mach\s?\d; bond; refine; polydetector; polink
+    mach\s?\d; bond; refine; lsab\d?; polydetector; polink
     """
 )
 _MARKER = (
@@ -45,7 +45,8 @@ _MARKER = (
     )
     + r"\b"
 )
-_CLONE = r"\b(?!\d+x?\b|day|week|month|fig|panel|grade|stage|covid|cov-|sars)(?=[\w/.-]*\d)(?=[\d/.-]*[a-z])[\w/.-]+"
+_NO_CLONE = r"(?!\d+(?:x|w|wk|d|h|m|mg|um)?\b|[pe]\d+(?:\.5)?\b|day|week|month|fig|panel|grade|stage|covid|cov-|sars)"
+_CLONE = rf"\b{_NO_CLONE}(?=[\w/.-]*\d)(?=[\d/.-]*[a-z])[\w/.-]+"  # such as 22c3, jc70a, pax8
 _TARGET = rf"(?:{_MARKER}|{_CLONE})"
 
 # What follows a host ------------------------------------------------------------------------------------------------
@@ -78,8 +79,8 @@ _LABORATORY_VALUES = any_of(
 _SERUM = rf"ser(?:um|a)\b(?![-\s]+(?:\w+[-\s]+)?{_LABORATORY_VALUES}s?\b)"
 _DETECTION = any_of(
     r"""
-    isotype; clone\b; hrp; polymer; linker; gamma ?globulin; plasma protein; f\(ab; fab\b;
-    (?:detection|secondary|primary) (?:system|kit|reagent|antibod)
+    isotype; hybridoma supernatant; secondary\b; clone\b; hrp; polymer; linker; gamma ?globulin; plasma protein;
+    f\(ab; fab\b; (?:detection|secondary|primary) (?:system|kit|reagent|antibod)
     """
 )
 _IS_OF_HOST = rf"(?:{_ANTI}|{_CLONAL}|mabs?\b|{_IMMUNOGLOBULIN}|{_SERUM}|{_DETECTION})"
@@ -106,18 +107,22 @@ ANTIBODY_HOSTS = (
     rf"\b{_MADE}\s+in\s+{_HOST}\s*\)",
     rf"\bhost(?:\s+(?:species|animal))?\s*[:=,]\s*{A}|\(\s*host\s+{A}\s*\)",
     rf"{_HOSTS}[-\s]+{NOUNS}{{0,3}}?kit\b",
-    rf"\b{_KITS}[-\s]+(?:[\w-]+[-\s]+)?\(?{_HOSTS}",
+    rf"\b{_KITS}[-\s,:]+(?:[\w-]+[-\s,]+){{0,2}}?\(?{_HOSTS}",
     rf"{_HOSTS}[-\s]+(?:\w+[-\s]+)?{_KITS}\b",
     rf"{_ANTIBODY}[,:]?\s+\(?{_HOSTS}{_ENDS}",
+    rf"{_HOSTS}\s*\((?:primary|secondary)\)",
     rf"{A}-on-(?:human|{A})",
     rf"{_HOSTS},?\s*\(?\s*(?:1\s?:\s?\d+|clone\b)",
     rf"(?:\bclone\b|1\s?:\s?\d+|monoclonal|polyclonal)[^.;]{{0,30}},\s*{_HOSTS}{_ENDS}",
     rf"\((?=[^()]{{0,80}}{_HOST}\s*[,;/)])(?=[^()]{{0,80}}(?:1\s?:\s?\d|clone|\b{_VENDORS}\b))[^()]*\)",
     rf"{_HOST}\s*[,(]\s*{_VENDORS}\b",
+    rf"\b(?:\w*stain\w*|labell?\w*|incubated|probed)\s+(?:with|using)\s+(?:an?\s+)?{_HOSTS}\s+(?:{_TARGET}|α-\w+)",
+    rf"{_HOSTS}\s+(?!treated|given|with|and|after|injected|received)(?:α-)?[\w-]+\s+antibod(?:y|ies)\b(?!-)",
     # even where no word says antibody: "ER (rabbit, SP1)", "HER2 4B5 rabbit"
     rf"{_MARKER}\s*[(\[]\s*(?:{_CLONE}\s*[,;]\s*)?{_HOSTS}\s*"
     rf"(?:[,;/]\s*(?:{_CLONE}|{_VENDORS}|1:|clone|mono|poly|brown|red\b|green|blue|opal|alexa|cy\d|fitc|dab)"
     r"[^()]{0,60})?[)\]]",
+    rf"\w\s*[(\[]{_CLONE}\s*[,;]\s*{_HOSTS}\s*[)\]]",
     rf"{_MARKER}\s+(?:{_CLONE}\s+){{1,2}}{_HOST}(?=\s*(?:$|[,.;)]))",
 )
 """Phrases that name the host of an antibody, wherever they stand."""
@@ -132,7 +137,7 @@ LISTED_HOSTS = tuple(
         rf"[(\[]\s*(?:[^()]{{0,20}}[,;]\s*)?{_HOSTS}\s*(?:[,;/][^()]{{0,60}})?[)\]]",
         rf"{_HOSTS}\s+{_TARGET}"
         r"(?=\s*(?:$|[,;.:()]|and\b|or\b|at\b|antibod|clone|\+|in\s+(?:red|green|brown|blue)))",
-        rf"{_HOSTS}\s*\({_TARGET}|\(all\s+{_HOSTS}\)",
+        rf"{_HOSTS}\s+α-\w+|{_HOSTS}\s*\({_TARGET}|\(all\s+{_HOSTS}\)",
         rf"{_TARGET},?\s+{_HOSTS}(?=\s*(?:[,;.)]|$))",
     )
 )

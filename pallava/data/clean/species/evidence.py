@@ -35,7 +35,9 @@ _CELL_LINES = any_of(
     r"""
     3t3(?![-\w]*(?:\s\w+)? feeder); raw\s?264; mdck; \bvero(?:[-\s]e6)? cells?; \bcho(?:-k1)? (?:cells?|transfect);
     \bcos-?[17]\b; bhk-?21; c2c12; h9c2; \bpc-?12\b; \bb16(?:-?f\d+|-?bl6)?\b; \b4t1\b; \bct-?26\b; \bmc-?38\b;
-    lewis lung; \bl929\b; \bins-1e?\b; \bmin6\b; \bnmumg\b; neuro-?2a; \bgl-?261\b; \bmefs\b; llc-pk1; crfk
+    lewis lung; \bl929\b; \bins-1e?\b; \bmin6\b; \bnmumg\b; neuro-?2a; \bgl-?261\b; \bmefs\b; llc-pk1; crfk;
+    \bvx-?2\b; sarcoma 180; \bs-?180\b; \b9l glio; ba/f3; c6 glioma; ehrlich (?:ascites|carcinoma); walker 256;
+    \bemt-?6\b; \bhepa\s?1-6\b; \brenca\b; \bpan-?02\b
     """
 )
 _METHODS = any_of(
@@ -63,13 +65,14 @@ _CROPS = any_of(
     """
 )
 _PARTS = any_of(
-    "leaf; leaves; roots?; stems?; seeds?; pollen(?: grains)?; ovules?; anthers?; fruit; tubers?; panicles?"
+    "leaf; leaves; roots?; stems?; seeds?; pollen(?: grains)?; ovules?; anthers?; fruit; tubers?; panicles?; kernels?; "
+    "needles?"
 )
 _PLANTS = any_of(
     r"""
     arabidopsis; medicago; vitis vinifera; nicotiana; oryza sativa; zea mays; triticum; solanum; glycine max; xylem;
-    phloem; mesophyll; tyloses; aerenchyma; leaf epidermis; guard cells; chloroplasts?; seedlings?; petioles?;
-    \banthers?\b; \broot tips?\b; plant (?:tissue|root|leaf|leaves|stem)s?
+    phloem; mesophyll; tyloses; aerenchyma; leaf epidermis; leaf (?:cross )?section; \b(?:di|mono)cot; guard cells;
+    chloroplasts?; seedlings?; petioles?; \banthers?\b; \broot tips?\b; plant (?:tissue|root|leaf|leaves|stem)s?
     """
 )
 EVIDENCE = re.compile(

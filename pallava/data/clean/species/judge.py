@@ -58,6 +58,8 @@ _AFTER_ANY_TISSUE = re.compile(
 _STARTS_A_NOUN = re.compile(rf"(?:^|[.,;:()]\s*|\b(?:of|from|in|and|{_ARTICLE})\s+)$", re.IGNORECASE)
 _FOUND_IN = re.compile(r"\b(?:in|from|of) an? (?:[\w-]+ )?$", re.IGNORECASE)
 _STANDS_ALONE = re.compile(r"\s*(?:$|[.,;:()]|\b(?:with|infected|showing|that|and|at|after|stained)\b)", re.IGNORECASE)
+_STARTS_A_SENTENCE = re.compile(r"(?:^|[.:]\s*)$")
+_IS_ILL = re.compile(r"\s+(?:naturally |experimentally )?(?:with|infected)\b")
 
 
 def judge_species(caption: str) -> Species:
@@ -117,12 +119,13 @@ def _is_animal(match: re.Match[str]) -> bool:
 
 def _is_uncertain_animal(match: re.Match[str]) -> bool:
     before, after = _around(match)
-    is_calf = match.group().lower().startswith("cal")
+    is_calf = match.group().lower().startswith("cal")  # of a leg, or of a cow
+    if _STARTS_A_SENTENCE.search(before) and _IS_ILL.match(after):
+        return True
     if not is_calf and _FOUND_IN.search(before) and _STANDS_ALONE.match(after):
         return True
-    if not _STARTS_A_NOUN.search(before):
-        return False
-    return _is_beside_tissue(match, _BEFORE_TISSUE, _AFTER_TISSUE if is_calf else _AFTER_ANY_TISSUE)
+    precedes = _AFTER_TISSUE if is_calf else _AFTER_ANY_TISSUE
+    return bool(_STARTS_A_NOUN.search(before)) and _is_beside_tissue(match, _BEFORE_TISSUE, precedes)
 
 
 def _is_beside_tissue(match: re.Match[str], follows: re.Pattern[str], precedes: re.Pattern[str]) -> bool:

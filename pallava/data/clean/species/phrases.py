@@ -67,7 +67,8 @@ _REAGENTS = (
 _DONOR = animals("porcine bovine equine ovine pig cow horse")
 _IMPLANT = any_of(
     r"""
-    (?:bio)?prosthe\w+; dermal matrix; acellular \w+; mesh; dressings?; hydroxyapatite; small intestinal submucosa;
+    (?:bio)?prosthe\w+; dermal matrix; acellular \w+; mesh; plugs?; dressings?; hydroxyapatite;
+    small intestinal submucosa;
     bone (?:derived )?(?:mineral|substitute|graft|block|filler|xenograft|particle|granule|chip|matri)\w*;
     graft material; (?<!peyer's\s)(?<!peyers\s)(?<!peyer\s)patch(?:es)?; xenografts?; xenogen\w+;
     jugular vein (?:conduit|graft)\w*; pericardial (?:patch|valve|graft|conduit|strip)\w*;
@@ -76,6 +77,7 @@ _IMPLANT = any_of(
 )
 _SCAFFOLD = any_of("bone; graft; membrane; matrix; mesh; collagen; scaffold; substitute; valve; mineral")
 _PROCESSED = any_of("deproteini[sz]ed; anorganic; inorganic; demineralized; sintered; freeze-dried; particulate")
+_BRANDS = any_of("bio-?oss; cerabone; gen-?os; osteobiol; mucograft; permacol; strattice; surgisis; geistlich")
 _IMPLANTS = (
     rf"{_DONOR}[-\s]+{NOUNS}{{0,4}}?{_IMPLANT}",
     rf"{_DONOR}-derived[-\s]+(?:\w+[-\s]+){{0,2}}{_SCAFFOLD}\w*",
@@ -83,7 +85,9 @@ _IMPLANTS = (
     rf"(?:made|fabricated|fashioned|composed|manufactured) (?:of|from) (?:an? |the )?{_DONOR}",
     rf"{_PROCESSED}\s+{_DONOR}",
     rf"xeno(?:graft|gen\w+)s?\s*\([^()]{{0,20}}{_DONOR}",
-    rf"(?:bio-?oss|cerabone)[^.;]{{0,30}}{_DONOR}|{_DONOR}[^.;]{{0,30}}(?:bio-?oss|cerabone)",
+    rf"explanted\s+(?:[\w-]+\s+){{0,2}}{_DONOR}\s+(?:\w+\s+){{0,2}}?(?:valve|pericardi|conduit|patch)",
+    rf"prosthe\w+\s*\([^().]{{0,20}}{_DONOR}",
+    rf"{_BRANDS}[^.;]{{0,30}}{_DONOR}|{_DONOR}[^.;]{{0,30}}{_BRANDS}",
 )
 
 # Named after an animal ------------------------------------------------------------------------------------------------
@@ -133,26 +137,27 @@ _IDIOMS = _phrases(
     """
     chicken wire; chicken fat clot; chicken fat thromb*; chicken fat appearance; chicken skin appearance; bat wing;
     bat ear; bird beak; bird nest; bird shot; bird head*; bird face; buffalo hump; dromedary hump; camel hump;
-    horse shoe; horse tail; pony tail; dog ear; dog leg; scottie dog; hot dog; salmon patch; salmon pink;
-    salmon colo*; goose flesh; goose bump; goose neck; goose skin; duck bill; toad skin; crocodile skin;
-    crocodile tear; crocodile shagreen; snake skin appearance; snake head appearance; shark skin appearance;
-    elephant skin; elephant foot; elephant trunk; elephant man; fish mouth; fish flesh; fish net;
-    fish scale appearance; fish scale pattern; fish hook; fish vertebra*; fish bone pattern; fish tank;
-    fish bone appearance; herring bone; pigeon chest; pigeon breast; pigeon toe*; pig tail catheter; pig tail drain;
-    pig skin appearance; rat tail appearance; rat tail stricture; rat tail narrow*; rat tooth; rat toothed;
-    mosquito forcep; mosquito clamp; monkey hand; monkey face; ape hand; lobster claw; crab claw; simian crease;
-    simian line; frog belly; frog leg*; frog face; frog eyes appearance; turtle back; tortoise shell; parrot beak;
-    crow feet; wasp waist; oyster shell; clam shell; raccoon eye; panda eye; bull neck; swan neck; spider cell;
-    leopard skin; leopard spot; tiger stripe*; snail track; lion face; rooster comb; beaver tail; cat cry; cat ear;
-    hare lip; hen teeth; tabby cat heart; bovine facies; bovine arch; bovine aortic arch; mickey mouse; minnie mouse;
-    joint mouse; joint mice; pleural mouse; peritoneal mouse; computer mouse; mouse pointer; mouse cursor;
-    mouse click*; baseball bat; cricket bat; cobra head; salted fish; fish sauce
+    horse shoe; horse tail; horse chestnut; pony tail; dog ear; dog leg; scottie dog; hot dog; salmon patch;
+    salmon patches; bee hive; dolphin nose; turkey neck; salmon pink; salmon colo*; goose flesh; goose bump;
+    goose neck; goose skin; duck bill; toad skin; crocodile skin; crocodile tear; crocodile shagreen;
+    snake skin appearance; snake head appearance; shark skin appearance; elephant skin; elephant foot; elephant trunk;
+    elephant man; fish mouth; fish flesh; fish net; fish scale appearance; fish scale pattern; fish hook;
+    fish vertebra*; fish bone pattern; fish tank; fish bone appearance; herring bone; pigeon chest; pigeon breast;
+    pigeon toe*; pig tail catheter; pig tail drain; pig skin appearance; rat tail appearance; rat tail stricture;
+    rat tail narrow*; rat tooth; rat toothed; mosquito forcep; mosquito clamp; monkey hand; monkey face; ape hand;
+    lobster claw; crab claw; simian crease; simian line; frog belly; frog leg*; frog face; frog eyes appearance;
+    turtle back; tortoise shell; parrot beak; crow feet; wasp waist; oyster shell; clam shell; raccoon eye; panda eye;
+    bull neck; swan neck; spider cell; leopard skin; leopard spot; tiger stripe*; snail track; lion face;
+    rooster comb; beaver tail; cat cry; cat ear; hare lip; hen teeth; tabby cat heart; bovine facies; bovine arch;
+    bovine aortic arch; mickey mouse; minnie mouse; joint mouse; joint mice; pleural mouse; peritoneal mouse;
+    computer mouse; mouse pointer; mouse cursor; mouse click*; baseball bat; cricket bat; cobra head; salted fish;
+    fish sauce
     """
 )
 _ORGAN = r"\s+(?:section|retina|cornea|globe)"
 _EYES = (  # a fish eye may be the organ; an owl's eye is not unless it says so
     rf"§(?:owl|bull|tiger|bird|cat|frog|fish)(?:'s|s')[-\s]eyes?(?!{_ORGAN})",
-    rf"§(?:owl|bull|tiger|bird)[-\s]eye[sd]?\b(?!{_ORGAN}|\s+with)|§(?:cat|frog|fish)-eyes?\b",
+    rf"§(?:owl|bull|tiger|bird)s?[-\s]eye[sd]?\b(?!{_ORGAN}|\s+with)|§(?:cat|frog|fish)-eyes?\b",
     r"§(?:cat|frog|fish)[-\s]eyes?[-\s]+"
     + any_of("appear; sign; view; lens; disease; syndrome; pupil; reflex; like; inclusion; lesion; pattern"),
 )
@@ -163,7 +168,7 @@ _CANINE_TEETH = (
     r"§canines? (?:tooth|teeth|fossa|root|impaction|region|eminence)",
 )
 _HYBRIDIZATION = (
-    r"§fish(?= analysis|[- ]probe|[- ]assay|[- ]signal|[- ]test\b)|hybridi[sz]ation \(§fish",
+    r"§fish(?= analysis| for her|[- ]probe|[- ]assay|[- ]signal|[- ]test\b)|hybridi[sz]ation \(§fish",
     r"(?:break-?apart|interphase|dual-colou?r|her-?2|(?:confirmed|detected|performed|testing) by)[-\s]*§fish\b",
 )
 _LOOKS = (
@@ -171,7 +176,7 @@ _LOOKS = (
     r"\b(?:my|(?:move|moving|follow|following) the) §mouse\b(?! \w*model)",
     rf"{A}-tailed\s+(?:appearance|sign|stricture)|§pig[-\s]?tails?\s+(?:catheter|drain|stent)\w*",
     rf"{A}[-\s](?:like|shaped|syndrome)\b|{A}(?:\s(?!no|any|with|show)\w+)?\ssign\b",
-    rf"{A}-\w+[-\s](?:shaped|like|appearance|sign|pattern|deformity)\b",
+    rf"{A}\s\w+-like\b|{A}-\w+[-\s](?:shaped|like|appearance|sign|pattern|deformity)\b",
     *_EYES,
     *_CANINE_TEETH,
     *_HYBRIDIZATION,
@@ -182,7 +187,7 @@ _LOOKS = (
 _PEOPLE = any_of(
     """
     breeder; fancier; farmer; hunter; trapper; catcher; skinner; processor; handler; owner; keeper; lover; worker;
-    seller; vendor; shearer; trainer; rider; butcher; herder; milker; (?:farm|market|plant|house) worker
+    seller; rancher; vendor; shearer; trainer; rider; butcher; herder; milker; (?:farm|market|plant|house) worker
     """
 )
 _ZOONOSES = any_of(
@@ -195,15 +200,15 @@ _ZOONOSES = any_of(
 )
 _HARMS = any_of(
     r"""
-    bites?; bitten; stings?; kicks?; scratches; scratched; envenom\w+; mauling; attacks?; borne; acquired;
-    transmitted; riding; meat; broth; soup; litter; allerg(?:y|ies|ens?)(?! model)
+    bites?; bitten; stings?; kicks?; scratches; scratched; envenom\w+; mauling; attacks?; riding; meat; broth; soup;
+    litter; allerg(?:y|ies|ens?)(?! model)
     """
 )
 _HURT = "(?:bitten|scratched|kicked|stung|gored|attacked|licked|butted|mauled|trampled|thrown)"
 _FROM = r"(?:from|via|through|(?:by|after) (?:contact with|exposure to|handling))"
 _AIRBORNE = animals("bird avian dog cat horse pig animal pigeon poultry cattle sheep")
 _ENCOUNTERS = (
-    rf"{A}[-\s]+{_HARMS}\b",
+    rf"{A}[-\s]+{_HARMS}\b|{A}-(?:borne|acquired|transmitted|associated)\b",
     rf"§(?!honeybee|bumblebee|bee\b)\w+[-\s]+{_PEOPLE}s?\b(?:'s?)?",
     rf"\b(?:owner|keeper|breeder|fancier|handler|lover|trainer)s?\s+of\s+{FEW}{A}",
     rf"\b{_HURT}\s+(?:by|from)\s+{FEW}{A}|\b(?:bites?|scratch(?:es)?|stings?|kick)\s+(?:of|from|by)\s+{FEW}{A}",
@@ -217,6 +222,8 @@ _ENCOUNTERS = (
     rf"\b(?:hosts?|reservoirs?)(?:\s+\w+)?(?:\s+(?:is|are|such as|include|including)|:)\s+(?:the\s+)?{A}",
     rf"\b(?:(?:transmitted|spread|carried)\s+by|allergic\s+to|allergy\s+to)\s+{FEW}{A}",
     rf"\b(?:raw|undercooked|smoked|marinated|swallowed)\s+(?:(?!data)\w+\s+)?{A}(?:\s+(?:liver|meat|bones?|eggs?|sausage))?",
+    rf"\b(?:eating|ingesting|consuming|(?<!food\s)(?:ingestion|consumption)\s+of)\s+{FEW}{A}(?<!mice)(?<!rats)",
+    r"§(?:fish|catfish|stingray)[-\s]+(?:spine|barb)",
     r"§(?:fish|chicken)[-\s]?bones?[-\s]+(?:perforation|ingest|impact|foreign|fragment|in\s|penetrat|granuloma)",
     r"\b(?:by|an?|of an?)\s+§(?:fish|chicken)[-\s]bone\b",
     r"§animal urchin[-\s]+(?:granuloma|spine|sting|injur|wound|arthritis)",
@@ -253,7 +260,7 @@ _MEETS = any_of(
     hunt(?:s|ed|ing); shear\w*; acquired; contracted; caught; transmitted; frequented; sensiti[sz]ed to; pets?;
     parasites? of; eat(?:s|en|ing)?; ingest\w+; consum\w+; riding; has; had; car(?:es|ed|ing) for; bottle-?fe\w+;
     feeding; play(?:s|ed|ing) with; touch(?:ed|ing); pett(?:ed|ing); tend(?:s|ed|ing); herd(?:s|ed|ing); groom\w*;
-    assisting; delivering; visit(?:ed|ing); history of
+    assisting; delivering; visit(?:ed|ing); history of; with (?:two|three|four|several|many)
     """
 )
 _IMPLANTED = "(?:explant|implant|replac|reconstruct|repair|prosthe|closure|surgery|resected|removed)"

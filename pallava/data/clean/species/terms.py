@@ -136,7 +136,7 @@ def animals(names: str) -> str:
 
 
 OR = r"\s*(?:,|/|\+|&|\band\b|\bor\b)\s*"
-A = rf"§\w+(?:'s|s')?(?:{OR}§\w+){{0,8}}"  # unbounded, a list would cost its length squared
+A = rf"§\w+(?:'s|s')?(?:{OR}(?:an?\s+)?§\w+){{0,8}}"  # unbounded, a list would cost its length squared
 FEW = r"(?:(?!(?:and|or|in|into|versus|vs|than|but)\b)[\w'-]+\s+){0,4}?"
 NOUNS = r"(?:(?!(?:of|in|on|with|after|and|from|for|using|by|stained|treated|model)\b)[\w/-]+[-\s]+)"
 """Patterns of a marked text (§ before each animal): a list of animals; a few words; a word of a compound."""
