@@ -1,9 +1,10 @@
 """Species by rules: what must stay and go, and how many captions that were held back are told right.
 
 All captions are our own. The rules were tuned on those of `species_captions.jsonl` and on the short phrases of
-`species_phrases.jsonl`. Those of `species_held_out.jsonl`, a third of all captions, were written by the same hand and
-committed before the rules were last tuned; which of them the rules get wrong has not been looked at. To keep it so, the
-test tells numbers alone. Whoever looks, or tunes on them, moves them to the others and writes as many new ones.
+`species_phrases.jsonl`. Those of `species_held_out.jsonl`, a third of all captions, were written by the same hand
+before the rules were last tuned; which of them the rules get wrong has not been looked at. Before them 133 others were
+held back in the same way (precision 0.955, recall 0.955). Once these were written, those were looked at, and they are
+now among the captions for tuning. The tests tell numbers alone: whoever looks, or tunes on them, writes a new set.
 """
 
 import json
@@ -130,7 +131,9 @@ def test_the_help_of_cleaning_tells_what_is_measured() -> None:
     assert line in " ".join((data_clean.__doc__ or "").split())
 
 
-@pytest.mark.parametrize("part", ["mouse, ", "(mouse ", "rabbit specific ", "normal mouse and rat or ", "man kept a "])
+@pytest.mark.parametrize(
+    "part", ["mouse, ", "(mouse ", "rabbit specific ", "normal mouse and rat or ", "man kept a ", "anti-"]
+)
 def test_a_very_long_text_takes_no_very_long_time(part: str) -> None:
     start = time.process_time()
     judge_species(part * 4000 + "dog")

@@ -46,7 +46,7 @@ _MARKER = (
     + r"\b"
 )
 _NO_CLONE = r"(?!\d+(?:x|w|wk|d|h|m|mg|um)?\b|[pe]\d+(?:\.5)?\b|day|week|month|fig|panel|grade|stage|covid|cov-|sars)"
-_CLONE = rf"\b{_NO_CLONE}(?=[\w/.-]*\d)(?=[\d/.-]*[a-z])[\w/.-]+"  # such as 22c3, jc70a, pax8
+_CLONE = rf"\b{_NO_CLONE}(?=[\w/.-]{{0,40}}\d)(?=[\d/.-]{{0,40}}[a-z])[\w/.-]+"  # such as 22c3, jc70a, pax8
 _TARGET = rf"(?:{_MARKER}|{_CLONE})"
 
 # What follows a host ------------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ _IS_OF_HOST = rf"(?:{_ANTI}|{_CLONAL}|mabs?\b|{_IMMUNOGLOBULIN}|{_SERUM}|{_DETEC
 # What goes before a host --------------------------------------------------------------------------------------------
 
 _ANTIBODY = r"(?:antibod(?:y|ies)|antiser(?:um|a)|mabs?|(?:mono|poly)clonals?)"
-_ANY_ANTIBODY = rf"(?:{_ANTIBODY}|anti-?[\w-]+|immunoglobulins?|ig[gamye]\d?)"
+_ANY_ANTIBODY = rf"(?:{_ANTIBODY}|anti-?[\w-]{{1,40}}|immunoglobulins?|ig[gamye]\d?)"
 _MADE = r"(?:raised|generated|produced|developed|made|obtained|prepared)"
 _ENDS = r"(?=\s*[,;.)])"
 
@@ -137,7 +137,7 @@ LISTED_HOSTS = tuple(
         rf"[(\[]\s*(?:[^()]{{0,20}}[,;]\s*)?{_HOSTS}\s*(?:[,;/][^()]{{0,60}})?[)\]]",
         rf"{_HOSTS}\s+{_TARGET}"
         r"(?=\s*(?:$|[,;.:()]|and\b|or\b|at\b|antibod|clone|\+|in\s+(?:red|green|brown|blue)))",
-        rf"{_HOSTS}\s+α-\w+|{_HOSTS}\s*\({_TARGET}|\(all\s+{_HOSTS}\)",
+        rf"{_HOSTS}\s+α-\w+|{_HOSTS}\s*\({_TARGET}|\((?:all|both)\s+{_HOSTS}\)",
         rf"{_TARGET},?\s+{_HOSTS}(?=\s*(?:[,;.)]|$))",
     )
 )

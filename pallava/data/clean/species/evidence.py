@@ -77,7 +77,7 @@ _PLANTS = any_of(
 )
 EVIDENCE = re.compile(
     rf"{_STRAINS}|{_SCIENTIFIC}|{_CELL_LINES}|{_METHODS}|{_ORGANS}|{_PLANTS}|"
-    rf"\b{_CROPS} (?:\w+ )?{_PARTS}\b|\b{_PARTS} of (?:the )?(?:\w+ )?(?:{_CROPS}|plant)"
+    rf"\b{_CROPS} (?:\w+ )?{_PARTS}\b|\b{_PARTS} (?:\w+ )?of (?:the )?(?:\w+ )?(?:{_CROPS}|plant)"
 )
 """What means an animal, a plant or their cells wherever it stands, in lower case."""
 
@@ -89,7 +89,8 @@ _STAINS = any_of(
 )
 GENOTYPES = re.compile(
     rf"\b(?!{_STAINS}\b)[A-Z][a-z][A-Za-z0-9]*(?:-/-|\+/-|fl/fl|flox/flox)|"
-    r"\b[A-Z][A-Za-z0-9]+-Cre(?:ERT2?)?\b|\bApc\w*/\+|\bTg\(|\b(?:SHR|WKY)s?\b"
+    r"\b[A-Z][A-Za-z0-9]+-Cre(?:ERT2?)?\b|\bApc\w*/\+|"
+    r"\b[A-Z][a-z]+\d+\w*[- ](?:mutants|null|KO|knock-?out)\b|\bTg\(|\b(?:SHR|WKY)s?\b"
 )
 """Genes of mice are written ``Fgfr3``, those of man ``FGFR3``: read in the caption's own case, as are rats' strains."""
 

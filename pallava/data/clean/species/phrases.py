@@ -218,6 +218,7 @@ _ENCOUNTERS = (
     rf"(?:history of|no|denie[sd]|after)\s+(?:\w+\s+)?contact\s+with\s+{FEW}{A}",
     rf"\b{_ZOONOSES}\s+(?:\([^()]{{0,30}}\)\s+)?(?:(?:acquired|caught|contracted|transmitted)\s+)?{_FROM}\s+"
     rf"(?:(?:an?|the|infected|wild|sick|pet|domestic)\s+){{0,2}}{A}",
+    rf"\b(?:contracted|caught)\s+from\s+{FEW}{A}|{A}(?:\s+\w+){{0,3}}\s+(?:is|are)\s+endemic",
     rf"{A}\s+(?:is|are|as|being)\s+(?:the\s+)?(?:\w+\s+)?(?:hosts?|reservoirs?)\b",
     rf"\b(?:hosts?|reservoirs?)(?:\s+\w+)?(?:\s+(?:is|are|such as|include|including)|:)\s+(?:the\s+)?{A}",
     rf"\b(?:(?:transmitted|spread|carried)\s+by|allergic\s+to|allergy\s+to)\s+{FEW}{A}",

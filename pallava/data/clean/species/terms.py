@@ -76,8 +76,8 @@ ANIMALS = words(
 UNCERTAIN = words(
     """
     bull bulls bullock bullocks ram rams steer steers ox calf calves colt colts stag wolf bear bears lion tiger leopard
-    seal seals fox hare zebra panda pandas jaguar puma hawk eagle falcon swan crow raven crane cock hog fly flies tick
-    ticks crab snail moth spider cod bass perch pike python cobra
+    seal seals fox hare zebra panda pandas jaguar puma hawk eagle falcon swan crow raven crane cock hog gilt fly flies
+    tick ticks crab snail moth spider cod bass perch pike python cobra
     """
 )
 """Words that are an animal only beside a tissue ("bull testis"), or where something is found in one ("in a bear")."""
