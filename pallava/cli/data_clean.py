@@ -12,6 +12,9 @@ Filters (--filters):
   species          other material than human              (--species rules or endpoint)
   duplicates       the same image again, or nearly so, in all sources
 
+The species rules have precision 0.969 and recall 0.969 for non-human on 193 captions held back from their tuning, by
+`pytest -s tests/data/clean/test_species.py`.
+
 Example:
   pallava data clean clean --source pubmedvision=/data/pubmedvision --source quilt-1m=/data/quilt
 

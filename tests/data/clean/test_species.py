@@ -1,19 +1,36 @@
-"""Species by rules: the brief list of what must stay and go, and captions of which a third was held back."""
+"""Species by rules: what must stay and go, and how many captions that were held back are told right.
+
+All captions are our own, by the hand that wrote the rules. These were tuned on the captions of `species_captions.jsonl`
+and on the short phrases of `species_phrases.jsonl`. Two sets were held back, one after the other:
+
+- 133 captions, written before the rules were rewritten, of which no error was looked at while they were: precision
+  0.955, recall 0.955. Afterwards their six errors were looked at, and they went to the captions for tuning.
+- 193 captions, written before those six errors were looked at: precision 0.959, recall 0.969 at once, and what the help
+  of `pallava data clean` says after the errors of the first set were mended. They are `species_held_out.jsonl`, a third
+  of all captions, and which of them the rules get wrong has not been looked at.
+
+The tests tell numbers alone. Whoever looks at what is held back, or tunes on it, writes a new set.
+"""
 
 import json
 import time
 from collections import Counter
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from pallava.cli import data_clean
 from pallava.data.clean import judge_species
 from pallava.data.clean.filters import Filter, Item
 from pallava.data.clean.species import SpeciesRules, find_species
 from pallava.data.sources.base import Pair, Question
 
-CAPTIONS = [json.loads(line) for line in Path(__file__).with_name("species_captions.jsonl").open(encoding="utf-8")]
+
+def read(name: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in Path(__file__).with_name(name).open(encoding="utf-8")]
+
+
+TUNING, HELD_OUT, PHRASES = map(read, ("species_captions.jsonl", "species_held_out.jsonl", "species_phrases.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -84,27 +101,44 @@ def test_other_material_goes(caption: str) -> None:
     assert judge_species(caption) == "non-human"
 
 
-def test_a_third_of_the_captions_was_held_back_by_their_hash() -> None:
-    assert len(CAPTIONS) >= 150
-    assert len({row["text"] for row in CAPTIONS}) == len(CAPTIONS)
-    for row in CAPTIONS:
-        is_held_out = int(sha256(row["text"].encode()).hexdigest(), 16) % 3 == 0
-        assert row["split"] == ("held-out" if is_held_out else "tuning")
+def test_short_phrases() -> None:
+    wrong = [(row["text"], find_species(row["text"])) for row in PHRASES if judge_species(row["text"]) != row["label"]]
+    assert not wrong
 
 
-@pytest.mark.parametrize("split", ["tuning", "held-out"])
-def test_precision_and_recall(split: str) -> None:
-    counts = Counter((row["label"], judge_species(row["text"])) for row in CAPTIONS if row["split"] == split)
+def measure(rows: list[dict[str, str]]) -> tuple[float, float]:
+    """Precision and recall for non-human."""
+    counts = Counter((row["label"], judge_species(row["text"])) for row in rows)
     found = counts["non-human", "non-human"]
-    precision = found / (found + counts["human", "non-human"])
-    recall = found / (found + counts["non-human", "human"])
-    print(f"{split}: {counts.total()} captions, precision {precision:.3f}, recall {recall:.3f} for non-human")
-    assert min(Counter(row["label"] for row in CAPTIONS if row["split"] == split).values()) >= 25
+    return found / (found + counts["human", "non-human"]), found / (found + counts["non-human", "human"])
+
+
+def test_a_third_of_the_captions_is_held_back() -> None:
+    texts = {row["text"] for rows in (TUNING, HELD_OUT, PHRASES) for row in rows}
+    assert len(texts) == len(TUNING) + len(HELD_OUT) + len(PHRASES)
+    assert len(HELD_OUT) >= 80
+    assert len(HELD_OUT) * 3 >= len(TUNING) + len(HELD_OUT) >= 240
+    for rows in (TUNING, HELD_OUT):
+        assert min(Counter(row["label"] for row in rows).values()) >= 0.4 * len(rows)
+
+
+@pytest.mark.parametrize("rows", [TUNING, HELD_OUT], ids=["tuning", "held-out"])
+def test_precision_and_recall(rows: list[dict[str, str]]) -> None:
+    precision, recall = measure(rows)
     assert precision >= 0.95
     assert recall >= 0.95
 
 
-@pytest.mark.parametrize("part", ["mouse, ", "(mouse ", "rabbit specific ", "normal mouse and rat or ", "man kept a "])
+def test_the_help_of_cleaning_tells_what_is_measured() -> None:
+    precision, recall = measure(HELD_OUT)
+    line = f"precision {precision:.3f} and recall {recall:.3f} for non-human on {len(HELD_OUT)} captions held back"
+    print(line)
+    assert line in " ".join((data_clean.__doc__ or "").split())
+
+
+@pytest.mark.parametrize(
+    "part", ["mouse, ", "(mouse ", "rabbit specific ", "normal mouse and rat or ", "man kept a ", "anti-"]
+)
 def test_a_very_long_text_takes_no_very_long_time(part: str) -> None:
     start = time.process_time()
     judge_species(part * 4000 + "dog")
