@@ -48,7 +48,7 @@ image_folder = "./data/images"
 # Text
 prompt_template = "llama3_chat"
 context_length = 2048  # text and visual tokens together
-num_visual_tokens = 196  # what the encoder gives for a tile
+num_visual_tokens = None  # an image's: as many as the encoder gives for a tile, 196 for PLIP
 
 # Scheduler and optimizer
 batch_size = 6  # per process
@@ -87,7 +87,7 @@ model = dict(
     connector=dict(
         type=build_connector,
         num_hidden_layers=6,
-        num_attention_heads=12,
+        num_attention_heads=None,  # follows the encoder's width: 12 for PLIP
         intermediate_size=3072,
         dropout=0.1,
         add_cross_attention=True,

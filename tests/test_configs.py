@@ -26,7 +26,7 @@ COMMON = {
     "max_epochs": 9,
     "dataloader_num_workers": 16,
     "context_length": 2048,
-    "num_visual_tokens": 196,
+    "num_visual_tokens": None,  # 196 for PLIP: as the encoder has it
     "llm_name_or_path": "meta-llama/Meta-Llama-3-8B-Instruct",
     "prompt_template": "llama3_chat",
     "betas": (0.9, 0.999),
@@ -87,7 +87,6 @@ DEMO_TOP = {
     "sample_questions",
     "prompt_template",
     "context_length",
-    "num_visual_tokens",
     "batch_size",
     "dataloader_num_workers",
     "accumulative_counts",
@@ -197,6 +196,7 @@ def test_builds(name):
         counts[parameter.lr_group] += parameter.numel() if parameter.requires_grad else 0
     if not name.startswith("demo/"):
         assert counts == {"connector": 59_862_016, "llm": 335_544_320, "visual_encoder": 0}
+        assert model.connector.config.num_attention_heads == 12
     settings = {key: value for key, value in config.optim_wrapper.optimizer.items() if key != "type"}
     optimizer = grouped_adamw(model.parameters(), **settings)
     rates = {group["name"]: group["lr"] for group in optimizer.param_groups}

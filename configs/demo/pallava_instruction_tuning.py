@@ -23,7 +23,6 @@ for __part in (image_processor, train_dataloader.dataset.image_processor, custom
     __part.source = plip_path
 
 context_length = train_dataloader.dataset.context_length = 256
-num_visual_tokens = train_dataloader.dataset.num_visual_tokens = 16
 prompt_template = train_dataloader.dataset.prompt_template = custom_hooks[1].prompt_template = "qwen_chat"
 
 # Smaller parts. Without dropout and recomputation a few hundred steps go further.

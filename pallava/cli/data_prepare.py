@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", required=True, help="the config's llm_name_or_path")
     parser.add_argument("--prompt-template", default="llama3_chat", help="default: %(default)s")
     parser.add_argument("--context-length", type=int, default=2048, help="default: %(default)s")
-    parser.add_argument("--num-visual-tokens", type=int, default=196, help="default: %(default)s")
+    parser.add_argument(
+        "--num-visual-tokens", type=int, default=196, help="what the encoder gives for a tile (default: %(default)s)"
+    )
     parser.add_argument("--num-proc", type=int, default=1, help="processes (default: %(default)s)")
 
 

@@ -65,6 +65,14 @@ def model_kind(source: str) -> str:
     return "pallava" if config.is_file() and read_json(config).get("model_type") == "pallava" else "encoder"
 
 
+def is_whole_clip(folder: Path) -> bool:
+    """Whether a folder describes a CLIP with its text tower, in one of the forms that `load_encoder` opens."""
+    if any((folder / name).is_file() for name in _DESCRIPTIONS):
+        return True
+    config = folder / "config.json"
+    return config.is_file() and read_json(config).get("model_type") == "clip"
+
+
 def load_encoder(
     source: str, *, model_name: str | None = None, pretrained: str | None = None, device: str = "cpu"
 ) -> Encoder:

@@ -17,6 +17,8 @@ class PALLaVAConfig(PretrainedConfig):
         connector_config: The connector's.
         vision_feature_layer: Which hidden states of the encoder the connector reads.
         base_llm: Name or path of the language model, where the folder holds an adapter beside it.
+        encoder_source: Where the encoder was taken from, which may hold the text tower that belongs to it; the folder
+            itself does not need it.
     """
 
     model_type = "pallava"
@@ -33,6 +35,7 @@ class PALLaVAConfig(PretrainedConfig):
         connector_config: ScaleInvariantConnectorConfig | dict[str, Any] | None = None,
         vision_feature_layer: int = -2,
         base_llm: str | None = None,
+        encoder_source: str | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(text_config, PretrainedConfig):
@@ -45,6 +48,7 @@ class PALLaVAConfig(PretrainedConfig):
         self.connector_config = connector_config
         self.vision_feature_layer = vision_feature_layer
         self.base_llm = base_llm
+        self.encoder_source = encoder_source
         super().__init__(**kwargs)
 
     @property

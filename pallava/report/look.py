@@ -12,6 +12,8 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from pallava.report.plots import as_written
+
 _INK, _SOFT = "#23202b", "#6d6877"
 _HEAT = "YlOrRd"
 _PALE = 0.45  # how light the darkest grey of a picture under heat is
@@ -63,6 +65,7 @@ def draw_panels(panels: Sequence[Panel], out: Path, *, title: str, footnote: str
     width = columns * (_WIDTH + _GAP) + _GAP
     height = _HEADER + sum(heights) + len(rows) * (_ABOVE + _BELOW) + _FOOTER
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    title, footnote = as_written(title), as_written(footnote)
     figure.text(_GAP / width, 1 - 0.22 / height, title, va="top", fontsize=14, fontweight="bold", color=_INK)
     figure.text(_GAP / width, 0.16 / height, footnote, fontsize=8.5, color=_SOFT)
     top = height - _HEADER
@@ -91,10 +94,9 @@ def _aspect(panel: Panel) -> float:
 def _draw(axes: Axes, panel: Panel) -> Normalize | None:
     height, width = panel.image.shape[:2]
     axes.set_axis_off()
-    axes.annotate(
-        panel.title, (0, 1), (0, 19), "axes fraction", "offset points", fontsize=11, weight="bold", color=_INK
-    )
-    axes.annotate(panel.note, (0, 1), (0, 6), "axes fraction", "offset points", fontsize=8.5, color=_SOFT)
+    title, note = as_written(panel.title), as_written(panel.note)
+    axes.annotate(title, (0, 1), (0, 19), "axes fraction", "offset points", fontsize=11, weight="bold", color=_INK)
+    axes.annotate(note, (0, 1), (0, 6), "axes fraction", "offset points", fontsize=8.5, color=_SOFT)
     scale: Normalize | None = None
     shown: NDArray[np.floating] = panel.image / 255
     if panel.heat is not None:

@@ -38,7 +38,7 @@ def line_plot(
         xs, ys = [x for x, _ in points], [y for _, y in points]
         if smooth > 1:
             axes.plot(xs, ys, color=colour, linewidth=0.8, alpha=0.25)
-        axes.plot(xs, running_mean(ys, smooth), color=colour, linewidth=1.8, label=name)
+        axes.plot(xs, running_mean(ys, smooth), color=colour, linewidth=1.8, label=as_written(name))
     _dress(axes, x_label, y_label, has_legend=len(series) > 1)
     return _svg(figure)
 
@@ -77,7 +77,7 @@ def histogram(
     for (name, counts), colour in zip(series.items(), list(colours) * len(series), strict=False):
         values = np.clip(list(counts), edges[0], edges[-1])
         heights, _ = np.histogram(values, edges, weights=list(counts.values()))
-        axes.bar(edges[:-1], heights, np.diff(edges), below, align="edge", color=colour, label=name)
+        axes.bar(edges[:-1], heights, np.diff(edges), below, align="edge", color=colour, label=as_written(name))
         below += heights
     if threshold is not None:
         axes.axvline(threshold, color=_INK, linewidth=1.2, linestyle="--", label=f"threshold {threshold:g}")
@@ -125,6 +125,11 @@ def _dress(axes: Axes, x_label: str, y_label: str, *, has_legend: bool) -> None:
 def running_mean(values: Sequence[float], width: int) -> list[float]:
     """Mean of each value and those before it, `width` in all."""
     return [sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))]
+
+
+def as_written(text: str) -> str:
+    r"""A text for matplotlib that shows a ``$`` as it is; between two of them it would read a formula."""
+    return text.replace("$", r"\$")
 
 
 def _svg(figure: Figure) -> str:

@@ -87,6 +87,7 @@ def convert(
             prompt_template=prompt_template,
             tell=tell,
         )
+        network.config.encoder_source = visual_encoder
         _finish(network, processor, out, PUBLISHED_TRAINING, merge=merge, dtype=dtype, max_shard_size=max_shard_size)
         return out
     if lora_alpha or connector_heads or prompt_template:
@@ -171,6 +172,7 @@ def write_folder(
     """
     model = PALLaVAModel(**{k: v for k, v in cfg.model.items() if k not in ("type", "pretrained_pth")})
     load_strictly(model, model.own_keys(state, source), source=source, expected=model.state_dict())
+    model.network.config.encoder_source = cfg.model.visual_encoder.get("source")
     processor = build_processor(cfg)
     _finish(model.network.eval(), processor, Path(out), describe_run(cfg), merge=merge, dtype=dtype, **save_kwargs)
 

@@ -37,13 +37,14 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         image_processor: The encoder's, or its config.
         prompt_template: A name in `pallava.prompts.TEMPLATES`, a template, or its dictionary.
         context_length: Most tokens of a sample, visual ones included.
-        num_visual_tokens: What one image takes of them: as many as the encoder gives for a tile.
+        num_visual_tokens: What one image takes of them; default: as many as the encoder that `image_processor` names
+            by its source gives for a tile.
         num_proc: Processes that tokenize.
         cache_dir: Where to keep what was tokenized; default: ``pallava`` in the cache of `datasets`.
 
     Raises:
-        PallavaError: No data, broken data, data prepared with other settings, or another number of visual tokens
-            than the encoder's.
+        PallavaError: No data, broken data, data prepared with other settings, another number of visual tokens than
+            the encoder's, or none where no encoder is named.
     """
 
     def __init__(
@@ -54,11 +55,11 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         image_processor: Mapping[str, Any] | BaseImageProcessor,
         prompt_template: str | Mapping[str, Any] | PromptTemplate = "llama3_chat",
         context_length: int = 2048,
-        num_visual_tokens: int = 196,
+        num_visual_tokens: int | None = None,
         num_proc: int = 4,
         cache_dir: str | Path | None = None,
     ) -> None:
-        _check_visual_tokens(image_processor, num_visual_tokens)
+        num_visual_tokens = _count_visual_tokens(image_processor, num_visual_tokens)
         tokenizer, image_processor = build(tokenizer), build(image_processor)
         settings = Settings.make(tokenizer, prompt_template, context_length, num_visual_tokens)
         prepared: Prepared = _one_per_node_first(
@@ -112,17 +113,23 @@ def build(part: Any) -> Any:
     return BUILDER.build(part) if isinstance(part, Mapping) else part
 
 
-def _check_visual_tokens(image_processor: Any, num_visual_tokens: int) -> None:
-    """Compares with the encoder that the image processor is named after; before hours are spent on tokenizing."""
+def _count_visual_tokens(image_processor: Any, given: int | None) -> int:
+    """Asks the encoder that the image processor is named after; before hours are spent on tokenizing."""
     if not isinstance(image_processor, Mapping) or "source" not in image_processor:
-        return
-    given = {key: value for key, value in image_processor.items() if key != "type"}
-    found = count_tokens(**given)
-    if found != num_visual_tokens:
+        if given is None:
+            raise PallavaError(
+                "num_visual_tokens is not given, and image_processor names no encoder by its source: set "
+                "num_visual_tokens to what the encoder gives for a tile, such as 196."
+            )
+        return given
+    encoder = {key: value for key, value in image_processor.items() if key != "type"}
+    found = count_tokens(**encoder)
+    if given not in (None, found):
         raise PallavaError(
-            f"num_visual_tokens is {num_visual_tokens}, but the visual encoder {given['source']} gives {found} tokens "
-            f"for a tile: set num_visual_tokens = {found}."
+            f"num_visual_tokens is {given}, but the visual encoder {encoder['source']} gives {found} tokens for a "
+            f"tile: set num_visual_tokens = {found}, or None to follow the encoder."
         )
+    return found
 
 
 def _one_per_node_first(work: Callable[[], T]) -> T:

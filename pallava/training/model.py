@@ -20,17 +20,22 @@ from pallava.model.connector import own_connector_keys
 from pallava.model.language_models import explained
 from pallava.model.state_dicts import StateDict, load_strictly, shorten
 
+_HEAD_WIDTH, _MOST_HEADS = 64, 12  # as published: 768 = 12 * 64
+
 Part = dict[str, Any]
 """A part of the model as a config names it: ``dict(type=..., ...)``."""
 
 
 @BUILDER.register_module()
-def build_connector(visual_hidden_size: int, llm_hidden_size: int, **sizes: Any) -> ScaleInvariantConnector:
+def build_connector(
+    visual_hidden_size: int, llm_hidden_size: int, num_attention_heads: int | None = None, **sizes: Any
+) -> ScaleInvariantConnector:
     """A new connector for an encoder and a language model of these widths.
 
     Args:
         visual_hidden_size: Width of the encoder's tokens.
         llm_hidden_size: Width of the language model's embeddings.
+        num_attention_heads: Of each attention; default: as `choose_heads` has it for the encoder's width.
         **sizes: The other fields of `ScaleInvariantConnectorConfig`.
 
     Raises:
@@ -40,8 +45,24 @@ def build_connector(visual_hidden_size: int, llm_hidden_size: int, **sizes: Any)
     if unknown := sorted(sizes.keys() - known):  # transformers' configurations would take anything
         raise PallavaError(f"model.connector has no {', '.join(unknown)}: it knows {', '.join(sorted(known))}.")
     return ScaleInvariantConnector(
-        ScaleInvariantConnectorConfig(visual_hidden_size=visual_hidden_size, llm_hidden_size=llm_hidden_size, **sizes)
+        ScaleInvariantConnectorConfig(
+            visual_hidden_size=visual_hidden_size,
+            llm_hidden_size=llm_hidden_size,
+            num_attention_heads=num_attention_heads or choose_heads(visual_hidden_size),
+            **sizes,
+        )
     )
+
+
+def choose_heads(width: int) -> int:
+    """How many heads of attention suit a width: as wide as the published ones, or the most up to 12 that divide it.
+
+    No weight tells this number, and a config that leaves it open is read again at conversion: for no width may what is
+    chosen change.
+    """
+    if width % _HEAD_WIDTH == 0:
+        return width // _HEAD_WIDTH
+    return max(heads for heads in range(1, _MOST_HEADS + 1) if width % heads == 0)
 
 
 @MODELS.register_module()

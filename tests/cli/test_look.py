@@ -1,6 +1,7 @@
 """`pallava look` from the command line: what is drawn, for which kinds of folders, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,79 @@ def test_a_clip_trained_by_siglips_loss_shows_the_same(folder: Path, drawn: list
     np.testing.assert_array_equal(drawn[4].heat, drawn[9].heat)
 
 
+@pytest.mark.parametrize("source", ["clip", "clip/encoder", None])
+def test_the_clip_that_the_encoder_is_part_of_is_found(
+    folder: Path, source: str | None, tmp_path: Path, drawn: list[Panel], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where conversion took the encoder from, or as plip beside the model."""
+    shutil.copytree(folder / "merged", tmp_path / "model")
+    clip = shutil.copytree(folder / "clip", tmp_path / ("clip" if source else "plip"))
+    (clip / "encoder").mkdir()
+    described = json.loads((tmp_path / "model" / "config.json").read_text())
+    described["encoder_source"] = str(tmp_path / source) if source else "timm:gone"
+    (tmp_path / "model" / "config.json").write_text(json.dumps(described))
+    words = ["--image", str(folder / "picture.png"), "--text", "a gland", "--out", str(tmp_path / "look.png")]
+    assert main(["look", str(tmp_path / "model"), *words]) == 0
+    assert [panel.title for panel in drawn][3:] == ["Tokens that were read", '"a gland"']
+    assert f"texts are compared by the CLIP in {clip}\n" in capsys.readouterr().out
+
+
+def test_without_any_clip_the_rest_is_drawn(
+    folder: Path, drawn: list[Panel], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(folder, "merged", "--text", "a gland") == 0
+    assert [panel.title for panel in drawn] == ["Overview", "Canvas", "Tiles that were read", "Tokens that were read"]
+    said = capsys.readouterr()
+    assert "give one, such as --clip plip" in said.err
+    assert said.out.startswith("wrote ")
+
+
+def test_a_known_text_lights_up_its_place(folder: Path, tmp_path: Path, drawn: list[Panel]) -> None:
+    """A CLIP that learnt two colours by name, on a blue picture with one red place."""
+    clip = save_clip_of_colours(tmp_path / "colours", {"red": (200, 40, 60), "blue": (60, 40, 200)})
+    pixels = np.full((64, 128, 3), (60, 40, 200), dtype=np.uint8)
+    pixels[32:48, 80:96] = (200, 40, 60)  # of 4 x 2 tiles the third of the second row, there 2 x 2 of 4 x 4 patches
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    words = ["--image", str(tmp_path / "picture.png"), "--text", "red", "--text", "blue"]
+    assert main(["look", str(clip), *words, "--out", str(tmp_path / "look.png")]) == 0
+    overview, canvas, red, blue = drawn
+    assert overview.image.shape == (32, 32, 3)
+    assert canvas.grid == (4, 2)
+    assert canvas.heat is None
+    assert red.heat is not None
+    assert blue.heat is not None
+    is_red = np.zeros((8, 16), dtype=bool)
+    is_red[4:6, 10:12] = True
+    assert red.heat[is_red].min() > red.heat[~is_red].max()
+    assert blue.heat[is_red].max() < blue.heat[~is_red].min()
+
+
+def save_clip_of_colours(folder: Path, colours: dict[str, tuple[int, int, int]]) -> Path:
+    """Trains a few steps on pictures of one colour each."""
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(**CLIP)
+    ids = open_clip.SimpleTokenizer(context_length=12)(list(colours))
+    mean, std = (torch.tensor(values) for values in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+    pictures = ((torch.tensor(list(colours.values())) / 255 - mean) / std)[..., None, None].expand(-1, -1, 32, 32)
+    optimizer = torch.optim.Adam(clip.parameters(), lr=1e-3)
+    for _ in range(40):
+        seen, said, scale = clip(pictures + 0.1 * torch.randn(len(colours), 3, 32, 32), ids)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(scale * seen @ said.T, torch.arange(len(colours))).backward()
+        optimizer.step()
+    folder.mkdir()
+    torch.save(clip.state_dict(), folder / "open_clip.pt")
+    (folder / "open_clip.json").write_text(json.dumps(CLIP))
+    return folder
+
+
+def test_a_dollar_is_no_formula(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("matplotlib.mathtext.MathTextParser.parse", lambda *_: pytest.fail("read as a formula"))
+    shutil.copy(folder / "picture.png", tmp_path / "a $\\frac{$ b.png")
+    words = ["--image", str(tmp_path / "a $\\frac{$ b.png"), "--text", "cost $\\frac{$ and $5$"]
+    assert main(["look", str(folder / "clip"), *words, "--out", str(tmp_path / "look.png")]) == 0
+
+
 def test_a_clip_alone_writes_a_picture(folder: Path) -> None:
     for ending in ("png", "svg"):
         assert run(folder, "clip", "--text", "a gland", out=f"new/look.{ending}") == 0
@@ -115,7 +189,6 @@ def test_a_clip_alone_writes_a_picture(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "words", "said"),
     [
-        ("merged", ["--text", "a gland"], "--text needs a CLIP with its text tower"),
         ("merged", ["--clip", "CLIP"], "Nothing to look for"),
         ("merged", ["--clip", "ENCODER", "--text", "x"], "vision tower alone"),
         ("merged", ["--clip", "CLIP/open_clip.pt", "--text", "x"], "name it by --model-name"),

@@ -1,3 +1,5 @@
+import pytest
+
 from pallava.report.matrices import confusion_plot
 
 
@@ -7,3 +9,8 @@ def test_confusion_is_one_svg_in_the_colour_of_the_page():
     assert text.rstrip().endswith("</svg>")
     assert "currentColor" in text
     assert text.count("opacity: 0.75") == 1  # three of the four images of class a are right
+
+
+def test_a_dollar_in_a_name_is_no_formula(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("matplotlib.mathtext.MathTextParser.parse", lambda *_: pytest.fail("read as a formula"))
+    assert confusion_plot(["$\\frac{$", "b"], ["$a$", "b"], [[3, 1], [0, 0]]).startswith("<svg")

@@ -45,6 +45,12 @@ def test_the_same_plot_is_the_same_text():
     assert first == second
 
 
+def test_a_dollar_in_a_name_is_no_formula(monkeypatch):
+    monkeypatch.setattr("matplotlib.mathtext.MathTextParser.parse", lambda *_: pytest.fail("read as a formula"))
+    series = {"$\\frac{$": {1: 2}, "b": {2: 1}}
+    assert histogram(series, x_label="words").startswith("<svg")
+
+
 def test_text_of_a_table_is_set_to_the_left():
     assert '<table class="text">' in table(["x"], [["a"]], is_text=True)
     assert "class" not in table(["x"], [["a"]]).replace('class="scroll"', "")

@@ -100,7 +100,7 @@ def write_config(name: str, parts: dict[str, Path], data: dict[str, Path], path:
         part.pretrained_model_name_or_path = str(parts["llm"])
     for part in (config.model.visual_encoder, dataset.image_processor, chat.image_processor):
         part.source = str(parts["plip"])
-    dataset.update(data_path=str(data["rows"]), image_folder=str(data["images"]), num_visual_tokens=4)
+    dataset.update(data_path=str(data["rows"]), image_folder=str(data["images"]))
     dataset.update(prompt_template="qwen_chat", context_length=64, num_proc=1, cache_dir=str(data["cache"]))
     chat.update(images=[str(data["sample"])], prompt_template="qwen_chat", max_new_tokens=4)
     config.model.connector.update(num_hidden_layers=2, num_attention_heads=2)

@@ -71,6 +71,7 @@ def test_the_folder_gives_the_recorded_logits(run: Path, tmp_path: Path, merge: 
     processor = PALLaVAProcessor.from_pretrained(out)
     model = PALLaVAForConditionalGeneration.from_pretrained(out)
     assert set(processor.end_token_ids) <= set(model.generation_config.eos_token_id)
+    assert model.config.encoder_source == f"{run.parent}/plip"
 
 
 def test_the_card_names_folder_and_training(run: Path, tmp_path: Path) -> None:

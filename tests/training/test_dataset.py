@@ -106,6 +106,7 @@ def test_it_is_built_from_a_config(dataset, files, smollm2_folder):
         "tokenizer": {"type": AutoTokenizer.from_pretrained, "pretrained_model_name_or_path": str(smollm2_folder)},
         "image_processor": {"type": CLIPImageProcessor, "size": PROCESSOR.size, "crop_size": PROCESSOR.crop_size},
         "prompt_template": dataset_module.PromptTemplate(name="mine", instruction="Q {input} A ").to_dict(),
+        "num_visual_tokens": 4,
         "cache_dir": files / "cache",
     }
     built = BUILDER.build(config)
@@ -141,5 +142,19 @@ def test_as_many_visual_tokens_as_the_encoder_gives(files, smollm2_tokenizer, tm
     options = dict(data_path=files / "train.jsonl", image_folder=files / "images", tokenizer=smollm2_tokenizer)
     with pytest.raises(PallavaError, match=r"num_visual_tokens is 196, but .*encoder gives 16 tokens.*set .* = 16"):
         PALLaVADataset(image_processor=part, num_visual_tokens=196, **options)
-    dataset = PALLaVADataset(image_processor=part, num_visual_tokens=16, cache_dir=tmp_path / "cache", **options)
-    assert dataset.tile_spec.size == 32
+    for given in (16, None):
+        dataset = PALLaVADataset(image_processor=part, num_visual_tokens=given, cache_dir=tmp_path / "cache", **options)
+        assert dataset.tile_spec.size == 32
+        assert dataset.modality_length[0] == len(dataset[0]["input_ids"]) + 15  # the marker becomes 16 tokens
+    with pytest.raises(PallavaError, match=r"num_visual_tokens is not given, and image_processor names no encoder"):
+        PALLaVADataset(image_processor=PROCESSOR, **options)
+
+
+def test_the_published_encoder_gives_196_visual_tokens(files, smollm2_tokenizer, tmp_path):
+    (tmp_path / "plip").mkdir()
+    described = {"model_type": "clip_vision_model", "hidden_size": 768, "image_size": 224, "patch_size": 16}
+    (tmp_path / "plip" / "config.json").write_text(json.dumps(described))
+    part = dict(type=load_image_processor, source=str(tmp_path / "plip"))
+    options = dict(data_path=files / "train.jsonl", image_folder=files / "images", tokenizer=smollm2_tokenizer)
+    dataset = PALLaVADataset(image_processor=part, cache_dir=tmp_path / "cache", **options)
+    assert dataset.modality_length[0] == len(dataset[0]["input_ids"]) + 195

@@ -10,7 +10,7 @@ from peft import LoraConfig
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from pallava.errors import PallavaError
-from pallava.training.model import PALLaVAModel, build_connector
+from pallava.training.model import PALLaVAModel, build_connector, choose_heads
 from tests.model import golden
 from tests.model.test_checkpoints import save_malicious
 
@@ -153,3 +153,20 @@ def test_malicious_pretrained_weights_execute_nothing(tmp_path: Path) -> None:
 def test_a_misspelt_size_of_the_connector_is_named() -> None:
     with pytest.raises(PallavaError, match="model.connector has no num_layers: it knows .*num_hidden_layers"):
         build_connector(24, 16, num_layers=3)
+
+
+@pytest.mark.parametrize(
+    ("width", "heads"),
+    [(768, 12), (192, 3), (384, 6), (1024, 16), (1152, 18), (1280, 20), (1536, 24), (24, 12), (40, 10), (97, 1)],
+)
+def test_heads_follow_the_width_where_a_config_leaves_them_open(width: int, heads: int) -> None:
+    """A run's config that leaves them open is read again at conversion: these numbers may not change."""
+    assert choose_heads(width) == heads
+    config = build_connector(width, 16, num_hidden_layers=1, intermediate_size=8, num_attention_heads=None).config
+    assert config.num_attention_heads == heads
+
+
+def test_heads_that_are_given_are_kept() -> None:
+    assert build_connector(24, 16, num_hidden_layers=1, num_attention_heads=4).config.num_attention_heads == 4
+    with pytest.raises(PallavaError, match="num_attention_heads=5 does not divide the encoder's width 24"):
+        build_connector(24, 16, num_attention_heads=5)
