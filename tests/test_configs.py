@@ -39,10 +39,18 @@ COMMON = {
     "resume": False,
     "lr": 1e-4,
     "min_lr": 0.0,
+    "connector_lr_mult": 1.0,
 }
 PUBLISHED = {
     STAGES[0]: COMMON,
-    STAGES[1]: {**COMMON, "accumulative_counts": 4, "max_epochs": 12, "lr": 2e-4, "min_lr": 1e-6},
+    STAGES[1]: {
+        **COMMON,
+        "accumulative_counts": 4,
+        "max_epochs": 12,
+        "lr": 2e-4,
+        "min_lr": 1e-6,
+        "connector_lr_mult": 0.5,
+    },
 }
 # What is read, by the value at the top that it comes from: an override must reach both.
 READ_BY = {
@@ -71,6 +79,9 @@ READ_BY = {
     "lr": ("optim_wrapper.optimizer.lr",),
     "min_lr": ("param_scheduler.1.eta_min",),
     "connector_lr_mult": ("optim_wrapper.optimizer.lr_mults.connector",),
+    "betas": ("optim_wrapper.optimizer.betas",),
+    "weight_decay": ("optim_wrapper.optimizer.weight_decay",),
+    "max_norm": ("optim_wrapper.clip_grad.max_norm",),
     "precision": ("optim_wrapper.precision",),
     "save_steps": ("default_hooks.checkpoint.interval",),
     "save_total_limit": ("default_hooks.checkpoint.max_keep_ckpts",),
