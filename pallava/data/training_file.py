@@ -10,13 +10,14 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from pallava.data.parallel import batches, map_in_order
+from pallava.data.real_paths import real_path
 from pallava.data.records import Record, RecordFile
 from pallava.errors import PallavaError
 from pallava.images import ImageError, image_size
@@ -216,19 +217,10 @@ def _printable(text: str) -> str:
 def _name_in_folder(image: str, settings: _Settings) -> str:
     """Gives the image's name relative to the folder, and refuses what leaves it, by a link too."""
     path = os.path.normpath(os.path.join(settings.root, image))  # noqa: PTH118 - a tenth of the time of Path
-    folder, name = os.path.split(path)
-    real_path = os.path.join(_real_folder(folder), name)  # noqa: PTH118
-    if os.path.islink(real_path):  # noqa: PTH114
-        real_path = os.path.realpath(real_path)
-    if not real_path.startswith(settings.root):
+    real = real_path(path)
+    if not real.startswith(settings.root):
         raise _LeftOut("outside_folder", f"'{image}' leaves the image folder")
-    return (path if path.startswith(settings.root) else real_path).removeprefix(settings.root)
-
-
-@lru_cache(1 << 12)
-def _real_folder(folder: str) -> str:
-    """A folder without links; asked once for all of its images."""
-    return os.path.realpath(folder)
+    return (path if path.startswith(settings.root) else real).removeprefix(settings.root)
 
 
 def _check_image(path: str, max_pixels: int) -> None:

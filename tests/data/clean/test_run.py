@@ -129,6 +129,23 @@ def test_records_that_came_after_judging(settings, trees, tmp_path):
     assert not any((tmp_path / "out").glob(".*unfinished"))
 
 
+def test_another_image_folder_lets_links_in_and_out_again(trees, tmp_path):
+    tree = save_pairs(tmp_path / "tree", 3)
+    (tree / "1.png").rename(tmp_path / "elsewhere.png")
+    (tree / "1.png").symlink_to(tmp_path / "elsewhere.png")
+    (tree / "2.png").unlink()
+    (tree / "2.png").symlink_to(tmp_path / "nowhere.png")
+    mine = CleanSettings((SourceSetting("pairs", str(tree)),))
+    outside = [("pairs", id, "image", "outside_folder") for id in ("1", "2")]
+    for image_folder, dropped in (
+        (None, outside),
+        (str(tmp_path), [("pairs", "2", "image", "missing")]),
+        (str(tree), outside),
+    ):
+        clean(tmp_path / "out", replace(mine, image_folder=image_folder))
+        assert reasons(tmp_path / "out") == dropped
+
+
 def test_a_picture_that_came_later_is_judged(tmp_path):
     tree = save_pairs(tmp_path / "tree", 3)
     mine = CleanSettings((SourceSetting("pairs", str(tree)),))
