@@ -1,6 +1,8 @@
 """Whole cleaning runs, and the command."""
 
 import json
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +52,12 @@ def read(folder: Path) -> dict[str, bytes]:
 def reasons(folder: Path) -> list[tuple[str, str, str, str]]:
     rows = map(json.loads, (folder / "dropped.jsonl").read_text().splitlines())
     return [(row["source"], row["id"].lstrip("0"), row["filter"], row["reason"]) for row in rows]
+
+
+def stored(folder: Path, filter_name: str) -> int:
+    with closing(sqlite3.connect(folder / "scores.sqlite")) as database:
+        query = "SELECT count(*) FROM scores WHERE filter_key LIKE ?"
+        return database.execute(query, [f"{filter_name}%"]).fetchone()[0]
 
 
 def test_three_sources(settings, trees, tmp_path):
@@ -129,14 +137,14 @@ def test_records_that_came_after_judging(settings, trees, tmp_path):
     assert not any((tmp_path / "out").glob(".*unfinished"))
 
 
-def test_another_image_folder_lets_links_in_and_out_again(trees, tmp_path):
+def test_another_image_folder_lets_links_in_and_out_again(tmp_path):
     tree = save_pairs(tmp_path / "tree", 3)
     (tree / "1.png").rename(tmp_path / "elsewhere.png")
     (tree / "1.png").symlink_to(tmp_path / "elsewhere.png")
     (tree / "2.png").unlink()
     (tree / "2.png").symlink_to(tmp_path / "nowhere.png")
     mine = CleanSettings((SourceSetting("pairs", str(tree)),))
-    outside = [("pairs", id, "image", "outside_folder") for id in ("1", "2")]
+    outside = [("pairs", number, "image", "outside_folder") for number in "12"]
     for image_folder, dropped in (
         (None, outside),
         (str(tmp_path), [("pairs", "2", "image", "missing")]),
@@ -211,6 +219,20 @@ def test_both_judges_behind_an_endpoint_that_misbehaves(tmp_path):
         assert sum(server.answered.values()) == 12
         clean(tmp_path / "out", replace(mine, max_background=0.97))
         assert len(server.requests) == num_requests
+
+
+def test_what_a_model_refuses_that_refuses_everything_is_not_stored(tmp_path):
+    """Such as a model without eyes that is asked about pictures; once there is a better one, all is asked."""
+    tree, acts = save_pairs(tmp_path / "tree", 6), [Act("this model reads no images", status=400)]
+    with stub_endpoint(lambda text, before: acts[-1]) as server:
+        judges = {"pathology": "endpoint", "pathology_url": server.url, "pathology_model": "judge"}
+        mine = CleanSettings((SourceSetting("pairs", str(tree)),), **judges)
+        with pytest.raises(PallavaError, match="refuses every request.*reads no images"):
+            clean(tmp_path / "out", mine)
+        assert stored(tmp_path / "out", "pathology") == 0
+        acts.append(Act("yes"))
+        assert clean(tmp_path / "out", mine)["num_kept"] == 6
+        assert stored(tmp_path / "out", "pathology") == 6
 
 
 # The command
