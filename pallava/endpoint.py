@@ -196,6 +196,9 @@ class Endpoint:
         self._num_failures_in_a_row += 1
         if self._num_failures_in_a_row < max(8, 2 * self.concurrency):
             return None
+        if self._is_working(request):  # a run that goes on may ask nothing but what failed before
+            self._num_failures_in_a_row = 0
+            return None
         return PallavaError(
             f"{self} stopped answering: the last {self._num_failures_in_a_row} requests failed, the last one because "
             f"{answer.reason}. Answers so far are not lost: start the server again, or ask less at a time."
@@ -205,7 +208,7 @@ class Endpoint:
         return f"the model '{self.model}' at {self.base_url}"
 
     def _is_working(self, request: Request) -> bool:
-        """Whether a server that refused a request answers one of its kind that nobody can object to."""
+        """Whether the server answers a request of the same kind that nobody can object to."""
         image = None if request.image is None else Image.new("RGB", (64, 64), "white")
         answer = self._ask_one(Request(_HARMLESS, image))
         self._num_replies += isinstance(answer, Reply)

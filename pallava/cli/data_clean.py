@@ -65,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--species-url", help="of an OpenAI-compatible endpoint")
     add("--species-model", help="name of the language model there")
     add("--concurrency", type=int, default=8, help="requests to an endpoint at a time (default: %(default)s)")
+    add("--drop-unanswered", action="store_true", help="drop what an endpoint fails to answer; a later run asks again")
     add("--shard", default="1/1", metavar="I/N", help="judge one of N parts; `pallava data merge` joins them")
     add("--workers", type=int, default=None, help="processes that decode images (default: one a core, at most 16)")
 
@@ -133,6 +134,7 @@ def _settings(options: argparse.Namespace) -> Any:
         min_words=options.min_words,
         max_background=options.max_background,
         published_index=options.published_index and _absolute(options.published_index),
+        drop_unanswered=options.drop_unanswered,
         **judges,
     )
 

@@ -235,6 +235,32 @@ def test_what_a_model_refuses_that_refuses_everything_is_not_stored(tmp_path):
         assert stored(tmp_path / "out", "pathology") == 6
 
 
+@pytest.mark.usefixtures("quick_retries", "no_proxies")
+def test_rows_that_are_never_answered_can_be_dropped(tmp_path, capsys):
+    """They are as many in a row as end a run where the server has died, and nothing is stored of them."""
+    is_down = True
+
+    def script(text, num_before):
+        is_poison = "case number" in text and int(text.split()[-1]) >= 4
+        return Act("out of memory", status=500) if is_poison and is_down else Act("human")
+
+    tree, out = save_pairs(tmp_path / "tree", 24), tmp_path / "out"
+    with stub_endpoint(script) as server:
+        judge = ["--species", "endpoint", "--species-url", server.url, "--species-model", "judge"]
+        words = ["data", "clean", str(out), "--source", f"pairs={tree}", *judge, "--workers", "1"]
+        assert main(words) == 2
+        assert "20 of 24 requests" in (error := capsys.readouterr().err)
+        assert "--drop-unanswered" in error
+        for _ in range(2):
+            assert main([*words, "--drop-unanswered"]) == 0
+            assert reasons(out) == [("pairs", str(number), "species", "unanswered") for number in range(4, 24)]
+            assert stored(out, "species") == 4
+        is_down = False
+        assert main([*words, "--drop-unanswered"]) == 0
+        assert reasons(out) == []
+        assert sum(server.answered[text] for text in server.answered if "case number" in text) == 24
+
+
 # The command
 
 
