@@ -189,5 +189,6 @@ def _print_index(summary: dict[str, Any], out: str) -> None:
     if found := summary.get("published_index"):
         print(
             f"\nof {found['num_names']} names on the list, {found['num_unmatched']} matched nothing and "
-            f"{found['num_in_several_sources']} matched several sources: {out}/{found['report']}"
+            f"{found['num_in_several_sources']} matched several sources; {found['num_without_name']} entries hold no "
+            f"name: {out}/{found['report']}"
         )

@@ -173,13 +173,15 @@ def test_two_sources_of_a_name_and_a_file(tmp_path):
 
 
 def test_the_published_list(settings, tmp_path):
-    (tmp_path / "list.txt").write_text("pmc_2_0.jpg\n5.jpg\n3.jpg\nnone.jpg\nPMC1_5\n")
-    mine = replace(settings, published_index=str(tmp_path / "list.txt"), filters=("image", "published-index"))
+    (tmp_path / "list.json").write_text(json.dumps(["pmc_2_0.jpg", "5.jpg", None, "3.jpg", "none.jpg", "PMC1_5"]))
+    mine = replace(settings, published_index=str(tmp_path / "list.json"), filters=("image", "published-index"))
     summary = clean(tmp_path / "out", mine)
     kept = [json.loads(line)["image"] for line in (tmp_path / "out" / "kept.jsonl").read_text().splitlines()]
     assert [Path(image).name for image in kept] == ["pmc_2_0.jpg", "3.jpg", "PMC1_5.jpg"]
     assert summary["published_index"]["num_unmatched"] == 2
-    assert (tmp_path / "out" / "published_index.txt").read_text() == "no match\t5.jpg\nno match\tnone.jpg\n"
+    assert summary["published_index"]["num_without_name"] == 1
+    report = (tmp_path / "out" / "published_index.txt").read_text().splitlines()
+    assert report == ["no match\t5.jpg", "no match\tnone.jpg", "no name\trecord 3 (line 1, column 26): null"]
 
 
 def test_outputs_appear_complete_or_not_at_all(settings, tmp_path):
