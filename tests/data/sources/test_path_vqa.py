@@ -154,6 +154,7 @@ def test_parquet(tmp_path: Path, caplog):
     assert records[0].image.startswith("images/train/")
     for record, image in zip(records[:3], images, strict=False):
         assert (tmp_path / record.image).read_bytes() == image
+        assert (tmp_path / record.image).stat().st_mtime == 0
     assert records[2].image.endswith(".png")
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["train", "val"]
     assert len(list((tmp_path / "images/train").iterdir())) == 2
