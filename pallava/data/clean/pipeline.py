@@ -7,6 +7,7 @@ on kills, batches, processes or shards.
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -34,6 +35,8 @@ class Input:
 class Shard:
     """One of several parts of the work, each for another machine.
 
+    What has the same text is in one part, so that no judge is asked the same by two machines.
+
     Attributes:
         index: From 1 to count.
         count: Number of shards.
@@ -42,9 +45,9 @@ class Shard:
     index: int = 1
     count: int = 1
 
-    def has(self, number: int) -> bool:
-        """Whether a record, counted from 0 over all sources, is this shard's."""
-        return number % self.count == self.index - 1
+    def has(self, item: Item) -> bool:
+        """Whether an item is this shard's."""
+        return zlib.crc32(item.text.encode(errors="surrogatepass")) % self.count == self.index - 1
 
 
 WHOLE = Shard()
@@ -113,7 +116,7 @@ class Pipeline:
                 items are not to be dropped; what was scored stays.
         """
         numbered = _Counted(self._items("judge"))
-        mine = (item for number, item in enumerate(numbered) if shard.has(number))
+        mine = (item for item in numbered if shard.has(item))
         for batch in batches(mine, _BATCH):
             self._judge_batch(batch)
         if self._unanswered and not self._drop_unanswered:
