@@ -4,14 +4,6 @@ Sources are public data sets (pubmedvision, pmc-oa, quilt-1m, path-vqa, pmc-vqa)
 go kept.jsonl, dropped.jsonl, pairs.json (the captions), summary.json and index.html, a report to look at. Scores are
 kept in OUT: a stopped run goes on by the same command, and with another threshold nothing is judged again.
 
-Filters (--filters):
-  published-index  keep only the images on a list such as PCaption-0.5M's
-  words            captions of few words
-  image            missing, unreadable, truncated, too large or nearly empty images
-  pathology        other pictures than of pathology       (--pathology metadata, clip or endpoint)
-  species          other material than human              (--species rules or endpoint)
-  duplicates       the same image again, or nearly so, in all sources
-
 Example:
   pallava data clean clean --source pubmedvision=/data/pubmedvision --source quilt-1m=/data/quilt
 
@@ -28,6 +20,14 @@ from typing import Any
 from pallava.errors import PallavaError
 
 _INTERRUPTED = 130
+_FILTERS = {
+    "published-index": "images that are not on a list such as PCaption-0.5M's",
+    "words": "captions of few words",
+    "image": "missing, unreadable, truncated, too large or nearly empty images",
+    "pathology": "other pictures than of pathology (--pathology metadata, clip or endpoint)",
+    "species": "other material than human (--species rules or endpoint)",
+    "duplicates": "the same image again, or nearly so, in all sources",
+}
 _JUDGE_OPTIONS = (
     "pathology",
     "clip_model",
@@ -45,13 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     from pallava.data.clean.settings import CleanSettings as Default
 
+    parser.epilog = _filter_table()
     add = parser.add_argument
     add("out", help="folder to write; one of an earlier run is gone on with")
     add("--source", action="append", required=True, metavar="NAME=ROOT", help="a data set and its folder; repeatable")
     add("--split", action="append", default=[], metavar="[NAME=]SPLIT", help="read one split of all sets, or of one")
     add("--image-policy", default="first", choices=["first", "each", "single-only"], help="rows with several images")
     add("--image-folder", help="what image paths are relative to (default: the folder above all roots)")
-    add("--filters", help="of the filters above, by comma (default: all, or with a list: published-index,image)")
+    add("--filters", help="of the filters below, by comma (default: all, or with a list: published-index,image)")
     add("--published-index", metavar="FILE", help="list of image names, as PA-LLaVA published it")
     add("--min-words", type=int, default=Default.min_words, help="of a caption (default: %(default)s)")
     add("--max-background", type=float, default=Default.max_background, help="without tissue (default: %(default)s)")
@@ -112,6 +113,15 @@ def print_summary(summary: dict[str, Any], out: str) -> None:
     if summary["num_pairs"]:
         words = ["--input", f"{out}/pairs.json", "--image-folder", summary["image_folder"]]
         print(f"go on with: python tools/dataformat.py {shlex.join([*words, '--output', f'{out}/train.jsonl'])}")
+
+
+def _filter_table() -> str:
+    from pallava.data.clean.filters import APPLIES_TO
+
+    rows = [(name, ", ".join(sorted(kinds)), _FILTERS[name]) for name, kinds in APPLIES_TO.items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    lines = [f"  {name:<{widths[0]}}  {kinds:<{widths[1]}}  {what}" for name, kinds, what in rows]
+    return "\n".join(["filters, what they look at, and what they drop:", *lines])
 
 
 def _settings(options: argparse.Namespace) -> Any:

@@ -1,6 +1,7 @@
 """Whole cleaning runs, and the command."""
 
 import json
+import re
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pallava.cli import main
+from pallava.data.clean.filters import APPLIES_TO
 from pallava.data.clean.outputs import write_outputs
 from pallava.data.clean.pipeline import Shard
 from pallava.data.clean.run import clean, merge
@@ -264,6 +266,31 @@ def test_rows_that_are_never_answered_can_be_dropped(tmp_path, capsys):
 
 
 # The command
+
+
+def test_the_help_says_what_each_filter_looks_at(capsys):
+    with pytest.raises(SystemExit):
+        main(["data", "clean", "--help"])
+    table = capsys.readouterr().out.partition("what they look at")[2]
+    found = dict(re.findall(r"^  ([a-z-]+) +([a-z]+(?:, [a-z]+)*)  +[a-z]", table, re.M))
+    assert {name: frozenset(kinds.split(", ")) for name, kinds in found.items()} == APPLIES_TO
+
+
+@pytest.mark.parametrize(
+    ("policy", "num_kept", "unread"), [("first", 5, {}), ("each", 6, {}), ("single-only", 4, {"several_images": 1})]
+)
+def test_the_policy_for_rows_with_several_images_is_recorded(tmp_path, policy, num_kept, unread):
+    tree = save_pubmedvision(tmp_path / "pv")
+    save_picture(tree / "images" / "pmc_0_1.jpg", 500)
+    rows = json.loads((tree / "PubMedVision_Alignment_VQA.json").read_text())
+    rows[0]["image"].append("images/pmc_0_1.jpg")
+    (tree / "PubMedVision_Alignment_VQA.json").write_text(json.dumps(rows))
+    words = ["--source", f"pubmedvision={tree}", "--workers", "1", "--image-policy", policy]
+    assert main(["data", "clean", str(tmp_path / "out"), *words]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["settings"]["image_policy"] == policy
+    assert summary["sources"]["pubmedvision"]["unread"] == unread
+    assert summary["num_kept"] == num_kept
 
 
 @pytest.mark.parametrize(
