@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
@@ -55,6 +56,12 @@ class Summary:
         return {**vars(self)}
 
 
+class _Reject(NamedTuple):
+    reason: str
+    position: str
+    detail: str
+
+
 class _LeftOut(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -80,6 +87,7 @@ def write_training_file(
     max_pixels: int = MAX_PIXELS,
     num_workers: int = 1,
     id_prefix: str | None = None,
+    left_out: str | Path | None = None,
 ) -> Summary:
     """Writes a training file from a JSON list or JSONL of ``{"image", "caption"}``.
 
@@ -94,6 +102,7 @@ def write_training_file(
         max_pixels: Larger images are left out.
         num_workers: Processes that read headers; the output does not depend on it.
         id_prefix: What ids begin with; the stem of the source's name if None.
+        left_out: JSONL to write, with reason, position and detail of every record that is left out, be it all of them.
 
     Returns:
         Counts of what was written and left out.
@@ -102,14 +111,17 @@ def write_training_file(
         PallavaError: The source is not JSON (with the position), a folder is missing, or no row is left.
     """
     source, image_folder, output = Path(source), Path(image_folder), Path(output).resolve()
+    rejects = None if left_out is None else Path(left_out).resolve()
     _check_arguments(source, image_folder, output, prompts, num_workers)
+    _check_rejects(rejects, source, output)
     prefix = f"{source.stem}-" if id_prefix is None else id_prefix
     root = str(image_folder.resolve()).rstrip(os.sep) + os.sep
     settings = _Settings(root, tuple(prompts), seed, max_pixels, prefix)
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_name(f".{output.name}.{os.getpid()}.unfinished")
     try:
-        summary = _write(RecordFile(source), unfinished, settings, num_workers)
+        with _replacing(rejects) as rejects_file:
+            summary = _write(RecordFile(source), unfinished, rejects_file, settings, num_workers)
         if not summary.num_written:
             raise PallavaError(f"no row to write from '{source}': {_describe(summary)}")
         unfinished.replace(output)
@@ -150,7 +162,32 @@ def _check_arguments(source: Path, image_folder: Path, output: Path, prompts: Se
         raise PallavaError(f"the number of workers is {num_workers}; expected 1 or more")
 
 
-def _write(records: RecordFile, path: Path, settings: _Settings, num_workers: int) -> Summary:
+def _check_rejects(rejects: Path | None, source: Path, output: Path) -> None:
+    if rejects is None:
+        return
+    if rejects.is_dir():
+        raise PallavaError(f"the list of what is left out, '{rejects}', is a folder; give the name of a file")
+    if rejects in (source.resolve(), output):
+        raise PallavaError(f"the list of what is left out would replace '{rejects}'; give it another name")
+
+
+@contextmanager
+def _replacing(path: Path | None) -> Iterator[BinaryIO | None]:
+    """Opens a file that appears complete or not at all; none without a path."""
+    if path is None:
+        yield None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        with unfinished.open("xb") as file:
+            yield file
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write(records: RecordFile, path: Path, rejects: BinaryIO | None, settings: _Settings, num_workers: int) -> Summary:
     summary = Summary()
     bar = tqdm(total=records.num_bytes, unit="B", unit_scale=True, desc="dataformat", mininterval=1)
     with bar, path.open("xb") as file:
@@ -160,19 +197,21 @@ def _write(records: RecordFile, path: Path, settings: _Settings, num_workers: in
                 _count(summary, result)
                 if isinstance(result, bytes):
                     file.write(result)
+                elif rejects is not None:
+                    rejects.write(_reject_line(result))
             bar.set_postfix(rows=summary.num_written, refresh=False)
             bar.update(records.num_bytes_read - bar.n)
     return summary
 
 
-def _make_rows(batch: list[Record], settings: _Settings) -> list[bytes | tuple[str, str]]:
-    """Makes of each record its line, or (reason, message) where it is left out."""
-    results: list[bytes | tuple[str, str]] = []
+def _make_rows(batch: list[Record], settings: _Settings) -> list[bytes | _Reject]:
+    """Makes of each record its line, or says why it is left out."""
+    results: list[bytes | _Reject] = []
     for record in batch:
         try:
             results.append(_make_row(record, settings))
         except _LeftOut as left_out:
-            results.append((left_out.reason, f"{record.position}: {left_out}"))
+            results.append(_Reject(left_out.reason, record.position, str(left_out)))
     return results
 
 
@@ -232,6 +271,10 @@ def _check_image(path: str, max_pixels: int) -> None:
         raise _LeftOut("too_large", f"'{path}' has {width} x {height} pixels, more than {max_pixels}")
 
 
+def _reject_line(reject: _Reject) -> bytes:
+    return _ENCODER.encode(reject._asdict()).encode(errors="replace") + b"\n"
+
+
 def _question(index: int, settings: _Settings) -> str:
     digest = hashlib.blake2b(f"{settings.seed}:{index}".encode(), digest_size=8).digest()
     draw, is_image_first = divmod(int.from_bytes(digest, "big"), 2)
@@ -239,15 +282,14 @@ def _question(index: int, settings: _Settings) -> str:
     return f"{IMAGE_TOKEN}\n{prompt}" if is_image_first else f"{prompt}\n{IMAGE_TOKEN}"
 
 
-def _count(summary: Summary, result: bytes | tuple[str, str]) -> None:
+def _count(summary: Summary, result: bytes | _Reject) -> None:
     summary.num_records += 1
     if isinstance(result, bytes):
         summary.num_written += 1
         return
-    reason, message = result
-    summary.left_out[reason] += 1
-    if len(summary.examples[reason]) < _EXAMPLES:
-        summary.examples[reason].append(message)
+    summary.left_out[result.reason] += 1
+    if len(summary.examples[result.reason]) < _EXAMPLES:
+        summary.examples[result.reason].append(f"{result.position}: {result.detail}")
 
 
 def _describe(summary: Summary) -> str:
