@@ -22,6 +22,7 @@ from pallava.images import ImageError, ImageSource, open_image
 
 _MAX_TOKENS = 256  # an answer of one word, and room for a model that explains itself first
 _NUM_REFUSALS = 3  # so many at the start, and no answer: the request is wrong, not the item
+_HARMLESS = "Is white a colour? Answer yes or no."
 _MAX_REASON = 300  # characters
 _REFUSALS = (400, 413, 422)
 _JPEG_QUALITY = 90
@@ -141,7 +142,7 @@ class Endpoint:
                         index = under_way.pop(future)
                         try:
                             answer = future.result()
-                            trouble = trouble or self._trouble_after(answer)
+                            trouble = trouble or self._trouble_after(answer, requests[index])
                         except PallavaError as error:
                             trouble = trouble or error
                         else:
@@ -154,34 +155,49 @@ class Endpoint:
     def iter_settled(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
         """As `iter_answers`, but only what asking again would not change: replies, and final failures.
 
+        What is refused is held back until the server has answered anything: one that refuses all is set up wrongly.
+
         Raises:
             UnansweredError: After all others were yielded, if requests failed for a passing reason.
             PallavaError: As `iter_answers`.
         """
-        passing = []
+        passing: list[Failure] = []
+        refused: list[tuple[int, Failure]] = []
         for index, answer in self.iter_answers(requests):
-            if isinstance(answer, Failure) and not answer.is_final:
+            if isinstance(answer, Failure) and answer.is_refused:
+                refused.append((index, answer))
+            elif isinstance(answer, Failure) and not answer.is_final:
                 passing.append(answer)
             else:
                 yield index, answer
+            if self._num_replies:
+                yield from refused
+                refused.clear()
+        if refused and self._is_working(requests[refused[0][0]]):
+            yield from refused
+        else:
+            passing += [answer for _, answer in refused]
         if passing:
             raise UnansweredError(
                 f"{len(passing)} of {len(requests)} requests to {self} failed, the first because {passing[0].reason}. "
                 "All other answers are stored: run the same command again to ask for these."
             )
 
-    def _trouble_after(self, answer: Answer) -> PallavaError | None:
+    def _trouble_after(self, answer: Answer, request: Request) -> PallavaError | None:
         """Counts an answer; tells when there are too many failures to go on."""
         if isinstance(answer, Reply):
             self._num_replies, self._num_failures_in_a_row = self._num_replies + 1, 0
             return None
         if answer.is_final:
             self._num_refusals += answer.is_refused
-            if self._num_replies or self._num_refusals < _NUM_REFUSALS:
+            if self._num_replies or self._num_refusals < _NUM_REFUSALS or self._is_working(request):
                 return None
             return PallavaError(f"{self} refuses every request: {answer.reason}")
         self._num_failures_in_a_row += 1
         if self._num_failures_in_a_row < max(8, 2 * self.concurrency):
+            return None
+        if self._is_working(request):  # a run that goes on may ask nothing but what failed before
+            self._num_failures_in_a_row = 0
             return None
         return PallavaError(
             f"{self} stopped answering: the last {self._num_failures_in_a_row} requests failed, the last one because "
@@ -190,6 +206,13 @@ class Endpoint:
 
     def __str__(self) -> str:
         return f"the model '{self.model}' at {self.base_url}"
+
+    def _is_working(self, request: Request) -> bool:
+        """Whether the server answers a request of the same kind that nobody can object to."""
+        image = None if request.image is None else Image.new("RGB", (64, 64), "white")
+        answer = self._ask_one(Request(_HARMLESS, image))
+        self._num_replies += isinstance(answer, Reply)
+        return isinstance(answer, Reply)
 
     def _ask_one(self, request: Request) -> Answer:
         import openai

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pallava.endpoint import Answer, Endpoint, Failure, Reply, Request
+from pallava.endpoint import Answer, Endpoint, Failure, Reply, Request, UnansweredError
 from pallava.errors import PallavaError
 from tests.stub_endpoint import Act, StubEndpoint, stub_endpoint
 
@@ -86,6 +86,25 @@ def test_a_server_that_refuses_everything_is_told() -> None:
     with stub_endpoint(lambda text, before: Act("this model reads no images", status=400)) as server, refusal:
         endpoint(server, concurrency=2).ask(texts(100))
     assert sum(server.prompts.values()) < 10
+
+
+def test_refusals_of_a_server_that_refuses_everything_are_not_settled() -> None:
+    with stub_endpoint(lambda text, before: Act("no images", status=400)) as server:
+        settled = endpoint(server, concurrency=2).iter_settled(texts(100))
+        with pytest.raises(PallavaError, match="refuses every request"):
+            next(settled)
+        settled = endpoint(server).iter_settled(texts(2))
+        with pytest.raises(UnansweredError, match="2 of 2 requests.*no images"):
+            next(settled)
+
+
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_the_first_requests_may_be_those_that_are_refused(count: int) -> None:
+    """That a harmless one is answered tells that the others are at fault."""
+    refused = {request.text for request in texts(min(count, 3))}
+    with stub_endpoint(lambda text, before: Act("too long", status=400) if text in refused else Act("fine")) as server:
+        settled = dict(endpoint(server, concurrency=1).iter_settled(texts(count)))
+    assert [isinstance(settled[number], Failure) for number in range(count)] == [n < 3 for n in range(count)]
 
 
 @pytest.mark.parametrize("body", ["<html>hello</html>", "{}", '{"choices": []}', "[1]", '"x"'])

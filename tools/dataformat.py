@@ -36,6 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--id-prefix", help="what ids begin with (default: the input's name and a hyphen)")
     add("--workers", type=int, default=None, help="processes (default: one a core, at most 16)")
     add("--report", help="JSON file for the counts")
+    add("--left-out", help="JSONL for the reason and position of every record that is left out")
     return parser
 
 
@@ -61,6 +62,7 @@ def main(arguments: list[str]) -> int:
             max_pixels=MAX_PIXELS if options.max_pixels is None else options.max_pixels,
             num_workers=min(os.cpu_count() or 1, 16) if options.workers is None else options.workers,
             id_prefix=options.id_prefix,
+            left_out=options.left_out,
         )
         print_summary(summary.to_dict(), options.output)
         if options.report:

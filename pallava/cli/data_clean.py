@@ -4,14 +4,6 @@ Sources are public data sets (pubmedvision, pmc-oa, quilt-1m, path-vqa, pmc-vqa)
 go kept.jsonl, dropped.jsonl, pairs.json (the captions), summary.json and index.html, a report to look at. Scores are
 kept in OUT: a stopped run goes on by the same command, and with another threshold nothing is judged again.
 
-Filters (--filters):
-  published-index  keep only the images on a list such as PCaption-0.5M's
-  words            captions of few words
-  image            missing, unreadable, truncated, too large or nearly empty images
-  pathology        other pictures than of pathology       (--pathology metadata, clip or endpoint)
-  species          other material than human              (--species rules or endpoint)
-  duplicates       the same image again, or nearly so, in all sources
-
 The species rules have precision 0.969 and recall 0.969 for non-human on 193 captions held back from their tuning, by
 `pytest -s tests/data/clean/test_species.py`.
 
@@ -31,6 +23,14 @@ from typing import Any
 from pallava.errors import PallavaError
 
 _INTERRUPTED = 130
+_FILTERS = {
+    "published-index": "images that are not on a list such as PCaption-0.5M's",
+    "words": "captions of few words",
+    "image": "missing, unreadable, truncated, too large or nearly empty images",
+    "pathology": "other pictures than of pathology (--pathology metadata, clip or endpoint)",
+    "species": "other material than human (--species rules or endpoint)",
+    "duplicates": "the same image again, or nearly so, in all sources",
+}
 _JUDGE_OPTIONS = (
     "pathology",
     "clip_model",
@@ -48,13 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     from pallava.data.clean.settings import CleanSettings as Default
 
+    parser.epilog = _filter_table()
     add = parser.add_argument
     add("out", help="folder to write; one of an earlier run is gone on with")
     add("--source", action="append", required=True, metavar="NAME=ROOT", help="a data set and its folder; repeatable")
     add("--split", action="append", default=[], metavar="[NAME=]SPLIT", help="read one split of all sets, or of one")
     add("--image-policy", default="first", choices=["first", "each", "single-only"], help="rows with several images")
     add("--image-folder", help="what image paths are relative to (default: the folder above all roots)")
-    add("--filters", help="of the filters above, by comma (default: all, or with a list: published-index,image)")
+    add("--filters", help="of the filters below, by comma (default: all, or with a list: published-index,image)")
     add("--published-index", metavar="FILE", help="list of image names, as PA-LLaVA published it")
     add("--min-words", type=int, default=Default.min_words, help="of a caption (default: %(default)s)")
     add("--max-background", type=float, default=Default.max_background, help="without tissue (default: %(default)s)")
@@ -68,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--species-url", help="of an OpenAI-compatible endpoint")
     add("--species-model", help="name of the language model there")
     add("--concurrency", type=int, default=8, help="requests to an endpoint at a time (default: %(default)s)")
+    add("--drop-unanswered", action="store_true", help="drop what an endpoint fails to answer; a later run asks again")
     add("--shard", default="1/1", metavar="I/N", help="judge one of N parts; `pallava data merge` joins them")
     add("--workers", type=int, default=None, help="processes that decode images (default: one a core, at most 16)")
 
@@ -116,6 +118,15 @@ def print_summary(summary: dict[str, Any], out: str) -> None:
         print(f"go on with: python tools/dataformat.py {shlex.join([*words, '--output', f'{out}/train.jsonl'])}")
 
 
+def _filter_table() -> str:
+    from pallava.data.clean.filters import APPLIES_TO
+
+    rows = [(name, ", ".join(sorted(kinds)), _FILTERS[name]) for name, kinds in APPLIES_TO.items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    lines = [f"  {name:<{widths[0]}}  {kinds:<{widths[1]}}  {what}" for name, kinds, what in rows]
+    return "\n".join(["filters, what they look at, and what they drop:", *lines])
+
+
 def _settings(options: argparse.Namespace) -> Any:
     from pallava.data.clean.settings import DEFAULT_FILTERS, INDEX_FILTERS, CleanSettings
 
@@ -136,6 +147,7 @@ def _settings(options: argparse.Namespace) -> Any:
         min_words=options.min_words,
         max_background=options.max_background,
         published_index=options.published_index and _absolute(options.published_index),
+        drop_unanswered=options.drop_unanswered,
         **judges,
     )
 
@@ -190,5 +202,6 @@ def _print_index(summary: dict[str, Any], out: str) -> None:
     if found := summary.get("published_index"):
         print(
             f"\nof {found['num_names']} names on the list, {found['num_unmatched']} matched nothing and "
-            f"{found['num_in_several_sources']} matched several sources: {out}/{found['report']}"
+            f"{found['num_in_several_sources']} matched several sources; {found['num_without_name']} entries hold no "
+            f"name: {out}/{found['report']}"
         )

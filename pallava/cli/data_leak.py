@@ -3,7 +3,8 @@
 TRAIN and TEST are each a training file (JSONL), the kept.jsonl of `pallava data clean`, or NAME=ROOT of a public set.
 Images are compared by perceptual hash, so that size and compression do not hide them. Questions are compared without
 case, punctuation and options; short ones ("What is this?") meet by chance, so look at the counts before you exclude by
-them. The hashes are kept in a file beside the report, where a stopped or repeated run finds them.
+them. The hashes are kept in a file beside the report, where a stopped or repeated run finds them. Of a kept.jsonl of
+several sources the rows are listed as SOURCE:ID; `pallava evaluate --exclude` takes the ids of one set.
 
 Example:
   pallava data leak instruction.jsonl path-vqa=/data/pathvqa --train-images /data

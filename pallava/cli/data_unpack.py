@@ -1,7 +1,8 @@
 """Unpacks downloaded zip, tar or tar.gz files into one new folder, or refuses them as a whole.
 
 Refused are members that would leave the folder, links, devices, encrypted members, and whatever unpacks to more than
-it says, than is plausible for its size, or than --max-gb. Archives inside of an archive are left packed.
+it says, than is plausible for its size, or than --max-gb. Archives inside of an archive are left packed. Files get the
+dates that the archive gives them.
 
 Examples:
   pallava data unpack downloads/images_2.zip data/PMC-VQA/images_2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import os
 import re
 import shutil
 from pathlib import Path, PurePosixPath
@@ -14,9 +15,10 @@ from pallava.errors import PallavaError
 
 # Pictures hardly shrink and tables shrink by ten; deflate can shrink by a thousand, which only a bomb does.
 _MAX_RATIO = 100
-_SMALL = 64 << 20  # too little to do harm, however well it was packed
+_SMALL = 8 << 20  # too little to do harm, however well it was packed
 _MAX_MEMBERS = 10_000_000
 _CHUNK = 1 << 20
+_LAST_SECOND = (1 << 31) - 1  # what all file systems can hold
 _AGAIN = ".again"
 _DRIVE = re.compile("[A-Za-z]:")
 
@@ -56,8 +58,18 @@ class MemberWriter:
         if not self._is_flat:
             path.mkdir(parents=True, exist_ok=True)
 
-    def write(self, name: str, source: IO[bytes], declared: int, packed: int | None = None) -> None:
-        """Writes a file of the archive, and refuses it as soon as more comes than its headers say or is plausible."""
+    def write(
+        self, name: str, source: IO[bytes], declared: int, packed: int | None = None, *, modified: float = 0
+    ) -> None:
+        """Writes a file of the archive, and refuses it as soon as more comes than its headers say or is plausible.
+
+        Args:
+            name: Of the member.
+            source: Its content.
+            declared: Its size by its header.
+            packed: Its packed size, if it is packed by itself.
+            modified: Its date, in seconds since 1970, which the file gets.
+        """
         path = self._target(name)
         if self._is_flat and ("__MACOSX" in PurePosixPath(name).parts or path.name == ".DS_Store"):
             return
@@ -65,6 +77,8 @@ class MemberWriter:
         is_again = path.is_file()
         target = path.with_name(path.name + _AGAIN) if is_again else path
         self._copy(name, source, target, declared, packed)
+        seconds = min(max(int(modified), 0), _LAST_SECOND)
+        os.utime(target, (seconds, seconds))  # the same on every machine, as keys of stored scores must be
         if is_again:
             if not filecmp.cmp(path, target, shallow=False):
                 raise PallavaError(f"it brings a second file '{path.name}' of other content to the same place")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import gzip
 import os
 import shutil
@@ -117,7 +118,17 @@ def _unpack_zip(archive: Path, writer: MemberWriter) -> None:
                 writer.make_folder(member.filename)
                 continue
             with file.open(member) as source:
-                writer.write(member.filename, source, member.file_size, member.compress_size)
+                writer.write(
+                    member.filename, source, member.file_size, member.compress_size, modified=_seconds(member.date_time)
+                )
+
+
+def _seconds(date_time: tuple[int, int, int, int, int, int]) -> int:
+    """Seconds since 1970 of a zip's date, which has no time zone: taken as UTC it is the same everywhere."""
+    try:
+        return calendar.timegm(date_time)
+    except ValueError:  # month 0
+        return 0
 
 
 def _check_zip_member(member: zipfile.ZipInfo) -> None:
@@ -176,7 +187,7 @@ def _unpack_tar_member(file: tarfile.TarFile, member: tarfile.TarInfo, writer: M
         writer.check_declared(member.size)
         source = file.extractfile(member)
         assert source is not None  # a regular file
-        writer.write(member.name, source, member.size)
+        writer.write(member.name, source, member.size, modified=member.mtime)
 
 
 class _Metered:

@@ -25,7 +25,7 @@ class AuditRow:
     """A row of either side.
 
     Attributes:
-        id: As in its file.
+        id: As in its file; of several sources in one file "SOURCE:ID".
         images: Absolute paths.
         questions: As `normalize_question` leaves them.
     """
@@ -63,10 +63,12 @@ class MaterialRows:
         self._material = material
 
     def __iter__(self) -> Iterator[AuditRow]:
-        """Yields the rows; captions have no question."""
+        """Yields the rows; captions have no question, and several sources can use one id, so that theirs name both."""
+        has_several = len(self._material.names) > 1
         for record, path in self._material:
             question = normalize_question(record.question) if isinstance(record, Question) else ""
-            yield AuditRow(record.id, (str(path),), (question,) if question else ())
+            row_id = f"{record.source}:{record.id}" if has_several else record.id
+            yield AuditRow(row_id, (str(path),), (question,) if question else ())
 
 
 def open_rows(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import pickletools
+from collections.abc import Callable, Sized
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +25,7 @@ _REFUSED_CODES = {
     "READONLY_BUFFER": "a buffer kept elsewhere",
     "BYTEARRAY8": "a bytearray",
 }
+_MADE: dict[str, Callable[..., Any]] = {"set": set, "frozenset": frozenset, "complex": complex}
 _EXPECTED = "only dicts, lists, tuples, sets, text, numbers, booleans and None are read from a pickle"
 
 
@@ -42,7 +44,7 @@ def load_plain(path: str | Path) -> Any:
         raise PallavaError(f"cannot read '{path}': {error.strerror}") from None
     try:
         _check_codes(content)
-        return _PlainUnpickler(BytesIO(content), encoding="utf-8", errors="replace").load()
+        return _PlainUnpickler(content).load()
     except _Refused as refused:
         raise PallavaError(f"'{path}' is refused, for it asks for {refused}: {_EXPECTED}") from None
     except Exception as error:  # a damaged pickle raises whatever its codes stumble over
@@ -57,8 +59,21 @@ class _Refused(Exception):
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> NoReturn:
-        raise _Refused(f"{module}.{name}")
+    def __init__(self, content: bytes) -> None:
+        super().__init__(BytesIO(content), encoding="utf-8", errors="replace")
+        self._num_left = len(content)  # of elements: one list can be made a set again and again
+
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        if module not in ("builtins", "__builtin__") or name not in _MADE:
+            raise _Refused(f"{module}.{name}")
+        return lambda *values: self._make(name, *values)  # no object, whose state a pickle could set
+
+    def _make(self, name: str, *values: Any) -> Any:
+        """Makes a set or a complex number, for which older protocols have no code."""
+        self._num_left -= sum(len(value) for value in values if isinstance(value, Sized))
+        if self._num_left < 0:
+            raise _Refused("more elements than it holds")
+        return _MADE[name](*values)
 
     def persistent_load(self, pid: Any) -> NoReturn:
         raise _Refused(f"the object {pid!r} kept elsewhere")

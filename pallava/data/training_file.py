@@ -8,15 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
 from pallava.data.parallel import batches, map_in_order
+from pallava.data.real_paths import real_path
 from pallava.data.records import Record, RecordFile
 from pallava.errors import PallavaError
 from pallava.images import ImageError, image_size, open_image
@@ -54,6 +56,12 @@ class Summary:
         return {**vars(self)}
 
 
+class _Reject(NamedTuple):
+    reason: str
+    position: str
+    detail: str
+
+
 class _LeftOut(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -81,6 +89,7 @@ def write_training_file(
     num_workers: int = 1,
     id_prefix: str | None = None,
     decodes: bool = False,
+    left_out: str | Path | None = None,
 ) -> Summary:
     """Writes a training file from a JSON list or JSONL of ``{"image", "caption"}``.
 
@@ -96,6 +105,7 @@ def write_training_file(
         num_workers: Processes that read images; the output does not depend on it.
         id_prefix: What ids begin with; the stem of the source's name if None.
         decodes: Whether to find damage behind the header too, at some hundred times the cost.
+        left_out: JSONL to write, with reason, position and detail of every record that is left out, be it all of them.
 
     Returns:
         Counts of what was written and left out.
@@ -104,14 +114,17 @@ def write_training_file(
         PallavaError: The source is not JSON (with the position), a folder is missing, or no row is left.
     """
     source, image_folder, output = Path(source), Path(image_folder), Path(output).resolve()
+    rejects = None if left_out is None else Path(left_out).resolve()
     _check_arguments(source, image_folder, output, prompts, num_workers)
+    _check_rejects(rejects, source, output)
     prefix = f"{source.stem}-" if id_prefix is None else id_prefix
     root = str(image_folder.resolve()).rstrip(os.sep) + os.sep
     settings = _Settings(root, tuple(prompts), seed, max_pixels, prefix, decodes)
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_name(f".{output.name}.{os.getpid()}.unfinished")
     try:
-        summary = _write(RecordFile(source), unfinished, settings, num_workers)
+        with _replacing(rejects) as rejects_file:
+            summary = _write(RecordFile(source), unfinished, rejects_file, settings, num_workers)
         if not summary.num_written:
             raise PallavaError(f"no row to write from '{source}': {_describe(summary)}")
         unfinished.replace(output)
@@ -152,7 +165,32 @@ def _check_arguments(source: Path, image_folder: Path, output: Path, prompts: Se
         raise PallavaError(f"the number of workers is {num_workers}; expected 1 or more")
 
 
-def _write(records: RecordFile, path: Path, settings: _Settings, num_workers: int) -> Summary:
+def _check_rejects(rejects: Path | None, source: Path, output: Path) -> None:
+    if rejects is None:
+        return
+    if rejects.is_dir():
+        raise PallavaError(f"the list of what is left out, '{rejects}', is a folder; give the name of a file")
+    if rejects in (source.resolve(), output):
+        raise PallavaError(f"the list of what is left out would replace '{rejects}'; give it another name")
+
+
+@contextmanager
+def _replacing(path: Path | None) -> Iterator[BinaryIO | None]:
+    """Opens a file that appears complete or not at all; none without a path."""
+    if path is None:
+        yield None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        with unfinished.open("xb") as file:
+            yield file
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write(records: RecordFile, path: Path, rejects: BinaryIO | None, settings: _Settings, num_workers: int) -> Summary:
     summary = Summary()
     desc = "pictures" if settings.decodes else "dataformat"
     bar = tqdm(total=records.num_bytes, unit="B", unit_scale=True, desc=desc, mininterval=1)
@@ -163,19 +201,21 @@ def _write(records: RecordFile, path: Path, settings: _Settings, num_workers: in
                 _count(summary, result)
                 if isinstance(result, bytes):
                     file.write(result)
+                elif rejects is not None:
+                    rejects.write(_reject_line(result))
             bar.set_postfix(rows=summary.num_written, refresh=False)
             bar.update(records.num_bytes_read - bar.n)
     return summary
 
 
-def _make_rows(batch: list[Record], settings: _Settings) -> list[bytes | tuple[str, str]]:
-    """Makes of each record its line, or (reason, message) where it is left out."""
-    results: list[bytes | tuple[str, str]] = []
+def _make_rows(batch: list[Record], settings: _Settings) -> list[bytes | _Reject]:
+    """Makes of each record its line, or says why it is left out."""
+    results: list[bytes | _Reject] = []
     for record in batch:
         try:
             results.append(_make_row(record, settings))
         except _LeftOut as left_out:
-            results.append((left_out.reason, f"{record.position}: {left_out}"))
+            results.append(_Reject(left_out.reason, record.position, str(left_out)))
     return results
 
 
@@ -220,19 +260,10 @@ def _printable(text: str) -> str:
 def _name_in_folder(image: str, settings: _Settings) -> str:
     """Gives the image's name relative to the folder, and refuses what leaves it, by a link too."""
     path = os.path.normpath(os.path.join(settings.root, image))  # noqa: PTH118 - a tenth of the time of Path
-    folder, name = os.path.split(path)
-    real_path = os.path.join(_real_folder(folder), name)  # noqa: PTH118
-    if os.path.islink(real_path):  # noqa: PTH114
-        real_path = os.path.realpath(real_path)
-    if not real_path.startswith(settings.root):
+    real = real_path(path)
+    if not real.startswith(settings.root):
         raise _LeftOut("outside_folder", f"'{image}' leaves the image folder")
-    return (path if path.startswith(settings.root) else real_path).removeprefix(settings.root)
-
-
-@lru_cache(1 << 12)
-def _real_folder(folder: str) -> str:
-    """A folder without links; asked once for all of its images."""
-    return os.path.realpath(folder)
+    return (path if path.startswith(settings.root) else real).removeprefix(settings.root)
 
 
 def _check_image(path: str, max_pixels: int, *, decodes: bool) -> None:
@@ -246,6 +277,10 @@ def _check_image(path: str, max_pixels: int, *, decodes: bool) -> None:
         raise _LeftOut("unreadable" if os.path.exists(path) else "missing", str(error)) from None  # noqa: PTH110
 
 
+def _reject_line(reject: _Reject) -> bytes:
+    return _ENCODER.encode(reject._asdict()).encode(errors="replace") + b"\n"
+
+
 def _question(index: int, settings: _Settings) -> str:
     digest = hashlib.blake2b(f"{settings.seed}:{index}".encode(), digest_size=8).digest()
     draw, is_image_first = divmod(int.from_bytes(digest, "big"), 2)
@@ -253,15 +288,14 @@ def _question(index: int, settings: _Settings) -> str:
     return f"{IMAGE_TOKEN}\n{prompt}" if is_image_first else f"{prompt}\n{IMAGE_TOKEN}"
 
 
-def _count(summary: Summary, result: bytes | tuple[str, str]) -> None:
+def _count(summary: Summary, result: bytes | _Reject) -> None:
     summary.num_records += 1
     if isinstance(result, bytes):
         summary.num_written += 1
         return
-    reason, message = result
-    summary.left_out[reason] += 1
-    if len(summary.examples[reason]) < _EXAMPLES:
-        summary.examples[reason].append(message)
+    summary.left_out[result.reason] += 1
+    if len(summary.examples[result.reason]) < _EXAMPLES:
+        summary.examples[result.reason].append(f"{result.position}: {result.detail}")
 
 
 def _describe(summary: Summary) -> str:

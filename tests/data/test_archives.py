@@ -6,6 +6,7 @@ import shutil
 import stat
 import struct
 import tarfile
+import time
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -78,6 +79,26 @@ def test_unpacks(archive: Path, write):
     found = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert found == {name.removeprefix("./"): content for name, content in FILES.items()}
     assert out.stat().st_mode & 0o777 == archive.parent.stat().st_mode & 0o777
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
+def test_files_get_the_dates_of_the_archive(archive: Path, zone: str, monkeypatch):
+    """The same on every machine: what is stored on an image is found by them."""
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    out, expected = archive.with_name("out"), 1_614_834_368
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, date in {"a": (2021, 3, 4, 5, 6, 8), "none": (1980, 0, 0, 0, 0, 0)}.items():
+            file.writestr(zipfile.ZipInfo(name, date), b"")
+    unpack([archive], out)
+    assert {path.name: path.stat().st_mtime for path in out.iterdir()} == {"a": expected, "none": 0}
+    for mtime, kept in {expected: expected, -5: 0, 2**40: 2**31 - 1}.items():
+        shutil.rmtree(out)
+        write_tar(archive, {"a": b""}, mtime=mtime)
+        unpack([archive], out)
+        assert (out / "a").stat().st_mtime == kept
+    monkeypatch.undo()
+    time.tzset()
 
 
 def test_empty_folders_and_members_that_come_again(archive: Path):
@@ -212,6 +233,16 @@ def test_bomb(archive: Path, write, monkeypatch):
     monkeypatch.setattr(archive_writer, "_SMALL", 1 << 20)
     write(archive, {"bomb": bytes(8 << 20)})
     assert archive.stat().st_size < 10_000
+    assert "bomb" in refusal(archive)
+
+
+@pytest.mark.parametrize("num_mb", [20, 300])
+def test_bomb_as_it_comes(archive: Path, num_mb: int):
+    """Zeros, and nothing about the limits is made smaller for the test."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file, file.open("bomb", "w") as member:
+        for _ in range(num_mb):
+            member.write(bytes(1_000_000))
+    assert archive.stat().st_size < num_mb * 2_000
     assert "bomb" in refusal(archive)
 
 

@@ -211,8 +211,8 @@ def test_kept_records_and_training_files_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({"image_folder": "/data", "sources": {"a": {}, "b": {}}}))
     kept = str(tmp_path / "kept.jsonl")
     assert list(open_rows(kept)) == [
-        AuditRow("1", ("/data/sub/x.jpg",), ()),
-        AuditRow("2", ("/data/sub/y.jpg",), ("is it",)),
+        AuditRow("a:1", ("/data/sub/x.jpg",), ()),
+        AuditRow("b:2", ("/data/sub/y.jpg",), ("is it",)),
     ]
     assert next(iter(open_rows(kept, image_folder=tmp_path))).images == (f"{tmp_path}/sub/x.jpg",)
     train = tmp_path / "train.jsonl"
@@ -221,6 +221,15 @@ def test_kept_records_and_training_files_are_told_apart(tmp_path: Path) -> None:
         AuditRow("7", (f"{tmp_path}/x.jpg",), ("is it",)),
         AuditRow("line 4", (), ()),
     ]
+
+
+@pytest.mark.parametrize(("sources", "ids"), [(["a"], ["7"]), (["a", "b"], ["a:7", "b:7"])])
+def test_one_id_in_two_sources_is_told_apart(tmp_path: Path, sources: list[str], ids: list[str]) -> None:
+    """The ids of one source stay as `pallava evaluate --exclude` knows them."""
+    rows = [{**to_json(Question(name, "7", "x.jpg", "Is it?", "yes")), "path": "x.jpg"} for name in sources]
+    (tmp_path / "kept.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "summary.json").write_text(json.dumps({"image_folder": "/data", "sources": dict.fromkeys(sources)}))
+    assert [row.id for row in open_rows(str(tmp_path / "kept.jsonl"))] == ids
 
 
 def test_what_cannot_be_opened(tmp_path: Path) -> None:

@@ -40,8 +40,9 @@ def test_plain_values(path: Path, protocol: int):
     assert load_plain(path) == PLAIN
 
 
-def test_sets_and_old_protocols(path: Path):
-    for value, protocol in (({1, 2}, 4), (frozenset([1]), 4), ([1, "a", {"b": 2.5}], 0), ((1, "é"), 2)):
+@pytest.mark.parametrize("protocol", range(6))
+def test_sets_and_old_protocols(path: Path, protocol: int):
+    for value in ({1, 2}, frozenset(["a"]), {"x": [set()]}, [1.5 - 2j], [1, "a", {"b": 2.5}], (1, "é")):
         path.write_bytes(pickle.dumps(value, protocol=protocol))
         assert load_plain(path) == value
 
@@ -49,6 +50,20 @@ def test_sets_and_old_protocols(path: Path):
 def test_text_of_python_2(path: Path):
     path.write_bytes(b"(dp0\nS'answer'\np1\nU\x02\xc3\xa9p2\ns.")
     assert load_plain(path) == {"answer": "é"}
+
+
+def test_a_set_of_python_2(path: Path):
+    path.write_bytes(b"\x80\x02c__builtin__\nset\nq\x00]q\x01(K\x01K\x02e\x85q\x02Rq\x03.")
+    assert load_plain(path) == {1, 2}
+
+
+def test_one_list_made_a_set_again_and_again(path: Path):
+    """Each would take as much memory as the list, for a few bytes of the pickle."""
+    numbers = b"]q\x00(" + b"".join(b"J" + struct.pack("<i", number) for number in range(1000)) + b"e"
+    again = b"cbuiltins\nset\nh\x00\x85R"
+    content = b"\x80\x02" + numbers + b"(" + again * 100 + b"l."
+    assert len(pickle.loads(content)) == 100
+    assert "more elements than it holds" in refusal(path, content)
 
 
 class Attack:

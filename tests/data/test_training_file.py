@@ -183,3 +183,26 @@ def test_prompts_file(tmp_path: Path):
             read_prompts(path)
     with pytest.raises(PallavaError, match="cannot read"):
         read_prompts(tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_every_record_that_is_left_out_is_listed(folder: Path, num_workers: int):
+    records = [pair(), *(pair(f"{number}.png") for number in range(600)), pair(caption=" "), 7, pair()]
+    path = folder.parent / "lists" / "left_out.jsonl"
+    _, summary = write(folder, records, left_out=path, num_workers=num_workers)
+    listed = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [each["position"].partition(" (")[0] for each in listed] == [f"record {n}" for n in range(2, 604)]
+    assert Counter(each["reason"] for each in listed) == {"missing": 600, "empty_caption": 1, "malformed": 1}
+    assert listed[-1]["detail"] == "a record is an object with image and caption, not int"
+    assert len(summary.examples["missing"]) == 3
+    assert [each.name for each in path.parent.iterdir()] == ["left_out.jsonl"]
+
+
+def test_the_list_of_what_is_left_out_is_there_where_no_row_is(folder: Path):
+    path = folder.parent / "left_out.jsonl"
+    with pytest.raises(PallavaError, match="no row to write"):
+        write(folder, [pair("none.png")], left_out=path)
+    assert json.loads(path.read_text())["reason"] == "missing"
+    for wrong, message in ((folder, "is a folder"), (folder.parent / "pairs.json", "would replace")):
+        with pytest.raises(PallavaError, match=message):
+            write(folder, [pair()], left_out=wrong)

@@ -2,9 +2,11 @@
 
 import importlib
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,11 +22,24 @@ def test_data_pipeline(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "data_pipeline.py"), "--small"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert len(re.findall(r"^(?:quilt-1m|pubmedvision) +(?:1,000|10,000) .*x +\d+$", result.stdout, re.M)) == 4
-    assert "memory below 500 MB: yes" in result.stdout
+    assert len(re.findall(r"^(?:quilt-1m|pubmedvision|hashes) +(?:1,000|10,000) .*x +\d+$", result.stdout, re.M)) == 6
+    assert result.stdout.count("memory below 500 MB: yes") == 2
+    assert result.stdout.count("memory grows by at most 50 MB: yes") == 2
+    assert result.stdout.count("a row takes at most 1.3 times as long: ") == 2
     assert re.search(r"\d+ pictures a second and core", result.stdout)
     assert re.search(r"ratio of the medians: \d+\.\d\d", result.stdout)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "peaks", "is_kept"),
+    [(12.0, (100, 140), True), (14.0, (100, 140), False), (12.0, (100, 160), False), (12.0, (490, 501), False)],
+)
+def test_time_and_memory_of_the_larger_size_decide(seconds: float, peaks: tuple[float, float], is_kept: bool) -> None:
+    is_linear: Any = runpy.run_path(str(BENCHMARKS / "data_pipeline.py"))["_is_linear"]
+    small = {"num_rows": 100_000, "seconds": 1.0, "peak_mb": peaks[0]}
+    large = {"num_rows": 1_000_000, "seconds": seconds, "peak_mb": peaks[1]}
+    assert is_linear("quilt-1m", [small, large]) == is_kept
 
 
 def test_encode() -> None:

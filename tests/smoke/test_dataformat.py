@@ -44,7 +44,7 @@ def test_without_arguments_usage_with_an_example(tmp_path: Path):
 def test_writes_counts_and_reports(pairs: Path):
     (pairs / "prompts.txt").write_text("What is it?\n")
     options = ("--seed", "7", "--workers", "2", "--id-prefix", "p", "--prompts", "prompts.txt")
-    result = run(pairs, *ARGUMENTS, *options, "--report", "report.json")
+    result = run(pairs, *ARGUMENTS, *options, "--report", "report.json", "--left-out", "left_out.jsonl")
     assert result.returncode == 0, result.stderr
     row = json.loads((pairs / "train.jsonl").read_text())
     assert row["id"] == "p00000000"
@@ -55,6 +55,12 @@ def test_writes_counts_and_reports(pairs: Path):
     assert "malformed: line 4: the record has no 'caption'" in result.stderr
     report = json.loads((pairs / "report.json").read_text())
     assert report["left_out"]["missing"] == 1
+    rows = map(json.loads, (pairs / "left_out.jsonl").read_text().splitlines())
+    assert [(row["reason"], row["position"]) for row in rows] == [
+        ("missing", "line 2"),
+        ("outside_folder", "line 3"),
+        ("malformed", "line 4"),
+    ]
 
 
 def test_our_own_prompts_are_the_default(pairs: Path):

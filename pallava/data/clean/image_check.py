@@ -16,6 +16,7 @@ from pallava.data.clean.duplicates import perceptual_hash
 from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
 from pallava.data.hashing import file_hash
 from pallava.data.parallel import batches, start_worker
+from pallava.data.real_paths import real_folder, real_path
 from pallava.data.training_file import MAX_PIXELS
 from pallava.errors import PallavaError
 from pallava.images import ImageError, image_size, open_image
@@ -23,7 +24,7 @@ from pallava.images import ImageError, image_size, open_image
 MAX_BACKGROUND = 0.98
 """Images with a larger share of background are nearly empty. A smear can hold few cells, so the limit is high."""
 
-_VERSION = "image-1"
+_VERSION = "image-2"
 _THUMBNAIL = 256  # pixels of the longer side on which background is measured
 _MIN_GLASS, _MAX_GLASS_CHROMA = 220, 20  # of 255: bright and colourless is glass without tissue
 _MAX_BLACK = 25
@@ -63,10 +64,15 @@ class ImageFilter:
         self._pool: ProcessPoolExecutor | None = None
 
     def item_key(self, item: Item) -> str:
-        """Source and name of the image, with the file's size and date: a file that is replaced is judged again."""
+        """Source and name of the image, with the file's size and date: a file that is replaced is judged again.
+
+        Where a link leads out of the folders, that stands in their place: another image folder brings another verdict.
+        """
         try:
-            status = os.stat(item.path)  # noqa: PTH116 - half the cost of item.path.stat()
-            state = f"{status.st_size}|{int(status.st_mtime)}"
+            state = "outside_folder"
+            if _is_inside(str(item.path), self._folders(item)):
+                status = os.stat(item.path)  # noqa: PTH116 - half the cost of item.path.stat()
+                state = f"{status.st_size}|{int(status.st_mtime)}"
         except (OSError, ValueError):
             state = "missing"
         key = f"{item.record.source}:{item.record.image}|{state}"
@@ -159,8 +165,8 @@ def background_share(image: Image.Image) -> float:
 
 
 def _is_inside(path: str, folders: Sequence[str]) -> bool:
-    real = os.path.realpath(path)
-    return any(os.path.commonpath([os.path.realpath(folder), real]) == os.path.realpath(folder) for folder in folders)
+    real = real_path(path)
+    return any(os.path.commonpath([root := real_folder(folder), real]) == root for folder in folders)
 
 
 def _problem(path: str, error: Exception) -> str:

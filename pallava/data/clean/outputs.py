@@ -184,7 +184,7 @@ def _summary(
 
 
 def _index_report(folder: Path, filters: Sequence[Filter]) -> Summary:
-    """Writes which listed names matched nothing, and which several sources."""
+    """Writes which listed names matched nothing, which several sources, and which entries are no names."""
     report = folder / INDEX_REPORT
     index = next((each for each in filters if isinstance(each, PublishedIndexFilter)), None)
     if index is None:
@@ -195,14 +195,17 @@ def _index_report(folder: Path, filters: Sequence[Filter]) -> Summary:
     with hidden.open("w", encoding="utf-8", errors="replace") as file:
         file.writelines(f"several sources\t{name}\t{', '.join(sources)}\n" for name, sources in ambiguous)
         file.writelines(f"no match\t{name}\n" for name in unmatched)
+        file.writelines(f"no name\t{entry}\n" for entry in index.unread)
     hidden.replace(report)
     return {
         "published_index": {
             "num_names": index.num_names,
             "num_unmatched": len(unmatched),
             "num_in_several_sources": len(ambiguous),
+            "num_without_name": len(index.unread),
             "unmatched_examples": unmatched[:_MAX_EXAMPLES],
             "several_sources_examples": [[name, sources] for name, sources in ambiguous[:_MAX_EXAMPLES]],
+            "without_name_examples": index.unread[:_MAX_EXAMPLES],
             "report": INDEX_REPORT,
         }
     }

@@ -7,6 +7,7 @@ on kills, batches, processes or shards.
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -34,6 +35,8 @@ class Input:
 class Shard:
     """One of several parts of the work, each for another machine.
 
+    What has the same text is in one part, so that no judge is asked the same by two machines.
+
     Attributes:
         index: From 1 to count.
         count: Number of shards.
@@ -42,9 +45,9 @@ class Shard:
     index: int = 1
     count: int = 1
 
-    def has(self, number: int) -> bool:
-        """Whether a record, counted from 0 over all sources, is this shard's."""
-        return number % self.count == self.index - 1
+    def has(self, item: Item) -> bool:
+        """Whether an item is this shard's."""
+        return zlib.crc32(item.text.encode(errors="surrogatepass")) % self.count == self.index - 1
 
 
 WHOLE = Shard()
@@ -71,10 +74,26 @@ class Outcome:
 class Pipeline:
     """Sources, filters in their order, and the store of scores."""
 
-    def __init__(self, inputs: Sequence[Input], filters: Sequence[Filter], store: ScoreStore) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[Input],
+        filters: Sequence[Filter],
+        store: ScoreStore,
+        *,
+        drop_unanswered: bool = False,
+    ) -> None:
+        """Notes all of them.
+
+        Args:
+            inputs: In the order of the output.
+            filters: In the order in which they decide.
+            store: Where scores are kept.
+            drop_unanswered: Drops what an endpoint did not answer, instead of ending without a decision.
+        """
         self._inputs = inputs
         self._filters = filters
         self._store = store
+        self._drop_unanswered = drop_unanswered
         self._unanswered: list[UnansweredError] = []
 
     def survey(self) -> None:
@@ -93,16 +112,18 @@ class Pipeline:
             The number of records of all shards.
 
         Raises:
-            PallavaError: A source or a filter cannot go on, or, at the end, some requests were not answered; what was
-                scored stays.
+            PallavaError: A source or a filter cannot go on, or, at the end, some requests were not answered and their
+                items are not to be dropped; what was scored stays.
         """
         numbered = _Counted(self._items("judge"))
-        mine = (item for number, item in enumerate(numbered) if shard.has(number))
+        mine = (item for item in numbered if shard.has(item))
         for batch in batches(mine, _BATCH):
             self._judge_batch(batch)
-        if self._unanswered:
+        if self._unanswered and not self._drop_unanswered:
             more = f" ({len(self._unanswered) - 1} more such batches)" if len(self._unanswered) > 1 else ""
-            raise PallavaError(f"{self._unanswered[0]}{more}")
+            raise PallavaError(
+                f"{self._unanswered[0]}{more} If they fail every time, --drop-unanswered drops their rows."
+            )
         return numbered.count
 
     def decide(self) -> Iterator[Outcome]:
@@ -172,22 +193,24 @@ class Pipeline:
         for each in self._filters:
             alive = [item for item in items if outcomes[id(item)].verdict.keep and item.kind in each.kinds]
             for item, score in zip(alive, self._stored(each, alive), strict=True):
-                item.shared.update(score)
+                item.shared.update(score or {})
                 outcomes[id(item)] = _after(outcomes[id(item)], each, score)
         return iter(outcomes.values())
 
-    def _stored(self, each: Filter, items: list[Item]) -> list[Score]:
+    def _stored(self, each: Filter, items: list[Item]) -> Sequence[Score | None]:
+        """Gives the score of each item, None for an unanswered one that is to be dropped."""
         if not each.key:
             return each.score(items)
         keys = [each.item_key(item) for item in items]
         scores = self._store.get(each.key, set(keys))
+        may_be_missing = self._drop_unanswered and isinstance(each, StreamingFilter)
         for key, item in zip(keys, items, strict=True):
-            if key not in scores:
+            if key not in scores and not may_be_missing:
                 raise PallavaError(
                     f"'{item.path}' ({item.record.source} {item.record.id}) has no score of the filter '{each.name}': "
                     f"images or records changed since they were judged; run `pallava data clean` again"
                 )
-        return [scores[key] for key in keys]
+        return [scores.get(key) for key in keys]
 
 
 class _Counted:
@@ -203,7 +226,7 @@ class _Counted:
             yield item
 
 
-def _after(before: Outcome, each: Filter, score: Score) -> Outcome:
-    verdict = each.decide(before.item, score)
+def _after(before: Outcome, each: Filter, score: Score | None) -> Outcome:
+    verdict = Verdict(False, "unanswered") if score is None else each.decide(before.item, score)
     scores = before.scores if verdict.score is None else {**before.scores, each.name: verdict.score}
     return Outcome(before.item, verdict, "" if verdict.keep else each.name, scores)

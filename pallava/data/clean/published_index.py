@@ -6,19 +6,22 @@ import json
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
-from pallava.data.records import RecordFile
 from pallava.data.sources import SOURCES
+from pallava.data.sources.base import RowDropped
+from pallava.data.sources.files import json_rows
 from pallava.errors import PallavaError
 
 _KEYS = ("image", "image_path", "img", "image_id", "image_name", "file_name", "filename", "name", "path", "file", "id")
 _ENDING = re.compile(r"\.(jpe?g|png|tiff?|webp|bmp|gif)$", re.IGNORECASE)
 _ARCHIVES = (".gz", ".tgz", ".tar", ".zip", ".bz2", ".xz", ".7z")
 _PAIRS = "pairs"
+_SHOWN = 80  # characters of an entry
 _LEVELS = (3, 2, 1)  # relative path, base name, base name without its ending
 
 
@@ -27,6 +30,9 @@ class PublishedIndexFilter:
 
     The weaker match counts only where no better one was found, for the name and for the image. That takes a survey of
     all items. A name that matches images of several sources keeps them all and is reported, not guessed.
+
+    Attributes:
+        unread: The entries of the list that hold no name, with their positions.
     """
 
     name = "published-index"
@@ -39,9 +45,13 @@ class PublishedIndexFilter:
         Raises:
             PallavaError: It cannot be read or holds no name.
         """
-        self._names = list(dict.fromkeys(read_names(Path(path))))
+        listed = read_names(Path(path))
+        self._names, self.unread = listed.names, listed.unread
         if not self._names:
-            raise PallavaError(f"the list '{path}' holds no image name; expected file names, one a line or as JSON")
+            first = f" ({listed.unread[0]})" if listed.unread else ""
+            raise PallavaError(
+                f"the list '{path}' holds no image name{first}; expected file names, one a line or as JSON"
+            )
         self._by_level: dict[int, dict[str, tuple[int, ...]]] = {level: {} for level in _LEVELS}
         for number, (_, name) in enumerate(self._names):
             for level, numbers in self._by_level.items():
@@ -100,25 +110,42 @@ class PublishedIndexFilter:
         return level if any(self._best[number] == level for number in numbers) else 0
 
 
-def read_names(path: Path) -> Iterator[tuple[str, str]]:
-    """Reads a list of image names: JSON (a list, or lists by source), JSON Lines, or one name a line.
+@dataclass(frozen=True)
+class NameList:
+    """What a list of images holds.
+
+    Attributes:
+        names: Source as the list spells it (nothing where it names none) and normalized name, each once.
+        unread: The entries without a name, with their positions.
+    """
+
+    names: list[tuple[str, str]]
+    unread: list[str]
+
+
+def read_names(path: Path) -> NameList:
+    """Reads a list of image names: JSON (a list, or an object by source or by image), JSON Lines, or one name a line.
 
     Args:
-        path: The file. An entry is a name or an object with one under "image", "image_id", "name" or the like.
-
-    Yields:
-        Name of the source as the list spells it (nothing where it names none), and the normalized name.
+        path: The file. An entry is a name, several, or an object with them under "image", "image_id", "name" or the
+            like; what is none costs itself alone.
 
     Raises:
-        PallavaError: The file cannot be read, is an archive, or an entry holds no name.
+        PallavaError: The file cannot be read, is an archive, or is damaged JSON.
     """
     if path.name.lower().endswith(_ARCHIVES):
         raise PallavaError(f"'{path}' is an archive; unpack it, and name the list of images in it")
+    names: dict[tuple[str, str], None] = {}
+    unread = []
     for source, position, value in _entries(path):
-        name = _name_in(value)
-        if not name:
-            raise PallavaError(f"'{path}', {position}: no image name in {json.dumps(value)[:80]}")
-        yield source, _normal(name)
+        for name in _names_in(value):
+            if name:
+                names[source, _normal(name)] = None
+            elif isinstance(value, RowDropped):
+                unread.append(str(value))
+            else:
+                unread.append(f"{position}: {json.dumps(value, ensure_ascii=False)[:_SHOWN]}")
+    return NameList(list(names), unread)
 
 
 def _entries(path: Path) -> Iterator[tuple[str, str, Any]]:
@@ -127,11 +154,11 @@ def _entries(path: Path) -> Iterator[tuple[str, str, Any]]:
         yield from (("", position, line) for position, line in _lines(path))
         return
     table = _table(path) if head[:1] == "{" else None
-    if table is None:
-        yield from (("", record.position, record.value) for record in RecordFile(path))
+    if table is not None:
+        yield from _table_entries(table)
         return
-    for source, values in table.items():
-        yield from ((source, f"'{source}', entry {number}", value) for number, value in enumerate(values, 1))
+    for row in json_rows(path, lambda num_bytes: None):
+        yield ("", "", row) if isinstance(row, RowDropped) else ("", row.position, row.value)
 
 
 def _head(path: Path) -> str:
@@ -150,20 +177,37 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _table(path: Path) -> dict[str, Any] | None:
-    """Reads one object of lists by source; None where the file holds an object a line."""
+    """Reads one object; None where the file holds an object a line."""
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError:
         return None
-    return value if isinstance(value, dict) and all(isinstance(part, list) for part in value.values()) else None
+    return value if isinstance(value, dict) else None
 
 
-def _name_in(value: Any) -> str:
+def _table_entries(table: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Yields the entries of lists or objects by source, or of one object by image or by number."""
+    if any(_names_in(table)):
+        yield "", "the object", table
+        return
+    for key, value in table.items():
+        if _ENDING.search(key):
+            yield "", f"'{key}'", key
+        elif isinstance(value, list):
+            yield from ((key, f"'{key}', entry {number}", each) for number, each in enumerate(value, 1))
+        elif isinstance(value, dict) and not any(_names_in(value)):
+            for inner, each in value.items():
+                yield key, f"'{key}', '{inner}'", inner if _ENDING.search(inner) else each
+        else:
+            yield "", f"'{key}'", value
+
+
+def _names_in(value: Any) -> Iterator[str]:
+    """Yields the names of an entry, and an empty one for each that is none."""
     if isinstance(value, dict):
-        value = next((value[key] for key in _KEYS if key in value), "")
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    return value.strip() if isinstance(value, str) else ""
+        value = next((found for key in _KEYS if (found := value.get(key)) and isinstance(found, str | list)), None)
+    for each in value if isinstance(value, list) and value else [value]:
+        yield each.strip() if isinstance(each, str) else ""
 
 
 def _normal(name: str) -> str:

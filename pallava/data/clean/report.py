@@ -156,6 +156,7 @@ def _published_index(summary: Row) -> Iterator[str]:
                 (_number(index["num_names"]), "names on the list"),
                 (_number(index["num_unmatched"]), "matched nothing"),
                 (_number(index["num_in_several_sources"]), "matched several sources"),
+                (_number(index["num_without_name"]), "entries without a name"),
             ]
         )
 

@@ -53,7 +53,7 @@ def clean(
         with ScoreStore(folder / _store_name(shard)) as store:
             store.write("num_records", None)
             store.write("settings", settings.to_json())
-            pipeline = Pipeline(run.inputs, run.filters, store)
+            pipeline = _pipeline(run, store)
             pipeline.survey()
             store.write("num_records", pipeline.judge(shard))
             if shard.count > 1:
@@ -80,7 +80,7 @@ def merge(folder: Path) -> Summary:
             store.add_scores_of(path)
         store.write("settings", stored)
         store.write("num_records", num_records)
-        pipeline = Pipeline(run.inputs, run.filters, store)
+        pipeline = _pipeline(run, store)
         pipeline.survey()
         summary = _write(run, _counted(pipeline.decide(), num_records))
     _report(folder)
@@ -111,6 +111,10 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise PallavaError(f"cannot write into '{folder}': {error.strerror or error}") from None
+
+
+def _pipeline(run: _Run, store: ScoreStore) -> Pipeline:
+    return Pipeline(run.inputs, run.filters, store, drop_unanswered=run.settings.drop_unanswered)
 
 
 def _write(run: _Run, outcomes: Iterator[Outcome]) -> Summary:

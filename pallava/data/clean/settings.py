@@ -52,6 +52,7 @@ class CleanSettings:
     species: str = "rules"
     species_url: str | None = None
     species_model: str | None = None
+    drop_unanswered: bool = False
 
     @property
     def labels(self) -> list[str]:

@@ -78,6 +78,7 @@ class ImageWriter:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished.write_bytes(content)
+            os.utime(unfinished, (0, 0))  # as the name, the same on every machine: images are known by both
             unfinished.replace(path)
         except OSError as error:
             raise PallavaError(f"cannot write the pictures of the parquet files: '{path}': {error.strerror}") from None

@@ -158,7 +158,8 @@ def _answer(value: dict[str, Any]) -> str:
 
 
 def _answer_type(value: dict[str, Any], answer: str) -> str:
-    stated = str(value.get("answer_type", "")).strip().casefold()
+    stated = value.get("answer_type")
+    stated = stated.strip().casefold() if isinstance(stated, str) else ""  # as text, shared lists may have no end
     if stated in ("yes/no", "number", "other"):
         return stated
     return _TYPES.get(stated) or ("yes/no" if answer.casefold() in _CLOSED else "other")

@@ -19,6 +19,7 @@ from pallava.data.clean.clip_judge import PathologyClip
 from pallava.data.clean.filters import Filter, Item
 from pallava.data.sources.base import Pair
 from pallava.demo.fetch import fetch_slide
+from pallava.demo.micrographs import draw, random_facts
 from pallava.demo.real import is_tissue
 from pallava.errors import PallavaError
 from pallava.images import open_image
@@ -26,7 +27,7 @@ from pallava.judge_prompts import OTHER_CAPTIONS, PATHOLOGY_CAPTIONS
 
 PICTURES = Path(skimage.__file__).parent / "data"  # those that its wheel carries
 CAPTIONS = [*PATHOLOGY_CAPTIONS, *OTHER_CAPTIONS]
-HE, IHC = 0, 2  # captions of the two pathology pictures
+HE, IHC = 0, 2  # captions of the drawn micrographs and of the IHC picture
 TRAINED = {
     "chelsea.png": "a photograph of an animal",
     "camera.png": "a photograph of a person",
@@ -51,26 +52,24 @@ MODEL = {
 }
 
 
-def crops(image: Image.Image, count: int, rng: np.random.Generator, rows: tuple[float, float] = (0, 1)) -> list:
-    """Squares of 96 to 320 pixels out of a band of rows, those of bare glass left out; all scaled to 96."""
-    top, bottom = int(rows[0] * image.height), int(rows[1] * image.height)
-    largest = min(image.width, bottom - top, 320)
+def crops(image: Image.Image, count: int, rng: np.random.Generator, *, of_tissue: bool = False) -> list[Image.Image]:
+    """Squares of 96 to 320 pixels, those of bare glass left out where tissue is wanted; all scaled to 96."""
+    largest = min(*image.size, 320)
     pieces: list[Image.Image] = []
     while len(pieces) < count:
         side = int(rng.integers(min(96, largest), largest + 1))
-        left, upper = int(rng.integers(image.width - side + 1)), top + int(rng.integers(bottom - top - side + 1))
+        left, upper = (int(rng.integers(length - side + 1)) for length in image.size)
         piece = image.crop((left, upper, left + side, upper + side))
         piece = piece.resize((96, 96), Image.Resampling.BICUBIC)
-        if rows == (0, 1) or is_tissue(np.asarray(piece)).mean() >= 0.15:
+        if not of_tissue or is_tissue(np.asarray(piece)).mean() >= 0.15:
             pieces.append(piece)
     return pieces
 
 
-def pathology(rng: np.random.Generator, rows: tuple[float, float], count: int) -> dict[int, list[Image.Image]]:
-    return {
-        HE: crops(open_image(fetch_slide()), count, rng, rows),
-        IHC: crops(open_image(PICTURES / "ihc.png"), count, rng, rows),
-    }
+def drawn(count: int, rng: np.random.Generator) -> list[Image.Image]:
+    """A piece of each of so many synthetic micrographs, of several stains."""
+    micrographs = (draw(random_facts(rng), rng) for _ in range(count))
+    return [piece for each in micrographs for piece in crops(Image.fromarray(each.pixels), 1, rng)]
 
 
 def pixels(pieces: Sequence[Image.Image]) -> Tensor:
@@ -82,7 +81,8 @@ def pixels(pieces: Sequence[Image.Image]) -> Tensor:
 def train(folder: Path, seed: int) -> Path:
     """Trains by cross entropy over all captions; half of a batch is pathology."""
     rng = np.random.default_rng(seed)
-    groups = {caption: pixels(pieces) for caption, pieces in pathology(rng, (0, 0.5), 150).items()}
+    ihc = crops(open_image(PICTURES / "ihc.png"), 150, rng, of_tissue=True)
+    groups = {HE: pixels(drawn(150, rng)), IHC: pixels(ihc)}
     others: dict[int, list[Tensor]] = {}
     for name, caption in TRAINED.items():
         others.setdefault(CAPTIONS.index(caption), []).append(pixels(crops(open_image(PICTURES / name), 25, rng)))
@@ -137,10 +137,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 def test_drops_other_pictures_and_keeps_pathology(trained: Trained) -> None:
-    """The other pictures are new ones; the only two of pathology were seen in their upper half, and are cut below."""
+    """All pictures are new ones: of pathology the H&E slide, where IHC and drawings were trained on."""
     rng = np.random.default_rng(7)
     judge = PathologyClip(NAME, trained.weights, device="cpu")
-    tissue = [piece for pieces in pathology(rng, (0.55, 1), 50).values() for piece in pieces]
+    tissue = crops(open_image(fetch_slide()), 100, rng, of_tissue=True)
     others = [piece for name in HELD_OUT for piece in crops(open_image(PICTURES / name), 15, rng)]
     kept = [
         [judge.decide(item, score).keep for item, score in zip(cut, judge.score(cut), strict=True)]

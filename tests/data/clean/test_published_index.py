@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pallava.data.clean.published_index import PublishedIndexFilter, read_names
+from pallava.data.clean.published_index import NameList, PublishedIndexFilter, read_names
 from pallava.errors import PallavaError
 from tests.data.clean.material import item, pair
 
@@ -17,18 +17,54 @@ from tests.data.clean.material import item, pair
         '"a/b.jpg"\n"c.png"\n',
         "a/b.jpg\n\n c.png \n",
         "\ufeffa\\b.jpg\nc.png",
+        '{"a/b.jpg": {"caption": "x"}, "c.png": ["x", "y"]}',
+        '{"0": "a/b.jpg", "1": {"image": "c.png"}}',
+        '{\n"image": ["a/b.jpg", "c.png"],\n"caption": ["x", "y"]}',
+        '[["a/b.jpg", "c.png"]]',
+        '[{"id": 7, "image_id": 8, "image": "a/b.jpg"}, {"image": ["a/b.jpg", "c.png"]}]',
     ],
 )
 def test_every_layout(tmp_path, text):
     path = tmp_path / "list"
     path.write_text(text, encoding="utf-8")
-    assert [name for _, name in read_names(path)] == ["a/b.jpg", "c.png"]
+    found = read_names(path)
+    assert [name for _, name in found.names] == ["a/b.jpg", "c.png"]
+    assert found.unread == []
 
 
 def test_a_dict_by_source(tmp_path):
     path = tmp_path / "list.json"
-    path.write_text(json.dumps({"Quilt_1M": ["a.jpg"], "PMC-OA": [{"image": "b.jpg"}]}))
-    assert list(read_names(path)) == [("Quilt_1M", "a.jpg"), ("PMC-OA", "b.jpg")]
+    for parts in (
+        {"Quilt_1M": ["a.jpg"], "PMC-OA": [{"image": "b.jpg"}]},
+        {"Quilt_1M": {"a.jpg": "a caption"}, "PMC-OA": {"0": "b.jpg"}},
+        {"Quilt_1M": {"train": ["a.jpg"]}, "PMC-OA": {"7": {"image": "b.jpg", "caption": "x"}}},
+    ):
+        path.write_text(json.dumps(parts))
+        assert read_names(path) == NameList([("Quilt_1M", "a.jpg"), ("PMC-OA", "b.jpg")], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "unread"),
+    [
+        (
+            '["a.jpg", null, 7, {"image": 8}, {"caption": "x"}, [], "b.jpg"]',
+            ["null", "7", '{"image": 8}', "caption", "[]"],
+        ),
+        ('["a.jpg", ["b.jpg", null]]', ['record 2 (line 1, column 11): ["b.jpg", null]']),
+        ('{"image": "a.jpg"}\n{"image"\n{"image": "b.jpg"}', ["list, line 2: not JSON"]),
+        (
+            '{"quilt": ["a.jpg", null], "oa": null, "pv": {"0": "b.jpg", "1": true}}',
+            ["entry 2", "'oa': null", "'1': true"],
+        ),
+    ],
+)
+def test_an_entry_without_a_name_costs_itself(tmp_path, text, unread):
+    path = tmp_path / "list"
+    path.write_text(text)
+    found = read_names(path)
+    assert [name for _, name in found.names] == ["a.jpg", "b.jpg"]
+    assert len(found.unread) == len(unread)
+    assert all(part in entry for part, entry in zip(unread, found.unread, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -36,7 +72,7 @@ def test_a_dict_by_source(tmp_path):
     [
         ("list.tar.gz", "", "unpack it"),
         ("list.json", "[]", "no image name"),
-        ("list.json", '[{"caption": "x"}]', "entry|record 1.*no image name"),
+        ("list.json", '[{"caption": "x"}]', r"no image name \(record 1.*caption"),
         ("list.json", '["a", ', "not JSON"),
     ],
 )

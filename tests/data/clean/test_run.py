@@ -1,12 +1,16 @@
 """Whole cleaning runs, and the command."""
 
 import json
+import re
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pallava.cli import main
+from pallava.data.clean.filters import APPLIES_TO
 from pallava.data.clean.outputs import write_outputs
 from pallava.data.clean.pipeline import Shard
 from pallava.data.clean.run import clean, merge
@@ -50,6 +54,12 @@ def read(folder: Path) -> dict[str, bytes]:
 def reasons(folder: Path) -> list[tuple[str, str, str, str]]:
     rows = map(json.loads, (folder / "dropped.jsonl").read_text().splitlines())
     return [(row["source"], row["id"].lstrip("0"), row["filter"], row["reason"]) for row in rows]
+
+
+def stored(folder: Path, filter_name: str) -> int:
+    with closing(sqlite3.connect(folder / "scores.sqlite")) as database:
+        query = "SELECT count(*) FROM scores WHERE filter_key LIKE ?"
+        return database.execute(query, [f"{filter_name}%"]).fetchone()[0]
 
 
 def test_three_sources(settings, trees, tmp_path):
@@ -129,6 +139,23 @@ def test_records_that_came_after_judging(settings, trees, tmp_path):
     assert not any((tmp_path / "out").glob(".*unfinished"))
 
 
+def test_another_image_folder_lets_links_in_and_out_again(tmp_path):
+    tree = save_pairs(tmp_path / "tree", 3)
+    (tree / "1.png").rename(tmp_path / "elsewhere.png")
+    (tree / "1.png").symlink_to(tmp_path / "elsewhere.png")
+    (tree / "2.png").unlink()
+    (tree / "2.png").symlink_to(tmp_path / "nowhere.png")
+    mine = CleanSettings((SourceSetting("pairs", str(tree)),))
+    outside = [("pairs", number, "image", "outside_folder") for number in "12"]
+    for image_folder, dropped in (
+        (None, outside),
+        (str(tmp_path), [("pairs", "2", "image", "missing")]),
+        (str(tree), outside),
+    ):
+        clean(tmp_path / "out", replace(mine, image_folder=image_folder))
+        assert reasons(tmp_path / "out") == dropped
+
+
 def test_a_picture_that_came_later_is_judged(tmp_path):
     tree = save_pairs(tmp_path / "tree", 3)
     mine = CleanSettings((SourceSetting("pairs", str(tree)),))
@@ -148,13 +175,15 @@ def test_two_sources_of_a_name_and_a_file(tmp_path):
 
 
 def test_the_published_list(settings, tmp_path):
-    (tmp_path / "list.txt").write_text("pmc_2_0.jpg\n5.jpg\n3.jpg\nnone.jpg\nPMC1_5\n")
-    mine = replace(settings, published_index=str(tmp_path / "list.txt"), filters=("image", "published-index"))
+    (tmp_path / "list.json").write_text(json.dumps(["pmc_2_0.jpg", "5.jpg", None, "3.jpg", "none.jpg", "PMC1_5"]))
+    mine = replace(settings, published_index=str(tmp_path / "list.json"), filters=("image", "published-index"))
     summary = clean(tmp_path / "out", mine)
     kept = [json.loads(line)["image"] for line in (tmp_path / "out" / "kept.jsonl").read_text().splitlines()]
     assert [Path(image).name for image in kept] == ["pmc_2_0.jpg", "3.jpg", "PMC1_5.jpg"]
     assert summary["published_index"]["num_unmatched"] == 2
-    assert (tmp_path / "out" / "published_index.txt").read_text() == "no match\t5.jpg\nno match\tnone.jpg\n"
+    assert summary["published_index"]["num_without_name"] == 1
+    report = (tmp_path / "out" / "published_index.txt").read_text().splitlines()
+    assert report == ["no match\t5.jpg", "no match\tnone.jpg", "no name\trecord 3 (line 1, column 26): null"]
 
 
 def test_outputs_appear_complete_or_not_at_all(settings, tmp_path):
@@ -196,7 +225,72 @@ def test_both_judges_behind_an_endpoint_that_misbehaves(tmp_path):
         assert len(server.requests) == num_requests
 
 
+def test_what_a_model_refuses_that_refuses_everything_is_not_stored(tmp_path):
+    """Such as a model without eyes that is asked about pictures; once there is a better one, all is asked."""
+    tree, acts = save_pairs(tmp_path / "tree", 6), [Act("this model reads no images", status=400)]
+    with stub_endpoint(lambda text, before: acts[-1]) as server:
+        judges = {"pathology": "endpoint", "pathology_url": server.url, "pathology_model": "judge"}
+        mine = CleanSettings((SourceSetting("pairs", str(tree)),), **judges)
+        with pytest.raises(PallavaError, match="refuses every request.*reads no images"):
+            clean(tmp_path / "out", mine)
+        assert stored(tmp_path / "out", "pathology") == 0
+        acts.append(Act("yes"))
+        assert clean(tmp_path / "out", mine)["num_kept"] == 6
+        assert stored(tmp_path / "out", "pathology") == 6
+
+
+@pytest.mark.usefixtures("quick_retries", "no_proxies")
+def test_rows_that_are_never_answered_can_be_dropped(tmp_path, capsys):
+    """They are as many in a row as end a run where the server has died, and nothing is stored of them."""
+    is_down = True
+
+    def script(text, num_before):
+        is_poison = "case number" in text and int(text.split()[-1]) >= 4
+        return Act("out of memory", status=500) if is_poison and is_down else Act("human")
+
+    tree, out = save_pairs(tmp_path / "tree", 24), tmp_path / "out"
+    with stub_endpoint(script) as server:
+        judge = ["--species", "endpoint", "--species-url", server.url, "--species-model", "judge"]
+        words = ["data", "clean", str(out), "--source", f"pairs={tree}", *judge, "--workers", "1"]
+        assert main(words) == 2
+        assert "20 of 24 requests" in (error := capsys.readouterr().err)
+        assert "--drop-unanswered" in error
+        for _ in range(2):
+            assert main([*words, "--drop-unanswered"]) == 0
+            assert reasons(out) == [("pairs", str(number), "species", "unanswered") for number in range(4, 24)]
+            assert stored(out, "species") == 4
+        is_down = False
+        assert main([*words, "--drop-unanswered"]) == 0
+        assert reasons(out) == []
+        assert sum(server.answered[text] for text in server.answered if "case number" in text) == 24
+
+
 # The command
+
+
+def test_the_help_says_what_each_filter_looks_at(capsys):
+    with pytest.raises(SystemExit):
+        main(["data", "clean", "--help"])
+    table = capsys.readouterr().out.partition("what they look at")[2]
+    found = dict(re.findall(r"^  ([a-z-]+) +([a-z]+(?:, [a-z]+)*)  +[a-z]", table, re.M))
+    assert {name: frozenset(kinds.split(", ")) for name, kinds in found.items()} == APPLIES_TO
+
+
+@pytest.mark.parametrize(
+    ("policy", "num_kept", "unread"), [("first", 5, {}), ("each", 6, {}), ("single-only", 4, {"several_images": 1})]
+)
+def test_the_policy_for_rows_with_several_images_is_recorded(tmp_path, policy, num_kept, unread):
+    tree = save_pubmedvision(tmp_path / "pv")
+    save_picture(tree / "images" / "pmc_0_1.jpg", 500)
+    rows = json.loads((tree / "PubMedVision_Alignment_VQA.json").read_text())
+    rows[0]["image"].append("images/pmc_0_1.jpg")
+    (tree / "PubMedVision_Alignment_VQA.json").write_text(json.dumps(rows))
+    words = ["--source", f"pubmedvision={tree}", "--workers", "1", "--image-policy", policy]
+    assert main(["data", "clean", str(tmp_path / "out"), *words]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["settings"]["image_policy"] == policy
+    assert summary["sources"]["pubmedvision"]["unread"] == unread
+    assert summary["num_kept"] == num_kept
 
 
 @pytest.mark.parametrize(

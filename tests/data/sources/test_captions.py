@@ -112,7 +112,10 @@ def test_pmc_oa_old_release(tmp_path: Path):
         open_source("pmc-oa", tmp_path, split="dev")
 
 
-@pytest.mark.parametrize("folder", ["caption_T060_filtered_top4_sep_v0_subfigures/", "images/", ""])
+SUBFIGURES = "caption_T060_filtered_top4_sep_v0_subfigures/"
+
+
+@pytest.mark.parametrize("folder", [SUBFIGURES, SUBFIGURES * 2, f"images/{SUBFIGURES}", "images/", ""])
 def test_pmc_oa_layouts(tmp_path: Path, folder: str):
     write_lines(tmp_path / "pmc_oa.jsonl", PMC_OA)
     (tmp_path / "images").mkdir()

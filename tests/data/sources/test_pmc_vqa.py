@@ -58,11 +58,13 @@ def test_version_2(tmp_path: Path):
     assert read("pmc-vqa", tmp_path) == ([expected], {})
 
 
-@pytest.mark.parametrize("folder", ["images/", "images/images/", "figures/", ""])
+@pytest.mark.parametrize("folder", ["images/", "images/images/", "figures/", "figures/figures/", ""])
 def test_layouts(tmp_path: Path, folder: str):
-    write_csv(tmp_path / "train.csv", VERSION_1, [row_1()])
-    touch(tmp_path, f"{folder}PMC1_F1.jpg")
-    assert [record.image for record in read("pmc-vqa", tmp_path)[0]] == [f"{folder}PMC1_F1.jpg"]
+    for version, (name, header, row) in enumerate([("train", VERSION_1, row_1()), ("train_2", VERSION_2, row_2())], 1):
+        root = tmp_path / str(version)
+        write_csv(root / f"{name}.csv", header, [row])
+        touch(root, f"{folder}PMC{version}_F1.jpg")
+        assert [record.image for record in read("pmc-vqa", root)[0]] == [f"{folder}PMC{version}_F1.jpg"]
 
 
 def test_both_versions_and_splits(tmp_path: Path):
