@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pallava.report.plots import as_written
@@ -114,7 +115,8 @@ def _scale(panel: Panel, heat: NDArray[np.floating]) -> Normalize:
 
 
 def _draw_scale(figure: Figure, axes: Axes, scale: Normalize, unit: str) -> None:
-    bar = figure.colorbar(ScalarMappable(scale, _HEAT), cax=axes, orientation="horizontal")
+    ticks = MaxNLocator(4)  # more would meet where the scale is narrow
+    bar = figure.colorbar(ScalarMappable(scale, _HEAT), cax=axes, orientation="horizontal", ticks=ticks)
     bar.set_label(unit, fontsize=8, color=_SOFT, labelpad=1)
     bar.ax.tick_params(labelsize=7.5, colors=_SOFT, length=2, pad=1.5)
     bar.outline.set_visible(False)  # type: ignore[operator]
