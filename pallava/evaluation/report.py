@@ -115,7 +115,7 @@ def sections(report: Mapping[str, Any]) -> list[str]:
             parts.append(
                 grid([card("Confusion matrix", confusion_picture(result)), card("Classes", classes)], is_wide=True)
             )
-            parts += [as_html(_controls(name, result)), _words(result["class_set"])]
+            parts += [as_html(_controls(name, result)), _words(result["class_set"], report["kind"])]
         else:
             parts.append(as_html(_recalls(name, result)))
     return parts
@@ -216,9 +216,11 @@ def _recalls(name: str, result: Mapping[str, Any]) -> Table:
     return Table(f"{name}: {size}", ("recall", "value", "by chance"), tuple(rows))
 
 
-def _words(class_set: Mapping[str, Any]) -> str:
-    names = table(["class", "names"], [[label, "; ".join(names)] for label, names in class_set["names"].items()])
-    return card("Words", names + table(["templates"], [[text] for text in class_set["templates"]]))
+def _words(class_set: Mapping[str, Any], kind: str) -> str:
+    shown = table(["class", "names"], [[label, "; ".join(names)] for label, names in class_set["names"].items()])
+    if kind != "pallava":  # which is asked, and compares no sentences
+        shown += table(["templates"], [[text] for text in class_set["templates"]])
+    return card("Words", shown)
 
 
 def as_html(shown: Table) -> str:

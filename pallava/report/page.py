@@ -31,6 +31,7 @@ p { max-width: 70ch; } .soft { color: var(--soft); }
   font-variant-numeric: tabular-nums; }
 .figure span { font-size: .85rem; color: var(--soft); }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 310px), 1fr)); gap: 1rem; }
+.grid + .scroll, .scroll + .card, .scroll + .grid, .card + .scroll { margin-top: 1.4rem; }
 .card h3 { font-size: 1rem; margin: 0 0 .6rem; } .card svg { width: 100%; height: auto; }
 .wide { grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); }
 .pictures { display: flex; gap: 1rem; align-items: flex-start; flex-wrap: wrap; }
