@@ -132,6 +132,8 @@ def run(options: argparse.Namespace) -> int:
     kind = model_kind(options.model)
     tasks, runner = {"encoder": (_EMBEDDED, _run_encoder), "pallava": (_ASKED, _run_model)}[kind]
     if options.task not in tasks:
+        if options.task in _ASKED and not Path(options.model).exists():  # no name of an encoder is meant
+            raise PallavaError(f"No model folder at {options.model}: the path does not exist.")
         what = "a whole PA-LLaVA, which answers" if kind == "pallava" else "no PA-LLaVA, and an encoder embeds"
         raise PallavaError(
             f"{options.model} is {what}: it can be examined in {', '.join(tasks)}, not in {options.task}"

@@ -67,6 +67,7 @@ def test_retrieval(work: Path, capsys: pytest.CaptureFixture[str]):
             "is a whole PA-LLaVA, which answers: it can be examined in",
         ),
         (["plip", "custom", "--data", "questions.jsonl"], "is no PA-LLaVA, and an encoder embeds"),
+        (["nowhere", "custom", "--data", "questions.jsonl"], "No model folder at nowhere: the path does not exist"),
         (["plip", "zero-shot", "--data", "tissue", "--limit", "3"], "--limit is for a whole PA-LLaVA"),
         (["nowhere", "zero-shot", "--data", "tissue"], "open_clip knows no such name"),
         (["plip", "zero-shot", "--data", "none"], "no folder at none"),
