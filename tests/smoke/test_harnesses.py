@@ -15,7 +15,8 @@ from tests.evaluation.tiny_model import write_model, write_questions
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
-LMMS_EVAL = """lmms-eval==0.7.3 evaluate pytz tenacity
+# It reads a module of filelock that 4.3 has no more.
+LMMS_EVAL = """lmms-eval==0.7.3 filelock<4.3 evaluate pytz tenacity
     pytablewriter dataproperty mbstrdecoder pathvalidate tabledata tcolorpy typepy chardet"""
 VLMEVALKIT = """ms-vlmeval==0.0.20 validators sty timeout-decorator Levenshtein rapidfuzz decord jieba rouge math-verify
     latex2sympy2-extended antlr4-python3-runtime==4.11.1 pylatexenc json-repair num2words qwen-vl-utils"""
