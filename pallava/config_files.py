@@ -54,7 +54,10 @@ def check_overrides(config: Path, options: Sequence[str]) -> None:
         module = ast.parse(config.read_text(encoding="utf-8"), str(config))
     except (SyntaxError, UnicodeDecodeError) as error:
         raise PallavaError(f"{config} is no config that Python can read: {error}.") from None
-    read = {node.id for node in ast.walk(module) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    nodes = list(ast.walk(module))
+    reached_into = {id(node.value) for node in nodes if isinstance(node, ast.Attribute | ast.Subscript)}  # to set parts
+    loaded = (node for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
+    read = {node.id for node in loaded if id(node) not in reached_into}
     for key in (option.split("=")[0] for option in options):
         if key.split(".")[0] in read:
             raise PallavaError(

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,12 @@ def test_the_list_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluat"]) == 2
     assert "there is no command `pallava evaluat`" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["config", "copy", "pallava_domain_alignment", str(tmp_path / "file" / "own.py")]) == 2
+    assert capsys.readouterr().err == f"error: File exists: {tmp_path / 'file'}\n"
 
 
 def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ def test_a_setting_that_the_config_has_read(option: str, capsys: pytest.CaptureF
 
 
 def test_what_the_trainer_reads_may_be_set() -> None:
-    check_overrides(CONFIG, ["optim_wrapper.optimizer.lr=1e-5", "model.llm.torch_dtype=bfloat16", "work_dir=x"])
+    for config in (CONFIG, configs_dir() / "demo" / CONFIG.name):  # which sets parts of what it builds on
+        check_overrides(config, ["optim_wrapper.optimizer.lr=1e-5", "model.llm.torch_dtype=bfloat16", "work_dir=x"])
 
 
 def test_a_config_that_is_no_python(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -120,16 +120,11 @@ def write_training_file(
     prefix = f"{source.stem}-" if id_prefix is None else id_prefix
     root = str(image_folder.resolve()).rstrip(os.sep) + os.sep
     settings = _Settings(root, tuple(prompts), seed, max_pixels, prefix, decodes)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}.unfinished")
-    try:
-        with _replacing(rejects) as rejects_file:
-            summary = _write(RecordFile(source), unfinished, rejects_file, settings, num_workers)
+    with _replacing(output) as rows:
+        with _replacing(rejects) if rejects else nullcontext() as rejects_file:
+            summary = _write(RecordFile(source), rows, rejects_file, settings, num_workers)
         if not summary.num_written:
             raise PallavaError(f"no row to write from '{source}': {_describe(summary)}")
-        unfinished.replace(output)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return summary
 
 
@@ -175,11 +170,8 @@ def _check_rejects(rejects: Path | None, source: Path, output: Path) -> None:
 
 
 @contextmanager
-def _replacing(path: Path | None) -> Iterator[BinaryIO | None]:
-    """Opens a file that appears complete or not at all; none without a path."""
-    if path is None:
-        yield None
-        return
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file that appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
@@ -190,11 +182,13 @@ def _replacing(path: Path | None) -> Iterator[BinaryIO | None]:
         unfinished.unlink(missing_ok=True)
 
 
-def _write(records: RecordFile, path: Path, rejects: BinaryIO | None, settings: _Settings, num_workers: int) -> Summary:
+def _write(
+    records: RecordFile, file: BinaryIO, rejects: BinaryIO | None, settings: _Settings, num_workers: int
+) -> Summary:
     summary = Summary()
     desc = "pictures" if settings.decodes else "dataformat"
     bar = tqdm(total=records.num_bytes, unit="B", unit_scale=True, desc=desc, mininterval=1)
-    with bar, path.open("xb") as file:
+    with bar:
         make_rows = partial(_make_rows, settings=settings)
         for results in map_in_order(make_rows, batches(records, _BATCH), num_workers):
             for result in results:

@@ -20,6 +20,7 @@ from pallava.model.checkpoints import read_json, read_weights
 from pallava.model.clip_files import DESCRIPTION, WEIGHTS, read_description
 from pallava.model.state_dicts import load_strictly, rename_keys
 from pallava.model.vision import find_image_processor
+from pallava.open_clip_weights import made_with_quick_gelu
 from pallava.tiling import TileSpec
 
 if TYPE_CHECKING:
@@ -172,9 +173,7 @@ def _named_open_clip(source: str, pretrained: str | None, device: str) -> Encode
                 f"Which weights of {source}? --pretrained is {pretrained or 'not given'}; open_clip has: "
                 f"{', '.join(tags) or 'none'}."
             )
-        # Of weights made with quick-GELU for a model that has GELU, open_clip only warns.
-        is_quick = bool(open_clip.get_pretrained_cfg(source, str(pretrained)).get("quick_gelu"))
-        what = {"pretrained": pretrained, "force_quick_gelu": is_quick}
+        what = {"pretrained": pretrained, "force_quick_gelu": made_with_quick_gelu(source, pretrained)}
     try:
         model = open_clip.create_model(source, require_pretrained=True, **what)
     except (OSError, RuntimeError, ValueError) as error:  # what downloading and reading weights raise

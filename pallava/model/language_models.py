@@ -9,9 +9,10 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pallava.errors import PallavaError
-from pallava.model.state_dicts import check_finite, shorten
+from pallava.model.state_dicts import check_finite, list_keys
 
 _MAX_REASON = 300  # characters
+_ADVICE = "Give the path of a Hugging Face folder, or a name on the hub that this machine can reach and may read."
 
 
 def open_llm(name_or_path: str | os.PathLike[str], **options: Any) -> Any:
@@ -67,9 +68,6 @@ def explained(source: str | os.PathLike[str], part: str = "language model") -> I
         raise PallavaError(f"No {part} at {source} that can be opened: {reason[:_MAX_REASON]} {_ADVICE}") from None
 
 
-_ADVICE = "Give the path of a Hugging Face folder, or a name on the hub that this machine can reach and may read."
-
-
 def _is_local(source: str) -> bool:
     """A hub name has at most one slash and no leading dot or slash."""
     return source.startswith((".", "/", "~")) or (source.count("/") > 1 and ":" not in source)
@@ -77,11 +75,9 @@ def _is_local(source: str) -> bool:
 
 def _refuse_holes(report: Mapping[str, Any], on_meta: set[str], source: str | os.PathLike[str]) -> None:
     found = {
-        "missing": {*report["missing_keys"], *on_meta},
-        "unexpected": report["unexpected_keys"],
-        "reshaped": report["mismatched_keys"],
+        "missing": sorted({*report["missing_keys"], *on_meta}),
+        "unexpected": sorted(report["unexpected_keys"]),
+        "reshaped": sorted(map(str, report["mismatched_keys"])),
     }
-    if wrong := "; ".join(
-        f"{len(keys)} {kind}: {shorten(sorted(map(str, keys)))}" for kind, keys in found.items() if keys
-    ):
+    if wrong := list_keys(found):
         raise PallavaError(f"The language model {source} is not whole: {wrong}. Copy or download it again.")

@@ -104,12 +104,12 @@ class PALLaVAProcessor(ProcessorMixin):
         _check_options(options, return_tensors)
         is_one = isinstance(text, str) or (len(text) > 0 and isinstance(text[0], Mapping))
         texts: list[Any] = [text] if is_one else list(text)
-        images, per_text, is_shared_out = _share_images(texts, images)
+        images, per_text = _share_images(texts, images)
         prompts = [
             encode_prompt(self._turns(text, count, system), self.tokenizer, self.template)
-            for text, count in zip(texts, per_text, strict=True)
+            for text, count in zip(texts, per_text or [0] * len(texts), strict=True)
         ]
-        if images and is_shared_out:
+        if images and per_text:
             _check_markers(prompts, per_text)
         inputs: dict[str, Tensor] = dict(zip(("input_ids", "attention_mask"), self._pad(prompts), strict=True))
         if images:
@@ -221,17 +221,17 @@ def _check_markers(prompts: Sequence[Sequence[int]], per_text: Sequence[int]) ->
             )
 
 
-def _share_images(texts: Sequence[Text], images: Any) -> tuple[list[Image], list[int], bool]:
-    """All images in reading order, how many are each text's, and whether the caller said so or the markers do."""
+def _share_images(texts: Sequence[Text], images: Any) -> tuple[list[Image], list[int] | None]:
+    """All images in reading order, and how many are each text's; None where only its markers tell."""
     images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
     if len(images) == len(texts) and all(isinstance(each, (list, tuple)) for each in images):
-        return [image for each in images for image in each], [len(each) for each in images], True
+        return [image for each in images for image in each], [len(each) for each in images]
     if len(texts) == 1:
-        return images, [len(images)], True
+        return images, [len(images)]
     if len(images) in (0, len(texts)):
-        return images, [min(len(images), 1)] * len(texts), True
+        return images, [min(len(images), 1)] * len(texts)
     if all(not isinstance(text, str) or "<image>" in text for text in texts):
-        return images, [0] * len(texts), False
+        return images, None
     raise PallavaError(
         f"{len(images)} images for {len(texts)} questions: give one image each, or put <image> into every text."
     )

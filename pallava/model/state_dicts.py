@@ -87,7 +87,8 @@ def load_strictly(
     own = module.state_dict()
     report = compare_keys(own if expected is None else expected, state)
     if report:
-        raise PallavaError(_describe(report, source, type(module).__name__) + (f" {hint}" if hint else ""))
+        wrong = f"The weights in {source} do not fit {type(module).__name__}: {list_keys(report)}."
+        raise PallavaError(f"{wrong} {hint}" if hint else wrong)
     check_finite(state, source)
     on_meta = any(tensor.is_meta for tensor in own.values())
     if not on_meta:
@@ -120,6 +121,6 @@ def shorten(keys: list[str]) -> str:
     return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
-def _describe(report: dict[str, list[str]], source: object, name: str) -> str:
-    parts = "; ".join(f"{len(keys)} {kind}: {shorten(keys)}" for kind, keys in report.items())
-    return f"The weights in {source} do not fit {name}: {parts}."
+def list_keys(report: Mapping[str, list[str]]) -> str:
+    """What is wrong with keys, kind by kind, such as "2 missing: a, b"; empty if nothing is."""
+    return "; ".join(f"{len(keys)} {kind}: {shorten(keys)}" for kind, keys in report.items() if keys)

@@ -8,6 +8,7 @@ from typing import Any
 from pallava.errors import PallavaError
 from pallava.model.clip_conversion import huggingface_vision_config
 from pallava.model.clip_files import read_description
+from pallava.open_clip_weights import made_with_quick_gelu
 
 
 def describe(model: str, pretrained: str, parsed: argparse.Namespace) -> dict[str, Any]:
@@ -21,8 +22,6 @@ def describe(model: str, pretrained: str, parsed: argparse.Namespace) -> dict[st
     Raises:
         PallavaError: It is no plain CLIP ViT, which the encoder must be, or there are no such weights.
     """
-    import open_clip  # takes seconds
-
     described: dict[str, Any] = json.loads(json.dumps(read_description(model)))  # a copy, to its depth
     name = Path(model).stem if model.endswith(".json") else model
     _check_weights(name, pretrained)
@@ -31,8 +30,7 @@ def describe(model: str, pretrained: str, parsed: argparse.Namespace) -> dict[st
         described["vision_cfg"]["image_size"] = size[0] if len(size) == 1 else size
     if parsed.force_context_length:
         described["text_cfg"]["context_length"] = parsed.force_context_length
-    # Of weights made with quick-GELU for a model that has GELU, open_clip only warns.
-    if parsed.force_quick_gelu or open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu"):
+    if parsed.force_quick_gelu or made_with_quick_gelu(name, pretrained):
         described["quick_gelu"] = True
     if parsed.force_custom_text:
         described["custom_text"] = True
@@ -43,7 +41,7 @@ def describe(model: str, pretrained: str, parsed: argparse.Namespace) -> dict[st
 
 
 def _check_weights(model: str, pretrained: str) -> None:
-    import open_clip
+    import open_clip  # takes seconds
 
     tags = open_clip.list_pretrained_tags_by_model(model)
     if pretrained and pretrained not in tags and not Path(pretrained).is_file():

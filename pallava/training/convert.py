@@ -69,28 +69,19 @@ def convert(
     """
     checkpoint, out = Path(checkpoint), Path(out)
     check_out(out, overwrite=overwrite)
-    if not checkpoint.exists():
-        raise PallavaError(f"No weights at {checkpoint}: the path does not exist. Give a checkpoint file or folder.")
-    if out.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents) and any(out.iterdir()):
-        raise PallavaError(f"{out} holds the checkpoint {checkpoint}, which replacing it would delete: choose another.")
+    _check_checkpoint(checkpoint, out)
+    untold: dict[str, Any] = {
+        "lora_alpha": lora_alpha, "connector_heads": connector_heads, "prompt_template": prompt_template
+    }  # fmt: skip
     cfg = None if is_archive(checkpoint) or is_published_folder(checkpoint) else _open_config(checkpoint, config)
     if cfg is None:
         network, processor = build_from_published(
-            checkpoint,
-            out,
-            llm=llm,
-            visual_encoder=visual_encoder,
-            merge=merge,
-            dtype=dtype,
-            lora_alpha=lora_alpha,
-            connector_heads=connector_heads,
-            prompt_template=prompt_template,
-            tell=tell,
+            checkpoint, out, llm=llm, visual_encoder=visual_encoder, merge=merge, dtype=dtype, tell=tell, **untold
         )
         network.config.encoder_source = visual_encoder
         _finish(network, processor, out, PUBLISHED_TRAINING, merge=merge, dtype=dtype, max_shard_size=max_shard_size)
         return out
-    if lora_alpha or connector_heads or prompt_template:
+    if any(untold.values()):
         raise PallavaError(
             "--lora-alpha, --connector-heads and --prompt-template are for weights without a config, and one was given "
             "or lies beside the checkpoint: leave them out, or move the weights away from it."
@@ -101,6 +92,13 @@ def convert(
         tell(line)
     write_folder(cfg, state, out, merge=merge, dtype=dtype, source=checkpoint, max_shard_size=max_shard_size)
     return out
+
+
+def _check_checkpoint(checkpoint: Path, out: Path) -> None:
+    if not checkpoint.exists():
+        raise PallavaError(f"No weights at {checkpoint}: the path does not exist. Give a checkpoint file or folder.")
+    if out.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents) and any(out.iterdir()):
+        raise PallavaError(f"{out} holds the checkpoint {checkpoint}, which replacing it would delete: choose another.")
 
 
 def check_out(out: str | Path, *, overwrite: bool) -> None:

@@ -207,5 +207,6 @@ def test_conversion_keeps_float32():
 
 
 def test_a_cpu_has_no_half_precision():
-    assert not device.CpuDevice.is_available()
-    assert not device.CpuDevice.is_bf16_supported()
+    cpu = device.DeviceWithoutBf16(has_fp16=False)
+    assert not cpu.is_available()
+    assert not cpu.is_bf16_supported()

@@ -40,6 +40,11 @@ def test_nothing_to_train():
         grouped_adamw(model(llm=False, connector=False).parameters(), lr=1.0)
 
 
+def test_a_setting_that_adamw_has_not():
+    with pytest.raises(PallavaError, match="has a setting that AdamW does not: .*'weight_deca'"):
+        grouped_adamw(model().parameters(), lr=1.0, weight_deca=0.1)
+
+
 @pytest.mark.parametrize("name", [grouped_adamw, "grouped_adamw", "pallava.training.optimizer.grouped_adamw"])
 @pytest.mark.parametrize("wrapper", ["precise_optim_wrapper", "DeepSpeedOptimWrapper"])
 def test_both_runners_give_two_groups(name, wrapper):

@@ -16,6 +16,7 @@ from pallava.data.hashing import file_hash
 from pallava.errors import PallavaError
 from pallava.images import ImageError, open_image
 from pallava.judge_prompts import CLIP_VERSION, OTHER_CAPTIONS, PATHOLOGY_CAPTIONS
+from pallava.open_clip_weights import made_with_quick_gelu
 
 CLIP_THRESHOLD = 0.5
 """Images of which the pathology captions get less than half of the probability are dropped."""
@@ -137,11 +138,7 @@ def _load(model_name: str, pretrained: str | None, device: str | None) -> _Model
     try:
         # open_clip reads checkpoints with weights_only, which runs no code of theirs.
         network, _, preprocess = open_clip.create_model_and_transforms(
-            model_name,
-            pretrained,
-            device=device,
-            # Of weights made with quick-GELU for a model that has GELU, open_clip only warns.
-            force_quick_gelu=bool(open_clip.get_pretrained_cfg(model_name, pretrained or "").get("quick_gelu")),
+            model_name, pretrained, device=device, force_quick_gelu=made_with_quick_gelu(model_name, pretrained)
         )
         tokenize = open_clip.get_tokenizer(model_name)
     except Exception as error:  # open_clip raises RuntimeError, FileNotFoundError, UnpicklingError, KeyError and others

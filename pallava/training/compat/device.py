@@ -2,24 +2,32 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 import torch
 
 
-class CpuDevice:
-    """What xtuner asks of a device, answered for a CPU: no half precision."""
+@dataclass(frozen=True)
+class DeviceWithoutBf16:
+    """What xtuner asks of a device, answered for one that has no bf16 of its own.
 
-    @staticmethod
-    def is_available() -> bool:
-        """Whether to train in fp16."""
-        return False
+    A CPU could compute in it, but xtuner would hand float32 inputs to bf16 weights.
 
-    @staticmethod
-    def is_bf16_supported() -> bool:
+    Attributes:
+        has_fp16: Whether to train in fp16.
+    """
+
+    has_fp16: bool
+
+    def is_available(self) -> bool:
+        """Whether to train in fp16, as xtuner takes it."""
+        return self.has_fp16
+
+    def is_bf16_supported(self) -> bool:
         """Whether to train in bf16."""
-        return False  # a CPU could, but xtuner would hand float32 inputs to bf16 weights
+        return False
 
 
 def describe_cpu_to_xtuner() -> bool:
@@ -31,22 +39,8 @@ def describe_cpu_to_xtuner() -> bool:
 
     if get_device_name() != "cpu" or hasattr(torch.cpu, "is_bf16_supported"):
         return False
-    utils.get_torch_device = CpuDevice
+    utils.get_torch_device = functools.partial(DeviceWithoutBf16, has_fp16=False)
     return True
-
-
-class GpuWithoutBf16:
-    """What xtuner asks of a device, answered for a GPU before Ampere: fp16."""
-
-    @staticmethod
-    def is_available() -> bool:
-        """Whether to train in fp16."""
-        return True
-
-    @staticmethod
-    def is_bf16_supported() -> bool:
-        """Whether to train in bf16."""
-        return False
 
 
 def describe_old_gpu_to_xtuner() -> bool:
@@ -56,7 +50,7 @@ def describe_old_gpu_to_xtuner() -> bool:
         return False
     from xtuner.tools import utils
 
-    utils.get_torch_device = GpuWithoutBf16
+    utils.get_torch_device = functools.partial(DeviceWithoutBf16, has_fp16=True)
     return True
 
 
