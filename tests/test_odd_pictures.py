@@ -19,10 +19,10 @@ from pallava.pretraining.hooks import PairDataset
 from pallava.pretraining.pairs import write_pairs
 from pallava.prompts import get_template
 from pallava.training.dataset import PALLaVADataset
-from tests.evaluation.tiny import write_hugging_face, write_open_clip
-from tests.model import golden
-from tests.odd_pictures import noise, write_odd_pictures, write_plain_pictures
-from tests.smoke.tiny import save_parts
+from tests.tiny.clips import write_hugging_face, write_open_clip
+from tests.tiny import golden
+from tests.tiny.pictures import noise, write_odd_pictures, write_plain_pictures
+from tests.tiny.training import save_parts
 
 
 def through_pretraining(paths: list[Path], folder: Path) -> list[Tensor]:

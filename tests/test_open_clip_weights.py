@@ -12,7 +12,7 @@ from torch import nn
 from pallava.data.clean.clip_judge import PathologyClip
 from pallava.errors import PallavaError
 from pallava.open_clip_weights import made_with_quick_gelu
-from tests.pretraining.tiny import MODEL
+from tests.tiny.pretraining import MODEL
 
 
 @pytest.fixture

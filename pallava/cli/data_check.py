@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints the counts; 1 if a row is at fault."""
     from pallava.data.check import Room, check_training_file
-    from pallava.data.parallel import default_num_workers
+    from pallava.io.processes import default_num_workers
 
     room = None
     if options.tokenizer:

@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     from pallava.data.clean.pipeline import Shard
     from pallava.data.clean.run import clean
     from pallava.data.clean.settings import Effort
-    from pallava.data.parallel import default_num_workers
+    from pallava.io.processes import default_num_workers
 
     shard = _read_shard(options.shard)
     num_workers = default_num_workers() if options.workers is None else options.workers

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     from pallava.data.audit_rows import open_rows
     from pallava.data.image_hashes import HashCache
     from pallava.data.leak import audit
-    from pallava.data.parallel import default_num_workers
+    from pallava.io.processes import default_num_workers
 
     out = Path(options.out)
     if out.is_dir():

@@ -11,7 +11,7 @@ Examples:
 
 import argparse
 
-from pallava.data.archives import MAX_GB, unpack
+from pallava.io.archives import MAX_GB, unpack
 from pallava.errors import PallavaError
 
 

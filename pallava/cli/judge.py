@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Judges, prints the tables, and writes the results."""
-    from pallava.endpoint import Endpoint
+    from pallava.judging.endpoint import Endpoint
     from pallava.evaluation.caption_scores import score_captions
     from pallava.evaluation.judge_report import tables, write_judge_report
     from pallava.evaluation.predictions import read_predictions
@@ -75,14 +75,14 @@ def _folder(predictions: Path) -> Path:
 
 def _ask(answered: list[Any], endpoint: Any, out: Path, seed: int) -> tuple[list[Any], dict[str, Any]]:
     from pallava.evaluation.judge import judge, score_judgements
-    from pallava.judge_prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY
-    from pallava.score_store import ScoreStore
+    from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY
+    from pallava.io.store import Store
 
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PallavaError(f"cannot write the results to {out}: {error.strerror}") from None
-    with ScoreStore(out / STORE) as store:
+    with Store(out / STORE) as store:
         judgements = judge(answered, endpoint, store)
     images = [each.item.image for each in answered]
     prompts = {"caption": CAPTION_SIMILARITY.version, "answer": ANSWER_SIMILARITY.version}

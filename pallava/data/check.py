@@ -13,8 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pallava.data.parallel import batches, map_in_order
-from pallava.data.records import Record
+from pallava.io.processes import batches, map_in_order
+from pallava.io.records import Record
 from pallava.data.sources.base import RowDropped
 from pallava.data.sources.files import json_rows
 from pallava.errors import PallavaError

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from pallava.data.clean.duplicates import perceptual_hash, turned_hashes
-from pallava.data.parallel import batches, map_in_order
+from pallava.io.processes import batches, map_in_order
 from pallava.errors import PallavaError
 from pallava.images import ImageError, open_image
 

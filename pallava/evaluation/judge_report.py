@@ -12,7 +12,7 @@ from typing import Any
 from pallava.evaluation.caption_scores import CONTROL
 from pallava.evaluation.judge import Judgement
 from pallava.evaluation.report import Table, as_estimate, as_json, write_files
-from pallava.judge_prompts import MAX_GRADE
+from pallava.judging.prompts import MAX_GRADE
 
 
 def tables(report: Mapping[str, Any]) -> list[Table]:

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
-from pallava.data.records import RecordFile
+from pallava.io.records import RecordFile
 from pallava.errors import PallavaError
 from pallava.evaluation.items import Answered, Kind
 

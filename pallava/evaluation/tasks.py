@@ -14,7 +14,7 @@ from typing import Any
 
 from pallava.data.instruction import question_text
 from pallava.data.material import open_material
-from pallava.data.records import RecordFile
+from pallava.io.records import RecordFile
 from pallava.data.sources.base import Question
 from pallava.errors import PallavaError
 from pallava.evaluation.examples import Captioned, Labelled, read_captioned

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pallava.evaluation.items import Item
-from pallava.stains import change_stains
+from pallava.transforms import change_stains
 
 Change = Callable[[Image.Image], Image.Image]
 

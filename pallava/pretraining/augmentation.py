@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pallava.stains import change_stains
+from pallava.transforms import change_stains
 
 
 class PathologyAugmentation:

@@ -11,8 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pallava.data.hashing import file_hash
-from pallava.data.parallel import default_num_workers
+from pallava.io.hashing import hash_file
+from pallava.io.processes import default_num_workers
 from pallava.data.training_file import Summary, write_training_file
 from pallava.errors import PallavaError
 from pallava.images import open_image
@@ -77,7 +77,7 @@ def hash_of(source: Path) -> str:
         PallavaError: The file cannot be read.
     """
     try:
-        return file_hash(source)
+        return hash_file(source)
     except OSError as error:
         raise PallavaError(f"cannot read the pairs '{source}': {error.strerror}") from None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pallava.errors import PallavaError
-from pallava.locks import hold
+from pallava.io.locks import hold_lock
 from pallava.pretraining.pairs import SHARDS, TABLE, hash_of, left_out, write_pairs
 from pallava.pretraining.steps import count_steps
 
@@ -132,8 +132,7 @@ def _train(
 def _taken(out: Path, node: int) -> Iterator[None]:
     """Keeps other runs off the folder; each node of a training takes it for itself."""
     out.mkdir(parents=True, exist_ok=True)
-    with (out / f".node_{node}.lock").open("ab") as file:
-        hold(file, f"another run trains in '{out}' now: wait for its end, or give another folder")
+    with hold_lock(out / f".node_{node}.lock", f"another run trains in '{out}'; wait for it to end, or name another folder"):
         yield
 
 

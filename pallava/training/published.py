@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pallava.data.archives import unpack
+from pallava.io.archives import unpack
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor, load_image_processor
 from pallava.model.language_models import explained, open_tokenizer

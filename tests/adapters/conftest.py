@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.tiny_model import write_model, write_questions
+from tests.tiny.answering_model import write_model, write_questions
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
-from tests.adapters.interfaces import Instance, put_lmms_eval
+from tests.tiny.harnesses import Instance, put_lmms_eval
 
 QUESTIONS = [
     "what is shown here ?",

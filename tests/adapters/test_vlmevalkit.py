@@ -8,7 +8,7 @@ import pytest
 
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
-from tests.adapters.interfaces import Run, put_vlmevalkit
+from tests.tiny.harnesses import Run, put_vlmevalkit
 
 
 @pytest.fixture(params=[True, False], ids=["clone", "package"])

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pallava.data.check import Room, check_training_file
 from pallava.errors import PallavaError
-from tests.smoke import tiny
+from tests.tiny import training as tiny
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from pallava.errors import PallavaError
 from pallava.evaluation import embeddings
 from pallava.evaluation.embeddings import EmbeddingCache, count_reasons, embed_images, embed_texts
 from pallava.evaluation.encoders import Encoder, load_encoder
-from tests.evaluation.tiny import write_classes, write_hugging_face, write_open_clip
-from tests.odd_pictures import noise
+from tests.tiny.clips import write_classes, write_hugging_face, write_open_clip
+from tests.tiny.pictures import noise
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pallava.errors import PallavaError
 from pallava.evaluation.encoders import load_encoder, model_kind
-from tests.evaluation.tiny import DESCRIPTION, write_hugging_face, write_open_clip
+from tests.tiny.clips import DESCRIPTION, write_hugging_face, write_open_clip
 
 TEXTS = ["an H&E image of mucus.", "smooth muscle"]
 

@@ -18,7 +18,7 @@ from pallava.evaluation.items import Item
 from pallava.evaluation.tasks import read_custom
 from pallava.evaluation.views import View
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
-from tests.evaluation.tiny_model import write_model, write_questions
+from tests.tiny.answering_model import write_model, write_questions
 
 SETTINGS = {"task": "custom", "max_new_tokens": 12}
 

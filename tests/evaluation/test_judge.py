@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pallava.endpoint import Endpoint, UnansweredError
+from pallava.judging.endpoint import Endpoint, UnansweredError
 from pallava.errors import PallavaError
 from pallava.evaluation import metrics
 from pallava.evaluation.items import Answered, Item
 from pallava.evaluation.judge import Judgement, judge, score_judgements
-from pallava.judge_prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY
-from pallava.score_store import ScoreStore
-from tests.stub_endpoint import Act, StubEndpoint, stub_endpoint
+from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY
+from pallava.io.store import Store
+from tests.tiny.endpoint import Act, StubEndpoint, stub_endpoint
 
 pytestmark = pytest.mark.usefixtures("quick_retries", "no_proxies")
 
@@ -25,7 +25,7 @@ def caption(number: int, answer: str) -> Answered:
 
 def run(server: StubEndpoint, answered: list[Answered], folder: Path, **settings) -> list[Judgement]:
     endpoint = Endpoint(server.url, "judge", concurrency=4, **settings)
-    with ScoreStore(folder / "grades.sqlite") as store:
+    with Store(folder / "grades.sqlite") as store:
         return judge(answered, endpoint, store)
 
 
@@ -90,7 +90,7 @@ def test_what_the_judge_is_shown(tmp_path: Path) -> None:
 def test_another_judge_is_asked_anew(tmp_path: Path) -> None:
     with stub_endpoint(lambda text, before: Act("3"), models=("judge", "other")) as server:
         run(server, [caption(1, "caption 1")], tmp_path)
-        with ScoreStore(tmp_path / "grades.sqlite") as store:
+        with Store(tmp_path / "grades.sqlite") as store:
             judge([caption(1, "caption 1")], Endpoint(server.url, "other"), store)
         assert [request["model"] for request in server.requests] == ["judge", "other"]
 

@@ -77,7 +77,7 @@ def test_the_benchmark_on_a_drawn_demo(tmp_path, capsys) -> None:
     from pallava.demo.micrographs import draw, random_facts
     from pallava.model import PALLaVAProcessor, load_image_processor
     from tests.model.test_encoders import whole_model
-    from tests.smoke.tiny import save_parts
+    from tests.tiny.training import save_parts
 
     parts = save_parts(tmp_path)
     whole_model("clip", tmp_path / "encoder").save_pretrained(tmp_path / "model")

@@ -14,7 +14,7 @@ from pallava.evaluation.embeddings import EmbeddingCache
 from pallava.evaluation.encoders import load_encoder
 from pallava.evaluation.examples import read_captioned
 from pallava.evaluation.retrieval import RANKS, Standing, find_standing, recall
-from tests.evaluation.tiny import write_open_clip
+from tests.tiny.clips import write_open_clip
 
 
 def unit(rng: np.random.Generator, *shape: int) -> torch.Tensor:

@@ -22,7 +22,7 @@ from pallava.evaluation.tasks import (
     read_training_answers,
     select,
 )
-from tests.evaluation.tiny import write_classes
+from tests.tiny.clips import write_classes
 
 
 def write_lines(path: Path, rows: list) -> Path:

@@ -15,7 +15,7 @@ from pallava.evaluation.class_sets import ClassSet
 from pallava.evaluation.embeddings import EmbeddingCache
 from pallava.evaluation.encoders import Encoder, load_encoder
 from pallava.evaluation.examples import read_captioned, read_labelled
-from tests.evaluation.tiny import write_classes, write_open_clip
+from tests.tiny.clips import write_classes, write_open_clip
 
 COLOURS = {"red": (220, 30, 40), "green": (30, 200, 60), "blue": (20, 40, 230)}
 

@@ -21,7 +21,7 @@ from pallava.model import PALLaVAConfig, PALLaVAForConditionalGeneration, PALLaV
 from pallava.model.chat_template import jinja_template, parse_prompt, read_messages, render_prompt
 from pallava.model.transformers_versions import check_version
 from pallava.prompts import IMAGE_TOKEN_INDEX, TEMPLATES, Turn, get_template
-from tests.model import tiny_folders
+from tests.tiny import folders as tiny_folders
 
 QUESTION = "what is shown here ?"
 NEW = {"max_new_tokens": 5}

@@ -13,7 +13,7 @@ from pallava.errors import PallavaError
 from pallava.model import ScaleInvariantConnector, load_image_processor, load_plip
 from pallava.model.checkpoints import read_weights
 from pallava.model.state_dicts import load_strictly
-from tests.model import golden
+from tests.tiny import golden
 
 
 class Malicious:

@@ -8,7 +8,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 
 from pallava.errors import PallavaError
 from pallava.model import clip_conversion as conversion
-from tests.model import golden
+from tests.tiny import golden
 
 VISION = {"image_size": 32, "layers": 3, "width": 32, "head_width": 8, "patch_size": 16, "mlp_ratio": 2.0}
 TEXT = {"context_length": 8, "vocab_size": 50, "width": 24, "heads": 4, "layers": 2}

@@ -34,7 +34,7 @@ from pallava.model.bitsandbytes import block_broken_bitsandbytes
 from pallava.model.encoder_sources import count_tokens
 from pallava.model.encoders import num_tokens, patch_tokens
 from pallava.tiling import TileSpec
-from tests.model import golden
+from tests.tiny import golden
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 # Class and register tokens, layer scale, packed SwiGLU: what UNI2 and Virchow2 have.

@@ -9,7 +9,7 @@ import pytest
 from pallava.cli import main
 from pallava.errors import PallavaError
 from pallava.model.model_card import add_scores, write_model_card
-from tests.model import golden
+from tests.tiny import golden
 
 SCORE = {"value": 0.5, "low": 0.25, "high": 0.75, "count": 8, "definition": "Share of equal answers."}
 RESULTS: dict[str, Any] = {

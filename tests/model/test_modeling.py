@@ -10,7 +10,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GenerationConfig
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration
 from pallava.model.vision import patch_tokens
-from tests.model import golden
+from tests.tiny import golden
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from pallava.errors import PallavaError
 from pallava.model import load_image_processor, load_plip
-from tests.model import golden
+from tests.tiny import golden
 
 SIZES = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 PIXELS = torch.linspace(-2, 2, 2 * 3 * 32 * 32).view(2, 3, 32, 32)

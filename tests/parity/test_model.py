@@ -16,7 +16,7 @@ from pallava.model.checkpoints import read_weights
 from pallava.model.connector import own_connector_keys
 from pallava.model.state_dicts import PLIP_RENAMES, compare_keys, load_strictly, rename_keys, strip_prefix
 from pallava.model.vision import patch_tokens
-from tests.model import golden
+from tests.tiny import golden
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0.0}
 

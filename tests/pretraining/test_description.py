@@ -11,7 +11,7 @@ from open_clip_train.params import parse_args
 from pallava.pretraining import hooks
 from pallava.pretraining.description import describe
 from pallava.pretraining.trainer import train
-from tests.pretraining.tiny import MODEL
+from tests.tiny.pretraining import MODEL
 
 
 @pytest.fixture

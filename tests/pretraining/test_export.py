@@ -7,7 +7,7 @@ from PIL import Image
 
 from pallava.evaluation.encoders import load_encoder
 from pallava.pretraining.export import image_processor
-from tests.evaluation.tiny import write_open_clip
+from tests.tiny.clips import write_open_clip
 
 
 @pytest.mark.parametrize("resize_mode", ["shortest", "squash"])

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pallava.pretraining import hooks
 from pallava.pretraining.augmentation import PathologyAugmentation
-from tests.pretraining.tiny import MODEL, save_pairs
+from tests.tiny.pretraining import MODEL, save_pairs
 
 
 @pytest.fixture

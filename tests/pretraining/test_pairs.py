@@ -15,8 +15,8 @@ from pallava.errors import PallavaError
 from pallava.pretraining import pairs as module
 from pallava.pretraining.hooks import read_picture
 from pallava.pretraining.pairs import left_out, write_pairs
-from tests.odd_pictures import write_odd_pictures
-from tests.pretraining.tiny import save_pairs
+from tests.tiny.pictures import write_odd_pictures
+from tests.tiny.pretraining import save_pairs
 
 
 @pytest.fixture

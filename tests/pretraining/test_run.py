@@ -12,7 +12,7 @@ from open_clip_train.params import parse_args
 from pallava.cli import main
 from pallava.errors import PallavaError
 from pallava.pretraining.run import Launch, Pretraining, TrainerFailed, count_steps, pretrain
-from tests.pretraining.tiny import save_pairs
+from tests.tiny.pretraining import save_pairs
 
 TRAINS = """
 import sys, pathlib

@@ -15,7 +15,7 @@ from pallava.cli.launch import python_command
 from pallava.model import load_image_processor, load_plip
 from pallava.pretraining.pairs import write_pairs
 from pallava.pretraining.run import Pretraining, _parse, _words
-from tests.pretraining.tiny import (
+from tests.tiny.pretraining import (
     WHOLE_PICTURE,
     command,
     dye_accuracy,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.model import tiny_folders
+from tests.tiny import folders as tiny_folders
 
 pytestmark = pytest.mark.smoke
 

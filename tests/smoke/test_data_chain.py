@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.clean.material import save_pairs, save_picture, save_pmc_oa, save_pubmedvision, save_quilt
+from tests.tiny.records import save_pairs, save_picture, save_pmc_oa, save_pubmedvision, save_quilt
 from tests.data.clean.test_image_check import save_huge_png
-from tests.smoke.tiny import save_parts, write_config
+from tests.tiny.training import save_parts, write_config
 
 pytestmark = pytest.mark.smoke
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import pytest
 
 from pallava.demo.stages import computes_in_bf16
 from pallava.evaluation.predictions import read_predictions
-from tests.stub_endpoint import Act, stub_endpoint
+from tests.tiny.endpoint import Act, stub_endpoint
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CONFIG = "pallava_instruction_tuning.py"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pallava.cli import main
-from tests.evaluation.tiny import write_classes, write_open_clip
+from tests.tiny.clips import write_classes, write_open_clip
 
 pytestmark = pytest.mark.smoke
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
-from tests.evaluation.tiny_model import write_model, write_questions
+from tests.tiny.answering_model import write_model, write_questions
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]

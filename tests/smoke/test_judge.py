@@ -11,8 +11,8 @@ import pytest
 
 from pallava.cli import main
 from pallava.evaluation.items import Answered, Item
-from tests.evaluation.tiny_model import write_model, write_questions
-from tests.stub_endpoint import Act, StubEndpoint, stub_endpoint
+from tests.tiny.answering_model import write_model, write_questions
+from tests.tiny.endpoint import Act, StubEndpoint, stub_endpoint
 
 pytestmark = pytest.mark.smoke
 CAPTIONS = [f"gland number {n} with {n % 3} mitoses" for n in range(12)]

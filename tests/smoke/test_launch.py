@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.smoke.tiny import save_data, save_parts, write_config
+from tests.tiny.training import save_data, save_parts, write_config
 
 pytestmark = pytest.mark.smoke
 

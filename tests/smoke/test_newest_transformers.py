@@ -14,7 +14,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from tests.model import tiny_folders
+from tests.tiny import folders as tiny_folders
 from tests.smoke.folder_answers import ask, describe
 
 pytestmark = pytest.mark.smoke

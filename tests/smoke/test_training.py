@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from pallava.cli.launch import free_port
-from tests.smoke.tiny import save_data, save_parts, write_config
+from tests.tiny.training import save_data, save_parts, write_config
 
 pytestmark = pytest.mark.smoke
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import torch
 from pallava.errors import PallavaError
 from pallava.training.llm import load_llm, load_tokenizer
 from pallava.training.optimizer import device_dtype
-from tests.smoke.tiny import save_parts
+from tests.tiny.training import save_parts
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 from pallava.model.checkpoints import read_weights
 from pallava.model.published import describe_weights
 from pallava.training.convert import convert
-from tests.model import golden
+from tests.tiny import golden
 
 CHECKPOINT = golden.GOLDEN / "stage_checkpoint.pth"
 RECORDED = load_file(golden.GOLDEN / "stage_checkpoint_io.safetensors")

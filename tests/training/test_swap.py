@@ -23,7 +23,7 @@ from xtuner.registry import BUILDER
 from pallava.config_files import find_config
 from pallava.training.collate import collate
 from pallava.training.optimizer import grouped_adamw
-from tests.smoke import tiny
+from tests.tiny import training as tiny
 
 LENGTHS = {"num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 8}
 KINDS = {  # tokens of a tile, the encoder's width, heads of the connector

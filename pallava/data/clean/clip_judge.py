@@ -12,10 +12,10 @@ from typing import Any
 
 from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
 from pallava.data.clean.item_keys import image_key
-from pallava.data.hashing import file_hash
+from pallava.io.hashing import hash_file
 from pallava.errors import PallavaError
 from pallava.images import ImageError, open_image
-from pallava.judge_prompts import CLIP_VERSION, OTHER_CAPTIONS, PATHOLOGY_CAPTIONS
+from pallava.judging.prompts import CLIP_VERSION, OTHER_CAPTIONS, PATHOLOGY_CAPTIONS
 from pallava.open_clip_weights import made_with_quick_gelu
 
 CLIP_THRESHOLD = 0.5
@@ -67,7 +67,7 @@ class PathologyClip:
         self._model_name, self._pretrained = model_name, str(pretrained or "")
         self._threshold, self._batch_size, self._device = threshold, batch_size, device
         checkpoint = Path(self._pretrained)
-        weights = file_hash(checkpoint) if checkpoint.is_file() else self._pretrained  # a file may be replaced
+        weights = hash_file(checkpoint) if checkpoint.is_file() else self._pretrained  # a file may be replaced
         self.key = f"pathology-clip-2/{model_name}/{weights}/captions-{CLIP_VERSION}"
 
     def item_key(self, item: Item) -> str:

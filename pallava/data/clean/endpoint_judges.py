@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
 from pallava.data.clean.item_keys import image_key, text_key
-from pallava.endpoint import Endpoint, Failure, Reply, Request
-from pallava.judge_prompts import PATHOLOGY, SPECIES, JudgePrompt
+from pallava.judging.endpoint import Endpoint, Failure, Reply, Request
+from pallava.judging.prompts import PATHOLOGY, SPECIES, JudgePrompt
 
 _MAX_REPLY = 200  # characters of an unreadable reply that are kept
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from pallava.data.sources.base import Labelled, Pair, Question, Record
-from pallava.score_store import Score
+
+Score = dict[str, Any]
+"""The findings of a filter about one item, as JSON holds them."""
 
 _BOTH = frozenset({"captions", "questions"})
 APPLIES_TO: dict[str, frozenset[str]] = {

@@ -14,9 +14,9 @@ from PIL import Image
 
 from pallava.data.clean.duplicates import perceptual_hash
 from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
-from pallava.data.hashing import file_hash
-from pallava.data.parallel import batches, start_worker
-from pallava.data.real_paths import real_folder, real_path
+from pallava.io.hashing import hash_file
+from pallava.io.processes import batches, start_worker
+from pallava.io.real_paths import real_folder, real_path
 from pallava.data.training_file import MAX_PIXELS
 from pallava.errors import PallavaError
 from pallava.images import ImageError, image_size, open_image
@@ -138,7 +138,7 @@ def check_image(path: str, folders: Sequence[str]) -> Score:
         width, height = image_size(path)
         if width * height > MAX_PIXELS:
             return {"problem": "too_large", "width": width, "height": height}
-        digest = file_hash(path)
+        digest = hash_file(path)
         image = open_image(path, max_pixels=MAX_PIXELS)
     except (ImageError, OSError, ValueError) as error:
         return {"problem": _problem(path, error)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from pallava.data.clean.filters import Item
-from pallava.data.hashing import file_hash
+from pallava.io.hashing import hash_file
 from pallava.errors import PallavaError
 
 
@@ -23,7 +23,7 @@ def image_key(item: Item) -> str:
     if found := item.shared.get("sha256"):
         return str(found)
     try:
-        return file_hash(item.path)
+        return hash_file(item.path)
     except OSError as error:
         raise PallavaError(
             f"cannot read image '{item.path}': {error.strerror}; put the filter 'image' first, which drops such rows"

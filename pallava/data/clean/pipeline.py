@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from pallava.data.clean.filters import Filter, Item, OrderedFilter, Score, StreamingFilter, SurveyFilter, Verdict
-from pallava.data.parallel import batches
+from pallava.io.processes import batches
 from pallava.data.sources.base import Source
-from pallava.endpoint import UnansweredError
+from pallava.judging.endpoint import UnansweredError
 from pallava.errors import PallavaError
-from pallava.score_store import ScoreStore
+from pallava.io.store import Store
 
 _BATCH = 256
 
@@ -78,7 +78,7 @@ class Pipeline:
         self,
         inputs: Sequence[Input],
         filters: Sequence[Filter],
-        store: ScoreStore,
+        store: Store,
         *,
         drop_unanswered: bool = False,
     ) -> None:

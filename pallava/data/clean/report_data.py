@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pallava.data.clean.outputs import DROPPED, KEPT
-from pallava.data.records import RecordFile
+from pallava.io.records import RecordFile
 
 Row = dict[str, Any]
 """A line of kept.jsonl or dropped.jsonl."""

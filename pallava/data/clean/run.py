@@ -15,7 +15,7 @@ from pallava.data.clean.outputs import DROPPED, KEPT, PAIRS, SUMMARY, Summary, i
 from pallava.data.clean.pipeline import WHOLE, Input, Outcome, Pipeline, Shard
 from pallava.data.clean.settings import CleanSettings, Effort, make_filters, open_inputs
 from pallava.errors import PallavaError
-from pallava.score_store import ScoreStore
+from pallava.io.store import Store
 
 STORE = "scores.sqlite"
 _SHARD_STORE = re.compile(r"scores\.shard-(\d+)-of-(\d+)\.sqlite")
@@ -50,7 +50,7 @@ def clean(
     _check_folder(folder)
     with _opened(folder, settings, effort) as run, _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with ScoreStore(folder / _store_name(shard)) as store:
+        with Store(folder / _store_name(shard)) as store:
             store.write("num_records", None)
             store.write("settings", settings.to_json())
             pipeline = _pipeline(run, store)
@@ -75,7 +75,7 @@ def merge(folder: Path) -> Summary:
     paths = _find_shards(folder)
     stored, num_records = _check_shards(paths)
     opened = _opened(folder, CleanSettings.from_json(stored))
-    with opened as run, _writing(folder), ScoreStore(folder / STORE) as store:
+    with opened as run, _writing(folder), Store(folder / STORE) as store:
         for path in paths:
             store.add_scores_of(path)
         store.write("settings", stored)
@@ -113,7 +113,7 @@ def _writing(folder: Path) -> Iterator[None]:
         raise PallavaError(f"cannot write into '{folder}': {error.strerror or error}") from None
 
 
-def _pipeline(run: _Run, store: ScoreStore) -> Pipeline:
+def _pipeline(run: _Run, store: Store) -> Pipeline:
     return Pipeline(run.inputs, run.filters, store, drop_unanswered=run.settings.drop_unanswered)
 
 
@@ -173,7 +173,7 @@ def _check_shards(paths: Sequence[Path]) -> tuple[dict[str, Any], int]:
     """Gives the settings and the number of records that all shards share."""
     found: list[tuple[dict[str, Any], int]] = []
     for path in paths:
-        with ScoreStore(path) as store:
+        with Store(path) as store:
             settings, num_records = store.read("settings"), store.read("num_records")
         if settings is None or num_records is None:
             raise PallavaError(f"'{path}' is not finished; run the command of that shard again, which goes on")

@@ -186,7 +186,7 @@ def _make_species(settings: CleanSettings, effort: Effort) -> Filter | None:
 
 
 def _endpoint(name: str, url: str | None, model: str | None, effort: Effort) -> Any:
-    from pallava.endpoint import Endpoint
+    from pallava.judging.endpoint import Endpoint
 
     if not url or not model:
         raise PallavaError(

@@ -9,7 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pallava.data.records import Record as Row
+from pallava.io.records import Record as Row
 from pallava.errors import PallavaError
 
 IMAGE_POLICIES = ("first", "each", "single-only")

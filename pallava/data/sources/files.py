@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from pallava.data.records import Record as Row
-from pallava.data.records import RecordFile
+from pallava.io.records import Record as Row
+from pallava.io.records import RecordFile
 from pallava.data.sources.base import Part, RowDropped, printable
 from pallava.errors import PallavaError
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pallava.data.records import Record as Row
+from pallava.io.records import Record as Row
 from pallava.data.sources.base import RowDropped
 from pallava.data.sources.files import Progress
 from pallava.errors import PallavaError

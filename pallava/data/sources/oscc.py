@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pallava.data.records import Record as Row
+from pallava.io.records import Record as Row
 from pallava.data.sources.base import Labelled, Part, Record, RowDropped, Source
 from pallava.data.sources.files import not_found, pick_split
 

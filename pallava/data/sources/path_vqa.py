@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from pallava.data.records import Record as Row
-from pallava.data.restricted_pickle import load_plain
+from pallava.io.records import Record as Row
+from pallava.io.pickles import load_plain
 from pallava.data.sources.base import Part, Question, Record, RowDropped, Source
 from pallava.data.sources.files import as_object, keyed_rows, not_found, pick_split, text_of
 from pallava.data.sources.images_in_parquet import ImageWriter, parquet_rows

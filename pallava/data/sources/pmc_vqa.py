@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from pallava.data.records import Record as Row
+from pallava.io.records import Record as Row
 from pallava.data.sources.base import Part, Question, Record, RowDropped, Source
 from pallava.data.sources.files import as_object, csv_rows, keyed_rows, not_found, pick_split, text_of, tidy
 

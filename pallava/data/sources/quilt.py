@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from pallava.data.records import Record as Row
+from pallava.io.records import Record as Row
 from pallava.data.sources.base import Pair, Part, Record, RowDropped, Source
 from pallava.data.sources.files import csv_rows, not_found, tidy
 

@@ -23,7 +23,7 @@ from pallava.demo.micrographs import draw, random_facts
 from pallava.demo.real import is_tissue
 from pallava.errors import PallavaError
 from pallava.images import open_image
-from pallava.judge_prompts import OTHER_CAPTIONS, PATHOLOGY_CAPTIONS
+from pallava.judging.prompts import OTHER_CAPTIONS, PATHOLOGY_CAPTIONS
 
 PICTURES = Path(skimage.__file__).parent / "data"  # those that its wheel carries
 CAPTIONS = [*PATHOLOGY_CAPTIONS, *OTHER_CAPTIONS]

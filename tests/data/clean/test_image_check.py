@@ -10,7 +10,7 @@ from PIL import Image
 
 from pallava.data.clean.image_check import ImageFilter, background_share, check_image
 from pallava.errors import PallavaError
-from tests.data.clean.material import item, pair, save_picture
+from tests.tiny.records import item, pair, save_picture
 
 
 def check(path: Path) -> dict:

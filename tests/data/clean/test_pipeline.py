@@ -5,10 +5,10 @@ from pallava.data.clean.pipeline import Input, Pipeline, Shard
 from pallava.data.clean.settings import CleanSettings, make_filters
 from pallava.data.clean.words import WordsFilter
 from pallava.data.sources.base import Question
-from pallava.endpoint import UnansweredError
+from pallava.judging.endpoint import UnansweredError
 from pallava.errors import PallavaError
-from pallava.score_store import ScoreStore
-from tests.data.clean.material import (
+from pallava.io.store import Store
+from tests.tiny.records import (
     MemorySource,
     pair,
 )
@@ -58,7 +58,7 @@ def decisions(store, source, filters) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def store(tmp_path):
-    with ScoreStore(tmp_path / "s.sqlite") as store:
+    with Store(tmp_path / "s.sqlite") as store:
         yield store
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from pallava.data.clean.published_index import NameList, PublishedIndexFilter, read_names
 from pallava.errors import PallavaError
-from tests.data.clean.material import item, pair
+from tests.tiny.records import item, pair
 
 
 @pytest.mark.parametrize(

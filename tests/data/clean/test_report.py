@@ -11,7 +11,7 @@ from pallava.data.clean.report_data import collect
 from pallava.data.clean.run import clean
 from pallava.data.clean.settings import CleanSettings, SourceSetting
 from pallava.data.sources.base import Pair, to_json
-from tests.data.clean.material import save_pairs, save_picture
+from tests.tiny.records import save_pairs, save_picture
 
 
 def kept(number: int, **more) -> dict:

@@ -16,15 +16,15 @@ from pallava.data.clean.pipeline import Shard
 from pallava.data.clean.run import clean, merge
 from pallava.data.clean.settings import CleanSettings, SourceSetting
 from pallava.errors import PallavaError
-from pallava.score_store import ScoreStore
-from tests.data.clean.material import (
+from pallava.io.store import Store
+from tests.tiny.records import (
     save_pairs,
     save_picture,
     save_pmc_oa,
     save_pubmedvision,
     save_quilt,
 )
-from tests.stub_endpoint import Act, stub_endpoint
+from tests.tiny.endpoint import Act, stub_endpoint
 
 OUTPUTS = ("kept.jsonl", "dropped.jsonl", "pairs.json", "summary.json")
 
@@ -114,7 +114,7 @@ def test_a_merge_that_cannot_be(settings, tmp_path):
     with pytest.raises(PallavaError, match="min_words is 20 and 3"):
         merge(tmp_path)
     clean(tmp_path, settings, shard=Shard(2, 2))
-    with ScoreStore(tmp_path / "scores.shard-2-of-2.sqlite") as store:
+    with Store(tmp_path / "scores.shard-2-of-2.sqlite") as store:
         store.write("num_records", None)
     with pytest.raises(PallavaError, match="not finished"):
         merge(tmp_path)

@@ -2,7 +2,7 @@ import pytest
 
 from pallava.data.clean.words import WordsFilter
 from pallava.errors import PallavaError
-from tests.data.clean.material import item, pair
+from tests.tiny.records import item, pair
 
 
 @pytest.mark.parametrize(("num_words", "keep"), [(19, False), (20, True), (21, True), (0, False)])

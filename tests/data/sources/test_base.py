@@ -21,7 +21,7 @@ from pallava.data.sources.base import (
 )
 from pallava.errors import PallavaError
 
-from .trees import read, touch, write_json
+from tests.tiny.trees import read, touch, write_json
 
 RECORDS: list[Record] = [
     Pair("pairs", "0", "a/b.png", "Glands é", {"modality": "x"}),

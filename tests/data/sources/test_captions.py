@@ -12,7 +12,7 @@ from pallava.data.sources.base import Pair
 from pallava.data.sources.quilt import parse_literal
 from pallava.errors import PallavaError
 
-from .trees import read, touch, write_csv, write_json, write_lines
+from tests.tiny.trees import read, touch, write_csv, write_json, write_lines
 
 
 def alignment_row(number: int, images: Any, answer: str = "Glands.", **extra: Any) -> dict[str, Any]:

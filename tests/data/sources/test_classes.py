@@ -8,7 +8,7 @@ from pallava.data.sources import open_source
 from pallava.data.sources.base import Labelled
 from pallava.errors import PallavaError
 
-from .trees import read, touch, write_csv
+from tests.tiny.trees import read, touch, write_csv
 
 
 @pytest.mark.parametrize("folder", ["Photos/", ""])

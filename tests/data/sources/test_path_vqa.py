@@ -16,7 +16,7 @@ from pallava.data.sources import open_source
 from pallava.data.sources.base import Question
 from pallava.errors import PallavaError
 
-from .trees import read, touch, write_json, write_lines
+from tests.tiny.trees import read, touch, write_json, write_lines
 
 
 def write_pickle(path: Path, value: Any) -> None:

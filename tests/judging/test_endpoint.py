@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pallava.endpoint import Answer, Endpoint, Failure, Reply, Request, UnansweredError
+from pallava.judging.endpoint import Answer, Endpoint, Failure, Reply, Request, UnansweredError
 from pallava.errors import PallavaError
-from tests.stub_endpoint import Act, StubEndpoint, stub_endpoint
+from tests.tiny.endpoint import Act, StubEndpoint, stub_endpoint
 
 
 @pytest.fixture(autouse=True)

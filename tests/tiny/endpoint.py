@@ -1,4 +1,4 @@
-"""A server that speaks as much of the OpenAI protocol as `pallava.endpoint` does, and misbehaves by script."""
+"""A server that speaks as much of the OpenAI protocol as `pallava.judging.endpoint` does, and misbehaves by script."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from pallava.model import (
 )
 from pallava.model.bitsandbytes import block_broken_bitsandbytes
 from pallava.model.timm_encoder import TimmEncoder, TimmEncoderConfig
-from tests.smoke import tiny
+from tests.tiny import training as tiny
 
 _WIDTH = 24
 _SIZES = {"hidden_size": _WIDTH, "num_hidden_layers": 2, "image_size": tiny.TILE, "patch_size": 16}

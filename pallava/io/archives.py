@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pallava.data.archive_writer import MemberWriter, check_ratio, inner_name
+from pallava.io.archive_writer import MemberWriter, check_ratio, inner_name
 from pallava.errors import PallavaError
 
 MAX_GB = 200.0

@@ -5,14 +5,14 @@ import sys
 import pytest
 
 from pallava.errors import PallavaError
-from pallava.score_store import ScoreStore
+from pallava.io.store import Store
 
 
 def test_scores_come_back_by_filter_and_item(tmp_path):
-    with ScoreStore(tmp_path / "s.sqlite") as store:
+    with Store(tmp_path / "s.sqlite") as store:
         store.put("a", {"x": {"number": 0.1 + 0.2}, "y": {"none": None}})
         store.put("b", {"x": {"text": "é"}})
-    with ScoreStore(tmp_path / "s.sqlite") as store:
+    with Store(tmp_path / "s.sqlite") as store:
         assert store.get("a", {"x", "y", "z"}) == {"x": {"number": 0.1 + 0.2}, "y": {"none": None}}
         assert store.get("b", ["x"]) == {"x": {"text": "é"}}
         assert store.get("c", ["x"]) == {}
@@ -20,32 +20,32 @@ def test_scores_come_back_by_filter_and_item(tmp_path):
 
 def test_more_keys_than_a_query_holds(tmp_path):
     keys = [str(number) for number in range(1234)]
-    with ScoreStore(tmp_path / "s.sqlite") as store:
+    with Store(tmp_path / "s.sqlite") as store:
         store.put("a", {key: {"k": key} for key in keys})
         assert store.get("a", keys) == {key: {"k": key} for key in keys}
 
 
 def test_a_killed_process_leaves_what_it_stored(tmp_path):
     code = (
-        "import os, signal, pathlib; from pallava.score_store import ScoreStore;"
-        f"store = ScoreStore(pathlib.Path({str(tmp_path / 's.sqlite')!r})); store.put('a', {{'x': {{}}}});"
+        "import os, signal, pathlib; from pallava.io.store import Store;"
+        f"store = Store(pathlib.Path({str(tmp_path / 's.sqlite')!r})); store.put('a', {{'x': {{}}}});"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
-    with ScoreStore(tmp_path / "s.sqlite") as store:
+    with Store(tmp_path / "s.sqlite") as store:
         assert store.get("a", ["x"]) == {"x": {}}
 
 
 def test_two_at_a_time_are_refused(tmp_path):
-    with ScoreStore(tmp_path / "s.sqlite"), pytest.raises(PallavaError, match="another run"):
-        ScoreStore(tmp_path / "s.sqlite")
+    with Store(tmp_path / "s.sqlite"), pytest.raises(PallavaError, match="another run"):
+        Store(tmp_path / "s.sqlite")
 
 
 @pytest.mark.parametrize("content", [b"no database", b"x" * 5000])
 def test_another_file_is_refused(tmp_path, content):
     (tmp_path / "s.sqlite").write_bytes(content)
     with pytest.raises(PallavaError, match="s.sqlite"):
-        ScoreStore(tmp_path / "s.sqlite")
+        Store(tmp_path / "s.sqlite")
     assert (tmp_path / "s.sqlite").read_bytes() == content
 
 
@@ -54,13 +54,13 @@ def test_a_foreign_database_is_refused(tmp_path):
         database.execute("CREATE TABLE mine (a)")
     database.close()
     with pytest.raises(PallavaError, match="another output folder"):
-        ScoreStore(tmp_path / "s.sqlite")
+        Store(tmp_path / "s.sqlite")
 
 
 def test_taking_over(tmp_path):
-    with ScoreStore(tmp_path / "other.sqlite") as other:
+    with Store(tmp_path / "other.sqlite") as other:
         other.put("a", {"x": {"of": "other"}, "y": {"of": "other"}})
-    with ScoreStore(tmp_path / "s.sqlite") as store:
+    with Store(tmp_path / "s.sqlite") as store:
         store.put("a", {"x": {"of": "mine"}})
         store.add_scores_of(tmp_path / "other.sqlite")
         store.add_scores_of(tmp_path / "other.sqlite")
@@ -68,7 +68,7 @@ def test_taking_over(tmp_path):
 
 
 def test_what_is_known_of_a_run(tmp_path):
-    with ScoreStore(tmp_path / "s.sqlite") as store:
+    with Store(tmp_path / "s.sqlite") as store:
         assert store.read("settings") is None
         store.write("settings", {"a": [1]})
         store.write("settings", {"a": [2]})

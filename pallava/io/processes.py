@@ -61,10 +61,15 @@ def map_in_order(function: Callable[[Value], Result], values: Iterable[Value], n
         pool.shutdown(cancel_futures=True)
 
 
-def default_num_workers() -> int:
-    """One for each core that this process may use, at most 16."""
+def num_cores(at_most: int | None = None) -> int:
+    """Return the number of cores that this process may use, or the bound if that is smaller."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 16)
+    return cores if at_most is None else min(cores, at_most)
+
+
+def default_num_workers() -> int:
+    """Return the default number of worker processes: one for each core, at most 16."""
+    return num_cores(at_most=16)
 
 
 def start_worker() -> None:

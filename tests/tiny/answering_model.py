@@ -15,7 +15,7 @@ from pallava.model import (
     ScaleInvariantConnectorConfig,
     load_plip,
 )
-from tests.smoke.tiny import TILE, WORDS, save_parts
+from tests.tiny.training import TILE, WORDS, save_parts
 
 
 def write_model(folder: Path, seed: int = 0) -> Path:

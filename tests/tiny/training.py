@@ -89,7 +89,7 @@ def save_data(folder: Path, num_rows: int = 24, num_without_image: int = 0) -> d
 
 
 def write_config(name: str, parts: dict[str, Path], data: dict[str, Path], path: Path, num_steps: int = 8) -> Path:
-    """Writes a config of ours with the tiny parts in it, which logs raw losses and tells `tests.smoke.probe` all."""
+    """Writes a config of ours with the tiny parts in it, which logs raw losses and tells `tests.tiny.probe` all."""
     from mmengine.config import Config
 
     from pallava.config_files import find_config
@@ -113,7 +113,7 @@ def write_config(name: str, parts: dict[str, Path], data: dict[str, Path], path:
     config.param_scheduler = [{"type": "CosineAnnealingLR", "by_epoch": False, "begin": 0, "end": num_steps}]
     config.default_hooks.logger.interval = 1
     config.default_hooks.checkpoint.update(interval=num_steps // 2, max_keep_ckpts=5)
-    config.custom_hooks.append({"type": "tests.smoke.probe.Probe"})
-    config.custom_imports.imports.append("tests.smoke.probe")
+    config.custom_hooks.append({"type": "tests.tiny.probe.Probe"})
+    config.custom_imports.imports.append("tests.tiny.probe")
     config.dump(path)
     return path

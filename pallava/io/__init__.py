@@ -1,0 +1,1 @@
+"""Files, hashes, records, stores, archives and processes; nothing here knows pathology."""

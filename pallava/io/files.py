@@ -1,0 +1,136 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def whole_file(path: str | Path, mode: str = "w", **open_options: Any) -> Iterator[IO[Any]]:
+    """Open a file for writing that takes its place only once it is complete.
+
+    The content goes to a hidden temporary file beside it (its own for each writer, so that two runs do not collide), is
+    synchronized to the disk and renamed. If anything fails, the temporary file is removed and an older file stays as it
+    was.
+
+    Args:
+        path: The file to write or replace; its folder must exist.
+        mode: "w" or "wb".
+        open_options: Passed on to `open`; text is UTF-8 unless they say otherwise.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    path = Path(path)
+    if "b" not in mode:
+        open_options.setdefault("encoding", "utf-8")
+    temporary = temporary_beside(path)
+    try:
+        with temporary.open(mode.replace("w", "x"), **open_options) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+@contextmanager
+def whole_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty temporary folder that takes the place of `path` once it is complete.
+
+    If anything fails, the temporary folder is removed. An older folder is removed only after the new one has its name.
+
+    Args:
+        path: The folder to make; missing parents are made.
+        replace: Whether an older folder of that name is replaced.
+
+    Raises:
+        OSError: The folder cannot be written, or exists already and is not to be replaced.
+    """
+    path = Path(path)
+    if not replace and path.exists() and not _is_empty_folder(path):
+        raise FileExistsError(17, "File exists", str(path))
+    temporary = temporary_beside(path)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.rglob("*"):
+            _sync(file)
+        _put_in_place(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync(path.parent)
+
+
+def write_text(path: str | Path, text: str, **open_options: Any) -> None:
+    """Write a text file whole, in UTF-8.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    with whole_file(path, **open_options) as file:
+        file.write(text)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a binary file whole.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    with whole_file(path, "wb") as file:
+        file.write(content)
+
+
+def write_json(path: str | Path, value: Any, **json_options: Any) -> None:
+    """Write a JSON file whole, indented by two unless the options say otherwise.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    write_text(path, json.dumps(value, **{"indent": 2, **json_options}) + "\n", errors="replace")
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return an unused hidden name in the same folder, for what is not complete yet."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    if not path.exists() or _is_empty_folder(path):
+        temporary.replace(path)
+        return
+    old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+    path.rename(old)
+    try:
+        temporary.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _sync(path: Path) -> None:
+    """Synchronize a file or folder to the disk; file systems that cannot do it for folders are passed over."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,37 @@
+"""A lock that a process holds on a file, and that ends with the process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pallava.errors import PallavaError
+
+
+@contextmanager
+def hold_lock(path: str | Path, refusal: str) -> Iterator[None]:
+    """Keep other processes off within the context; the lock also ends with this process, be it by a kill.
+
+    On a file system without locks, as some clusters have them, nobody is kept off.
+
+    Args:
+        path: The lock file; it is created, and stays.
+        refusal: The error message if another process holds the lock.
+
+    Raises:
+        PallavaError: Another process holds the lock.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise PallavaError(refusal) from None
+    except NotImplementedError:  # the file system does not support locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,109 @@
+"""A store of JSON values by key in one SQLite file: written as they come, found again after a kill."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pallava.errors import PallavaError
+
+_VERSION = 1
+_MAX_VARIABLES = 500  # in one query; old SQLite admits 999
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS scores (filter_key TEXT, item_key TEXT, value TEXT,
+                                   PRIMARY KEY (filter_key, item_key)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS run (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+"""
+
+
+class Store:
+    """JSON values by namespace and key, and a few settings by name; open in one process at a time.
+
+    A namespace names what the values are and all that they depend on, such as a filter and its settings.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open the file, or create it with its folder.
+
+        Raises:
+            PallavaError: The file cannot be opened, is not a store, or another process has it open.
+        """
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PallavaError(f"cannot create '{self.path.parent}': {error.strerror}") from None
+        with self._sqlite_errors():
+            self._database = sqlite3.connect(self.path, timeout=1)
+            # Held by one process, the log needs no shared memory, which network file systems do not give.
+            self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = NORMAL")
+            self._create_tables()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what was put is in it already."""
+        self._database.close()
+
+    def get(self, namespace: str, keys: Collection[str]) -> dict[str, Any]:
+        """Return the stored values of these keys; keys without a value are left out."""
+        keys = list(keys)
+        found: dict[str, str] = {}
+        with self._sqlite_errors():
+            for start in range(0, len(keys), _MAX_VARIABLES):
+                part = keys[start : start + _MAX_VARIABLES]
+                marks = ", ".join("?" * len(part))
+                query = f"SELECT item_key, value FROM scores WHERE filter_key = ? AND item_key IN ({marks})"
+                found.update(self._database.execute(query, [namespace, *part]))
+        return {key: json.loads(value) for key, value in found.items()}
+
+    def get_all(self, namespace: str) -> dict[str, Any]:
+        """Return all values of a namespace by key."""
+        query = "SELECT item_key, value FROM scores WHERE filter_key = ?"
+        with self._sqlite_errors():
+            return {key: json.loads(value) for key, value in self._database.execute(query, [namespace])}
+
+    def put(self, namespace: str, values: Mapping[str, Any]) -> None:
+        """Store values by key, replacing older ones; they survive a kill once this returns."""
+        rows = [(namespace, key, json.dumps(value, sort_keys=True)) for key, value in values.items()]
+        with self._sqlite_errors(), self._database:
+            self._database.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", rows)
+
+    def read(self, name: str) -> Any:
+        """Return the setting of that name; None if there is none."""
+        with self._sqlite_errors():
+            row = self._database.execute("SELECT value FROM run WHERE name = ?", [name]).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def write(self, name: str, value: Any) -> None:
+        """Store a JSON value as a setting."""
+        with self._sqlite_errors(), self._database:
+            self._database.execute("INSERT OR REPLACE INTO run VALUES (?, ?)", [name, json.dumps(value)])
+
+    def _create_tables(self) -> None:
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        (num_tables,) = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if version != _VERSION and (version or num_tables):
+            self._database.close()
+            raise PallavaError(f"'{self.path}' is not a store that this version can read; use another output folder")
+        self._database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+
+    @contextmanager
+    def _sqlite_errors(self) -> Iterator[None]:
+        """Raise SQLite's errors as a `PallavaError`."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            if "locked" in str(error):
+                raise PallavaError(f"'{self.path}' is in use by another run; wait for it to end") from None
+            raise PallavaError(f"cannot use the store '{self.path}': {error}") from None

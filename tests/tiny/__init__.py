@@ -1,0 +1,1 @@
+"""Every small part that tests build: models, data, endpoints."""
