@@ -19,8 +19,8 @@ from pallava.pretraining.hooks import PairDataset
 from pallava.pretraining.pairs import write_pairs
 from pallava.prompts import get_template
 from pallava.training.dataset import PALLaVADataset
-from tests.tiny.clips import write_hugging_face, write_open_clip
 from tests.tiny import golden
+from tests.tiny.clips import write_hugging_face, write_open_clip
 from tests.tiny.pictures import noise, write_odd_pictures, write_plain_pictures
 from tests.tiny.training import save_parts
 

@@ -11,8 +11,8 @@ Examples:
 
 import argparse
 
-from pallava.io.archives import MAX_GB, unpack
 from pallava.errors import PallavaError
+from pallava.io.archives import MAX_GB, unpack
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -36,11 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Judges, prints the tables, and writes the results."""
-    from pallava.judging.endpoint import Endpoint
     from pallava.evaluation.caption_scores import score_captions
     from pallava.evaluation.judge_report import tables, write_judge_report
     from pallava.evaluation.predictions import read_predictions
     from pallava.evaluation.report import as_text
+    from pallava.judging.endpoint import Endpoint
 
     if bool(options.url) != bool(options.model):
         raise PallavaError("a judge needs both --url and --model; without either, words alone are compared")
@@ -75,8 +75,8 @@ def _folder(predictions: Path) -> Path:
 
 def _ask(answered: list[Any], endpoint: Any, out: Path, seed: int) -> tuple[list[Any], dict[str, Any]]:
     from pallava.evaluation.judge import judge, score_judgements
-    from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY
     from pallava.io.store import Store
+    from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY
 
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -13,12 +13,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pallava.io.processes import batches, map_in_order
-from pallava.io.records import Record
 from pallava.data.sources.base import RowDropped
 from pallava.data.sources.files import json_rows
 from pallava.errors import PallavaError
 from pallava.images import MAX_PIXELS, ImageError, image_size, open_image
+from pallava.io.processes import batches, map_in_order
+from pallava.io.records import Record
 from pallava.prompts import IMAGE_TOKEN, encode_conversation, get_template, turns_from_conversations
 
 REASONS = (

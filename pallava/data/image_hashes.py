@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from pallava.data.clean.duplicates import perceptual_hash, turned_hashes
-from pallava.io.processes import batches, map_in_order
 from pallava.errors import PallavaError
 from pallava.images import ImageError, open_image
+from pallava.io.processes import batches, map_in_order
 
 _BATCH = 64
 _TABLE = "CREATE TABLE IF NOT EXISTS images (path TEXT PRIMARY KEY, size, mtime, sha256, hashes, problem) WITHOUT ROWID"

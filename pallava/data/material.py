@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from pallava.io.records import RecordFile
 from pallava.data.sources import SOURCES, open_source
 from pallava.data.sources.base import Record, record_from_json
 from pallava.errors import PallavaError
+from pallava.io.records import RecordFile
 
 SUMMARY_NAME = "summary.json"
 """What cleaning writes beside the kept records."""

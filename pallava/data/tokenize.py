@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pallava.data.encoding import Settings, encode_row, hash_of
+from pallava.errors import PallavaError
 from pallava.io.hashing import hash_file
 from pallava.io.records import RecordFile
-from pallava.errors import PallavaError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -17,11 +17,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
+from pallava.errors import PallavaError
+from pallava.images import ImageError, image_size, open_image
 from pallava.io.processes import batches, map_in_order
 from pallava.io.real_paths import real_path
 from pallava.io.records import Record, RecordFile
-from pallava.errors import PallavaError
-from pallava.images import ImageError, image_size, open_image
 from pallava.prompts import CAPTION_PROMPTS, IMAGE_TOKEN
 
 MAX_PIXELS = 16_777_216

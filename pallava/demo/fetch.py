@@ -13,8 +13,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pallava.io.hashing import hash_file
 from pallava.errors import PallavaError
+from pallava.io.hashing import hash_file
 
 END_TOKEN, PAD_TOKEN = "<|im_end|>", "<|endoftext|>"
 

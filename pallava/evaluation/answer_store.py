@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pallava.io.hashing import hash_file
 from pallava.errors import PallavaError
 from pallava.evaluation.processes import Processes
+from pallava.io.hashing import hash_file
 from pallava.io.locks import hold_lock
 
 _FOLDER, _SETTINGS = "answers", "settings.json"

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pallava.io.records import Record, RecordFile
 from pallava.errors import PallavaError
 from pallava.evaluation.class_sets import ClassSet, known_set, known_sets, set_of_labels
+from pallava.io.records import Record, RecordFile
 
 _SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".ppm", ".pgm", ".avif"

@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from pallava.judging.endpoint import Answer, Endpoint, Failure, Request
 from pallava.evaluation import metrics
 from pallava.evaluation.items import Answered, Item
 from pallava.evaluation.resampling import estimate_means
+from pallava.io.store import Store
+from pallava.judging.endpoint import Answer, Endpoint, Failure, Request
 from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY, MAX_GRADE, GradePrompt
 from pallava.prompts import CHOICE_LETTERS
-from pallava.io.store import Store
 
 Verdict = Literal["graded", "empty", "unreadable", "refused"]
 _MAX_REPLY = 200  # characters that are kept

@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
-from pallava.io.records import RecordFile
 from pallava.errors import PallavaError
 from pallava.evaluation.items import Answered, Kind
+from pallava.io.records import RecordFile
 
 _TEXTS = ("id", "image", "question", "reference", "kind", "answer")
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pallava.io.archive_writer import MemberWriter, check_ratio, inner_name
 from pallava.errors import PallavaError
+from pallava.io.archive_writer import MemberWriter, check_ratio, inner_name
 
 MAX_GB = 200.0
 """Default cap of what an archive may unpack to, in GB of 10^9 bytes."""

@@ -11,11 +11,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pallava.io.hashing import hash_file
-from pallava.io.processes import default_num_workers
 from pallava.data.training_file import Summary, write_training_file
 from pallava.errors import PallavaError
 from pallava.images import open_image
+from pallava.io.hashing import hash_file
+from pallava.io.processes import default_num_workers
 
 TABLE, SHARDS = "pairs.tsv", "shards"
 COLUMNS = ("filepath", "title")

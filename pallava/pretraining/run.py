@@ -132,7 +132,9 @@ def _train(
 def _taken(out: Path, node: int) -> Iterator[None]:
     """Keeps other runs off the folder; each node of a training takes it for itself."""
     out.mkdir(parents=True, exist_ok=True)
-    with hold_lock(out / f".node_{node}.lock", f"another run trains in '{out}'; wait for it to end, or name another folder"):
+    with hold_lock(
+        out / f".node_{node}.lock", f"another run trains in '{out}'; wait for it to end, or name another folder"
+    ):
         yield
 
 

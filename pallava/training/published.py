@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from pallava.io.archives import unpack
 from pallava.errors import PallavaError
+from pallava.io.archives import unpack
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor, load_image_processor
 from pallava.model.language_models import explained, open_tokenizer
 from pallava.model.published import (

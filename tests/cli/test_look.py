@@ -14,8 +14,8 @@ from pallava.cli import look, main
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor, load_encoder, load_image_processor
 from pallava.prompts import get_template
 from pallava.report.look import Panel
-from tests.tiny import golden
 from tests.model.test_encoders import connector_for, save_encoder, with_adapter
+from tests.tiny import golden
 from tests.tiny.training import save_parts
 
 CLIP = {

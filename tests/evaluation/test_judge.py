@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pallava.judging.endpoint import Endpoint, UnansweredError
 from pallava.errors import PallavaError
 from pallava.evaluation import metrics
 from pallava.evaluation.items import Answered, Item
 from pallava.evaluation.judge import Judgement, judge, score_judgements
-from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY
 from pallava.io.store import Store
+from pallava.judging.endpoint import Endpoint, UnansweredError
+from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY
 from tests.tiny.endpoint import Act, StubEndpoint, stub_endpoint
 
 pytestmark = pytest.mark.usefixtures("quick_retries", "no_proxies")

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from pallava.cli import main
+from pallava.errors import PallavaError
 from pallava.io import archive_writer
 from pallava.io.archives import unpack
-from pallava.errors import PallavaError
 
 FILES = {"images/a b.png": b"picture" * 5000, "images/sub/é.png": b"", "./notes.txt": b"notes"}
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pallava.io.pickles import load_plain
 from pallava.data.sources import open_source
 from pallava.errors import PallavaError
+from pallava.io.pickles import load_plain
 
 PLAIN = {
     "list": [1, -(2**70), 1.5, float("inf"), None, True, "é𝛼", b"bytes"],

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pallava.errors import PallavaError
 from pallava.io import records
 from pallava.io.records import RecordFile
-from pallava.errors import PallavaError
 
 ROWS = [{"image": f"{i}.png", "caption": f'Glands "{i}" [é, 𝛼] {{x}} \\ \n' * (i % 4)} for i in range(40)]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pallava.judging.endpoint import Answer, Endpoint, Failure, Reply, Request, UnansweredError
 from pallava.errors import PallavaError
+from pallava.judging.endpoint import Answer, Endpoint, Failure, Reply, Request, UnansweredError
 from tests.tiny.endpoint import Act, StubEndpoint, stub_endpoint
 
 

@@ -9,8 +9,8 @@ from pallava.errors import PallavaError
 from pallava.model import ScaleInvariantConnector, ScaleInvariantConnectorConfig
 from pallava.model.attention import Eyes, cross_attention, load_eyes, read_tiles
 from pallava.model.similarity import embed_patches
-from tests.tiny import golden
 from tests.model.test_encoders import pixels_of, whole_model
+from tests.tiny import golden
 
 
 def connector() -> ScaleInvariantConnector:

@@ -17,8 +17,8 @@ from pallava.model.checkpoints import read_weights
 from pallava.model.clip_conversion import FORMS as ALL_FORMS
 from pallava.model.clip_conversion import Form, open_clip_description
 from pallava.model.clip_files import WEIGHTS, _read, convert_encoder
-from tests.tiny import golden
 from tests.model.test_clip_conversion import PIXELS, TEXT, assert_same, description, random_clip
+from tests.tiny import golden
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny.records import save_pairs, save_picture, save_pmc_oa, save_pubmedvision, save_quilt
 from tests.data.clean.test_image_check import save_huge_png
+from tests.tiny.records import save_pairs, save_picture, save_pmc_oa, save_pubmedvision, save_quilt
 from tests.tiny.training import save_parts, write_config
 
 pytestmark = pytest.mark.smoke

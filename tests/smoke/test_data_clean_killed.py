@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny.records import save_pairs, save_pmc_oa, save_pubmedvision, save_quilt
 from tests.tiny.endpoint import Act, stub_endpoint
+from tests.tiny.records import save_pairs, save_pmc_oa, save_pubmedvision, save_quilt
 
 pytestmark = pytest.mark.smoke
 ROOT = Path(__file__).parents[2]

@@ -15,8 +15,8 @@ import pytest
 from pallava.cli import main
 from pallava.evaluation.predictions import read_predictions
 from tests.evaluation.test_tasks import save_pathvqa, save_pmc_vqa, write_lines
-from tests.tiny.clips import write_classes
 from tests.tiny.answering_model import write_model, write_questions
+from tests.tiny.clips import write_classes
 
 pytestmark = pytest.mark.smoke
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,8 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from tests.tiny import folders as tiny_folders
 from tests.smoke.folder_answers import ask, describe
+from tests.tiny import folders as tiny_folders
 
 pytestmark = pytest.mark.smoke
 ROOT = Path(__file__).parents[2]

@@ -17,9 +17,9 @@ from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 from pallava.model.checkpoints import read_weights
 from pallava.training.convert import convert
 from pallava.training.model import PALLaVAModel
-from tests.tiny import golden
 from tests.model.test_checkpoints import save_malicious
 from tests.model.test_encoders import save_encoder
+from tests.tiny import golden
 from tests.tiny import training as tiny
 
 CONFIG = """

@@ -19,8 +19,8 @@ from pallava.model.checkpoints import read_weights
 from pallava.model.clip_files import convert_encoder
 from pallava.training.convert import convert
 from pallava.training.llm import load_llm, load_tokenizer
-from tests.tiny import golden
 from tests.model.test_checkpoints import Malicious
+from tests.tiny import golden
 from tests.training.test_convert import CONFIG
 from tests.training.test_published import CHECKPOINT, UNTOLD, pack, parts, save_deepspeed, save_layout
 

@@ -11,8 +11,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 
 from pallava.errors import PallavaError
 from pallava.training.model import PALLaVAModel, build_connector, choose_heads
-from tests.tiny import golden
 from tests.model.test_checkpoints import save_malicious
+from tests.tiny import golden
 
 
 def tiny(cross: bool = True, **changes: Any) -> PALLaVAModel:

@@ -12,9 +12,9 @@ from typing import Any
 
 from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
 from pallava.data.clean.item_keys import image_key
-from pallava.io.hashing import hash_file
 from pallava.errors import PallavaError
 from pallava.images import ImageError, open_image
+from pallava.io.hashing import hash_file
 from pallava.judging.prompts import CLIP_VERSION, OTHER_CAPTIONS, PATHOLOGY_CAPTIONS
 from pallava.open_clip_weights import made_with_quick_gelu
 

@@ -14,12 +14,12 @@ from PIL import Image
 
 from pallava.data.clean.duplicates import perceptual_hash
 from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
-from pallava.io.hashing import hash_file
-from pallava.io.processes import batches, start_worker
-from pallava.io.real_paths import real_folder, real_path
 from pallava.data.training_file import MAX_PIXELS
 from pallava.errors import PallavaError
 from pallava.images import ImageError, image_size, open_image
+from pallava.io.hashing import hash_file
+from pallava.io.processes import batches, start_worker
+from pallava.io.real_paths import real_folder, real_path
 
 MAX_BACKGROUND = 0.98
 """Images with a larger share of background are nearly empty. A smear can hold few cells, so the limit is high."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 
 from pallava.data.clean.filters import Item
-from pallava.io.hashing import hash_file
 from pallava.errors import PallavaError
+from pallava.io.hashing import hash_file
 
 
 def text_key(item: Item) -> str:

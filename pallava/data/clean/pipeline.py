@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from pallava.data.clean.filters import Filter, Item, OrderedFilter, Score, StreamingFilter, SurveyFilter, Verdict
-from pallava.io.processes import batches
 from pallava.data.sources.base import Source
-from pallava.judging.endpoint import UnansweredError
 from pallava.errors import PallavaError
+from pallava.io.processes import batches
 from pallava.io.store import Store
+from pallava.judging.endpoint import UnansweredError
 
 _BATCH = 256
 

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pallava.io.records import Record as Row
 from pallava.data.sources.base import Labelled, Part, Record, RowDropped, Source
 from pallava.data.sources.files import headless_csv_rows, not_found, pick_split, tidy
+from pallava.io.records import Record as Row
 
 CLASSES = ("Normal", "Benign", "InSitu", "Invasive")
 

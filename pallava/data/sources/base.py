@@ -9,8 +9,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pallava.io.records import Record as Row
 from pallava.errors import PallavaError
+from pallava.io.records import Record as Row
 
 IMAGE_POLICIES = ("first", "each", "single-only")
 """What becomes of a row with several images: its first is taken, a record is made of each, or the row is dropped."""

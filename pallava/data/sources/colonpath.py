@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from pallava.io.records import Record as Row
 from pallava.data.sources.base import Labelled, Part, Record, RowDropped, Source
 from pallava.data.sources.files import csv_rows, not_found, pick_split, tidy
 from pallava.errors import PallavaError
+from pallava.io.records import Record as Row
 
 CLASSES = ("normal", "tumor")
 

@@ -12,10 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from pallava.io.records import Record as Row
-from pallava.io.records import RecordFile
 from pallava.data.sources.base import Part, RowDropped, printable
 from pallava.errors import PallavaError
+from pallava.io.records import Record as Row
+from pallava.io.records import RecordFile
 
 Progress: TypeAlias = Callable[[int], None]
 """Is told how many bytes of a file are read."""

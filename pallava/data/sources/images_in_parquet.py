@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pallava.io.records import Record as Row
 from pallava.data.sources.base import RowDropped
 from pallava.data.sources.files import Progress
 from pallava.errors import PallavaError
+from pallava.io.records import Record as Row
 
 _BATCH = 64
 _ENDINGS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"II": ".tif", b"MM": ".tif", b"RI": ".webp", b"BM": ".bmp"}

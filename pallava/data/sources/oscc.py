@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pallava.io.records import Record as Row
 from pallava.data.sources.base import Labelled, Part, Record, RowDropped, Source
 from pallava.data.sources.files import not_found, pick_split
+from pallava.io.records import Record as Row
 
 CLASSES = ("normal oral epithelium", "oral squamous cell carcinoma")
 

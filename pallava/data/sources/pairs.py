@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pallava.io.records import Record as Row
 from pallava.data.sources.base import Pair, Part, Record, RowDropped, Source
 from pallava.data.sources.files import as_object, image_and_caption, json_rows, not_found, pick_split
 from pallava.errors import PallavaError
+from pallava.io.records import Record as Row
 
 
 class Pairs(Source):

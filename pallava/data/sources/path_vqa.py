@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from pallava.io.records import Record as Row
-from pallava.io.pickles import load_plain
 from pallava.data.sources.base import Part, Question, Record, RowDropped, Source
 from pallava.data.sources.files import as_object, keyed_rows, not_found, pick_split, text_of
 from pallava.data.sources.images_in_parquet import ImageWriter, parquet_rows
 from pallava.errors import PallavaError
+from pallava.io.pickles import load_plain
+from pallava.io.records import Record as Row
 
 SPLITS = ("train", "val", "test")
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pallava.io.records import Record as Row
 from pallava.data.sources.base import Pair, Part, Record, RowDropped, Source
 from pallava.data.sources.files import as_object, image_and_caption, json_rows, not_found, pick_split
+from pallava.io.records import Record as Row
 
 _FILES = ("pmc_oa.jsonl", "pmc_oa_beta.jsonl")
 _OLD_FILES = ("train.jsonl", "valid.jsonl", "test.jsonl")

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from pallava.io.records import Record as Row
 from pallava.data.sources.base import Part, Question, Record, RowDropped, Source
 from pallava.data.sources.files import as_object, csv_rows, keyed_rows, not_found, pick_split, text_of, tidy
+from pallava.io.records import Record as Row
 
 LETTERS = "ABCD"
 

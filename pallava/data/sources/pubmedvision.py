@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pallava.io.records import Record as Row
 from pallava.data.sources.base import Pair, Part, Record, RowDropped, Source
 from pallava.data.sources.files import as_object, json_rows, not_found, pick_split, tidy
+from pallava.io.records import Record as Row
 
 _FOLDERS = ("", "images", "PubMedVision")
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from pallava.io.records import Record as Row
 from pallava.data.sources.base import Pair, Part, Record, RowDropped, Source
 from pallava.data.sources.files import csv_rows, not_found, tidy
+from pallava.io.records import Record as Row
 
 _FOLDERS = ("quilt_1m", "quilt_1M", "images", "quilt_1m/quilt_1m", "")
 _WORDS = ("subset", "split", "magnification", "height", "width", "single_wsi")

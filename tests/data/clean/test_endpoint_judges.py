@@ -10,8 +10,8 @@ from PIL import Image
 from pallava.data.clean.endpoint_judges import PathologyEndpoint, SpeciesEndpoint
 from pallava.data.clean.filters import Filter, Item, Score, StreamingFilter
 from pallava.data.sources.base import Pair
-from pallava.judging.endpoint import Endpoint, UnansweredError
 from pallava.errors import PallavaError
+from pallava.judging.endpoint import Endpoint, UnansweredError
 from pallava.judging.prompts import CLIP_VERSION, OTHER_CAPTIONS, PATHOLOGY, PATHOLOGY_CAPTIONS, SPECIES
 from tests.tiny.endpoint import Act, StubEndpoint, stub_endpoint
 

@@ -5,9 +5,9 @@ from pallava.data.clean.pipeline import Input, Pipeline, Shard
 from pallava.data.clean.settings import CleanSettings, make_filters
 from pallava.data.clean.words import WordsFilter
 from pallava.data.sources.base import Question
-from pallava.judging.endpoint import UnansweredError
 from pallava.errors import PallavaError
 from pallava.io.store import Store
+from pallava.judging.endpoint import UnansweredError
 from tests.tiny.records import (
     MemorySource,
     pair,

@@ -17,6 +17,7 @@ from pallava.data.clean.run import clean, merge
 from pallava.data.clean.settings import CleanSettings, SourceSetting
 from pallava.errors import PallavaError
 from pallava.io.store import Store
+from tests.tiny.endpoint import Act, stub_endpoint
 from tests.tiny.records import (
     save_pairs,
     save_picture,
@@ -24,7 +25,6 @@ from tests.tiny.records import (
     save_pubmedvision,
     save_quilt,
 )
-from tests.tiny.endpoint import Act, stub_endpoint
 
 OUTPUTS = ("kept.jsonl", "dropped.jsonl", "pairs.json", "summary.json")
 

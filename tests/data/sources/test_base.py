@@ -20,7 +20,6 @@ from pallava.data.sources.base import (
     to_json,
 )
 from pallava.errors import PallavaError
-
 from tests.tiny.trees import read, touch, write_json
 
 RECORDS: list[Record] = [

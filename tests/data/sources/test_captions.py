@@ -11,7 +11,6 @@ from pallava.data.sources import files, open_source
 from pallava.data.sources.base import Pair
 from pallava.data.sources.quilt import parse_literal
 from pallava.errors import PallavaError
-
 from tests.tiny.trees import read, touch, write_csv, write_json, write_lines
 
 

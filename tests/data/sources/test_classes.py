@@ -7,7 +7,6 @@ import pytest
 from pallava.data.sources import open_source
 from pallava.data.sources.base import Labelled
 from pallava.errors import PallavaError
-
 from tests.tiny.trees import read, touch, write_csv
 
 

@@ -15,7 +15,6 @@ from pyarrow import parquet
 from pallava.data.sources import open_source
 from pallava.data.sources.base import Question
 from pallava.errors import PallavaError
-
 from tests.tiny.trees import read, touch, write_json, write_lines
 
 

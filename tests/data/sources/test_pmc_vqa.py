@@ -8,7 +8,6 @@ import pytest
 from pallava.data.sources import open_source
 from pallava.data.sources.base import Question
 from pallava.errors import PallavaError
-
 from tests.tiny.trees import read, touch, write_csv, write_json
 
 VERSION_1 = ["Figure_path", "Question", "Answer", "Choice A", "Choice B", "Choice C", "Choice D", "Answer_label"]
