@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(data: Path, model: Path, limit: int | None) -> dict[str, tuple[int, Any]]:
     """Number of pictures and results for each kind of thing that is drawn."""
     from pallava.demo.material import read_pictures
-    from pallava.evaluation.pointing import Read, play
+    from pallava.evaluation.encoders.pointing import Read, play
     from pallava.model import PALLaVAProcessor
     from pallava.model.attention import load_eyes, read_tiles
     from pallava.tiling import make_tiles

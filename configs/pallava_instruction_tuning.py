@@ -22,13 +22,13 @@ from xtuner.engine.hooks import DatasetInfoHook
 from xtuner.engine.runner import TrainLoop
 
 from pallava.model import load_encoder, load_image_processor
-from pallava.training.chat_hook import SampleChatHook
 from pallava.training.collate import collate
 from pallava.training.dataset import PALLaVADataset
+from pallava.training.hooks.chat import SampleChatHook
+from pallava.training.hooks.random_state import RandomStateHook
 from pallava.training.llm import load_llm, load_tokenizer
 from pallava.training.model import PALLaVAModel, build_connector
 from pallava.training.optimizer import GroupLearningRateHook, grouped_adamw, precise_optim_wrapper
-from pallava.training.random_state_hook import RandomStateHook
 
 # Imports of a config do not run while it is parsed; this statement does, and loads the plugin early enough. The dumped
 # config, which loses it, has `custom_imports` instead.

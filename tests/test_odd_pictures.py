@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from pallava.cli import main
-from pallava.evaluation.embeddings import EmbeddingCache, embed_images
-from pallava.evaluation.encoders import load_encoder
+from pallava.evaluation.encoders.embeddings import EmbeddingCache, embed_images
+from pallava.evaluation.encoders.load import load_encoder
 from pallava.model import PALLaVAProcessor, load_image_processor
 from pallava.pretraining.hooks import PairDataset
 from pallava.pretraining.pairs import write_pairs

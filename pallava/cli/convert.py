@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     """Converts."""
     import torch
 
-    from pallava.training.convert import convert
+    from pallava.model.convert import convert
 
     out = convert(
         options.checkpoint,

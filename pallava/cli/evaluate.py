@@ -124,7 +124,7 @@ def _positive(text: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluates, prints the tables, and writes the results."""
-    from pallava.evaluation.encoders import model_kind
+    from pallava.evaluation.encoders.load import model_kind
 
     if options.batch_size is not None and options.batch_size < 1:
         raise PallavaError(f"the batch size must be at least 1, not {options.batch_size}")
@@ -167,9 +167,9 @@ def _run_encoder(options: argparse.Namespace, data: dict[str, tuple[str, Path]])
 
 
 def _with_encoder(options: argparse.Namespace, data: dict[str, tuple[str, Path]]) -> dict[str, Any]:
-    from pallava.evaluation import retrieval, zero_shot
-    from pallava.evaluation.embeddings import EmbeddingCache, default_cache
-    from pallava.evaluation.encoders import load_encoder
+    from pallava.evaluation.encoders import retrieval, zero_shot
+    from pallava.evaluation.encoders.embeddings import EmbeddingCache, default_cache
+    from pallava.evaluation.encoders.load import load_encoder
 
     # Read first: a wrong path should not be told after the minutes that a large model takes to load.
     read = {label: _read(options, name, path) for label, (name, path) in data.items()}
@@ -197,7 +197,7 @@ def _read(options: argparse.Namespace, name: str, path: Path) -> Any:
 
 def read_classes(options: argparse.Namespace, name: str, path: Path) -> Any:
     """Images with classes, these in the words that the user has given."""
-    from pallava.evaluation.class_sets import read_class_set
+    from pallava.evaluation.encoders.class_sets import read_class_set
     from pallava.evaluation.examples import read_labelled
 
     class_set = read_class_set(options.class_set) if options.class_set else None

@@ -12,8 +12,8 @@ from pallava.devices import find_device
 from pallava.errors import PallavaError
 
 if TYPE_CHECKING:
-    from pallava.evaluation.examination import Answers, Plan
-    from pallava.evaluation.processes import Processes
+    from pallava.evaluation.answers.examination import Answers, Plan
+    from pallava.evaluation.answers.processes import Processes
     from pallava.evaluation.tasks import Questions
 
 _BATCH_SIZE = 16
@@ -22,9 +22,9 @@ _FAILED = 2
 
 def run_model(options: argparse.Namespace, data: dict[str, tuple[str, Path]]) -> int:
     """Reads what is to be asked; then asks, scores and prints, or starts the processes that do."""
-    from pallava.cli.launch import num_processes
-    from pallava.evaluation.processes import Processes, is_launched
+    from pallava.evaluation.answers.processes import Processes, is_launched
     from pallava.evaluation.tasks import read_excluded, read_training_answers, select
+    from pallava.io.launch import num_processes
 
     processes = Processes.join()
     try:
@@ -49,7 +49,7 @@ def run_model(options: argparse.Namespace, data: dict[str, tuple[str, Path]]) ->
 
 
 def _plan(options: argparse.Namespace, training: list[tuple[str, str]]) -> Plan:
-    from pallava.evaluation.examination import Plan
+    from pallava.evaluation.answers.examination import Plan
 
     return Plan(
         batch_size=options.batch_size or _BATCH_SIZE,
@@ -64,9 +64,9 @@ def _ask(
     options: argparse.Namespace, questions: dict[str, Questions], plan: Plan, processes: Processes
 ) -> tuple[dict[str, Answers], dict[str, Any]]:
     """All answers, in every process, and what they depend on."""
-    from pallava.evaluation.answer_store import AnswerStore, folder_hash
-    from pallava.evaluation.examination import ask
-    from pallava.evaluation.generation import Answerer
+    from pallava.evaluation.answers.examination import ask
+    from pallava.evaluation.answers.generation import Answerer
+    from pallava.evaluation.answers.store import AnswerStore, folder_hash
     from pallava.evaluation.tasks import TASKS
     from pallava.model import PALLaVAConfig, PALLaVAForConditionalGeneration, PALLaVAProcessor
     from pallava.model.modeling import ADAPTER_FOLDER
@@ -92,8 +92,8 @@ def _ask(
 
 
 def _report(options: argparse.Namespace, answers: dict[str, Answers], plan: Plan, settings: dict[str, Any]) -> None:
-    from pallava.evaluation.answer_report import tables, write_answers_report
-    from pallava.evaluation.examination import right_rule, score
+    from pallava.evaluation.answers.examination import right_rule, score
+    from pallava.evaluation.answers.report import tables, write_answers_report
     from pallava.evaluation.report import as_text
 
     results = {label: score(options.task, each, plan) for label, each in answers.items()}
@@ -114,8 +114,8 @@ def _out(options: argparse.Namespace) -> Path:
 
 def _launch(words: list[str]) -> int:
     """Becomes the parent of several processes that run the same command."""
-    from pallava.cli.launch import build_environment, rendezvous
-    from pallava.cli.torchrun import run_processes
+    from pallava.io.launch import build_environment, rendezvous
+    from pallava.io.torchrun import run_processes
 
     os.environ.update(build_environment(os.environ))  # torchrun gives its own to the processes
     failed = run_processes([*rendezvous(os.environ), "-m", "pallava", "evaluate", *words])

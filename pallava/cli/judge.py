@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Judges, prints the tables, and writes the results."""
-    from pallava.evaluation.caption_scores import score_captions
-    from pallava.evaluation.judge_report import tables, write_judge_report
-    from pallava.evaluation.predictions import read_predictions
+    from pallava.evaluation.answers.caption_scores import score_captions
+    from pallava.evaluation.answers.judge_report import tables, write_judge_report
+    from pallava.evaluation.answers.predictions import read_predictions
     from pallava.evaluation.report import as_text
     from pallava.judging.endpoint import Endpoint
 
@@ -74,8 +74,8 @@ def _folder(predictions: Path) -> Path:
 
 
 def _ask(answered: list[Any], endpoint: Any, out: Path, seed: int) -> tuple[list[Any], dict[str, Any]]:
-    from pallava.evaluation.judge import judge, score_judgements
     from pallava.io.store import Store
+    from pallava.judging.judge import judge, score_judgements
     from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY
 
     try:

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Draws."""
-    from pallava.evaluation.encoders import model_kind
+    from pallava.evaluation.encoders.load import model_kind
 
     is_whole = model_kind(options.model) == "pallava"
     clip = _choose_clip(options, is_whole)
@@ -67,7 +67,7 @@ def _choose_clip(options: argparse.Namespace, is_whole: bool) -> str | None:
         return str(options.clip or options.model)
     if not options.text:
         return None
-    from pallava.evaluation.encoders import is_whole_clip
+    from pallava.evaluation.encoders.load import is_whole_clip
     from pallava.model.checkpoints import read_json
 
     model = Path(options.model)
@@ -166,7 +166,7 @@ def _similarity_panels(
     import torch
     from torch.nn.functional import normalize
 
-    from pallava.evaluation.encoders import load_encoder
+    from pallava.evaluation.encoders.load import load_encoder
     from pallava.model.clip_files import load_projected_vision, projected_tile_spec
     from pallava.model.similarity import embed_patches
     from pallava.tiling import join_tiles, make_tiles

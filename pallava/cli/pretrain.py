@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Trains."""
-    from pallava.cli.launch import build_environment, node_rank, num_processes, python_command
+    from pallava.io.launch import build_environment, node_rank, num_processes, python_command
     from pallava.pretraining.run import DEFAULT_MODEL, DEFAULT_WEIGHTS, Launch, Pretraining, TrainerFailed, pretrain
 
     weights = options.pretrained if options.pretrained is not None else "" if options.model else DEFAULT_WEIGHTS

@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         PallavaError: No such config, settings that would change nothing, or launch variables that cannot work.
     """
-    from pallava.cli.launch import build_command, build_environment
     from pallava.config_files import check_overrides, find_config, train_script
+    from pallava.io.launch import build_command, build_environment
 
     config = find_config(args.config)
     check_overrides(config, args.cfg_options or [])

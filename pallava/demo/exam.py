@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from pallava.demo.questions import ATTRIBUTES, FINE_DETAIL
-from pallava.evaluation.answer_rules import is_exact_match
-from pallava.evaluation.items import Answered
+from pallava.evaluation.answers.items import Answered
+from pallava.evaluation.answers.rules import is_exact_match
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 
 MAX_NEW_TOKENS = 6

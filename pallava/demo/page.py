@@ -10,8 +10,8 @@ from PIL import Image
 from pallava.demo.questions import FINE_DETAIL
 from pallava.demo.settings import PIXEL_MEAN, PIXEL_STD, TILE_SIZE
 from pallava.demo.stages import plip_losses
-from pallava.evaluation.answer_rules import is_exact_match
-from pallava.evaluation.items import Answered
+from pallava.evaluation.answers.items import Answered
+from pallava.evaluation.answers.rules import is_exact_match
 from pallava.images import open_image
 from pallava.report import page as html
 from pallava.report.plots import line_plot

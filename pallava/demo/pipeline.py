@@ -28,8 +28,8 @@ from pallava.demo.stages import (
 )
 from pallava.demo.stamps import Step, run_steps
 from pallava.errors import PallavaError
-from pallava.evaluation.items import Answered
-from pallava.evaluation.predictions import read_predictions
+from pallava.evaluation.answers.items import Answered
+from pallava.evaluation.answers.predictions import read_predictions
 from pallava.model.model_card import add_scores
 
 Say = Callable[[str], None]
@@ -158,7 +158,7 @@ class Demo:
 
     def convert(self) -> None:
         """One folder, with LoRA merged into the language model."""
-        from pallava.training.convert import convert
+        from pallava.model.convert import convert
 
         with _quiet(self.folder / "logs" / "convert.log"):
             convert(checkpoint_of(self.folder / "stage2"), self.folder / "model", merge=True, overwrite=True)

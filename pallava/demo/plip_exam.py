@@ -11,11 +11,11 @@ import torch
 from pallava.demo.micrographs import DENSITIES, GLAND_COUNTS, STAIN_SHARES, Facts, Region
 from pallava.demo.questions import view_caption
 from pallava.demo.settings import PIXEL_MEAN, PIXEL_STD, TILE_SIZE
-from pallava.evaluation.class_sets import ClassSet
-from pallava.evaluation.embeddings import EmbeddingCache
-from pallava.evaluation.encoders import Encoder, from_open_clip, load_encoder
+from pallava.evaluation.encoders.class_sets import ClassSet
+from pallava.evaluation.encoders.embeddings import EmbeddingCache
+from pallava.evaluation.encoders.load import Encoder, from_open_clip, load_encoder
+from pallava.evaluation.encoders.zero_shot import by_embedding, evaluate
 from pallava.evaluation.examples import Labelled
-from pallava.evaluation.zero_shot import by_embedding, evaluate
 
 _ATTRIBUTES = {"stain": tuple(STAIN_SHARES), "density": tuple(DENSITIES)}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pallava.errors import PallavaError
-from pallava.evaluation.class_sets import ClassSet, known_set, known_sets, set_of_labels
+from pallava.evaluation.encoders.class_sets import ClassSet, known_set, known_sets, set_of_labels
 from pallava.io.records import Record, RecordFile
 
 _SUFFIXES = {

@@ -201,7 +201,7 @@ def _classes(name: str, result: Mapping[str, Any]) -> Table:
 
 
 def _recalls(name: str, result: Mapping[str, Any]) -> Table:
-    from pallava.evaluation.retrieval import RANKS  # loads torch, which other reports do without
+    from pallava.evaluation.encoders.retrieval import RANKS  # loads torch, which other reports do without
 
     rows = [
         (

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pallava.evaluation import metrics
-from pallava.evaluation.metrics import Counts, Estimate, Floats
+from pallava.evaluation import statistics as metrics
+from pallava.evaluation.statistics import Counts, Estimate, Floats
 
 
 def estimate_means(

@@ -16,8 +16,8 @@ from pallava.data.instruction import question_text
 from pallava.data.material import open_material
 from pallava.data.sources.base import Question
 from pallava.errors import PallavaError
+from pallava.evaluation.answers.items import Item, Kind
 from pallava.evaluation.examples import Captioned, Labelled, read_captioned
-from pallava.evaluation.items import Item, Kind
 from pallava.io.records import RecordFile
 from pallava.prompts import (
     CAPTION_PROMPTS,

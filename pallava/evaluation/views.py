@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pallava.evaluation.items import Item
+from pallava.evaluation.answers.items import Item
 from pallava.transforms import change_stains
 
 Change = Callable[[Image.Image], Image.Image]

@@ -8,9 +8,10 @@ compat.apply()  # before the imports below: peft must not meet a broken bitsandb
 from xtuner.registry import BUILDER  # noqa: E402
 
 from pallava.model import load_encoder, load_image_processor, load_plip  # noqa: E402
-from pallava.training import collate, dataset, llm, model, optimizer, random_state_hook  # noqa: E402
+from pallava.training import collate, dataset, llm, model, optimizer  # noqa: E402
+from pallava.training.hooks import random_state  # noqa: E402
 
 for __part in (load_encoder, load_plip, load_image_processor):  # pallava.model knows nothing of xtuner
     BUILDER.register_module(module=__part)
 
-__all__ = ["collate", "compat", "dataset", "llm", "model", "optimizer", "random_state_hook"]
+__all__ = ["collate", "compat", "dataset", "llm", "model", "optimizer", "random_state"]

@@ -239,7 +239,7 @@ class PALLaVAModel(BaseModel):
         Raises:
             PallavaError: Another format, the checkpoint lacked a trained weight, or the folder holds something else.
         """
-        from pallava.training.convert import check_out, write_folder  # builds a PALLaVAModel itself
+        from pallava.model.convert import check_out, write_folder  # builds a PALLaVAModel itself
 
         if save_format not in ("xtuner", "huggingface"):
             raise PallavaError(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pallava.cli import launch
 from pallava.errors import PallavaError
+from pallava.io import launch
 
 SCRIPT = Path("train.py")
 ALONE = [sys.executable, "train.py", "config.py"]
@@ -27,7 +27,7 @@ def test_launchers_that_start_the_processes_themselves():
 
 def test_several_processes():
     words = command("--seed", "1", NPROC_PER_NODE="2", ADDR="", PORT="1234")
-    assert words[:3] == [sys.executable, "-m", "pallava.cli.torchrun"]
+    assert words[:3] == [sys.executable, "-m", "pallava.io.torchrun"]
     assert words[3:8] == [
         "--nnodes=1",
         "--node_rank=0",

@@ -26,7 +26,7 @@ def test_a_process_that_fails(how: str, code: int, last: str | None, tmp_path: P
     script.write_text(FAILS.format(how=how))
     words = ["--nnodes=1", "--nproc_per_node=2", "--master_addr=127.0.0.1", "--master_port=0", str(script)]
     done = subprocess.run(
-        [sys.executable, "-m", "pallava.cli.torchrun", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pallava.io.torchrun", *words], capture_output=True, text=True, check=False
     )
     assert done.returncode == code
     assert "Traceback" not in done.stderr

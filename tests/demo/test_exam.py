@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from pallava.demo.exam import repeat_overview, summary
-from pallava.evaluation.answer_scores import score_questions
-from pallava.evaluation.consistency import share_by_group
-from pallava.evaluation.items import Answered, Item
+from pallava.evaluation.answers.consistency import share_by_group
+from pallava.evaluation.answers.items import Answered, Item
+from pallava.evaluation.answers.scores import score_questions
 
 QUESTIONS = [
     Item("0", "a.png", "Is necrosis present?", "yes", "closed", group="necrosis"),

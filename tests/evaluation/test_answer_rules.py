@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from pallava.evaluation import answer_rules as rules
-from pallava.evaluation.answer_options import class_names, read_choice, read_class
-from pallava.evaluation.answer_scores import SCORES
-from pallava.evaluation.class_sets import known_set
+from pallava.evaluation.answers import rules
+from pallava.evaluation.answers.options import class_names, read_choice, read_class
+from pallava.evaluation.answers.scores import SCORES
+from pallava.evaluation.encoders.class_sets import known_set
 from tests.evaluation.multimedeval_run import RECORDED, TRICKY
 
 Row = dict[str, Any]

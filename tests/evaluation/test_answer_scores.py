@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from sklearn import metrics as theirs
 
-from pallava.evaluation import metrics, zero_shot
-from pallava.evaluation.answer_scores import CONTROLS, SCORES, read_classes, score_questions, training_answer
-from pallava.evaluation.class_sets import known_set
-from pallava.evaluation.items import Answered, Item, Kind
-from pallava.evaluation.metrics import Predictions
+from pallava.evaluation import statistics as metrics
+from pallava.evaluation.answers.items import Answered, Item, Kind
+from pallava.evaluation.answers.scores import CONTROLS, SCORES, read_classes, score_questions, training_answer
+from pallava.evaluation.encoders import zero_shot
+from pallava.evaluation.encoders.class_sets import known_set
+from pallava.evaluation.statistics import Predictions
 
 CHOICES = ("fat", "bone", "skin", "nerve")
 

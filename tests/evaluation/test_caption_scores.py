@@ -7,9 +7,9 @@ import pytest
 import sacrebleu
 from sacrebleu.metrics import BLEU
 
-from pallava.evaluation import metrics
-from pallava.evaluation.caption_scores import CONTROL, score_captions
-from pallava.evaluation.items import Answered, Item
+from pallava.evaluation import statistics as metrics
+from pallava.evaluation.answers.caption_scores import CONTROL, score_captions
+from pallava.evaluation.answers.items import Answered, Item
 
 REFERENCES = [
     "Sheets of tumor cells with extensive necrosis.",

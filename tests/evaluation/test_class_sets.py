@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pallava.errors import PallavaError
-from pallava.evaluation.class_sets import known_set, known_sets, read_class_set, set_of_labels
+from pallava.evaluation.encoders.class_sets import known_set, known_sets, read_class_set, set_of_labels
 
 PINNED = {
     "bach": ("Normal Benign InSitu Invasive", 64, "86832e94a1324773"),

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pallava.errors import PallavaError
-from pallava.evaluation import embeddings
-from pallava.evaluation.embeddings import EmbeddingCache, count_reasons, embed_images, embed_texts
-from pallava.evaluation.encoders import Encoder, load_encoder
+from pallava.evaluation.encoders import embeddings
+from pallava.evaluation.encoders.embeddings import EmbeddingCache, count_reasons, embed_images, embed_texts
+from pallava.evaluation.encoders.load import Encoder, load_encoder
 from tests.tiny.clips import write_classes, write_hugging_face, write_open_clip
 from tests.tiny.pictures import noise
 

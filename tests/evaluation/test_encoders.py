@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pallava.errors import PallavaError
-from pallava.evaluation.encoders import load_encoder, model_kind
+from pallava.evaluation.encoders.load import load_encoder, model_kind
 from tests.tiny.clips import DESCRIPTION, write_hugging_face, write_open_clip
 
 TEXTS = ["an H&E image of mucus.", "smooth muscle"]

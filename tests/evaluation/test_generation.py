@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from pallava.errors import PallavaError
-from pallava.evaluation.answer_store import AnswerStore, Said, folder_hash
-from pallava.evaluation.generation import Answerer, Prepared, ask_all, plan_batches
-from pallava.evaluation.items import Item
+from pallava.evaluation.answers.generation import Answerer, Prepared, ask_all, plan_batches
+from pallava.evaluation.answers.items import Item
+from pallava.evaluation.answers.store import AnswerStore, Said, folder_hash
 from pallava.evaluation.tasks import read_custom
 from pallava.evaluation.views import View
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor

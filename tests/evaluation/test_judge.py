@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from pallava.errors import PallavaError
-from pallava.evaluation import metrics
-from pallava.evaluation.items import Answered, Item
-from pallava.evaluation.judge import Judgement, judge, score_judgements
+from pallava.evaluation import statistics as metrics
+from pallava.evaluation.answers.items import Answered, Item
 from pallava.io.store import Store
 from pallava.judging.endpoint import Endpoint, UnansweredError
+from pallava.judging.judge import Judgement, judge, score_judgements
 from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY
 from tests.tiny.endpoint import Act, StubEndpoint, stub_endpoint
 

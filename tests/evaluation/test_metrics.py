@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as theirs
 
-from pallava.evaluation import metrics
-from pallava.evaluation.metrics import UNNAMED, Predictions
+from pallava.evaluation import statistics as metrics
+from pallava.evaluation.statistics import UNNAMED, Predictions
 
 
 def random_predictions(num_classes: int, count: int = 300, seed: int = 0, ties: bool = False) -> Predictions:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pallava.evaluation.pointing import Read, play
+from pallava.evaluation.encoders.pointing import Read, play
 from pallava.tiling import TileSpec
 
 SPEC = TileSpec(32, (0.5,) * 3, (0.5,) * 3)

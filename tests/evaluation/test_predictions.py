@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from pallava.errors import PallavaError
-from pallava.evaluation.items import Answered, Item
-from pallava.evaluation.predictions import read_predictions
+from pallava.evaluation.answers.items import Answered, Item
+from pallava.evaluation.answers.predictions import read_predictions
 
 ANSWERED = [
     Answered(Item("1", "a.png", "What is it?", "B", "choice", ("fat", "vessel")), "B"),

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pallava.evaluation import retrieval
-from pallava.evaluation.embeddings import EmbeddingCache
-from pallava.evaluation.encoders import load_encoder
+from pallava.evaluation.encoders import retrieval
+from pallava.evaluation.encoders.embeddings import EmbeddingCache
+from pallava.evaluation.encoders.load import load_encoder
+from pallava.evaluation.encoders.retrieval import RANKS, Standing, find_standing, recall
 from pallava.evaluation.examples import read_captioned
-from pallava.evaluation.retrieval import RANKS, Standing, find_standing, recall
 from tests.tiny.clips import write_open_clip
 
 

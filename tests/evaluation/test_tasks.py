@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pallava.errors import PallavaError
-from pallava.evaluation.class_sets import read_class_set
+from pallava.evaluation.answers.items import Answered, Item
+from pallava.evaluation.encoders.class_sets import read_class_set
 from pallava.evaluation.examples import Captioned, read_labelled
-from pallava.evaluation.items import Answered, Item
 from pallava.evaluation.tasks import (
     Questions,
     caption_items,

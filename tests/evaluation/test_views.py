@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pallava.evaluation.consistency import score_consistency, share, share_by_group
-from pallava.evaluation.items import Answered, Item
+from pallava.evaluation.answers.consistency import score_consistency, share, share_by_group
+from pallava.evaluation.answers.items import Answered, Item
 from pallava.evaluation.views import UNCHANGED_MEANING, shift_stains, shuffle_images
 
 

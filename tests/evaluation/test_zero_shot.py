@@ -10,10 +10,10 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from pallava.errors import PallavaError
-from pallava.evaluation import zero_shot
-from pallava.evaluation.class_sets import ClassSet
-from pallava.evaluation.embeddings import EmbeddingCache
-from pallava.evaluation.encoders import Encoder, load_encoder
+from pallava.evaluation.encoders import zero_shot
+from pallava.evaluation.encoders.class_sets import ClassSet
+from pallava.evaluation.encoders.embeddings import EmbeddingCache
+from pallava.evaluation.encoders.load import Encoder, load_encoder
 from pallava.evaluation.examples import read_captioned, read_labelled
 from tests.tiny.clips import write_classes, write_open_clip
 

@@ -5,7 +5,7 @@ import pytest
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
-from pallava.evaluation.encoders import load_encoder
+from pallava.evaluation.encoders.load import load_encoder
 from pallava.pretraining.export import image_processor
 from tests.tiny.clips import write_open_clip
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from pallava.cli.launch import python_command
+from pallava.io.launch import python_command
 from pallava.model import load_image_processor, load_plip
 from pallava.pretraining.pairs import write_pairs
 from pallava.pretraining.run import Pretraining, _parse, _words

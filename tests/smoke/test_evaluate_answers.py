@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pallava.cli import main
-from pallava.evaluation.predictions import read_predictions
+from pallava.evaluation.answers.predictions import read_predictions
 from tests.evaluation.test_tasks import save_pathvqa, save_pmc_vqa, write_lines
 from tests.tiny.answering_model import write_model, write_questions
 from tests.tiny.clips import write_classes
@@ -221,7 +221,9 @@ def test_training_material_without_the_question_of_classes(work: Path, capsys: p
 def test_each_data_set_is_marked_by_its_own_classes(work: Path, monkeypatch: pytest.MonkeyPatch):
     write_classes(work / "organs", {"liver": 2, "skin": 2})
     write_classes(work / "crc", {"ADI": 1, "MUC": 1})
-    monkeypatch.setattr("pallava.evaluation.generation.Answerer.answer", lambda self, batch: ["fat"] * len(batch.asked))
+    monkeypatch.setattr(
+        "pallava.evaluation.answers.generation.Answerer.answer", lambda self, batch: ["fat"] * len(batch.asked)
+    )
     data = ["--data", "organs", "--data", "nct-crc-he=crc"]
     assert main(["evaluate", "model", "zero-shot", *data, "--without-shuffled", "--out", "sets"]) == 0
     page = (work / "sets" / "index.html").read_text()

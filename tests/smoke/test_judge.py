@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pallava.cli import main
-from pallava.evaluation.items import Answered, Item
+from pallava.evaluation.answers.items import Answered, Item
 from tests.tiny.answering_model import write_model, write_questions
 from tests.tiny.endpoint import Act, StubEndpoint, stub_endpoint
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pallava.cli.launch import free_port
+from pallava.io.launch import free_port
 from tests.tiny.training import save_data, save_parts, write_config
 
 pytestmark = pytest.mark.smoke

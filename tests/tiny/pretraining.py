@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pallava.evaluation.class_sets import ClassSet
-from pallava.evaluation.embeddings import EmbeddingCache
-from pallava.evaluation.encoders import load_encoder
+from pallava.evaluation.encoders.class_sets import ClassSet
+from pallava.evaluation.encoders.embeddings import EmbeddingCache
+from pallava.evaluation.encoders.load import load_encoder
+from pallava.evaluation.encoders.zero_shot import by_embedding, evaluate
 from pallava.evaluation.examples import Labelled
-from pallava.evaluation.zero_shot import by_embedding, evaluate
 
 MODEL = {
     "embed_dim": 16,

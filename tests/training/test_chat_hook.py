@@ -15,8 +15,8 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, 
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 from pallava.tiling import TileSpec
-from pallava.training import chat_hook as chat_hook_module
-from pallava.training.chat_hook import SampleChatHook, as_converted, contact_sheet
+from pallava.training.hooks import chat as chat_hook_module
+from pallava.training.hooks.chat import SampleChatHook, as_converted, contact_sheet
 from pallava.training.model import PALLaVAModel, build_connector
 
 PROCESSOR = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})

@@ -15,7 +15,7 @@ from pallava.cli import main
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 from pallava.model.checkpoints import read_weights
-from pallava.training.convert import convert
+from pallava.model.convert import convert
 from pallava.training.model import PALLaVAModel
 from tests.model.test_checkpoints import save_malicious
 from tests.model.test_encoders import save_encoder

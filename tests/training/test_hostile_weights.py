@@ -17,7 +17,7 @@ from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, load_encoder
 from pallava.model.checkpoints import read_weights
 from pallava.model.clip_files import convert_encoder
-from pallava.training.convert import convert
+from pallava.model.convert import convert
 from pallava.training.llm import load_llm, load_tokenizer
 from tests.model.test_checkpoints import Malicious
 from tests.tiny import golden

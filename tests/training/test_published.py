@@ -16,8 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 from pallava.model.checkpoints import read_weights
+from pallava.model.convert import convert
 from pallava.model.published import describe_weights
-from pallava.training.convert import convert
 from tests.tiny import golden
 
 CHECKPOINT = golden.GOLDEN / "stage_checkpoint.pth"
@@ -223,7 +223,7 @@ def test_dtype_and_end_tokens(parts: dict[str, Any], tmp_path: Path) -> None:
 
 _MEASURE = """
 import pathlib, re, sys
-from pallava.training.convert import convert
+from pallava.model.convert import convert
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) << 10

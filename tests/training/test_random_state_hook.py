@@ -9,7 +9,7 @@ import torch
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import MessageHub
 
-from pallava.training.random_state_hook import RandomStateHook, get_random_state, set_random_state
+from pallava.training.hooks.random_state import RandomStateHook, get_random_state, set_random_state
 
 
 def draw():

@@ -6,7 +6,7 @@ import pytest
 from mmengine.config import Config
 
 from pallava.errors import PallavaError
-from pallava.training.run_config import find_config
+from pallava.model.run_config import find_config
 from tests.tiny import training as tiny
 
 SOUND = "model = dict(type='PALLaVAModel', llm=dict(type='load_llm'))\ntrain_dataloader = dict(dataset=dict())\n"

@@ -7,7 +7,7 @@ from mmengine.config import Config
 
 from pallava.config_files import find_config
 from pallava.model.model_card import write_model_card
-from pallava.training.run_description import PUBLISHED_TRAINING, describe_run
+from pallava.model.run_description import PUBLISHED_TRAINING, describe_run
 
 
 @pytest.mark.parametrize("name", ["pallava_domain_alignment", "pallava_instruction_tuning"])

@@ -9,8 +9,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
-from pallava.evaluation.answer_rules import exact_form
-from pallava.evaluation.class_sets import ClassSet, known_set, known_sets
+from pallava.evaluation.answers.rules import exact_form
+from pallava.evaluation.encoders.class_sets import ClassSet, known_set, known_sets
 from pallava.prompts import CHOICE_LETTERS
 
 Names = Sequence[Sequence[str]]

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pallava.evaluation.metrics import NUM_RESAMPLES, Estimate, draw, interval
+from pallava.evaluation.statistics import NUM_RESAMPLES, Estimate, draw, interval
 from pallava.tiling import TileSpec, choose_canvas, place_on_canvas
 
 Spot = tuple[float, float]

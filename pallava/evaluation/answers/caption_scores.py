@@ -1,6 +1,6 @@
 """How near generated captions come to reference captions in words alone: BLEU by sacrebleu, ROUGE by rouge-score.
 
-Such scores see words, not meaning, and pathology has many words for one thing: `pallava.evaluation.judge` asks a
+Such scores see words, not meaning, and pathology has many words for one thing: `pallava.judging.judge` asks a
 language model. Letters in shapes: N captions, R resamples, K scores.
 """
 
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pallava.evaluation import metrics
-from pallava.evaluation.items import Answered
+from pallava.evaluation import statistics as metrics
+from pallava.evaluation.answers.items import Answered
 
 _ORDER = 4
 _SMOOTHING = "exp"  # sacrebleu's own choice for a corpus

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from pallava.evaluation import report as shared
-from pallava.evaluation.consistency import IsRight
-from pallava.evaluation.items import Answered
+from pallava.evaluation.answers.consistency import IsRight
+from pallava.evaluation.answers.items import Answered
 from pallava.evaluation.report import CAUTION, Table, as_estimate, as_html
 from pallava.images import ImageError, open_image
 from pallava.report.page import Answered as Shown

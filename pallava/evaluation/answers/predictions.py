@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pallava.errors import PallavaError
-from pallava.evaluation.items import Answered, Kind
+from pallava.evaluation.answers.items import Answered, Kind
 from pallava.io.records import RecordFile
 
 _TEXTS = ("id", "image", "question", "reference", "kind", "answer")

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from pallava.evaluation import metrics
-from pallava.evaluation.answer_options import class_names, read_choice, read_class
-from pallava.evaluation.answer_rules import (
+from pallava.evaluation import statistics as metrics
+from pallava.evaluation.answers.items import Answered, Kind
+from pallava.evaluation.answers.options import class_names, read_choice, read_class
+from pallava.evaluation.answers.rules import (
     bleu_1,
     is_exact_match,
     is_published_choice,
@@ -21,10 +22,9 @@ from pallava.evaluation.answer_rules import (
     published_form,
     token_overlap,
 )
-from pallava.evaluation.class_sets import ClassSet
-from pallava.evaluation.items import Answered, Kind
-from pallava.evaluation.metrics import Predictions
+from pallava.evaluation.encoders.class_sets import ClassSet
 from pallava.evaluation.resampling import estimate_means
+from pallava.evaluation.statistics import Predictions
 from pallava.prompts import CHOICE_LETTERS
 
 

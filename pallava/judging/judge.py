@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from pallava.evaluation import metrics
-from pallava.evaluation.items import Answered, Item
+from pallava.evaluation import statistics as metrics
+from pallava.evaluation.answers.items import Answered, Item
 from pallava.evaluation.resampling import estimate_means
 from pallava.io.store import Store
 from pallava.judging.endpoint import Answer, Endpoint, Failure, Request

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pallava.evaluation import metrics
-from pallava.evaluation.class_sets import ClassSet
-from pallava.evaluation.embeddings import EmbeddingCache, count_reasons, embed_images, embed_texts
-from pallava.evaluation.encoders import Encoder
+from pallava.evaluation import statistics as metrics
+from pallava.evaluation.encoders.class_sets import ClassSet
+from pallava.evaluation.encoders.embeddings import EmbeddingCache, count_reasons, embed_images, embed_texts
+from pallava.evaluation.encoders.load import Encoder
 from pallava.evaluation.examples import Labelled
-from pallava.evaluation.metrics import Predictions
+from pallava.evaluation.statistics import Predictions
 
 Runner = Callable[[Labelled], tuple[Predictions, dict[str, int]]]
 """Asks a model about images: predictions of those that it could be asked about, and why others were left out."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pallava.errors import PallavaError
-from pallava.evaluation.processes import Processes
+from pallava.evaluation.answers.processes import Processes
 from pallava.io.hashing import hash_file
 from pallava.io.locks import hold_lock
 

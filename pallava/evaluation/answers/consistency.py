@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pallava.evaluation import metrics
-from pallava.evaluation.items import Answered
+from pallava.evaluation import statistics as metrics
+from pallava.evaluation.answers.items import Answered
 from pallava.evaluation.resampling import estimate_means
 
 _NO_WORD = re.compile(r"[\W_]+")

@@ -11,9 +11,9 @@ import torch
 from tqdm import tqdm
 
 from pallava.errors import PallavaError
-from pallava.evaluation.answer_store import AnswerStore, Said, ask_key
-from pallava.evaluation.items import Answered, Item
-from pallava.evaluation.processes import Processes
+from pallava.evaluation.answers.items import Answered, Item
+from pallava.evaluation.answers.processes import Processes
+from pallava.evaluation.answers.store import AnswerStore, Said, ask_key
 from pallava.evaluation.views import View
 from pallava.images import ImageError, open_image
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor

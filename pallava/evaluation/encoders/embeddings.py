@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pallava.errors import PallavaError
-from pallava.evaluation.encoders import Encoder
+from pallava.evaluation.encoders.load import Encoder
 from pallava.images import ImageError, open_image
 
 _SECONDS_BETWEEN_WRITES = 30.0

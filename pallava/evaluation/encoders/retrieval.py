@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from pallava.evaluation import metrics
-from pallava.evaluation.embeddings import EmbeddingCache, count_reasons, embed_images, embed_texts
-from pallava.evaluation.encoders import Encoder
+from pallava.evaluation import statistics as metrics
+from pallava.evaluation.encoders.embeddings import EmbeddingCache, count_reasons, embed_images, embed_texts
+from pallava.evaluation.encoders.load import Encoder
 from pallava.evaluation.examples import Captioned
 
 RANKS = (1, 5, 10, 50)

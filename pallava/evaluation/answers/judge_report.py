@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pallava.evaluation.caption_scores import CONTROL
-from pallava.evaluation.judge import Judgement
+from pallava.evaluation.answers.caption_scores import CONTROL
 from pallava.evaluation.report import Table, as_estimate, as_json, write_files
+from pallava.judging.judge import Judgement
 from pallava.judging.prompts import MAX_GRADE
 
 

@@ -55,7 +55,7 @@ def python_command(environment: Mapping[str, str]) -> list[str]:
     """
     if num_processes(environment) == 1:
         return [sys.executable]
-    return [sys.executable, "-m", "pallava.cli.torchrun", *rendezvous(environment)]
+    return [sys.executable, "-m", "pallava.io.torchrun", *rendezvous(environment)]
 
 
 def rendezvous(environment: Mapping[str, str]) -> list[str]:

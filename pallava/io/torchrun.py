@@ -1,4 +1,4 @@
-"""torchrun for our commands: ``python -m pallava.cli.torchrun``, with torchrun's own arguments.
+"""torchrun for our commands: ``python -m pallava.io.torchrun``, with torchrun's own arguments.
 
 Where a process fails torchrun adds a page of its own, with its traceback, to what that process has said. Here the
 process has the last word, and its exit code is the command's.

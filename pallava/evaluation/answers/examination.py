@@ -6,19 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pallava.evaluation import zero_shot
-from pallava.evaluation.answer_options import class_names, read_choice, read_class
-from pallava.evaluation.answer_rules import is_exact_match
-from pallava.evaluation.answer_scores import CONTROLS, read_classes, score_questions, training_answer
-from pallava.evaluation.answer_store import AnswerStore
-from pallava.evaluation.caption_scores import score_captions
-from pallava.evaluation.consistency import IsRight, score_consistency, share_by_group
-from pallava.evaluation.embeddings import count_reasons
+from pallava.evaluation.answers.caption_scores import score_captions
+from pallava.evaluation.answers.consistency import IsRight, score_consistency, share_by_group
+from pallava.evaluation.answers.generation import Answerer, ask_all
+from pallava.evaluation.answers.items import Answered
+from pallava.evaluation.answers.options import class_names, read_choice, read_class
+from pallava.evaluation.answers.processes import Processes
+from pallava.evaluation.answers.rules import is_exact_match
+from pallava.evaluation.answers.scores import CONTROLS, read_classes, score_questions, training_answer
+from pallava.evaluation.answers.store import AnswerStore
+from pallava.evaluation.encoders import zero_shot
+from pallava.evaluation.encoders.embeddings import count_reasons
 from pallava.evaluation.examples import Labelled
-from pallava.evaluation.generation import Answerer, ask_all
-from pallava.evaluation.items import Answered
-from pallava.evaluation.metrics import Predictions
-from pallava.evaluation.processes import Processes
+from pallava.evaluation.statistics import Predictions
 from pallava.evaluation.tasks import Questions
 from pallava.evaluation.views import AS_IS, SHUFFLED, UNCHANGED_MEANING, View, shuffle_images
 
@@ -63,7 +63,7 @@ def ask(answerer: Answerer, questions: Questions, plan: Plan, store: AnswerStore
     """Asks everything that the plan wants to know; what the store has already is not asked again.
 
     Raises:
-        PallavaError: As `pallava.evaluation.generation.ask_all` says.
+        PallavaError: As `pallava.evaluation.answers.generation.ask_all` says.
     """
     items = questions.items
     asked = {AS_IS: (items, View())}

@@ -21,7 +21,7 @@ from pallava.model import PALLaVAProcessor
 from pallava.prompts import PromptTemplate
 from pallava.tiling import TileSpec, choose_canvas, denormalize, make_tiles
 from pallava.training.dataset import build
-from pallava.training.random_state_hook import get_random_state, set_random_state
+from pallava.training.hooks.random_state import get_random_state, set_random_state
 
 _SHORT = 50  # new tokens before training, where an answer is noise
 _GAP = 4  # pixels between the tiles of a picture

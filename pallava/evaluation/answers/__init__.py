@@ -1,0 +1,1 @@
+"""Questions to a whole PA-LLaVA: asking, keeping and scoring its answers."""

@@ -1,0 +1,1 @@
+"""Encoders by themselves: zero-shot classification, retrieval, pointing."""
