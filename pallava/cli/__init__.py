@@ -26,7 +26,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data unpack": ("pallava.cli.data_unpack", "unpack a downloaded archive, with checks"),
     "data prepare": ("pallava.cli.data_prepare", "tokenize a training file ahead of training"),
     "data clean": ("pallava.cli.data_clean", "drop what does not belong into training, and say why"),
-    "data merge": ("pallava.cli.data_merge", "join the shards of a cleaning run"),
     "data instruct": ("pallava.cli.data_instruct", "turn sources of questions into one training file"),
     "data check": ("pallava.cli.data_check", "check a training file before training"),
     "data leak": ("pallava.cli.data_leak", "find what training material and an evaluation set share"),

@@ -9,12 +9,9 @@ The species rules have precision 0.969 and recall 0.969 for non-human on 193 cap
 
 Example:
   pallava data clean clean --source pubmedvision=/data/pubmedvision --source quilt-1m=/data/quilt
-
-On four machines, each with its own --shard 1/4 to 4/4, then once `pallava data merge OUT`.
 """
 
 import argparse
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -70,18 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--species-model", help="name of the language model there")
     add("--concurrency", type=int, default=8, help="requests to an endpoint at a time (default: %(default)s)")
     add("--drop-unanswered", action="store_true", help="drop what an endpoint fails to answer; a later run asks again")
-    add("--shard", default="1/1", metavar="I/N", help="judge one of N parts; `pallava data merge` joins them")
     add("--workers", type=int, default=None, help="processes that decode images (default: one a core, at most 16)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Cleans."""
-    from pallava.data.clean.pipeline import Shard
     from pallava.data.clean.run import clean
     from pallava.data.clean.settings import Effort
     from pallava.io.processes import default_num_workers
 
-    shard = _read_shard(options.shard)
     num_workers = default_num_workers() if options.workers is None else options.workers
     if num_workers < 1:
         raise PallavaError(f"the number of workers is {num_workers}; expected 1 or more")
@@ -89,14 +83,11 @@ def run(options: argparse.Namespace) -> int:
         raise PallavaError(f"the concurrency is {options.concurrency}; expected 1 or more")
     settings, effort = _settings(options), Effort(num_workers, options.concurrency)
     try:
-        summary = clean(Path(options.out), settings, shard=Shard(*shard), effort=effort)
+        summary = clean(Path(options.out), settings, effort=effort)
     except KeyboardInterrupt:
         print("interrupted: what was judged is kept, and the same command goes on", file=sys.stderr)
         return _INTERRUPTED
-    if summary is None:
-        print(f"shard {options.shard} is judged; with all shards in {options.out}: pallava data merge {options.out}")
-    else:
-        print_summary(summary, options.out)
+    print_summary(summary, options.out)
     return 0
 
 
@@ -167,14 +158,6 @@ def _read_sources(sources: list[str], splits: list[str]) -> tuple[Any, ...]:
         if not (name and equals and root):
             raise PallavaError(f"--source {text} is not NAME=ROOT; expected such as --source quilt-1m=/data/quilt")
     return tuple(SourceSetting(name, _absolute(root), split_of.get(name)) for name, _, root in pairs)
-
-
-def _read_shard(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    index, count = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 1 <= index <= count:
-        raise PallavaError(f"--shard {text} is not I/N with I from 1 to N; expected such as 1/4")
-    return index, count
 
 
 def _absolute(path: str) -> str:

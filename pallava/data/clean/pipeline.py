@@ -1,14 +1,13 @@
 """The two phases of cleaning: every filter's scores into a store, then one pass of decisions in the records' order.
 
 A stopped run finds its scores again, and decisions rest on stored scores alone, so that what comes out does not depend
-on kills, batches, processes or shards.
+on kills, batches or processes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tqdm import tqdm
@@ -29,29 +28,6 @@ class Input:
 
     label: str
     source: Source
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One of several parts of the work, each for another machine.
-
-    What has the same text is in one part, so that no judge is asked the same by two machines.
-
-    Attributes:
-        index: From 1 to count.
-        count: Number of shards.
-    """
-
-    index: int = 1
-    count: int = 1
-
-    def has(self, item: Item) -> bool:
-        """Whether an item is this shard's."""
-        return zlib.crc32(item.text.encode(errors="surrogatepass")) % self.count == self.index - 1
-
-
-WHOLE = Shard()
-"""All of the work."""
 
 
 @dataclass(frozen=True)
@@ -105,26 +81,20 @@ class Pipeline:
                     if item.kind in each.kinds:
                         each.survey(item)
 
-    def judge(self, shard: Shard = WHOLE) -> int:
+    def judge(self) -> None:
         """Scores what is not scored yet, and stores it batch by batch.
-
-        Returns:
-            The number of records of all shards.
 
         Raises:
             PallavaError: A source or a filter cannot go on, or, at the end, some requests were not answered and their
                 items are not to be dropped; what was scored stays.
         """
-        numbered = _Counted(self._items("judge"))
-        mine = (item for item in numbered if shard.has(item))
-        for batch in batches(mine, _BATCH):
+        for batch in batches(self._items("judge"), _BATCH):
             self._judge_batch(batch)
         if self._unanswered and not self._drop_unanswered:
             more = f" ({len(self._unanswered) - 1} more such batches)" if len(self._unanswered) > 1 else ""
             raise PallavaError(
                 f"{self._unanswered[0]}{more} If they fail every time, --drop-unanswered drops their rows."
             )
-        return numbered.count
 
     def decide(self) -> Iterator[Outcome]:
         """Yields what becomes of each record, in order.
@@ -211,19 +181,6 @@ class Pipeline:
                     f"images or records changed since they were judged; run `pallava data clean` again"
                 )
         return [scores.get(key) for key in keys]
-
-
-class _Counted:
-    """An iteration that can be asked afterwards how long it was."""
-
-    def __init__(self, items: Iterable[Item]) -> None:
-        self._items = items
-        self.count = 0
-
-    def __iter__(self) -> Iterator[Item]:
-        for item in self._items:
-            self.count += 1
-            yield item
 
 
 def _after(before: Outcome, each: Filter, score: Score | None) -> Outcome:

@@ -1,7 +1,7 @@
 import pytest
 
 from pallava.data.clean.filters import APPLIES_TO, Verdict
-from pallava.data.clean.pipeline import Input, Pipeline, Shard
+from pallava.data.clean.pipeline import Input, Pipeline
 from pallava.data.clean.settings import CleanSettings, make_filters
 from pallava.data.clean.words import WordsFilter
 from pallava.data.sources.base import Question
@@ -67,14 +67,14 @@ def source(tmp_path):
     return MemorySource(tmp_path, [pair(number, text="x" * number) for number in range(600)])
 
 
-def judge(store, source, *filters, shard=None):
-    return Pipeline([Input("memory", source)], filters, store).judge(shard or Shard())
+def judge(store, source, *filters):
+    Pipeline([Input("memory", source)], filters, store).judge()
 
 
 def test_nothing_is_asked_twice(store, source):
     judges = Judge(), Judge(limit=500)
     for each in judges:
-        assert judge(store, source, each) == 600
+        judge(store, source, each)
     assert len(judges[0].asked) == 600
     assert judges[1].asked == [], "a threshold judged anew"
     assert decisions(store, source, [judges[1]]) == [(str(n), "" if n >= 500 else "pathology") for n in range(600)]
@@ -120,26 +120,6 @@ def test_unanswered_requests_are_told_at_the_end(store, source):
     again = Judge()
     judge(store, source, again)
     assert len(again.asked) == 312
-
-
-def test_shards_share_the_work(store, source):
-    each = [Judge(), Judge(), Judge()]
-    for index, one in enumerate(each, 1):
-        one.key = f"judge-{index}"
-        assert judge(store, source, one, shard=Shard(index, 3)) == 600
-    assert all(150 < len(one.asked) < 250 for one in each)
-    assert sum(len(one.asked) for one in each) == 600
-    assert {text for one in each for text in one.asked} == {"x" * n for n in range(600)}
-
-
-def test_neighbours_with_one_caption_are_asked_by_one_shard(store, tmp_path):
-    """As sub-figures are; each shard is another machine with a store of its own."""
-    source = MemorySource(tmp_path, [pair(number, text="x" * (number // 4)) for number in range(600)])
-    each = [Judge(), Judge(), Judge()]
-    for index, one in enumerate(each, 1):
-        one.key = f"judge-{index}"
-        judge(store, source, one, shard=Shard(index, 3))
-    assert sum(len(one.asked) for one in each) == 150
 
 
 def test_questions_pass_filters_for_captions(store, tmp_path):

@@ -12,11 +12,10 @@ import pytest
 from pallava.cli import main
 from pallava.data.clean.filters import APPLIES_TO
 from pallava.data.clean.outputs import write_outputs
-from pallava.data.clean.pipeline import Shard
-from pallava.data.clean.run import clean, merge
+from pallava.data.clean.pipeline import Pipeline
+from pallava.data.clean.run import clean
 from pallava.data.clean.settings import CleanSettings, SourceSetting
 from pallava.errors import PallavaError
-from pallava.io.store import Store
 from tests.tiny.endpoint import Act, stub_endpoint
 from tests.tiny.records import (
     save_pairs,
@@ -95,48 +94,18 @@ def test_again_with_another_threshold(settings, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "pairs.json").read_text()) == []
 
 
-def test_shards_make_the_same(settings, tmp_path):
-    clean(tmp_path / "whole", settings)
-    for index in (3, 1, 2):
-        assert clean(tmp_path / "parts", settings, shard=Shard(index, 3)) is None
-    assert not (tmp_path / "parts" / "summary.json").exists()
-    merge(tmp_path / "parts")
-    assert read(tmp_path / "parts") == read(tmp_path / "whole")
-
-
-def test_a_merge_that_cannot_be(settings, tmp_path):
-    with pytest.raises(PallavaError, match="holds no shard"):
-        merge(tmp_path)
-    clean(tmp_path, settings, shard=Shard(1, 2))
-    with pytest.raises(PallavaError, match="shard 2/2 is missing"):
-        merge(tmp_path)
-    clean(tmp_path, replace(settings, min_words=3), shard=Shard(2, 2))
-    with pytest.raises(PallavaError, match="min_words is 20 and 3"):
-        merge(tmp_path)
-    clean(tmp_path, settings, shard=Shard(2, 2))
-    with Store(tmp_path / "scores.shard-2-of-2.sqlite") as store:
-        store.write("num_records", None)
-    with pytest.raises(PallavaError, match="not finished"):
-        merge(tmp_path)
-    clean(tmp_path, settings, shard=Shard(1, 3))
-    with pytest.raises(PallavaError, match="shards of 2 and of 3"):
-        merge(tmp_path)
-    assert not (tmp_path / "summary.json").exists()
-
-
-def test_records_that_came_after_judging(settings, trees, tmp_path):
+def test_an_image_that_changes_between_judging_and_deciding(tmp_path, monkeypatch):
     tree = save_pairs(tmp_path / "tree", 4)
-    mine = CleanSettings((SourceSetting("pairs", str(tree)),))
-    for index in (1, 2):
-        clean(tmp_path / "out", mine, shard=Shard(index, 2))
-    rows = json.loads((tree / "pairs.json").read_text())
-    (tree / "pairs.json").write_text(json.dumps(rows[:3]))
-    with pytest.raises(PallavaError, match="judged 4 records, and here are 3"):
-        merge(tmp_path / "out")
-    save_picture(tree / "0.png", 77, (50, 40))
-    with pytest.raises(PallavaError, match="run `pallava data clean` again"):
-        merge(tmp_path / "out")
-    assert not any((tmp_path / "out").glob(".*unfinished"))
+    judge = Pipeline.judge
+
+    def judge_and_change(pipeline):
+        judge(pipeline)
+        save_picture(tree / "0.png", 77, (50, 40))
+
+    monkeypatch.setattr(Pipeline, "judge", judge_and_change)
+    with pytest.raises(PallavaError, match=r"0\.png.*image.*run `pallava data clean` again"):
+        clean(tmp_path / "out", CleanSettings((SourceSetting("pairs", str(tree)),)))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["scores.sqlite"]
 
 
 def test_another_image_folder_lets_links_in_and_out_again(tmp_path):
@@ -313,8 +282,6 @@ def test_the_policy_for_rows_with_several_images_is_recorded(tmp_path, policy, n
         ("--source quilt-1m={t}/b/quilt --concurrency 0", "concurrency"),
         ("--source quilt-1m={t}/b/quilt --min-words -1", "-1"),
         ("--source quilt-1m={t}/b/quilt --max-background 7", "7"),
-        ("--source quilt-1m={t}/b/quilt --shard 3/2", "--shard 3/2"),
-        ("--source quilt-1m={t}/b/quilt --shard 0/2", "--shard 0/2"),
         ("--source quilt-1m={t}/b/quilt --workers 0", "workers"),
         ("--source quilt-1m={t}/b/quilt --image-folder {t}/a", "does not lie in the image folder"),
         ("--source quilt-1m={t}/b/quilt --split pmc-oa=train", "names no source"),
