@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from pallava.errors import PallavaError
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -29,8 +32,9 @@ def hold_lock(path: str | Path, refusal: str) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         raise PallavaError(refusal) from None
-    except NotImplementedError:  # the file system does not support locks
-        pass
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
     try:
         yield
     finally:

@@ -1,0 +1,105 @@
+"""Files and folders that appear whole or not at all."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pallava.io.files import whole_file, whole_folder, write_bytes, write_json, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def full_disk(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_writing(tmp_path):
+    write_text(tmp_path / "text", "Gewebe \u00b5m\n")
+    write_bytes(tmp_path / "bytes", b"\0\1")
+    write_json(tmp_path / "json", {"b": 1, "a": [2]})
+    assert (tmp_path / "text").read_bytes() == "Gewebe \u00b5m\n".encode()
+    assert (tmp_path / "bytes").read_bytes() == b"\0\1"
+    assert json.loads((tmp_path / "json").read_text()) == {"b": 1, "a": [2]}
+    assert names(tmp_path) == ["bytes", "json", "text"]
+
+
+def test_nothing_is_seen_before_the_end(tmp_path):
+    (tmp_path / "file").write_text("old")
+    with whole_file(tmp_path / "file") as file:
+        file.write("new")
+        file.flush()
+        assert (tmp_path / "file").read_text() == "old"
+    assert (tmp_path / "file").read_text() == "new"
+
+
+@pytest.mark.parametrize("where", ["body", "fsync", "replace"])
+def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch, where):
+    (tmp_path / "file").write_text("old")
+    if where == "fsync":
+        monkeypatch.setattr(os, "fsync", full_disk)
+    if where == "replace":
+        monkeypatch.setattr(Path, "replace", full_disk)
+
+    def write():
+        with whole_file(tmp_path / "file") as file:
+            file.write("new")
+            if where == "body":
+                full_disk()
+
+    with pytest.raises(OSError, match="No space left"):
+        write()
+    assert (tmp_path / "file").read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_two_writers_do_not_collide(tmp_path):
+    with whole_file(tmp_path / "file") as first, whole_file(tmp_path / "file") as second:
+        first.write("first")
+        second.write("second")
+    assert (tmp_path / "file").read_text() == "first"  # the outer context ends last
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_folder(tmp_path):
+    with whole_folder(tmp_path / "new" / "folder") as folder:
+        (folder / "a").write_text("1")
+        assert not (tmp_path / "new" / "folder").exists()
+    assert names(tmp_path / "new") == ["folder"]
+    assert names(tmp_path / "new" / "folder") == ["a"]
+
+
+def test_an_older_folder_stays_unless_it_is_to_be_replaced(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").touch()
+    with pytest.raises(FileExistsError), whole_folder(tmp_path / "folder"):
+        pytest.fail("opened")
+    with whole_folder(tmp_path / "folder", replace=True) as folder:
+        (folder / "new").touch()
+        assert names(tmp_path / "folder") == ["old"]
+    assert names(tmp_path / "folder") == ["new"]
+    assert names(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("where", ["body", "rename"])
+def test_a_failure_leaves_the_old_folder_and_no_litter(tmp_path, monkeypatch, where):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").touch()
+    rename = Path.rename
+    if where == "rename":  # the old folder has been moved aside, and the new one cannot take its place
+        monkeypatch.setattr(Path, "rename", lambda a, b: full_disk() if a.name.endswith("finished") else rename(a, b))
+
+    def write():
+        with whole_folder(tmp_path / "folder", replace=True) as folder:
+            (folder / "new").touch()
+            if where == "body":
+                full_disk()
+
+    with pytest.raises(OSError, match="No space left"):
+        write()
+    assert names(tmp_path / "folder") == ["old"]
+    assert names(tmp_path) == ["folder"]

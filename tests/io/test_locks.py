@@ -1,0 +1,39 @@
+"""A lock on a file."""
+
+import errno
+import subprocess
+import sys
+
+import filelock
+import pytest
+
+from pallava.errors import PallavaError
+from pallava.io.locks import hold_lock
+
+HOLD = "from pallava.io.locks import hold_lock\nwith hold_lock({!r}, ''):\n    print('held', flush=True); input()"
+
+
+def test_another_process_is_kept_off_until_it_ends(tmp_path):
+    command = [sys.executable, "-c", HOLD.format(str(tmp_path / "lock"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(PallavaError, match="in use"), hold_lock(tmp_path / "lock", "in use"):
+            pytest.fail("held")
+        holder.kill()
+    with hold_lock(tmp_path / "lock", "in use"):
+        pass
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_keeps_nobody_off(tmp_path, monkeypatch, code):
+    def acquire(self, *args, **kwargs):
+        raise OSError(code, "no locks")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    with hold_lock(tmp_path / "lock", "in use"):
+        pass
+
+
+def test_other_errors_are_raised(tmp_path):
+    with pytest.raises(OSError, match="lock"), hold_lock(tmp_path / "missing" / "lock", "in use"):
+        pytest.fail("held")
