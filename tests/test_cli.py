@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -31,8 +30,11 @@ def test_the_list_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluat"]) == 2
-    assert "there is no command `pallava evaluat`" in capsys.readouterr().err
+    for words, advice in ((["evaluat"], "`pallava evaluate`"), (["data", "cleen"], "`pallava data clean`")):
+        assert main(words) == 2
+        message = capsys.readouterr().err.splitlines()[0]
+        assert f"`pallava {' '.join(words)}`" in message
+        assert advice in message
 
 
 def test_what_the_system_refuses_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,7 +47,7 @@ def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypat
     def fail(options: object) -> int:
         raise PallavaError("found this, expected that")
 
-    monkeypatch.setattr(import_module(COMMANDS["config list"][0]), "run", fail)
+    monkeypatch.setattr("pallava.cli.load_command", lambda name: (lambda parser: None, fail, ""))
     assert main(["config", "list"]) == 2
     assert capsys.readouterr().err == "error: found this, expected that\n"
 

@@ -1,7 +1,6 @@
 """Every command that the README, a help text or a config shows is one that the parsers take."""
 
 import ast
-import importlib
 import importlib.util
 import re
 import shlex
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pallava.cli import COMMANDS, main
+from pallava.cli import COMMANDS, load_command, main
 from pallava.config_files import configs_dir
 
 ROOT = Path(__file__).parents[1]
@@ -33,9 +32,8 @@ def examples() -> Iterator[str]:
         text = (ast.get_docstring(ast.parse(config.read_text(encoding="utf-8"))) or "").replace("\\\n", " ")
         yield from (match[1] for match in LAUNCH.finditer(re.sub(" +xtuner", " xtuner", text)))
         yield from shown(textwrap.indent(text, " "))
-    for module, _ in COMMANDS.values():
-        text = importlib.import_module(module).__doc__ or ""
-        yield from (line for line in shown(text) if "COMMAND" not in line)
+    for name in COMMANDS:
+        yield from (line for line in shown(load_command(name)[2]) if "COMMAND" not in line)
 
 
 EXAMPLES = sorted(set(examples()))
@@ -59,6 +57,5 @@ def test_an_example_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) ->
         spec.loader.exec_module(tool)
         assert tool.make_parser().parse_args(words[2:])
         return
-    for module, _ in COMMANDS.values():
-        monkeypatch.setattr(importlib.import_module(module), "run", lambda options: 0)
+    monkeypatch.setattr("pallava.cli.load_command", lambda name: (load_command(name)[0], lambda options: 0, ""))
     assert main(words[1:]) == 0

@@ -1,15 +1,17 @@
-"""The ``pallava`` command: one file a subcommand, imported only when it is run or asked for help."""
+"""The ``pallava`` command; the module of a subcommand is imported only when it is run or asked for help."""
 
 import argparse
+import difflib
 import importlib
+import inspect
 import sys
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from pallava import __version__
 from pallava.errors import PallavaError
 
-COMMANDS: dict[str, tuple[str, str]] = {
+COMMANDS: dict[str, tuple[str, str]] = {  # words: (module, or module:suffix of its functions; help)
     "demo": ("pallava.cli.demo", "train a small PA-LLaVA on this computer, and look at what it learnt"),
     "train": ("pallava.cli.train", "train by a config, as `xtuner train` does, with the trainer's true exit code"),
     "convert": ("pallava.cli.convert", "turn a training checkpoint into a model folder"),
@@ -32,40 +34,41 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "config list": ("pallava.cli.config_list", "list the configs"),
     "config copy": ("pallava.cli.config_copy", "copy a config to change it"),
 }
+_PASSES_ON = ("pretrain",)  # what follows ``--`` is for another program
 _USER_ERROR = 2
 _INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
-        arguments: What stands behind ``pallava``; default: those of this process.
+        arguments: Words after ``pallava`` (default: those of this process).
 
     Returns:
-        The exit code: 0, what the subcommand gives, or 2 for bad input.
+        The exit code: that of the subcommand, 2 for bad input, 130 for an interruption.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = _find_command(words)
     if name is None:
         return _explain(words)
-    module: ModuleType = importlib.import_module(COMMANDS[name][0])
+    add_arguments, run, description = load_command(name)
     parser = argparse.ArgumentParser(
-        prog=f"pallava {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"pallava {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    module.add_arguments(parser)
+    add_arguments(parser)
     words = words[len(name.split()) :]
-    end = words.index("--") if "--" in words and getattr(module, "PASSES_ON", False) else len(words)
+    end = words.index("--") if "--" in words and name in _PASSES_ON else len(words)
     options = parser.parse_args(words[:end])
     options.words, options.passed_on = words, words[end + 1 :]
     try:
-        return int(module.run(options) or 0)
+        return int(run(options) or 0)
     except PallavaError as error:
         print(f"error: {error}", file=sys.stderr)
         return _USER_ERROR
     except OSError as error:
         if error.filename is None:
-            raise  # nothing that a user can mend by its message
+            raise  # its message would not help a user
         print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
         return _USER_ERROR
     except KeyboardInterrupt:
@@ -73,31 +76,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
 
 
+def load_command(name: str) -> tuple[Callable[[argparse.ArgumentParser], None], Callable[..., Any], str]:
+    """Import a command.
+
+    A module of one command has `add_arguments` and `run`, and its docstring is the description; a module of several has
+    `add_NAME_arguments` and `run_NAME`, whose docstring is.
+
+    Args:
+        name: A key of `COMMANDS`.
+
+    Returns:
+        The function that declares the arguments, the one that runs the command, and the description.
+    """
+    path, _, suffix = COMMANDS[name][0].partition(":")
+    module = importlib.import_module(path)
+    if not suffix:
+        return module.add_arguments, module.run, module.__doc__ or ""
+    run = getattr(module, f"run_{suffix}")
+    return getattr(module, f"add_{suffix}_arguments"), run, inspect.getdoc(run) or ""
+
+
 def _find_command(words: list[str]) -> str | None:
-    for count in (2, 1):
-        name = " ".join(words[:count])
-        if len(words) >= count and name in COMMANDS:
-            return name
-    return None
+    names = (" ".join(words[:count]) for count in (2, 1) if len(words) >= count)
+    return next((name for name in names if name in COMMANDS), None)
 
 
 def _explain(words: list[str]) -> int:
     if words[:1] in (["--version"], ["-V"]):
         print(f"pallava {__version__}")
         return 0
-    asked = not words or words[-1] in ("-h", "--help", "help")
+    is_help = bool(words) and words[-1] in ("-h", "--help", "help")
     group = words[0] if words and any(name.startswith(words[0] + " ") for name in COMMANDS) else ""
-    if not asked and not group:
-        print(f"error: there is no command `pallava {words[0]}`.\n", file=sys.stderr)
-    print(_usage(group), file=sys.stdout if asked and words else sys.stderr)
-    return 0 if asked and words else _USER_ERROR
+    if words and not is_help and (not group or len(words) > 1):
+        name = " ".join(words[: 2 if group else 1])
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        advice = f"; did you mean `pallava {near[0]}`?" if near else ""
+        print(f"error: `pallava {name}` is not a command{advice}\n", file=sys.stderr)
+    print(_usage(group), file=sys.stdout if is_help else sys.stderr)
+    return 0 if is_help else _USER_ERROR
 
 
 def _usage(group: str) -> str:
-    shown = {name: what for name, (_, what) in COMMANDS.items() if name.startswith(group)}
-    rows = "\n".join(f"  {name:<17}{what}" for name, what in shown.items())
+    rows = "\n".join(f"  {name:<17}{text}" for name, (_, text) in COMMANDS.items() if name.startswith(group))
     return (
-        f"usage: pallava COMMAND ...\n\n{rows}\n\n`pallava COMMAND --help` tells more.\n\n"
+        f"usage: pallava COMMAND ...\n\n{rows}\n\n`pallava COMMAND --help` describes a command.\n\n"
         'example: pallava chat demo/model --image slide.png --question "Is necrosis present?"'
     )
 

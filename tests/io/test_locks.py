@@ -35,5 +35,6 @@ def test_a_file_system_without_locks_keeps_nobody_off(tmp_path, monkeypatch, cod
 
 
 def test_other_errors_are_raised(tmp_path):
-    with pytest.raises(OSError, match="lock"), hold_lock(tmp_path / "missing" / "lock", "in use"):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"), hold_lock(tmp_path / "file" / "lock", "in use"):
         pytest.fail("held")

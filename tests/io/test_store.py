@@ -57,14 +57,12 @@ def test_a_foreign_database_is_refused(tmp_path):
         Store(tmp_path / "s.sqlite")
 
 
-def test_taking_over(tmp_path):
-    with Store(tmp_path / "other.sqlite") as other:
-        other.put("a", {"x": {"of": "other"}, "y": {"of": "other"}})
-    with Store(tmp_path / "s.sqlite") as store:
-        store.put("a", {"x": {"of": "mine"}})
-        store.add_scores_of(tmp_path / "other.sqlite")
-        store.add_scores_of(tmp_path / "other.sqlite")
-        assert store.get("a", ["x", "y"]) == {"x": {"of": "mine"}, "y": {"of": "other"}}
+def test_all_values_of_a_namespace(tmp_path):
+    with Store(tmp_path / "new" / "s.sqlite") as store:
+        store.put("a", {"x": 1, "y": [2]})
+        store.put("b", {"x": 3})
+        assert store.get_all("a") == {"x": 1, "y": [2]}
+        assert store.get_all("c") == {}
 
 
 def test_what_is_known_of_a_run(tmp_path):
