@@ -12,7 +12,9 @@ and on the short phrases of `species_phrases.jsonl`. Two sets were held back, on
 The tests tell numbers alone. Whoever looks at what is held back, or tunes on it, writes a new set.
 """
 
+import inspect
 import json
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -22,7 +24,7 @@ import pytest
 from pallava.cli import data_clean
 from pallava.data.clean import judge_species
 from pallava.data.clean.filters import Filter, Item
-from pallava.data.clean.species import SpeciesRules, find_species
+from pallava.data.clean.species import SpeciesRules, find_species, judge, rules
 from pallava.data.sources.base import Pair, Question
 
 
@@ -106,6 +108,14 @@ def test_short_phrases() -> None:
     assert not wrong
 
 
+def test_every_rule_is_used() -> None:
+    text = Path(rules.__file__).with_name("rules.ini").read_text(encoding="utf-8")
+    names = re.findall(r"^(?:words|terms|animals|phrases|pattern|list|products|pairs) ([A-Z_]+) =", text, re.M)
+    assert len(set(names)) == len(names) > 60
+    used = set(re.findall(r"\{([A-Z_]+)\}", text)) | set(re.findall(r'"([A-Z_]+)"', inspect.getsource(judge)))
+    assert set(names) - {"PRODUCT"} <= used
+
+
 def measure(rows: list[dict[str, str]]) -> tuple[float, float]:
     """Precision and recall for non-human."""
     counts = Counter((row["label"], judge_species(row["text"])) for row in rows)
@@ -146,16 +156,16 @@ def test_a_very_long_text_takes_no_very_long_time(part: str) -> None:
 
 
 def test_the_filter_drops_non_human_and_tells_the_words() -> None:
-    judge = SpeciesRules()
-    assert isinstance(judge, Filter)
+    species = SpeciesRules()
+    assert isinstance(species, Filter)
     records = [
         Pair("pairs", "1", "a.png", "Kidney of untreated mice"),
         Pair("pairs", "2", "b.png", "Kidney biopsy"),
         Question("pmc-vqa", "3", "c.png", "Which organ is it?", "A", ("rat liver", "rat lung")),
     ]
     items = [Item(record, Path("/") / record.image) for record in records]
-    scores = judge.score(items)
+    scores = species.score(items)
     assert [score["found"] for score in scores] == ["mice", "", "rat"]
-    verdicts = [judge.decide(item, score) for item, score in zip(items, scores, strict=True)]
+    verdicts = [species.decide(item, score) for item, score in zip(items, scores, strict=True)]
     assert [verdict.reason for verdict in verdicts] == ["non_human", "", "non_human"]
-    assert len({judge.item_key(item) for item in items}) == 3
+    assert len({species.item_key(item) for item in items}) == 3

@@ -1,4 +1,4 @@
-"""Human or not, by the words of a caption: the rules (`judge`) and the tables of words and phrases they walk."""
+"""Species by the words of a caption: what judges (`judge`), and its words and phrases (``rules.ini``)."""
 
 from pallava.data.clean.species.judge import Species, SpeciesRules, find_species, judge_species
 

@@ -1,7 +1,7 @@
-"""Human or not, by the words of a caption and nothing else.
+"""Judge by the words of a caption alone whether it speaks of human material.
 
-The paper asked a language model. These rules ask none: each word that names an animal is marked, phrases that name one
-and mean none (the host of an antibody, "owl eye", a patient bitten by a dog) are taken away, and what is left decides.
+The paper asked a language model. These rules do not: each word that names an animal is marked, phrases that name one
+but do not mean one (the host of an antibody, "owl eye", a patient bitten by a dog) are taken away, and what is left decides.
 
 A caption without a species is human, as most are. One that shows human and other material ("human and mouse islets"), a
 tumour of man grown in an animal, and cells of an animal are non-human: such a picture is not one of human tissue alone.
@@ -16,30 +16,30 @@ from typing import Literal
 
 from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
 from pallava.data.clean.item_keys import text_key
-from pallava.data.clean.species.antibodies import LISTED_HOSTS, SPEAKS_OF_ANTIBODIES
-from pallava.data.clean.species.evidence import (
-    CULTURES,
-    EVIDENCE,
-    GENOTYPES,
-    GRAFT_MATERIAL,
-    KNOCKOUTS,
-    NECROPSY,
-    TUMOURS,
-    XENOGRAFTS,
-)
-from pallava.data.clean.species.phrases import BESIDE_A_PERSON, HARMLESS, HUMAN_SUBJECT
-from pallava.data.clean.species.terms import (
-    ANIMALS,
-    COMPOUNDS,
-    NEEDS_TISSUE,
-    NEVER,
-    PLACES,
-    SURFACES,
-    TISSUES,
-    UNCERTAIN,
-)
+from pallava.data.clean.species.rules import find_pairs, find_pattern, find_patterns, find_words
 
 Species = Literal["human", "non-human"]
+
+_ANIMALS = find_words("ANIMALS")
+_UNCERTAIN = find_words("UNCERTAIN")
+_NEEDS_TISSUE = find_words("NEEDS_TISSUE")
+_PLACES = find_words("PLACES")
+_NEVER = find_words("NEVER")
+_COMPOUNDS = find_pairs("COMPOUNDS")
+_HARMLESS = find_patterns("HARMLESS")
+_LISTED_HOSTS = find_patterns("LISTED_HOSTS")
+_BESIDE_A_PERSON = find_patterns("BESIDE_A_PERSON")
+_SPEAKS_OF_ANTIBODIES = find_pattern("SPEAKS_OF_ANTIBODIES")
+_HUMAN_SUBJECT = find_pattern("HUMAN_SUBJECT")
+_EVIDENCE = find_pattern("EVIDENCE")
+_GENOTYPES = find_pattern("GENOTYPES")
+_KNOCKOUTS = find_pattern("KNOCKOUTS")
+_NECROPSY = find_pattern("NECROPSY")
+_XENOGRAFTS = find_pattern("XENOGRAFTS")
+_GRAFT_MATERIAL = find_pattern("GRAFT_MATERIAL")
+_TUMOURS = find_pattern("TUMOURS")
+_CULTURES = find_pattern("CULTURES", re.IGNORECASE)
+_TISSUES, _SURFACES = find_pattern("TISSUES").pattern, find_pattern("SURFACES").pattern
 
 _DASHES = str.maketrans(dict.fromkeys("‐‑‒–—−", "-") | {"’": "'", "‘": "'", "§": " "})
 _WORD = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]+(?!-?\d|[A-Za-z])")
@@ -49,11 +49,11 @@ _REACH = 60  # characters to either side in which a tissue says that a word is a
 
 _ARTICLE = r"(?:an?|the|two|three|wild|adult|young|juvenile|captive|stranded|healthy|normal|infected|male|female)"
 _ADJECTIVE = r"(?:(?!(?:in|on|of|to|and|or|with|from|for|the|an?|syndrome|genes?|scan|activity)\b)\w+\s+)?"
-_BEFORE_TISSUE = re.compile(rf"(?:'s?|s')?\s+{_ADJECTIVE}{TISSUES}\b", re.IGNORECASE)
-_BEFORE_ANY_TISSUE = re.compile(rf"(?:'s?|s')?[,:]?\s+{_ADJECTIVE}(?:{TISSUES}|{SURFACES})\b(?! scan)", re.IGNORECASE)
-_AFTER_TISSUE = re.compile(rf"\b{TISSUES}(?: \w+)? (?:of|from|in) (?:{_ARTICLE} ){{0,2}}$", re.IGNORECASE)
+_BEFORE_TISSUE = re.compile(rf"(?:'s?|s')?\s+{_ADJECTIVE}{_TISSUES}\b", re.IGNORECASE)
+_BEFORE_ANY_TISSUE = re.compile(rf"(?:'s?|s')?[,:]?\s+{_ADJECTIVE}(?:{_TISSUES}|{_SURFACES})\b(?! scan)", re.IGNORECASE)
+_AFTER_TISSUE = re.compile(rf"\b{_TISSUES}(?: \w+)? (?:of|from|in) (?:{_ARTICLE} ){{0,2}}$", re.IGNORECASE)
 _AFTER_ANY_TISSUE = re.compile(
-    rf"\b(?:{TISSUES}|{SURFACES})(?: \w+)? (?:of|from|in) (?:{_ARTICLE} ){{0,2}}$", re.IGNORECASE
+    rf"\b(?:{_TISSUES}|{_SURFACES})(?: \w+)? (?:of|from|in) (?:{_ARTICLE} ){{0,2}}$", re.IGNORECASE
 )
 _STARTS_A_NOUN = re.compile(rf"(?:^|[.,;:()]\s*|\b(?:of|from|in|and|{_ARTICLE})\s+)$", re.IGNORECASE)
 _FOUND_IN = re.compile(r"\b(?:in|from|of) an? (?:[\w-]+ )?$", re.IGNORECASE)
@@ -63,7 +63,7 @@ _IS_ILL = re.compile(r"\s+(?:naturally |experimentally )?(?:with|infected)\b")
 
 
 def judge_species(caption: str) -> Species:
-    """Tells whether a caption speaks of human material alone.
+    """Return whether a caption speaks of human material alone.
 
     Args:
         caption: The text of a picture; no mention of a species means human.
@@ -72,7 +72,7 @@ def judge_species(caption: str) -> Species:
 
 
 def find_species(caption: str) -> str | None:
-    """Finds the words that make a caption non-human, such as "mice"; None where there are none."""
+    """Return the words that make a caption non-human, such as "mice", or None."""
     text = unicodedata.normalize("NFKC", caption).translate(_DASHES)
     marked = _without_harmless(_mark_animals(text))
     if animal := _MARKED.search(marked):
@@ -81,25 +81,24 @@ def find_species(caption: str) -> str | None:
 
 
 def _find_evidence(text: str) -> str | None:
-    """Finds strains, genotypes, methods and the like that mean an animal without naming it."""
     lower = text.lower()
-    found = GENOTYPES.search(text) or EVIDENCE.search(lower) or _find_xenograft(text)
-    if not found and not CULTURES.search(text):
-        found = KNOCKOUTS.search(text)
-    if not found and not HUMAN_SUBJECT.search(lower):
-        found = NECROPSY.search(lower)
+    found = _GENOTYPES.search(text) or _EVIDENCE.search(lower) or _find_xenograft(text)
+    if not found and not _CULTURES.search(text):
+        found = _KNOCKOUTS.search(text)
+    if not found and not _HUMAN_SUBJECT.search(lower):
+        found = _NECROPSY.search(lower)
     return found.group() if found else None
 
 
 def _find_xenograft(text: str) -> re.Match[str] | None:
     lower = text.lower()
-    is_material = GRAFT_MATERIAL.search(lower) and not TUMOURS.search(lower)
-    return None if is_material else XENOGRAFTS.search(text)
+    is_material = _GRAFT_MATERIAL.search(lower) and not _TUMOURS.search(lower)
+    return None if is_material else _XENOGRAFTS.search(text)
 
 
 def _mark_animals(text: str) -> str:
-    """Lower case, with § before each word that names an animal."""
-    for pattern, word in COMPOUNDS:
+    """Return the text in lower case, with § before each word that names an animal."""
+    for pattern, word in _COMPOUNDS:
         text = pattern.sub(word, text)
     return _WORD.sub(_mark, text).lower()
 
@@ -110,11 +109,11 @@ def _mark(match: re.Match[str]) -> str:
 
 def _is_animal(match: re.Match[str]) -> bool:
     word = match.group()
-    if word in NEEDS_TISSUE:
+    if word in _NEEDS_TISSUE:
         return _is_beside_tissue(match, _BEFORE_ANY_TISSUE, _AFTER_ANY_TISSUE)
-    if word.lower() in UNCERTAIN or word in PLACES:
+    if word.lower() in _UNCERTAIN or word in _PLACES:
         return _is_uncertain_animal(match)
-    return word.lower() in ANIMALS and word not in NEVER
+    return word.lower() in _ANIMALS and word not in _NEVER
 
 
 def _is_uncertain_animal(match: re.Match[str]) -> bool:
@@ -142,12 +141,12 @@ def _without_harmless(marked: str) -> str:
     if "§" not in marked:
         return marked
     marked = " ".join(map(_without_listed_hosts, _SENTENCE_END.split(marked)))
-    marked = _without(HARMLESS, marked)
-    return _without(BESIDE_A_PERSON, marked) if HUMAN_SUBJECT.search(marked) else marked
+    marked = _without(_HARMLESS, marked)
+    return _without(_BESIDE_A_PERSON, marked) if _HUMAN_SUBJECT.search(marked) else marked
 
 
 def _without_listed_hosts(sentence: str) -> str:
-    return _without(LISTED_HOSTS, sentence) if SPEAKS_OF_ANTIBODIES.search(sentence) else sentence
+    return _without(_LISTED_HOSTS, sentence) if _SPEAKS_OF_ANTIBODIES.search(sentence) else sentence
 
 
 def _without(patterns: Sequence[re.Pattern[str]], marked: str) -> str:
@@ -159,21 +158,21 @@ def _without(patterns: Sequence[re.Pattern[str]], marked: str) -> str:
 
 
 class SpeciesRules:
-    """Filter "species" by `judge_species`; the score names the words that decided."""
+    """Filter "species" by rules on words."""
 
     name = "species"
     kinds = APPLIES_TO["species"]
     key = "species-rules-2"
 
     def item_key(self, item: Item) -> str:
-        """Names the text."""
+        """Return a key of the text."""
         return text_key(item)
 
     def score(self, items: Sequence[Item]) -> list[Score]:
-        """``{"species": "human" | "non-human", "found": words}``."""
+        """Return ``{"species": "human" or "non-human", "found": the words that decided}``."""
         found = [find_species(item.text) for item in items]
         return [{"species": "human" if words is None else "non-human", "found": words or ""} for words in found]
 
     def decide(self, item: Item, score: Score) -> Verdict:
-        """Drops non-human material."""
+        """Drop non-human material."""
         return Verdict(True) if score["species"] == "human" else Verdict(False, "non_human")
