@@ -1,7 +1,7 @@
 """Judge by the words of a caption alone whether it speaks of human material.
 
-The paper asked a language model. These rules do not: each word that names an animal is marked, phrases that name one
-but do not mean one (the host of an antibody, "owl eye", a patient bitten by a dog) are taken away, and what is left decides.
+The paper asked a language model. These rules do not: each word that names an animal is marked; phrases that name one
+but do not mean it (the host of an antibody, "owl eye", a patient bitten by a dog) are removed; what is left decides.
 
 A caption without a species is human, as most are. One that shows human and other material ("human and mouse islets"), a
 tumour of man grown in an animal, and cells of an animal are non-human: such a picture is not one of human tissue alone.
