@@ -81,7 +81,7 @@ def build(description: dict[str, Any], folder: Path) -> list[Candidate]:
     from transformers import CLIPModel
 
     from pallava.model import load_plip
-    from pallava.model.clip_files import convert_encoder
+    from pallava.model.clip import convert_encoder
     from pallava.model.vision import patch_tokens
 
     torch.manual_seed(0)

@@ -14,10 +14,13 @@ from pallava.errors import PallavaError
 COMMANDS: dict[str, tuple[str, str]] = {  # words: (module, or module:suffix of its functions; help)
     "demo": ("pallava.cli.demo", "train a small PA-LLaVA on this computer, and look at what it learnt"),
     "train": ("pallava.cli.train", "train by a config, as `xtuner train` does, with the trainer's true exit code"),
-    "convert": ("pallava.cli.convert", "turn a training checkpoint into a model folder"),
+    "convert": ("pallava.cli.model:convert", "turn a training checkpoint into a model folder"),
     "pretrain": ("pallava.cli.pretrain", "train the encoder, PLIP, by contrast on pairs of image and caption"),
-    "encoder convert": ("pallava.cli.encoder_convert", "turn a CLIP into open_clip's, Hugging Face's or PLIP's form"),
-    "card": ("pallava.cli.card", "write a model folder's card, or put scores into it"),
+    "encoder convert": (
+        "pallava.cli.model:encoder_convert",
+        "turn a CLIP into another form: open_clip's, Hugging Face's or PLIP's",
+    ),
+    "card": ("pallava.cli.model:card", "write a model folder's card, or put scores into it"),
     "chat": ("pallava.cli.chat", "ask a model folder about an image"),
     "evaluate": (
         "pallava.cli.evaluate",

@@ -68,7 +68,7 @@ def _choose_clip(options: argparse.Namespace, is_whole: bool) -> str | None:
     if not options.text:
         return None
     from pallava.evaluation.encoders.load import is_whole_clip
-    from pallava.model.checkpoints import read_json
+    from pallava.model.weights import read_json
 
     model = Path(options.model)
     source = read_json(model / "config.json").get("encoder_source")
@@ -167,7 +167,7 @@ def _similarity_panels(
     from torch.nn.functional import normalize
 
     from pallava.evaluation.encoders.load import load_encoder
-    from pallava.model.clip_files import load_projected_vision, projected_tile_spec
+    from pallava.model.clip import load_projected_vision, projected_tile_spec
     from pallava.model.similarity import embed_patches
     from pallava.tiling import join_tiles, make_tiles
 

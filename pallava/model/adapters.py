@@ -7,9 +7,8 @@ from torch import nn
 
 from pallava.errors import PallavaError
 from pallava.model.bitsandbytes import block_broken_bitsandbytes
-from pallava.model.checkpoints import read_json, read_weights
 from pallava.model.language_models import open_llm
-from pallava.model.state_dicts import check_finite, shorten
+from pallava.model.weights import check_finite, read_json, read_weights, shorten
 
 
 def is_adapted(llm: nn.Module) -> bool:

@@ -14,11 +14,10 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from pallava.errors import PallavaError
-from pallava.model.checkpoints import read_tensors
 from pallava.model.configuration import PALLaVAConfig
 from pallava.model.connector import ScaleInvariantConnector
 from pallava.model.encoders import adapter_of, patch_tokens
-from pallava.model.state_dicts import load_strictly
+from pallava.model.weights import load_strictly, read_tensors
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel, PretrainedConfig
 from transformers.activations import ACT2FN
 
 from pallava.errors import PallavaError
-from pallava.model.checkpoints import read_weights
-from pallava.model.state_dicts import CONNECTOR_RENAMES, load_strictly, rename_keys
+from pallava.model.weights import CONNECTOR_RENAMES, load_strictly, read_weights, rename_keys
 
 CONNECTOR_PREFIXES = ("projector.", "connector.")
 """Before its keys in a checkpoint: the published name, and ours."""

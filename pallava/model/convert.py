@@ -14,13 +14,12 @@ from xtuner.registry import BUILDER
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 from pallava.model.adapters import is_adapted
-from pallava.model.checkpoints import read_weights
 from pallava.model.model_card import write_model_card
 from pallava.model.published import describe_weights, is_published_folder
 from pallava.model.published_weights import build_from_published, is_archive
 from pallava.model.run_config import find_config
 from pallava.model.run_description import PUBLISHED_TRAINING, describe_run
-from pallava.model.state_dicts import load_strictly
+from pallava.model.weights import load_strictly, read_weights
 from pallava.training.model import PALLaVAModel
 
 SHARD_SIZE = "2GB"

@@ -12,11 +12,11 @@ from transformers import CLIPImageProcessor
 
 from pallava.errors import PallavaError
 from pallava.model import vision
-from pallava.model.checkpoints import read_json, read_weights
+from pallava.model.clip import make_image_processor
 from pallava.model.encoders import ENCODERS, adapter_of, encoder_config, num_tokens
-from pallava.model.state_dicts import StateDict, load_strictly, strip_prefix
 from pallava.model.timm_encoder import SCHEME, open_timm, open_timm_folder, timm_patch_size, timm_tile_spec
-from pallava.model.vision import load_plip, make_image_processor
+from pallava.model.vision import load_plip
+from pallava.model.weights import StateDict, load_strictly, read_json, read_weights, strip_prefix
 from pallava.tiling import TileSpec
 
 

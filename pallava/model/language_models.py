@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pallava.errors import PallavaError
-from pallava.model.state_dicts import check_finite, list_keys
+from pallava.model.weights import check_finite, list_keys
 
 _MAX_REASON = 300  # characters
 _ADVICE = "Give the path of a Hugging Face folder, or a name on the hub that this machine can reach and may read."

@@ -8,7 +8,7 @@ from typing import Any
 
 from pallava import __version__
 from pallava.errors import PallavaError
-from pallava.model.checkpoints import read_json
+from pallava.model.weights import read_json
 
 CARD = "README.md"
 _SCORES_BEGIN, _SCORES_END = "<!-- scores -->", "<!-- end of scores -->"

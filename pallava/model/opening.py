@@ -13,7 +13,7 @@ from pallava.errors import PallavaError
 from pallava.model.adapters import load_adapter
 from pallava.model.configuration import PALLaVAConfig
 from pallava.model.decoding import greedy
-from pallava.model.state_dicts import check_finite
+from pallava.model.weights import check_finite
 
 ADAPTER_FOLDER = "adapter"
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")

@@ -18,12 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from pallava.errors import PallavaError
 from pallava.model.bitsandbytes import block_broken_bitsandbytes
-from pallava.model.checkpoints import read_json, read_weights
 from pallava.model.connector import CONNECTOR_PREFIXES, ScaleInvariantConnector, own_connector_keys
 from pallava.model.encoder_sources import load_encoder
 from pallava.model.language_models import explained, open_llm
 from pallava.model.modeling import PALLaVAForConditionalGeneration
-from pallava.model.state_dicts import StateDict, load_strictly, shorten
+from pallava.model.weights import StateDict, load_strictly, read_json, read_weights, shorten
 
 PROJECTOR_FOLDER, ADAPTER_FOLDER, ENCODER_FOLDER = "projector", "llm_adapter", "plip"
 PUBLISHED_HEADS, PUBLISHED_WIDTH = 12, 768

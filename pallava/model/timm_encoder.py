@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pallava.errors import PallavaError
-from pallava.model.checkpoints import read_weights
-from pallava.model.state_dicts import StateDict, load_strictly
+from pallava.model.weights import StateDict, load_strictly, read_weights
 from pallava.tiling import TileSpec
 
 SCHEME = "timm:"

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from pallava.errors import PallavaError
-from pallava.model.checkpoints import read_json, read_weights
-from pallava.model.clip_conversion import huggingface_vision_config, open_clip_to_huggingface
-from pallava.model.state_dicts import PLIP_RENAMES, load_strictly, rename_keys
+from pallava.model.clip import huggingface_vision_config, make_image_processor, open_clip_to_huggingface
 from pallava.model.transformers_versions import vision_tower
+from pallava.model.weights import PLIP_RENAMES, load_strictly, read_json, read_weights, rename_keys
 
 # Towers and heads of a whole CLIP that PA-LLaVA does not read.
 _OTHER_PARTS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
@@ -61,26 +60,6 @@ def load_image_processor(source: str | os.PathLike[str]) -> CLIPImageProcessor:
     if not (folder / "config.json").is_file():
         raise PallavaError(f"No visual encoder at {folder}: expected a folder with config.json.")
     return make_image_processor(_vision_config(folder).image_size)
-
-
-def make_image_processor(size: int, *, squash: bool = False, **values: Any) -> CLIPImageProcessor:
-    """Preprocessing to squares of a side in pixels; CLIP's own but for the values given, such as `image_mean`.
-
-    Args:
-        size: The side.
-        squash: Resizes both sides to it; otherwise the shorter side, and crops the middle.
-        values: Of the processor.
-    """
-    square = {"height": size, "width": size}
-    if squash:
-        return CLIPImageProcessor(size=square, crop_size=square, do_center_crop=False, **values)
-    return CLIPImageProcessor(size={"shortest_edge": size}, crop_size=square, **values)
-
-
-def find_image_processor(source: str | os.PathLike[str]) -> CLIPImageProcessor | None:
-    """The preprocessing beside a CLIP's weights, or in the ``encoder`` folder of a training; None if there is none."""
-    places = (Path(source), Path(source) / "encoder")
-    return next((load_image_processor(each) for each in places if (each / "preprocessor_config.json").is_file()), None)
 
 
 def patch_tokens(encoder: CLIPVisionModel, pixel_values: Tensor, layer: int = -2) -> Tensor:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pallava.errors import PallavaError
-from pallava.model.clip_conversion import huggingface_vision_config
-from pallava.model.clip_files import read_description
+from pallava.model.clip import huggingface_vision_config, read_description
 from pallava.open_clip_weights import made_with_quick_gelu
 
 

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
-from pallava.model.checkpoints import read_weights
-from pallava.model.clip_conversion import huggingface_vision_config, open_clip_to_huggingface
-from pallava.model.clip_files import DESCRIPTION, WEIGHTS
-from pallava.model.state_dicts import load_strictly
-from pallava.model.vision import make_image_processor
+from pallava.model.clip import (
+    DESCRIPTION,
+    WEIGHTS,
+    huggingface_vision_config,
+    make_image_processor,
+    open_clip_to_huggingface,
+)
+from pallava.model.weights import load_strictly, read_weights
 
 RUN = "run"
 """Of the trainer's own folder inside ours: logs, parameters, checkpoints."""

@@ -172,7 +172,7 @@ def _content(settings: Pretraining, launch: Launch) -> dict[str, Any]:
     """What a training that goes on must have in common with its beginning."""
     model: Any = settings.model
     if settings.model.endswith(".json"):
-        from pallava.model.clip_files import read_description
+        from pallava.model.clip import read_description
 
         model = read_description(settings.model)
     return {

@@ -15,10 +15,9 @@ from xtuner.registry import BUILDER
 
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, ScaleInvariantConnector, ScaleInvariantConnectorConfig
-from pallava.model.checkpoints import read_weights
 from pallava.model.connector import own_connector_keys
 from pallava.model.language_models import explained
-from pallava.model.state_dicts import StateDict, load_strictly, shorten
+from pallava.model.weights import StateDict, load_strictly, read_weights, shorten
 
 _HEAD_WIDTH, _MOST_HEADS = 64, 12  # as published: 768 = 12 * 64
 

@@ -12,10 +12,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pallava.model import PALLaVAForConditionalGeneration, ScaleInvariantConnector, load_plip
 from pallava.model.bitsandbytes import block_broken_bitsandbytes
-from pallava.model.checkpoints import read_weights
 from pallava.model.connector import own_connector_keys
-from pallava.model.state_dicts import PLIP_RENAMES, compare_keys, load_strictly, rename_keys, strip_prefix
 from pallava.model.vision import patch_tokens
+from pallava.model.weights import PLIP_RENAMES, compare_keys, load_strictly, read_weights, rename_keys, strip_prefix
 from tests.tiny import golden
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0.0}

@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from pallava.cli import main
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
-from pallava.model.checkpoints import read_weights
 from pallava.model.convert import convert
+from pallava.model.weights import read_weights
 from pallava.training.model import PALLaVAModel
-from tests.model.test_checkpoints import save_malicious
 from tests.model.test_encoders import save_encoder
+from tests.model.test_weights import save_malicious
 from tests.tiny import golden
 from tests.tiny import training as tiny
 

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from pallava.cli import main
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, load_encoder
-from pallava.model.checkpoints import read_weights
-from pallava.model.clip_files import convert_encoder
+from pallava.model.clip import convert_encoder
 from pallava.model.convert import convert
+from pallava.model.weights import read_weights
 from pallava.training.llm import load_llm, load_tokenizer
-from tests.model.test_checkpoints import Malicious
+from tests.model.test_weights import Malicious
 from tests.tiny import golden
 from tests.training.test_convert import CONFIG
 from tests.training.test_published import CHECKPOINT, UNTOLD, pack, parts, save_deepspeed, save_layout
@@ -396,5 +396,5 @@ def test_pickles_of_weights_are_opened_in_two_places_and_safely() -> None:
         for line in path.read_text(encoding="utf-8").splitlines()
         if "torch.load(" in line or "pickle.load" in line or "Unpickler(" in line
     }
-    assert {name for name, _ in lines} == {"checkpoints.py", "restricted_pickle.py"}
-    assert all("weights_only=True" in line for name, line in lines if name == "checkpoints.py")
+    assert {name for name, _ in lines} == {"weights.py", "pickles.py"}
+    assert all("weights_only=True" in line for name, line in lines if name == "weights.py")

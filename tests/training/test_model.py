@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 
 from pallava.errors import PallavaError
 from pallava.training.model import PALLaVAModel, build_connector, choose_heads
-from tests.model.test_checkpoints import save_malicious
+from tests.model.test_weights import save_malicious
 from tests.tiny import golden
 
 

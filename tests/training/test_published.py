@@ -15,9 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
-from pallava.model.checkpoints import read_weights
 from pallava.model.convert import convert
 from pallava.model.published import describe_weights
+from pallava.model.weights import read_weights
 from tests.tiny import golden
 
 CHECKPOINT = golden.GOLDEN / "stage_checkpoint.pth"

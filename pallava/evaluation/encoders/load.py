@@ -16,10 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pallava.errors import PallavaError
-from pallava.model.checkpoints import read_json, read_weights
-from pallava.model.clip_files import DESCRIPTION, WEIGHTS, read_description
-from pallava.model.state_dicts import load_strictly, rename_keys
-from pallava.model.vision import find_image_processor
+from pallava.model.clip import DESCRIPTION, WEIGHTS, find_image_processor, read_description
+from pallava.model.weights import load_strictly, read_json, read_weights, rename_keys
 from pallava.open_clip_weights import made_with_quick_gelu
 from pallava.tiling import TileSpec
 

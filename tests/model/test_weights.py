@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from pallava.errors import PallavaError
 from pallava.model import ScaleInvariantConnector, load_image_processor, load_plip
-from pallava.model.checkpoints import read_weights
-from pallava.model.state_dicts import load_strictly
+from pallava.model.weights import load_strictly, read_weights
 from tests.tiny import golden
 
 
@@ -79,7 +78,7 @@ def test_a_broken_file_is_one_sentence(tmp_path: Path, content: bytes, reason: s
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(PallavaError, match="does not exist"):
         read_weights(tmp_path / "none.pth")
-    with pytest.raises(PallavaError, match="No weights in the folder"):
+    with pytest.raises(PallavaError, match=f"no weights in the folder '{tmp_path}'"):
         read_weights(tmp_path)
     with pytest.raises(PallavaError, match="does not exist"):
         load_plip(tmp_path / "none")

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
 from pallava.errors import PallavaError
-from pallava.model import clip_conversion as conversion
+from pallava.model import clip as conversion
 from tests.tiny import golden
 
 VISION = {"image_size": 32, "layers": 3, "width": 32, "head_width": 8, "patch_size": 16, "mlp_ratio": 2.0}
@@ -105,7 +105,7 @@ def test_a_text_tower_in_a_module_of_its_own_is_read() -> None:
 def test_weights_without_another_name_are_refused(change: dict[str, Tensor], reason: str) -> None:
     with pytest.raises(PallavaError, match=reason):
         conversion.convert_state({**random_clip(True).state_dict(), **change}, "huggingface")
-    with pytest.raises(PallavaError, match="no CLIP ViT that we know"):
+    with pytest.raises(PallavaError, match="layer1.weight"):
         conversion.convert_state({"layer1.weight": torch.ones(1)}, "huggingface")
 
 
@@ -130,7 +130,7 @@ def test_a_square_may_be_described_by_both_sides() -> None:
 
 @pytest.mark.parametrize("size", [[32, 48], [32, 32, 48], [], "32", 0, 32.0])
 def test_what_is_no_square_is_refused(size: object) -> None:
-    with pytest.raises(PallavaError, match=r"square, but image_size is .*: give one number"):
+    with pytest.raises(PallavaError, match=r"square, but image_size is "):
         conversion.huggingface_vision_config({**description(False), "vision_cfg": {**VISION, "image_size": size}})
 
 

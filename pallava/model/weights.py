@@ -1,0 +1,326 @@
+"""Weights: read safely from any file, renamed by tables, compared key by key, and loaded strictly.
+
+This is the only reader of foreign weight files. Nothing in a file is ever executed: safetensors, or PyTorch's
+``weights_only`` unpickler with a short list of harmless names, whose objects are replaced by an empty stand-in. It is
+one file, if a long one, because reading and loading together are what makes foreign weights safe.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pallava.errors import PallavaError
+
+StateDict = dict[str, Tensor]
+Renames = tuple[tuple[str, str | None], ...]
+"""(part of a published key, its replacement in ours); None drops the key."""
+
+PLIP_RENAMES: Renames = (
+    ("vision_model.embeddings.position_ids", None),  # a buffer that newer transformers recompute
+    ("post_layrnorm", "post_layernorm"),
+)
+CONNECTOR_RENAMES: Renames = (
+    ("model.bert.embeddings.position_ids", None),  # never read: the queries are embeddings
+    (".self.", ".attention."),
+    ("model.bert.", "qformer."),
+    ("model.mlp.model.", "projection."),
+    ("model.norm.", "norm."),
+)
+
+# What training checkpoints of mmengine and DeepSpeed hold beside tensors: logs, counters and settings, which we
+# never read. Each name is answered by a stand-in, so that the real code is neither imported nor run.
+_IGNORED_GLOBALS = (
+    "builtins.getattr",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "mmengine.config.config.ConfigDict",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "numpy._core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.dtypes.Float64DType",
+    "numpy.dtypes.Float32DType",
+    "numpy.dtypes.Int64DType",
+    "numpy.dtypes.UInt32DType",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+)
+_MODEL_STATES = "mp_rank_00_model_states.pt"  # where ZeRO-1 and -2 keep the trained weights whole
+_SAFE_TORCH = (2, 10)  # older weights_only unpicklers could be attacked (CVE-2025-32434 and a later one)
+
+
+class _Ignored(dict):
+    """Stand-in for an object that is not read; it swallows whatever its pickle does to it."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> "_Ignored":
+        return super().__new__(cls)
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def read_weights(source: str | os.PathLike[str]) -> StateDict:
+    """Read the tensors of a weights file, a checkpoint, a DeepSpeed folder or a Hugging Face folder.
+
+    Args:
+        source: ``.safetensors``, ``.pth``, ``.pt`` or ``.bin``; a DeepSpeed checkpoint folder or a file in it; a
+            folder with ``model.safetensors`` (sharded or not) or one weights file; a run's work directory (its newest
+            checkpoint).
+
+    Raises:
+        PallavaError: The source does not exist, is truncated, has no weights, or holds code or objects.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise PallavaError(f"no weights at '{path}': the path does not exist; give a checkpoint file or folder")
+    path = newest_checkpoint(path)
+    return _read_folder(path) if path.is_dir() else _read_file(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a description of weights, such as ``config.json``.
+
+    Raises:
+        PallavaError: The file does not exist, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PallavaError(f"no {path.name} in '{path.parent}'") from None
+    except ValueError as error:  # not UTF-8, or not JSON
+        raise PallavaError(f"'{path}' is not JSON ({error})") from None
+
+
+def read_tensors(folder: str | os.PathLike[str], prefixes: tuple[str, ...]) -> StateDict:
+    """Read from a folder's ``model.safetensors``, sharded or not, the tensors whose names begin with a prefix.
+
+    Raises:
+        PallavaError: The file does not exist, or is damaged.
+    """
+    files = sorted(Path(folder).glob("model*.safetensors"))
+    if not files:
+        raise PallavaError(f"no weights in the folder '{folder}': expected model.safetensors")
+    found: StateDict = {}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as tensors:
+                found.update({k: tensors.get_tensor(k) for k in tensors.keys() if k.startswith(prefixes)})  # noqa: SIM118
+        except SafetensorError as error:
+            raise _damaged(file, "safetensors", error) from None
+    return found
+
+
+def newest_checkpoint(path: Path) -> Path:
+    """Return the newest checkpoint of a training run's work directory; any other path unchanged.
+
+    Raises:
+        PallavaError: The checkpoint that the directory names does not exist.
+    """
+    note = path / "last_checkpoint"
+    if not note.is_file():
+        return path
+    name = Path(note.read_text(encoding="utf-8", errors="replace").strip()).name  # the directory may have been moved
+    if name in ("", ".."):
+        raise PallavaError(f"'{note}' names no checkpoint; give the path of one")
+    newest = path / name
+    if not newest.exists():
+        raise PallavaError(f"'{path}' names {name} as its newest checkpoint, but that is gone; give another one")
+    return newest
+
+
+def _read_folder(folder: Path) -> StateDict:
+    tagged = sorted(folder.glob(f"**/{_MODEL_STATES}"))
+    if tagged:
+        return _read_file(_latest_tag(folder, tagged))
+    shards = sorted(folder.glob("model*.safetensors"))
+    files = shards or sorted(p for p in folder.iterdir() if p.suffix in {".bin", ".pth", ".pt", ".safetensors"})
+    files = [p for p in files if p.name not in {"training_args.bin", "optimizer.pt", "scheduler.pt"}]
+    if not files:
+        raise PallavaError(
+            f"no weights in the folder '{folder}': expected model.safetensors or one .bin, .pth or .pt file"
+        )
+    if not shards and len(files) > 1 and not files[0].name.startswith("pytorch_model-"):
+        names = ", ".join(p.name for p in files)
+        raise PallavaError(f"the folder '{folder}' holds several weight files ({names}); give the path of one")
+    return {key: value for file in files for key, value in _read_file(file).items()}
+
+
+def _latest_tag(folder: Path, tagged: list[Path]) -> Path:
+    latest = folder / "latest"
+    newest = max(tagged, key=lambda path: [int(number) for number in re.findall(r"\d+", path.parent.name)])
+    named = folder / latest.read_text(errors="replace").strip() / newest.name if latest.is_file() else newest
+    return named if named in tagged else newest
+
+
+def _read_file(path: Path) -> StateDict:
+    if path.stat().st_size == 0:
+        raise PallavaError(f"the weights file '{path}' is empty (0 bytes); copy or download it again")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise _damaged(path, "safetensors", error) from None
+    if path.name.endswith("_optim_states.pt") and (path.parent / _MODEL_STATES).is_file():
+        return _read_file(path.parent / _MODEL_STATES)  # beside a rank's share of the optimizer
+    return _tensors_of(_unpickle_safely(path), path)
+
+
+def _damaged(path: Path, kind: str, reason: object) -> PallavaError:
+    return PallavaError(f"'{path}' is not a readable {kind} file ({reason}); copy or download it again")
+
+
+def _unpickle_safely(path: Path) -> Any:
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    if version < _SAFE_TORCH:
+        raise PallavaError(
+            f"'{path}' is a pickle, and torch {torch.__version__} cannot open a foreign one safely; "
+            "install torch 2.10 or newer, or give a .safetensors file"
+        )
+    try:
+        with torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED_GLOBALS]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or hostile file makes the unpickler raise
+        reason = str(error).split("Please file an issue")[0]
+        if "Unsupported" in reason or "GLOBAL" in reason:
+            named = [line.strip() for line in reason.splitlines() if "GLOBAL" in line or "Unsupported" in line]
+            raise PallavaError(
+                f"'{path}' was not opened, and nothing in it was executed: it holds more than tensors "
+                f"({named[0] if named else reason[:200]}); ask its author for a .safetensors file"
+            ) from None
+        first = reason.strip().splitlines()[0] if reason.strip() else type(error).__name__
+        raise _damaged(path, "PyTorch", first) from None
+
+
+def _tensors_of(content: Any, path: Path) -> StateDict:
+    for key in ("state_dict", "module", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not content:
+        raise PallavaError(f"no weights in '{path}': expected a state dict, got {type(content).__name__}")
+    tensors = {str(key).removeprefix("module."): v for key, v in content.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise PallavaError(f"no weights in '{path}': none of its {len(content)} entries is a tensor")
+    _check_plain(tensors, path)
+    return tensors
+
+
+def _check_plain(tensors: StateDict, path: Path) -> None:
+    """Refuse tensors that claim to be larger than the file: a few bytes, repeated, could fill the memory."""
+    for key, value in tensors.items():
+        if value.layout is not torch.strided or value.is_quantized or value.is_complex():
+            raise PallavaError(
+                f"'{path}' holds {key} in a form that weights do not have ({value.layout}, {value.dtype})"
+            )
+        if value.is_meta or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise PallavaError(f"'{path}' says that {key} has the shape {tuple(value.shape)}, but holds fewer numbers")
+
+
+def rename_keys(state: Mapping[str, Tensor], renames: Renames) -> StateDict:
+    """Apply every row of a table of renames to every key, in order.
+
+    Raises:
+        PallavaError: Two keys become one.
+    """
+    renamed = {}
+    for key, value in state.items():
+        new: str | None = key
+        for old_part, new_part in renames:
+            if new is not None and old_part in new:
+                new = None if new_part is None else new.replace(old_part, new_part)
+        if new in renamed:
+            raise PallavaError(f"the weights hold {new} under two names, of which one is {key}")
+        if new is not None:
+            renamed[new] = value
+    return renamed
+
+
+def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> StateDict:
+    """Return the entries under a prefix, without it; all of them if none has it."""
+    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return inside or dict(state)
+
+
+def compare_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """List missing, unexpected and reshaped keys; an empty result means that the two agree."""
+    reshaped = (key for key in expected.keys() & found.keys() if found[key].shape != expected[key].shape)
+    report = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "reshaped": sorted(
+            f"{key}: {tuple(found[key].shape)} where {tuple(expected[key].shape)} is expected" for key in reshaped
+        ),
+    }
+    return {kind: keys for kind, keys in report.items() if keys}
+
+
+def load_strictly(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: object,
+    expected: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Load weights of which no key may be missing, left over or of another shape.
+
+    Args:
+        module: Takes the weights; on the meta device it takes the tensors themselves.
+        state: Weights under the module's own keys.
+        source: Origin of the weights, for the message.
+        expected: The keys that must come; default: all of the module's.
+
+    Raises:
+        PallavaError: Keys are missing, unexpected or reshaped, or hold numbers that are not finite; it lists them.
+    """
+    own = module.state_dict()
+    if report := compare_keys(own if expected is None else expected, state):
+        raise PallavaError(f"the weights in '{source}' do not fit {type(module).__name__}: {list_keys(report)}")
+    check_finite(state, source)
+    on_meta = any(tensor.is_meta for tensor in own.values())
+    if not on_meta:
+        state = {key: value.to(own[key].dtype) if key in own else value for key, value in state.items()}
+    module.load_state_dict(state, strict=expected is None, assign=on_meta)
+
+
+def check_finite(state: Mapping[str, Tensor], source: object) -> None:
+    """Refuse weights with NaN or infinity in them, which no training that went well leaves.
+
+    Raises:
+        PallavaError: Lists their keys.
+    """
+    if wrong := sorted(key for key, value in state.items() if not _is_finite(value)):
+        raise PallavaError(
+            f"the weights in '{source}' are broken: {len(wrong)} hold NaN or infinity ({shorten(wrong)}); copy or "
+            "download them again, or take an earlier checkpoint"
+        )
+
+
+def _is_finite(value: Tensor) -> bool:
+    if value.is_meta or not value.numel() or not value.is_floating_point():
+        return True
+    low, high = (value if value.element_size() > 1 else value.float()).detach().aminmax()  # copies nothing; keeps NaN
+    return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
+def shorten(keys: list[str]) -> str:
+    """Return the first five keys, and how many more there are."""
+    return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+
+
+def list_keys(report: Mapping[str, list[str]]) -> str:
+    """Return a report of keys as text, such as "2 missing: a, b"; empty if nothing is wrong."""
+    return "; ".join(f"{len(keys)} {kind}: {shorten(keys)}" for kind, keys in report.items() if keys)
