@@ -7,13 +7,24 @@ folders.
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from pallava.model.configuration import PALLaVAConfig
-from pallava.model.connector import ScaleInvariantConnector, ScaleInvariantConnectorConfig
+from pallava.model.connectors import (
+    ConnectorConfig,
+    MLPConnector,
+    MLPConnectorConfig,
+    ScaleInvariantConnector,
+    ScaleInvariantConnectorConfig,
+    register_connector,
+)
 from pallava.model.encoder_sources import load_encoder, load_image_processor
+from pallava.model.encoders import register_encoder
 from pallava.model.modeling import PALLaVAForConditionalGeneration
 from pallava.model.processor import PALLaVAProcessor
 from pallava.model.vision import load_plip
 
 __all__ = [
+    "ConnectorConfig",
+    "MLPConnector",
+    "MLPConnectorConfig",
     "PALLaVAConfig",
     "PALLaVAForConditionalGeneration",
     "PALLaVAProcessor",
@@ -22,6 +33,8 @@ __all__ = [
     "load_encoder",
     "load_image_processor",
     "load_plip",
+    "register_connector",
+    "register_encoder",
 ]
 
 AutoConfig.register(PALLaVAConfig.model_type, PALLaVAConfig, exist_ok=True)

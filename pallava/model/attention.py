@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pallava.errors import PallavaError
 from pallava.model.configuration import PALLaVAConfig
-from pallava.model.connector import ScaleInvariantConnector
+from pallava.model.connectors import CONNECTORS, ScaleInvariantConnector
 from pallava.model.encoders import adapter_of, patch_tokens
 from pallava.model.weights import load_strictly, read_tensors
 
@@ -26,7 +26,7 @@ class Eyes:
 
     config: PALLaVAConfig
     encoder: Any
-    connector: ScaleInvariantConnector
+    connector: Any
 
 
 def load_eyes(folder: str | os.PathLike[str]) -> Eyes:
@@ -46,7 +46,7 @@ def load_eyes(folder: str | os.PathLike[str]) -> Eyes:
         parts = nn.ModuleDict(
             {
                 "visual_encoder": adapter_of(config.vision_config).build(config.vision_config),
-                "connector": ScaleInvariantConnector(config.connector_config),
+                "connector": CONNECTORS[config.connector_config.model_type](config.connector_config),
             }
         )
     state = read_tensors(path, ("visual_encoder.", "connector."))
@@ -77,11 +77,11 @@ def read_tiles(eyes: Eyes | Any, pixel_values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def cross_attention(connector: ScaleInvariantConnector, overview: Tensor, tiles: Tensor) -> Tensor:
+def cross_attention(connector: Any, overview: Tensor, tiles: Tensor) -> Tensor:
     """The connector's attention to the tiles, averaged over the heads.
 
     Args:
-        connector: The connector.
+        connector: A `ScaleInvariantConnector`.
         overview: (B, T, D).
         tiles: (B, S, D), without padding.
 
@@ -91,8 +91,8 @@ def cross_attention(connector: ScaleInvariantConnector, overview: Tensor, tiles:
     Raises:
         PallavaError: The connector has no cross-attention.
     """
-    if not connector.config.add_cross_attention:
-        raise PallavaError("This model's connector has no cross-attention: it reads the overview alone, and no tile.")
+    if not (isinstance(connector, ScaleInvariantConnector) and connector.config.reads_tiles):
+        raise PallavaError("the connector must have cross-attention to the tiles; this one has none to show")
     dtype = connector.norm.weight.dtype
     read = connector.qformer(
         query_embeds=overview.to(dtype), encoder_hidden_states=tiles.to(dtype), output_attentions=True

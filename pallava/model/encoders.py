@@ -118,6 +118,12 @@ ENCODERS: dict[str, EncoderAdapter] = {
 """Adapters by the `model_type` of the encoder's configuration."""
 
 
+def register_encoder(adapter: EncoderAdapter) -> EncoderAdapter:
+    """Add a kind of encoder to `ENCODERS`, by the `model_type` of its configuration, and return it."""
+    ENCODERS[adapter.config_class.model_type] = adapter
+    return adapter
+
+
 def adapter_of(config: PretrainedConfig | Mapping[str, Any]) -> EncoderAdapter:
     """The adapter for an encoder's configuration.
 

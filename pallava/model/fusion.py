@@ -1,9 +1,9 @@
 """Where text and images meet: visual tokens take the place of the image markers.
 
-Letters in shape comments: B samples, L text tokens, L' positions after fusing, I images of T visual tokens, H width.
+Letters in shape comments: B samples, L text tokens, L' positions after fusing, I images of T_i visual tokens, H width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 def fuse(
     embed: Callable[[Tensor], Tensor],
     input_ids: Tensor,
-    visual_tokens: Tensor | None,
+    visual_tokens: Tensor | Sequence[Tensor] | None,
     *,
     attention_mask: Tensor | None = None,
     labels: Tensor | None = None,
@@ -26,7 +26,7 @@ def fuse(
     Args:
         embed: The language model's input embeddings.
         input_ids: (B, L), with -200 for each image.
-        visual_tokens: (I, T, H), or None where there is no image.
+        visual_tokens: (T_i, H) for each image, or None without images.
         attention_mask: (B, L), 0 for padding.
         labels: (B, L).
         left: Whether padding goes to the left; default: the side it is on in `attention_mask`.
@@ -40,10 +40,11 @@ def fuse(
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)
     is_image = (input_ids == IMAGE_TOKEN_INDEX) & mask.bool()
     is_text = (input_ids != IMAGE_TOKEN_INDEX) & mask.bool()
-    num_images = 0 if visual_tokens is None else len(visual_tokens)
-    _check_markers(int(is_image.sum()), num_images)
-    num_tokens = 1 if visual_tokens is None else visual_tokens.shape[1]
-    spans = mask + is_image * (num_tokens - 1)  # how many positions each token takes
+    visual_tokens = [] if visual_tokens is None else list(visual_tokens)
+    _check_markers(int(is_image.sum()), len(visual_tokens))
+    sizes = [len(tokens) for tokens in visual_tokens]
+    counts = torch.tensor(sizes, dtype=torch.long, device=mask.device)  # (I,)
+    spans = mask.masked_scatter(is_image, counts.to(mask))  # number of positions that each token takes
     starts = spans.cumsum(1) - spans  # (B, L)
     lengths = spans.sum(1)
     total = int(lengths.max())
@@ -55,9 +56,10 @@ def fuse(
     text_embeds = embed(input_ids[is_text])
     embeds = text_embeds.new_zeros(len(input_ids), total, text_embeds.shape[-1])
     embeds = embeds.index_put((rows[is_text], starts[is_text]), text_embeds)
-    if visual_tokens is not None and num_images:
-        places = starts[is_image][:, None] + torch.arange(num_tokens, device=starts.device)  # (I, T)
-        embeds = embeds.index_put((rows[is_image][:, None], places), visual_tokens.to(embeds.dtype))
+    if visual_tokens:
+        row, start = (each[is_image].repeat_interleave(counts, output_size=sum(sizes)) for each in (rows, starts))
+        index = (row, start + torch.cat([torch.arange(size, device=mask.device) for size in sizes]))  # (sum of T_i,)
+        embeds = embeds.index_put(index, torch.cat(visual_tokens).to(embeds.dtype))
     positions = torch.arange(total, device=input_ids.device) - offsets[:, None]
     real = (positions >= 0) & (positions < lengths[:, None])
     fused = {

@@ -8,6 +8,7 @@ from typing import Any
 
 from pallava import __version__
 from pallava.errors import PallavaError
+from pallava.model.connectors import describe_connector
 from pallava.model.weights import read_json
 
 CARD = "README.md"
@@ -148,9 +149,7 @@ def _parts(config: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]
         f"{encoder.get('model_type', 'clip_vision_model')}, tiles of {encoder.get('image_size', 224)} pixels, hidden "
         f"state {config.get('vision_feature_layer', -2)}",
     )
-    layers = connector.get("cross_attention_layers")
-    reads = "reads no tile: the overview alone decides" if layers == [] else "cross-attention to the tiles"
-    yield "connector", f"{connector.get('num_hidden_layers', 6)} layers, {reads}"
+    yield "connector", describe_connector(connector, config.get("connector_class"))
 
 
 def _base(config: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ width, H language model width.
 
 import os
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from pallava.errors import PallavaError
 from pallava.model.adapters import is_adapted
 from pallava.model.configuration import PALLaVAConfig
-from pallava.model.connector import ScaleInvariantConnector
+from pallava.model.connectors import CONNECTORS, find_connector, import_path
 from pallava.model.decoding import greedy, merge_options
 from pallava.model.encoders import adapter_of, patch_tokens
 from pallava.model.fusion import fuse
 from pallava.model.model_card import CARD, write_model_card
 from pallava.model.opening import ADAPTER_FOLDER, find_folder, open_beside_llm, open_whole
+from pallava.model.weights import read_json
 from pallava.prompts import IGNORE_INDEX
 
 # What language models (Gemma 2, Cohere, Granite) do to the output layer's scores before they are logits.
@@ -50,14 +52,16 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         llm: nn.Module | None = None,
         *,
         visual_encoder: nn.Module | None = None,
-        connector: ScaleInvariantConnector | None = None,
+        connector: PreTrainedModel | None = None,
     ) -> None:
         super().__init__(config)
         self.llm: Any = llm if llm is not None else AutoModelForCausalLM.from_config(config.text_config)
         if visual_encoder is None:
             visual_encoder = adapter_of(config.vision_config).build(config.vision_config)
         self.visual_encoder: Any = visual_encoder
-        self.connector = connector if connector is not None else ScaleInvariantConnector(config.connector_config)
+        if connector is None:
+            connector = CONNECTORS[config.connector_config.model_type](config.connector_config)
+        self.connector: Any = connector
         self.generation_config = greedy(self.llm)
         self.post_init()
 
@@ -66,7 +70,7 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         cls,
         llm: Any,
         encoder: Any,
-        connector: ScaleInvariantConnector,
+        connector: PreTrainedModel,
         *,
         vision_feature_layer: int = -2,
     ) -> "PALLaVAForConditionalGeneration":
@@ -83,38 +87,42 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         _check_width("encoder", encoder.config.hidden_size, "visual_hidden_size", connector)
         _check_width("language model", llm.config.hidden_size, "llm_hidden_size", connector)
+        name = import_path(type(connector))
         config = PALLaVAConfig(
             text_config=llm.config,
             vision_config=encoder.config,
             connector_config=connector.config,
             vision_feature_layer=vision_feature_layer,
             base_llm=llm.config.name_or_path or None,
+            connector_class=None if name.startswith("pallava.") else name,
         )
         return cls(config, llm=llm, visual_encoder=encoder, connector=connector)
 
     def encode_images(
         self, pixel_values: Tensor | Sequence[Tensor], tiles_per_image: Tensor | Sequence[int] | None = None
-    ) -> Tensor:
-        """Turns images into visual tokens.
+    ) -> Tensor | list[Tensor]:
+        """Turn images into visual tokens.
 
         Args:
             pixel_values: (1+N, 3, P, P) for each image, the overview first: as a list, or all of them in one
-                tensor. One tensor without `tiles_per_image` is one image; of five dimensions, one image a row.
-            tiles_per_image: (I,), how many of the rows are each image's, its overview included.
+                tensor. One tensor without `tiles_per_image` is one image; of five dimensions, one image a row. N may
+                be 0 where the connector does not read tiles.
+            tiles_per_image: (I,), the number of rows of each image, its overview included.
 
         Returns:
-            (I, T, H), visual tokens.
+            (I, T, H), visual tokens; a list of (T_i, H) where the connector gives images different numbers of them.
 
         Raises:
             PallavaError: The rows do not add up, or an image has no tile.
         """
-        pixels, counts = _flatten_images(pixel_values, tiles_per_image)
+        config = self.config.connector_config
+        pixels, counts = _flatten_images(pixel_values, tiles_per_image, needs_tiles=config.reads_tiles)
         if not counts:
-            return pixels.new_zeros(0, self.config.num_visual_tokens, self.config.connector_config.llm_hidden_size)
-        learns = any(p.requires_grad for p in self.visual_encoder.parameters())
-        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            tokens = patch_tokens(self.visual_encoder, pixels.to(self.device), self.config.vision_feature_layer)
-        images = tokens.split(counts)  # I x (1+N, T, D)
+            return pixels.new_zeros(0, self.config.num_visual_tokens, config.llm_hidden_size)
+        if not config.reads_tiles:
+            pixels, counts = pixels[[0, *accumulate(counts)][:-1]], [1] * len(counts)
+        tokens = patch_tokens(self.visual_encoder, pixels.to(self.device), self.config.vision_feature_layer)
+        images = tokens.to(self.connector.dtype).split(counts)  # I x (1+N, T, D)
         overview = torch.stack([image[0] for image in images])  # (I, T, D)
         tiles = pad_sequence([image[1:].flatten(0, 1) for image in images], batch_first=True)  # (I, max N*T, D)
         lengths = torch.tensor([(count - 1) * overview.shape[1] for count in counts], device=tiles.device)
@@ -197,7 +205,7 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_values: Tensor | Sequence[Tensor] | None = None,
         tiles_per_image: Tensor | Sequence[int] | None = None,
         *,
-        visual_tokens: Tensor | None = None,
+        visual_tokens: Tensor | Sequence[Tensor] | None = None,
         **generate_kwargs: Any,
     ) -> LongTensor:
         """Answers each sample of a batch; greedy unless told otherwise.
@@ -207,8 +215,8 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attention_mask: (B, L), 0 for padding on either side.
             pixel_values: As in `encode_images`.
             tiles_per_image: As in `encode_images`.
-            visual_tokens: (I, T, H), what `encode_images` gave, in the place of `pixel_values`: where several
-                questions are on one image, it is encoded once.
+            visual_tokens: Visual tokens (T_i, H) of each image, as `encode_images` returns them, in place of
+                `pixel_values`: an image with several questions is encoded once.
             **generate_kwargs: Options of transformers' `generate`, such as `max_new_tokens` or `streamer`.
 
         Returns:
@@ -223,7 +231,9 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         fused.pop("position_ids")  # generate counts them itself, from the mask
         return self.llm.generate(**fused, **merge_options(self.generation_config, generate_kwargs))
 
-    def fuse(self, input_ids: Tensor, visual_tokens: Tensor | None, **options: Any) -> dict[str, Tensor]:
+    def fuse(
+        self, input_ids: Tensor, visual_tokens: Tensor | Sequence[Tensor] | None, **options: Any
+    ) -> dict[str, Tensor]:
         """Puts visual tokens in the place of the image markers; options as of `pallava.model.fusion.fuse`."""
         return fuse(self.llm.get_input_embeddings(), input_ids.to(self.device), visual_tokens, **options)
 
@@ -237,7 +247,12 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, folder: str | os.PathLike[str], *args: Any, base_llm: str | None = None, **kwargs: Any
+        cls,
+        folder: str | os.PathLike[str],
+        *args: Any,
+        base_llm: str | None = None,
+        trust_remote_code: bool = False,
+        **kwargs: Any,
     ) -> "PALLaVAForConditionalGeneration":
         """Opens a model folder: whole, or with an adapter beside a named base language model.
 
@@ -245,6 +260,7 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             folder: What `save_pretrained` or ``pallava convert`` wrote, or its name on the Hugging Face hub.
             *args: Passed on to transformers.
             base_llm: Where the base language model lies, if not where it was when the folder was written.
+            trust_remote_code: Whether to import the module of a connector that does not come with pallava.
             **kwargs: Passed on to transformers; `torch_dtype` is ``"auto"`` unless given.
 
         Raises:
@@ -255,6 +271,8 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if dtype is not None or kwargs.get("torch_dtype") is None:
             kwargs["torch_dtype"] = dtype or "auto"
         path = find_folder(folder, kwargs)
+        if trust_remote_code and (connector_class := read_json(path / "config.json").get("connector_class")):
+            find_connector(connector_class)
         if not (path / ADAPTER_FOLDER).is_dir():
             return open_whole(super().from_pretrained, path, args, kwargs)
         return open_beside_llm(super().from_pretrained, path, args, kwargs, base_llm)
@@ -301,7 +319,7 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """The parts have initialized themselves."""
 
 
-def _check_width(part: str, width: int, field: str, connector: ScaleInvariantConnector) -> None:
+def _check_width(part: str, width: int, field: str, connector: PreTrainedModel) -> None:
     expected = getattr(connector.config, field)
     if width != expected:
         raise PallavaError(
@@ -310,7 +328,7 @@ def _check_width(part: str, width: int, field: str, connector: ScaleInvariantCon
 
 
 def _flatten_images(
-    pixel_values: Tensor | Sequence[Tensor], tiles_per_image: Tensor | Sequence[int] | None
+    pixel_values: Tensor | Sequence[Tensor], tiles_per_image: Tensor | Sequence[int] | None, *, needs_tiles: bool
 ) -> tuple[Tensor, list[int]]:
     """All tiles in one (sum of 1+N, 3, P, P), and how many are each image's."""
     if isinstance(pixel_values, Tensor):
@@ -323,9 +341,9 @@ def _flatten_images(
         pixel_values = torch.cat(list(pixel_values)) if counts else torch.empty(0, 3, 0, 0)
     else:
         counts = [int(count) for count in tiles_per_image]  # type: ignore[union-attr]
-    if sum(counts) != len(pixel_values) or any(count < 2 for count in counts):
+    if sum(counts) != len(pixel_values) or any(count < 1 + needs_tiles for count in counts):
         raise PallavaError(
-            f"{len(pixel_values)} overviews and tiles were given for images of {counts}: each image needs its "
-            "overview and at least one tile, and the numbers must add up."
+            f"images must have an overview{' and at least one tile' * needs_tiles} each, and {len(pixel_values)} rows "
+            f"in all, got {counts}"
         )
     return pixel_values, counts

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from pallava.errors import PallavaError
 from pallava.model.bitsandbytes import block_broken_bitsandbytes
-from pallava.model.connector import CONNECTOR_PREFIXES, ScaleInvariantConnector, own_connector_keys
+from pallava.model.connectors import CONNECTOR_PREFIXES, ScaleInvariantConnector, own_connector_keys
 from pallava.model.encoder_sources import load_encoder
 from pallava.model.language_models import explained, open_llm
 from pallava.model.modeling import PALLaVAForConditionalGeneration

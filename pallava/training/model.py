@@ -14,8 +14,14 @@ from torch import Tensor, nn
 from xtuner.registry import BUILDER
 
 from pallava.errors import PallavaError
-from pallava.model import PALLaVAForConditionalGeneration, ScaleInvariantConnector, ScaleInvariantConnectorConfig
-from pallava.model.connector import own_connector_keys
+from pallava.model import PALLaVAForConditionalGeneration
+from pallava.model.connectors import (
+    CONNECTORS,
+    check_reopenable,
+    find_connector,
+    import_name,
+    own_connector_keys,
+)
 from pallava.model.language_models import explained
 from pallava.model.weights import StateDict, load_strictly, read_weights, shorten
 
@@ -27,30 +33,27 @@ Part = dict[str, Any]
 
 @BUILDER.register_module()
 def build_connector(
-    visual_hidden_size: int, llm_hidden_size: int, num_attention_heads: int | None = None, **sizes: Any
-) -> ScaleInvariantConnector:
-    """A new connector for an encoder and a language model of these widths.
+    visual_hidden_size: int, llm_hidden_size: int, kind: str | type = "pallava_connector", **sizes: Any
+) -> Any:
+    """Build a new connector for an encoder and a language model of these widths.
 
     Args:
         visual_hidden_size: Width of the encoder's tokens.
         llm_hidden_size: Width of the language model's embeddings.
-        num_attention_heads: Of each attention; default: as `choose_heads` has it for the encoder's width.
-        **sizes: The other fields of `ScaleInvariantConnectorConfig`.
+        kind: A `model_type` in `pallava.model.connectors.CONNECTORS`, the import path of a class, or the class.
+        **sizes: The other fields of its configuration; `num_attention_heads` is chosen by `choose_heads` by default.
 
     Raises:
-        PallavaError: There is no such field.
+        PallavaError: There is no such connector or field.
     """
-    known = set(inspect.signature(ScaleInvariantConnectorConfig).parameters) - {"kwargs"}
+    connector_class = find_connector(kind)
+    known = set(inspect.signature(connector_class.config_class).parameters) - {"kwargs"}
     if unknown := sorted(sizes.keys() - known):  # transformers' configurations would take anything
-        raise PallavaError(f"model.connector has no {', '.join(unknown)}: it knows {', '.join(sorted(known))}.")
-    return ScaleInvariantConnector(
-        ScaleInvariantConnectorConfig(
-            visual_hidden_size=visual_hidden_size,
-            llm_hidden_size=llm_hidden_size,
-            num_attention_heads=num_attention_heads or choose_heads(visual_hidden_size),
-            **sizes,
-        )
-    )
+        raise PallavaError(f"model.connector has no {', '.join(unknown)}; its fields are {', '.join(sorted(known))}")
+    if "num_attention_heads" in known and not sizes.get("num_attention_heads"):
+        sizes["num_attention_heads"] = choose_heads(visual_hidden_size)
+    widths = {"visual_hidden_size": visual_hidden_size, "llm_hidden_size": llm_hidden_size}
+    return connector_class(connector_class.config_class(**widths, **sizes))
 
 
 def choose_heads(width: int) -> int:
@@ -72,7 +75,8 @@ class PALLaVAModel(BaseModel):
     Args:
         llm: The causal language model.
         visual_encoder: The vision model.
-        connector: The connector; widths are filled in. Default: the published sizes.
+        connector: The connector; its type is one that `build_connector` knows as `kind`, and widths are filled in
+            (default: the published sizes).
         freeze_llm: Keeps the language model's own weights as they are; LoRA still learns.
         freeze_visual_encoder: Keeps the encoder as it is.
         llm_lora: peft's `LoraConfig`; without `target_modules` every linear layer but the output's.
@@ -101,6 +105,7 @@ class PALLaVAModel(BaseModel):
         self.llm = _build_llm(llm)
         self.visual_encoder = _build(visual_encoder)
         self.connector: Any = self._build_connector(connector)
+        check_reopenable(self.connector)
         self.llm.requires_grad_(not freeze_llm)
         self.visual_encoder.requires_grad_(not freeze_visual_encoder)
         if llm_lora is not None:
@@ -123,7 +128,11 @@ class PALLaVAModel(BaseModel):
             "visual_hidden_size": self.visual_encoder.config.hidden_size,
             "llm_hidden_size": self.llm.config.hidden_size,
         }
-        return BUILDER.build({"type": build_connector, **widths, **(connector or {})})
+        part = {"type": build_connector, **widths, **(connector or {})}
+        kind = import_name(part["type"]) if isinstance(part["type"], str) and "." in part["type"] else part["type"]
+        if isinstance(kind, type) or kind in CONNECTORS:
+            part.update(type=build_connector, kind=kind)
+        return BUILDER.build(part)
 
     def _tag_parameters(self) -> None:
         """Says on each parameter which learning rate is its own: the optimizer is given no names."""

@@ -70,7 +70,7 @@ def test_eyes_are_those_of_the_whole_model(kind: str, tmp_path: Path) -> None:
 
 def test_without_cross_attention_there_is_nothing_to_see(tmp_path: Path) -> None:
     golden.model(tmp_path / "plip", cross=False).save_pretrained(tmp_path / "model")
-    with pytest.raises(PallavaError, match="no cross-attention"):
+    with pytest.raises(PallavaError, match="cross-attention"):
         read_tiles(load_eyes(tmp_path / "model"), golden.samples()[0]["tiles"])
     with pytest.raises(PallavaError, match="No model folder"):
         load_eyes(tmp_path)

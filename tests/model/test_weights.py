@@ -97,7 +97,7 @@ def test_every_wrong_key_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_connector(tmp_path: Path) -> None:
-    with pytest.raises(PallavaError, match="holds no connector"):
+    with pytest.raises(PallavaError, match="must hold a connector"):
         ScaleInvariantConnector.from_published(golden.GOLDEN / "llm.safetensors")
 
 

@@ -88,7 +88,8 @@ class Answerer:
             return []
         try:
             with torch.inference_mode():
-                visual = self.model.encode_images(batch.tiles)[batch.image_of] if batch.tiles else None  # (I, T, H)
+                encoded = self.model.encode_images(batch.tiles) if batch.tiles else []
+                visual = [encoded[number] for number in batch.image_of] or None
                 ids = self.model.generate(**batch.prompts, visual_tokens=visual, max_new_tokens=self.max_new_tokens)
         except torch.OutOfMemoryError:
             raise PallavaError(

@@ -1,0 +1,488 @@
+"""Connectors: what turns the encoder's tokens of an image into the tokens that the language model reads.
+
+`CONNECTORS` holds their classes by the `model_type` of their configuration, which the model folder keeps. The published
+one, `ScaleInvariantConnector`, lets the overview's tokens read the tiles' tokens; `MLPConnector` reads the overview
+alone. A connector of your own is a class in a module of your own: see `register_connector`.
+
+Letters in shape comments: I images, T tokens of a tile, M tile tokens of an image, D encoder width, H language model
+width.
+"""
+
+import json
+import os
+import pkgutil
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import Blip2QFormerConfig, Blip2QFormerModel, PretrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+
+from pallava.errors import PallavaError
+from pallava.model.weights import (
+    CONNECTOR_RENAMES,
+    compare_keys,
+    list_keys,
+    load_strictly,
+    read_weights,
+    rename_keys,
+)
+
+CONNECTOR_PREFIXES = ("projector.", "connector.")
+"""Prefixes of its keys in a checkpoint: the published one, and ours."""
+
+_EPS = 1e-12  # of every norm in the published connector
+ConnectorClass = TypeVar("ConnectorClass", bound=type[PreTrainedModel])
+
+
+class ConnectorConfig(PretrainedConfig):
+    """Base class of a connector's configuration; a subclass needs a `model_type` and defaults for all its fields.
+
+    Args:
+        visual_hidden_size: Width D of the encoder's tokens.
+        llm_hidden_size: Width H of the language model's embeddings.
+        **kwargs: Passed on to transformers.
+    """
+
+    def __init__(self, visual_hidden_size: int = 768, llm_hidden_size: int = 4096, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.visual_hidden_size = visual_hidden_size
+        self.llm_hidden_size = llm_hidden_size
+
+    @property
+    def reads_tiles(self) -> bool:
+        """Whether the connector reads the tiles; if not, they are neither cut nor encoded."""
+        return True
+
+    def num_visual_tokens(self, tokens_per_tile: int, max_tiles: int) -> int:
+        """Return the largest number of visual tokens of one image.
+
+        Args:
+            tokens_per_tile: Number T of tokens that the encoder makes of a tile or an overview.
+            max_tiles: Largest number of tiles of an image, its overview not counted.
+        """
+        return tokens_per_tile
+
+    def describe(self) -> str:
+        """Return the connector in words, for the model card."""
+        return f"{self.model_type}, reads {'overview and tiles' if self.reads_tiles else 'the overview alone'}"
+
+
+class ScaleInvariantConnectorConfig(ConnectorConfig):
+    """Sizes of a `ScaleInvariantConnector`.
+
+    Args:
+        visual_hidden_size: Width D of the encoder's tokens, and of the connector's own layers.
+        llm_hidden_size: Width H of the language model's embeddings.
+        num_hidden_layers: Number of layers of self-attention, cross-attention and feed-forward.
+        num_attention_heads: Number of heads of each attention; must divide `visual_hidden_size`.
+        intermediate_size: Width inside the feed-forward.
+        add_cross_attention: Whether any layer reads the tiles.
+        cross_attention_layers: Indices of the layers that read the tiles (default: all of them).
+        projection_depth: Number of linear layers from D to H, with GELU between them.
+        dropout: Dropout of hidden states and attention probabilities in training.
+        initializer_range: Standard deviation of new weights.
+        **kwargs: Passed on to transformers.
+
+    Raises:
+        PallavaError: The heads do not divide the width.
+    """
+
+    model_type = "pallava_connector"
+
+    def __init__(
+        self,
+        visual_hidden_size: int = 768,
+        llm_hidden_size: int = 4096,
+        num_hidden_layers: int = 6,
+        num_attention_heads: int = 12,
+        intermediate_size: int = 3072,
+        add_cross_attention: bool = True,
+        cross_attention_layers: list[int] | None = None,
+        projection_depth: int = 1,
+        dropout: float = 0.1,
+        initializer_range: float = 0.02,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(visual_hidden_size, llm_hidden_size, **kwargs)
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.projection_depth = projection_depth
+        self.dropout = dropout
+        self.initializer_range = initializer_range
+        # After the base class's constructor, which resets `add_cross_attention`.
+        if cross_attention_layers is None:
+            cross_attention_layers = list(range(num_hidden_layers)) if add_cross_attention else []
+        self.cross_attention_layers = list(cross_attention_layers)
+        self.add_cross_attention = bool(cross_attention_layers)
+        if visual_hidden_size % num_attention_heads:
+            raise PallavaError(
+                f"num_attention_heads must divide the encoder's width {visual_hidden_size}, got {num_attention_heads}"
+            )
+
+    @property
+    def reads_tiles(self) -> bool:
+        """Whether any layer has cross-attention to the tiles."""
+        return self.add_cross_attention
+
+    def describe(self) -> str:
+        """Return the number of layers, and which of them read the tiles."""
+        layers = self.cross_attention_layers
+        if not layers:
+            reads = "no cross-attention: reads the overview alone"
+        elif layers == list(range(self.num_hidden_layers)):
+            reads = "cross-attention to the tiles"
+        else:
+            reads = f"cross-attention to the tiles in layers {', '.join(map(str, layers))}"
+        return f"{self.num_hidden_layers} layers, {reads}"
+
+
+class ScaleInvariantConnector(PreTrainedModel):
+    """Layers of [self-attention, cross-attention to the tiles, feed-forward], residual, norm, linear.
+
+    The layers are BLIP-2's Q-Former, queried by the overview's tokens (PA-LLaVA, https://arxiv.org/abs/2408.09530).
+    """
+
+    config_class = ScaleInvariantConnectorConfig
+    base_model_prefix = "connector"
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: ScaleInvariantConnectorConfig) -> None:
+        super().__init__(config)
+        self.gradient_checkpointing = False
+        self.qformer = _build_qformer(config)
+        self.norm = nn.LayerNorm(config.visual_hidden_size, eps=_EPS)
+        self.projection = _build_projection(config)
+        self.post_init()
+
+    def forward(self, overview: Tensor, tiles: Tensor, tile_mask: Tensor | None = None) -> Tensor:
+        """Turn an image's tokens into visual tokens.
+
+        Args:
+            overview: (I, T, D), the tokens of each overview.
+            tiles: (I, M, D), the tokens of each image's tiles, padded to the longest.
+            tile_mask: (I, M), 1 for a real token (default: all are real).
+
+        Returns:
+            (I, T, H), visual tokens.
+        """
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(self._connect, overview, tiles, tile_mask, use_reentrant=False)
+        return self._connect(overview, tiles, tile_mask)
+
+    def _connect(self, overview: Tensor, tiles: Tensor, tile_mask: Tensor | None) -> Tensor:
+        # The layers are run without the model around them: in newer transformers it asks the first norm for a scale,
+        # and the published connector's has none.
+        queries = self.qformer.dropout(self.qformer.layernorm(overview))
+        across = {"encoder_hidden_states": tiles, "encoder_attention_mask": _additive(tile_mask, tiles.dtype)}
+        read = self.qformer.encoder(
+            queries, query_length=queries.shape[1], **(across if self.config.add_cross_attention else {})
+        ).last_hidden_state  # (I, T, D)
+        return self.projection(self.norm(overview + read))  # (I, T, H)
+
+    @classmethod
+    def from_published(
+        cls,
+        source: str | os.PathLike[str] | Mapping[str, Tensor],
+        num_attention_heads: int = 12,
+        name: object = None,
+    ) -> "ScaleInvariantConnector":
+        """Open a connector under the published keys; sizes are inferred from keys and shapes.
+
+        Args:
+            source: A folder, a weights file, or a state dict; keys with or without the prefix ``projector.``.
+            num_attention_heads: The one size that no shape shows.
+            name: Where a state dict comes from, for messages.
+
+        Raises:
+            PallavaError: The weights cannot be read, or are not those of a connector.
+        """
+        state = dict(source) if isinstance(source, Mapping) else read_weights(source)
+        name = name or ("the given state dict" if isinstance(source, Mapping) else source)
+        state = own_connector_keys(state)
+        connector = cls(infer_connector_config(state, num_attention_heads=num_attention_heads, source=name))
+        load_strictly(connector, state, source=name)
+        return connector.eval()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+class MLPConnectorConfig(ConnectorConfig):
+    """Sizes of an `MLPConnector`.
+
+    Args:
+        visual_hidden_size: Width D of the encoder's tokens.
+        llm_hidden_size: Width H of the language model's embeddings.
+        projection_depth: Number of linear layers from D to H, with GELU between them.
+        **kwargs: Passed on to transformers.
+    """
+
+    model_type = "pallava_mlp"
+
+    def __init__(
+        self, visual_hidden_size: int = 768, llm_hidden_size: int = 4096, projection_depth: int = 2, **kwargs: Any
+    ) -> None:
+        super().__init__(visual_hidden_size, llm_hidden_size, **kwargs)
+        self.projection_depth = projection_depth
+
+    @property
+    def reads_tiles(self) -> bool:
+        """Never."""
+        return False
+
+    def describe(self) -> str:
+        """Return the number of layers."""
+        return f"MLP of {self.projection_depth} layers, reads the overview alone"
+
+
+class MLPConnector(PreTrainedModel):
+    """Linear layers with GELU over each token of the overview, as in LLaVA-1.5 (https://arxiv.org/abs/2310.03744)."""
+
+    config_class = MLPConnectorConfig
+    base_model_prefix = "connector"
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: MLPConnectorConfig) -> None:
+        super().__init__(config)
+        self.projection = _build_projection(config)
+        self.post_init()
+
+    def forward(self, overview: Tensor, tiles: Tensor | None = None, tile_mask: Tensor | None = None) -> Tensor:
+        """Turn an overview's tokens (I, T, D) into visual tokens (I, T, H); the other arguments are not read."""
+        return self.projection(overview)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Keep what `torch.nn.Linear` draws."""
+
+
+CONNECTORS: dict[str, type[PreTrainedModel]] = {
+    each.config_class.model_type: each for each in (ScaleInvariantConnector, MLPConnector)
+}
+"""Classes of connectors by the `model_type` of their configuration."""
+
+
+def register_connector(connector_class: ConnectorClass) -> ConnectorClass:
+    """Add a connector of your own to `CONNECTORS`; works as a decorator of its class.
+
+    Args:
+        connector_class: A `PreTrainedModel` built from its configuration alone. Its `config_class` is a subclass of
+            `ConnectorConfig`. Its `forward` takes `overview` (I, T, D), `tiles` (I, M, D) and `tile_mask` (I, M), 1 for
+            a real token, and returns (I, T', H), or a list of (T_i, H) where images have different numbers of tokens.
+
+    Returns:
+        The class itself.
+
+    Raises:
+        PallavaError: It is not such a class, or its `model_type` is that of another connector.
+    """
+    config_class = getattr(connector_class, "config_class", None)
+    name = import_path(connector_class)
+    if not (isinstance(config_class, type) and issubclass(config_class, ConnectorConfig) and config_class.model_type):
+        raise PallavaError(f"{name}.config_class must be a subclass of ConnectorConfig with a model_type")
+    known = import_path(CONNECTORS.setdefault(config_class.model_type, connector_class))
+    if known != name:
+        raise PallavaError(f"model_type {config_class.model_type!r} of {name} is already that of {known}")
+    CONNECTORS[config_class.model_type] = connector_class  # its module may have been loaded again
+    return connector_class
+
+
+def find_connector(kind: str | type) -> type[PreTrainedModel]:
+    """Return a connector's class, and register it.
+
+    Args:
+        kind: A `model_type` in `CONNECTORS`, the import path of a class, whose module is imported, or the class.
+
+    Raises:
+        PallavaError: Nothing has that name, or it is not a connector.
+    """
+    if isinstance(kind, type):
+        return register_connector(kind)
+    if kind in CONNECTORS:
+        return CONNECTORS[kind]
+    found = import_name(kind)
+    if not isinstance(found, type):
+        raise PallavaError(f"connector {kind!r} must be a class, got {found!r}")
+    return register_connector(found)
+
+
+def import_name(name: str) -> Any:
+    """Return what has an import path, such as ``my_connector.MyConnector``; runs its module.
+
+    Raises:
+        PallavaError: It cannot be imported.
+    """
+    try:
+        return pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise PallavaError(
+            f"connector {name!r} cannot be imported ({error}); choose {', '.join(CONNECTORS)}, or put its module where "
+            "Python finds it, such as in a folder of PYTHONPATH"
+        ) from None
+
+
+def make_connector_config(values: Mapping[str, Any], class_name: str | None = None) -> Any:
+    """Build a connector's configuration from its dictionary; imports nothing.
+
+    Args:
+        values: The dictionary; its `model_type` is that of the published connector by default.
+        class_name: Import path of the class, for the message.
+
+    Raises:
+        PallavaError: Its class is not registered.
+    """
+    kind = values.get("model_type", ScaleInvariantConnectorConfig.model_type)
+    if kind in CONNECTORS:
+        return CONNECTORS[kind].config_class(**values)
+    if not isinstance(class_name, str):
+        raise PallavaError(f"connector {kind!r} is not registered; choose {', '.join(CONNECTORS)}, or register it")
+    raise PallavaError(
+        f"connector {class_name} does not come with pallava; import module {class_name.rpartition('.')[0]} first, or "
+        "allow its import by --trust-remote-code (trust_remote_code=True)"
+    )
+
+
+def describe_connector(values: Mapping[str, Any], class_name: str | None = None) -> str:
+    """Return in words the connector of a ``config.json``, for the model card; imports nothing.
+
+    Args:
+        values: The part `connector_config`.
+        class_name: The part `connector_class`: the import path of a connector that does not come with pallava.
+    """
+    kind = values.get("model_type", ScaleInvariantConnectorConfig.model_type)
+    described = make_connector_config(values).describe() if kind in CONNECTORS else str(kind)
+    return f"{described}; {class_name}, which is not part of pallava" if class_name else described
+
+
+def check_reopenable(connector: nn.Module) -> None:
+    """Refuse a connector that no model folder could bring back, and register any other.
+
+    To be called before the first training step.
+
+    Args:
+        connector: The connector, as it is to be trained.
+
+    Raises:
+        PallavaError: Its class cannot be imported by name or is not a connector, its configuration does not survive
+            JSON, or a connector built from it has other weights.
+    """
+    kind: Any = type(connector)
+    name = import_path(kind)
+    if kind.__module__ == "__main__" or find_connector(name) is not kind:
+        raise PallavaError(f"connector {name} must be defined at the top of a module, or no model folder can open it")
+    try:
+        values = _as_json(connector.config)
+        kind.config_class()  # transformers writes the difference from the defaults
+        config = kind.config_class(**values)
+        with torch.device("meta"):
+            rebuilt = kind(config).state_dict()
+    except Exception as error:  # a class of the user's may raise anything
+        raise PallavaError(f"connector {name} cannot be built from its configuration alone ({error})") from None
+    if _as_json(config) != values:
+        raise PallavaError(f"{type(config).__name__} must keep the values it is given, got {config.to_dict()}")
+    if wrong := list_keys(compare_keys(connector.state_dict(), rebuilt)):
+        raise PallavaError(f"connector {name} has other weights when it is built from its configuration ({wrong})")
+
+
+def import_path(kind: type) -> str:
+    """Return the import path of a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _as_json(config: PretrainedConfig) -> dict[str, Any]:
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Turn (I, M), 1 for a real token, into what is added to attention scores: (I, 1, 1, M), 0 for a real token."""
+    return None if mask is None else (1 - mask[:, None, None].to(dtype)) * torch.finfo(dtype).min
+
+
+def own_connector_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a connector's weights under our keys, from ours or the published ones, alone or inside a checkpoint."""
+    inside = {key: value for key, value in state.items() if key.startswith(CONNECTOR_PREFIXES)}
+    state = rename_keys(inside or state, tuple((prefix, "") for prefix in CONNECTOR_PREFIXES))
+    is_published = any(key.startswith(("model.bert.", "model.mlp.model.")) for key in state)
+    return rename_keys(state, CONNECTOR_RENAMES) if is_published else state
+
+
+def infer_connector_config(
+    state: Mapping[str, Tensor], *, num_attention_heads: int, source: object = "the state dict"
+) -> ScaleInvariantConnectorConfig:
+    """Infer a published connector's sizes from the keys and shapes of its weights.
+
+    Raises:
+        PallavaError: A key that every such connector has is missing.
+    """
+    layer = "qformer.encoder.layer."
+    numbers = _numbers(state, layer, source)
+    depths = _numbers({key: 0 for key in state if key.endswith("weight")}, "projection.", source)
+    feed_forward = state.get(f"{layer}0.intermediate_query.dense.weight")
+    matrices = [feed_forward, *(state[f"projection.{depth}.weight"] for depth in depths)]
+    if not numbers or not depths or any(matrix is None or matrix.dim() != 2 for matrix in matrices):
+        raise PallavaError(
+            f"'{source}' must hold a connector, with keys such as model.bert.encoder.layer.0.... and "
+            f"model.mlp.model.0.weight, got {', '.join(sorted(state)[:3]) or 'none'}"
+        )
+    if numbers != set(range(len(numbers))):
+        raise PallavaError(f"the Q-Former in '{source}' must have layers without a gap, got {sorted(numbers)[:10]}")
+    feed_forward, last = state[f"{layer}0.intermediate_query.dense.weight"], state[f"projection.{max(depths)}.weight"]
+    return ScaleInvariantConnectorConfig(
+        visual_hidden_size=feed_forward.shape[1],
+        llm_hidden_size=last.shape[0],
+        num_hidden_layers=max(numbers) + 1,
+        num_attention_heads=num_attention_heads,
+        intermediate_size=feed_forward.shape[0],
+        cross_attention_layers=sorted(
+            n for n in numbers if any(k.startswith(f"{layer}{n}.crossattention") for k in state)
+        ),
+        projection_depth=len(depths),
+    )
+
+
+def _numbers(keys: Iterable[str], prefix: str, source: object) -> set[int]:
+    found = {key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix)}
+    if wrong := sorted(each for each in found if not (each.isascii() and each.isdigit() and len(each) < 5)):
+        raise PallavaError(f"'{source}' must hold a connector: {prefix}{wrong[0]} is not a numbered layer")
+    return {int(each) for each in found}
+
+
+def _build_projection(config: Any) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Linear(config.visual_hidden_size, config.llm_hidden_size)]
+    for _ in range(1, config.projection_depth):
+        layers += [ACT2FN["gelu"], nn.Linear(config.llm_hidden_size, config.llm_hidden_size)]
+    return nn.Sequential(*layers)
+
+
+def _build_qformer(config: ScaleInvariantConnectorConfig) -> Blip2QFormerModel:
+    qformer = Blip2QFormerModel(
+        Blip2QFormerConfig(
+            hidden_size=config.visual_hidden_size,
+            encoder_hidden_size=config.visual_hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
+            layer_norm_eps=_EPS,
+            cross_attention_frequency=1,
+            attn_implementation="eager",  # the only one it has
+        )
+    )
+    # The published connector normalizes its queries without learning scale or shift.
+    qformer.layernorm = nn.LayerNorm(config.visual_hidden_size, eps=_EPS, elementwise_affine=False)
+    # No frequency leaves cross-attention out of layer 0, so it is built everywhere and taken away.
+    for index, layer in enumerate(qformer.encoder.layer):
+        if index not in config.cross_attention_layers:
+            del layer.crossattention
+            layer.has_cross_attention = False
+    return qformer
