@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pallava.errors import PallavaError
-from pallava.report.matrices import confusion_plot
+from pallava.report.plots import confusion_plot
 from pallava.report.page import card, grid, heading, note, page
 from pallava.report.tables import percent, table
 

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 _INK = "#8a8f98"  # a grey between, since the page's colours follow the reader's system
+_MAX_SIDE = 9.0  # inches of a confusion matrix
 COLOURS = ("#7c5cc4", "#d0628f", "#2f8f83", "#c98a2b")
 
 
@@ -84,6 +85,36 @@ def histogram(
     axes.set_xlim(edges[0], edges[-1])
     _dress(axes, x_label, y_label, has_legend=len(series) > 1 or threshold is not None)
     return _svg(figure)
+
+
+def confusion_plot(rows: Sequence[str], columns: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    """A confusion matrix: counts in the cells, shaded by the share of their row.
+
+    Args:
+        rows: Names of the true classes.
+        columns: Names of the predicted ones.
+        counts: A row for each true class.
+
+    Returns:
+        An ``<svg>`` element.
+    """
+    side = min(2.2 + 0.55 * len(columns), _MAX_SIDE)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.add_subplot()
+    for y, row in enumerate(counts):
+        for x, count in enumerate(row):
+            share = count / max(sum(row), 1)
+            axes.fill_between([x - 0.47, x + 0.47], y - 0.47, y + 0.47, color=COLOURS[0], alpha=share, linewidth=0)
+            axes.text(x, y, str(count), ha="center", va="center", fontsize=9, color="white" if share > 0.7 else _INK)
+    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5), aspect="equal")
+    axes.set_xticks(range(len(columns)), [as_written(name) for name in columns], rotation=40, ha="right")
+    axes.set_yticks(range(len(rows)), [as_written(name) for name in rows])
+    axes.set_xlabel("predicted", color=_INK)
+    axes.set_ylabel("true", color=_INK)
+    axes.tick_params(colors=_INK, labelsize=8, length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return _svg(figure).replace(_INK, "currentColor")  # dark on light ground, and the other way round
 
 
 def _edges(series: Mapping[str, Mapping[float, int]], num_bins: int) -> np.ndarray:

@@ -1,9 +1,9 @@
 import pytest
 from PIL import Image
 
-from pallava.report.page import Answered, Cell, answers, card, contact_sheet, note, page, picture, share_bars
+from pallava.report.page import Cell, ShownAnswer, answers, card, contact_sheet, note, page, picture, share_bars
 from pallava.report.plots import _edges, histogram, line_plot, running_mean
-from pallava.report.tables import percent, table
+from pallava.report.table import Table, estimate, percent
 
 
 def test_a_page_needs_nothing_beside_it_and_escapes_text():
@@ -17,20 +17,44 @@ def test_a_page_needs_nothing_beside_it_and_escapes_text():
 
 
 def test_answers_say_right_and_wrong_without_colour():
-    text = answers([Answered("Q1", "yes", "yes", True), Answered("Q2", "no", "yes", False)])
+    text = answers([ShownAnswer("Q1", "yes", "yes", True), ShownAnswer("Q2", "no", "yes", False)])
     assert "✓ yes" in text
     assert "✗ no (true: yes)" in text
 
 
-def test_table():
-    assert "<td>a &amp; b</td><td>1</td>" in table(["x", "y"], [["a & b", "1"]])
+def test_one_table_renders_to_text_html_and_markdown():
+    table = Table("title <1>", ["x", "y"], [["a & b", "1"], ["c|d", "<2"]], note="n & m")
+    assert table.to_text().splitlines() == ["title <1>", "x       y", "a & b   1", "c|d    <2", "n & m"]
+    html = table.to_html()
+    assert "<caption>title &lt;1&gt;</caption>" in html
+    assert "<td>a &amp; b</td><td>1</td>" in html
+    assert "n &amp; m" in html
+    assert table.to_markdown().splitlines() == [
+        "title &lt;1>",
+        "",
+        "| x | y |",
+        "| --- | --- |",
+        "| a & b | 1 |",
+        r"| c\|d | &lt;2 |",
+        "",
+        "n & m",
+    ]
+
+
+def test_a_table_refuses_rows_of_another_length():
     with pytest.raises(ValueError, match="3 cells, but the header has 2"):
-        table(["x", "y"], [["1", "2", "3"]])
+        Table("", ["x", "y"], [["1", "2", "3"]])
 
 
 def test_percent():
     assert percent(0.8333) == "83.3 %"
     assert percent(float("nan")) == "–"
+
+
+def test_estimate():
+    assert estimate(0.8333, 0.801, 0.86) == "83.3 % [80.1, 86.0]"
+    assert estimate(float("nan"), 0.1, 0.2) == estimate(None, None, None) == "–"
+    assert estimate(0.5, None, float("nan")) == "50.0 % [–, –]"
 
 
 def test_plot_is_one_svg():
@@ -52,8 +76,8 @@ def test_a_dollar_in_a_name_is_no_formula(monkeypatch):
 
 
 def test_text_of_a_table_is_set_to_the_left():
-    assert '<table class="text">' in table(["x"], [["a"]], is_text=True)
-    assert "class" not in table(["x"], [["a"]]).replace('class="scroll"', "")
+    assert '<table class="text">' in Table("", ["x"], [["a"]], is_text=True).to_html()
+    assert "class" not in Table("", ["x"], [["a"]]).to_html().replace('class="scroll"', "")
 
 
 def test_histogram_is_one_svg_with_its_threshold():

@@ -1,6 +1,6 @@
 import pytest
 
-from pallava.report.matrices import confusion_plot
+from pallava.report.plots import confusion_plot
 
 
 def test_confusion_is_one_svg_in_the_colour_of_the_page():
