@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pallava.errors import PallavaError
-from pallava.report.plots import confusion_plot
 from pallava.report.page import card, grid, heading, note, page
+from pallava.report.plots import confusion_plot
 from pallava.report.tables import percent, table
 
 _NO_CLASS = "no class"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
 from pallava.report.page import render
 
 _UNDEFINED = "–"
