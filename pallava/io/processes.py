@@ -1,14 +1,17 @@
-"""Work on a stream by several processes, whose results come in the stream's order."""
+"""Processes: how many, a stream's work shared by several, and a command run as a child."""
 
 from __future__ import annotations
 
 import os
 import signal
+import stat
+import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from multiprocessing import connection, get_context, parent_process
 from typing import TypeVar
@@ -19,28 +22,29 @@ Value = TypeVar("Value")
 Result = TypeVar("Result")
 
 _WAITING = 4  # batches for each process: enough to keep it busy, few enough to keep memory flat
+_ENDS_WITH_STDIN = "PALLAVA_ENDS_WITH_STDIN"  # set for a child whose stdin its parent holds open
 
 
 def batches(values: Iterable[Value], size: int) -> Iterator[list[Value]]:
-    """Cuts a stream into lists; the last may be shorter."""
+    """Cut a stream into lists; the last may be shorter."""
     iterator = iter(values)
     while batch := list(islice(iterator, size)):
         yield batch
 
 
 def map_in_order(function: Callable[[Value], Result], values: Iterable[Value], num_workers: int) -> Iterator[Result]:
-    """Yields function(value) of each value, in order, while reading no further ahead than needed.
+    """Yield function(value) for each value, in order, while reading no further ahead than needed.
 
     Args:
-        function: Of a module, since it is sent to the processes.
-        values: Large enough each to be worth sending, such as batches.
-        num_workers: Processes; 1 works in this one, as does a stream of a single value.
+        function: A function at the top level of a module, since it is sent to the processes.
+        values: Values that are worth sending to another process, such as batches.
+        num_workers: Number of processes; 1 works in this one, as does a stream of a single value.
 
     Raises:
-        PallavaError: There are fewer workers than one, or one was ended from outside.
+        PallavaError: There are fewer workers than one, or a worker was killed.
     """
     if num_workers < 1:
-        raise PallavaError(f"the number of workers is {num_workers}; expected 1 or more")
+        raise PallavaError(f"the number of workers must be at least 1, got {num_workers}")
     iterator = iter(values)
     head = list(islice(iterator, 2))
     if num_workers == 1 or len(head) < 2:  # starting processes takes longer
@@ -56,7 +60,7 @@ def map_in_order(function: Callable[[Value], Result], values: Iterable[Value], n
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
-        raise PallavaError("a worker was ended from outside; is there enough memory? Try --workers 1") from None
+        raise PallavaError("a worker process was killed, perhaps for lack of memory; try --workers 1") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -73,12 +77,84 @@ def default_num_workers() -> int:
 
 
 def start_worker() -> None:
-    """Of a pool's process: leaves Ctrl-C to the parent, and ends with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends the pool
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    """Prepare a process of a pool: leave Ctrl-C to the parent, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the pool
+    threading.Thread(target=_end_with_pool, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def run_child(
+    command: Sequence[str], on_line: Callable[[str], object], environment: Mapping[str, str] | None = None
+) -> int:
+    """Run a command to its end and pass on its output line by line.
+
+    The child does not outlive this process: SIGTERM is passed on to it and its process group, an exception here
+    terminates them, and a child that calls `end_with_parent` ends even if this process is killed.
+
+    Args:
+        command: The program and its arguments.
+        on_line: Receives each line of its stdout and stderr, with the line break.
+        environment: Environment variables of the child (default: those of this process).
+
+    Returns:
+        The exit code; 128 plus the signal's number if a signal ended it.
+
+    Raises:
+        OSError: The program cannot be started.
+    """
+    variables = {**(os.environ if environment is None else environment), "PYTHONUNBUFFERED": "1", _ENDS_WITH_STDIN: "1"}
+    process = subprocess.Popen(
+        command,
+        env=variables,
+        stdin=subprocess.PIPE,  # nothing is written: a child sees it close when this process is gone
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # a process group, so that all its processes can be terminated
+    )
+    assert process.stdout is not None
+    with process, _terminated_at_exit(process):
+        for line in process.stdout:
+            on_line(line)
+        code = process.wait()
+    return code if code >= 0 else 128 - code
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it by `run_child` is gone, even by a kill; otherwise do nothing.
+
+    The processes that this one starts share its stdin, and can call this function too.
+    """
+    if os.environ.get(_ENDS_WITH_STDIN) and stat.S_ISFIFO(os.fstat(0).st_mode):
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+
+
+@contextmanager
+def _terminated_at_exit(process: subprocess.Popen[str]) -> Iterator[None]:
+    def terminate(*_: object) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+
+    before = None
+    with suppress(ValueError):  # only the main thread can handle signals
+        before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            terminate()
+            process.wait()
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _end_with_stdin() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+def _end_with_pool() -> None:
     """A killed parent ends no pool, and its workers would wait for ever."""
     if parent := parent_process():
         connection.wait([parent.sentinel])

@@ -4,8 +4,6 @@ import argparse
 import contextlib
 import io
 import json
-import signal
-import subprocess
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +12,13 @@ from typing import Any
 
 from pallava.errors import PallavaError
 from pallava.io.locks import hold_lock
+from pallava.io.processes import run_child
 from pallava.pretraining.pairs import SHARDS, TABLE, hash_of, left_out, write_pairs
 from pallava.pretraining.steps import count_steps
 
 DEFAULT_MODEL, DEFAULT_WEIGHTS = "ViT-B-16-quickgelu", "openai"
 """The published shape, ViT-B/16 at 224, from CLIP's weights."""
 RUN = "run"
-ENDS_WITH_STDIN = "PALLAVA_ENDS_WITH_STDIN"
-"""In the environment of a trainer whose stdin is held open by the process that started it."""
 _SETTINGS = "pretraining.json"
 _LATEST = Path(RUN, "checkpoints", "epoch_latest.pt")
 _PREPARED = ("pairs", SHARDS, ".")
@@ -229,48 +226,21 @@ def _words(settings: Pretraining, parsed: argparse.Namespace, steps: int) -> lis
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str], on_line: Callable[[str], object]) -> None:
-    process = subprocess.Popen(
-        command,
-        env={**environment, "PYTHONUNBUFFERED": "1", ENDS_WITH_STDIN: "1"},
-        stdin=subprocess.PIPE,  # nothing is written: its end tells the trainer of ours, which nothing else does
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )
-    assert process.stdout is not None
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
-    sentence, is_torchruns = "", False
-    with process, _ended_with_us(process):
-        for line in process.stdout:
-            on_line(line)
-            if line.startswith("error: ") and not sentence:
-                sentence = line.removeprefix("error: ").strip()
-            is_torchruns = is_torchruns or "torch/distributed/elastic/" in line  # it tells of the failure at length
-            if line.strip() and not is_torchruns:
-                tail.append(line.rstrip())
-        code = process.wait()
-    if code and sentence:
-        raise PallavaError(sentence)
+    errors: list[str] = []
+    is_torchruns = False
+
+    def read(line: str) -> None:
+        nonlocal is_torchruns
+        on_line(line)
+        if line.startswith("error: "):
+            errors.append(line.removeprefix("error: ").strip())
+        is_torchruns = is_torchruns or "torch/distributed/elastic/" in line  # its own long report of the failure
+        if line.strip() and not is_torchruns:
+            tail.append(line.rstrip())
+
+    code = run_child(command, read, environment)
+    if code and errors:
+        raise PallavaError(errors[0])
     if code:
-        raise TrainerFailed(code if code > 0 else 128 - code, tail)
-
-
-@contextlib.contextmanager
-def _ended_with_us(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Passes a scheduler's SIGTERM on, and leaves no process behind."""
-
-    def end(*_: object) -> None:
-        process.terminate()
-
-    before = None
-    with contextlib.suppress(ValueError):  # outside the main thread nobody can listen
-        before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        raise TrainerFailed(code, tail)

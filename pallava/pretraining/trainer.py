@@ -4,17 +4,15 @@ Started by `pallava.pretraining.run`, by torchrun where there are several.
 """
 
 import argparse
-import os
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pallava.errors import PallavaError
+from pallava.io.processes import end_with_parent
 from pallava.pretraining.description import describe
 from pallava.pretraining.export import export
-from pallava.pretraining.run import ENDS_WITH_STDIN
 
 USER_ERROR = 2
 
@@ -28,8 +26,7 @@ def main(words: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    if os.environ.get(ENDS_WITH_STDIN):
-        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    end_with_parent()
     split = list(words).index("--")
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
@@ -44,16 +41,6 @@ def main(words: Sequence[str]) -> int:
             message = message.splitlines()[-1].split("Error: ", 1)[-1]
         sys.stderr.write(f"error: {message}\n")
         return USER_ERROR
-
-
-def _end_with_stdin() -> None:
-    """Ends this process when the one that started the training is gone, however it went.
-
-    A training left alone would go on beside the run that follows. torchrun's processes share its stdin.
-    """
-    while os.read(sys.stdin.fileno(), 1):
-        pass
-    os._exit(1)
 
 
 def train(out: Path, arguments: Sequence[str], description: Path | None, *, augment: bool) -> int:

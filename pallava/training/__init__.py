@@ -1,7 +1,9 @@
 """The xtuner plugin. Importing it applies the work-arounds and registers our parts."""
 
+from pallava.io.processes import end_with_parent
 from pallava.training import compat, failures
 
+end_with_parent()
 failures.tell_in_a_sentence()
 compat.apply()  # before the imports below: peft must not meet a broken bitsandbytes
 

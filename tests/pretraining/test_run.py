@@ -145,7 +145,7 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
 
     def start_another(line: str) -> None:
         if not told:
-            with pytest.raises(PallavaError, match="another run trains in '.*out' now"):
+            with pytest.raises(PallavaError, match="another run trains in '.*out'"):
                 pretrain(settings(tmp_path), launch(), lambda line: None)
         told.append(line)
 
@@ -190,7 +190,7 @@ def test_mistakes_in_the_model_are_told_before_a_picture_is_read(tmp_path: Path)
     save_pairs(tmp_path)
     with pytest.raises(PallavaError, match="there are no weights 'none.pt' to start tiny from"):
         pretrain(settings(tmp_path, pretrained="none.pt"), launch(), lambda line: None)
-    with pytest.raises(PallavaError, match="no plain CLIP ViT"):
+    with pytest.raises(PallavaError, match="CLIP ViT"):
         pretrain(settings(tmp_path, model="RN50"), launch(), lambda line: None)
     assert not (tmp_path / "out").exists()
 
