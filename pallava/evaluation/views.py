@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import torch
 from PIL import Image
 
 from pallava.evaluation.answers.items import Item
-from pallava.transforms import change_stains
-
-Change = Callable[[Image.Image], Image.Image]
+from pallava.transforms import ImageChange, resizing, shift_stains, turning
 
 AS_IS, SHUFFLED = "", "shuffled"
-_STAIN_SCALE, _STAIN_SHIFT = (1.05, 0.95, 1.0), (0.05, -0.05, 0.0)
 
 
 @dataclass(frozen=True)
@@ -29,36 +24,17 @@ class View:
     """
 
     name: str = AS_IS
-    change: Change | None = None
-
-
-def shift_stains(image: Image.Image) -> Image.Image:
-    """More haematoxylin, less eosin: by as much as the encoder's training draws at most."""
-    pixels = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 255  # (3, H, W)
-    changed = change_stains(pixels, torch.tensor(_STAIN_SCALE), torch.tensor(_STAIN_SHIFT))
-    return Image.fromarray(changed.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy())
-
-
-def _scale(factor: float) -> Change:
-    def change(image: Image.Image) -> Image.Image:
-        width, height = (max(1, round(side * factor)) for side in image.size)
-        return image.resize((width, height), Image.Resampling.BICUBIC)
-
-    return change
-
-
-def _turn(method: Image.Transpose) -> Change:
-    return lambda image: image.transpose(method)
+    change: ImageChange | None = None
 
 
 UNCHANGED_MEANING: tuple[View, ...] = (
-    View("half_size", _scale(0.5)),
-    View("double_size", _scale(2)),
-    View("rotated_90", _turn(Image.Transpose.ROTATE_90)),
-    View("rotated_180", _turn(Image.Transpose.ROTATE_180)),
-    View("rotated_270", _turn(Image.Transpose.ROTATE_270)),
-    View("mirrored", _turn(Image.Transpose.FLIP_LEFT_RIGHT)),
-    View("upside_down", _turn(Image.Transpose.FLIP_TOP_BOTTOM)),
+    View("half_size", resizing(0.5)),
+    View("double_size", resizing(2)),
+    View("rotated_90", turning(Image.Transpose.ROTATE_90)),
+    View("rotated_180", turning(Image.Transpose.ROTATE_180)),
+    View("rotated_270", turning(Image.Transpose.ROTATE_270)),
+    View("mirrored", turning(Image.Transpose.FLIP_LEFT_RIGHT)),
+    View("upside_down", turning(Image.Transpose.FLIP_TOP_BOTTOM)),
     View("stain_shifted", shift_stains),
 )
 """Changes after which a question about tissue has the same answer."""

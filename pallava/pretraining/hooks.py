@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms import Normalize
 
 from pallava.images import open_image
-from pallava.pretraining.augmentation import PathologyAugmentation
+from pallava.transforms import PathologyAugmentation
 
 _PICTURES = {f".{name}" for name in ("jpg", "jpeg", "png", "webp")}
 

@@ -54,7 +54,7 @@ def train(out: Path, arguments: Sequence[str], description: Path | None, *, augm
     from open_clip_train.params import parse_args
 
     from pallava.pretraining import hooks
-    from pallava.pretraining.augmentation import PathologyAugmentation
+    from pallava.transforms import PathologyAugmentation
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # Of an option given twice the last counts: these are defaults.

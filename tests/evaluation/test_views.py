@@ -9,7 +9,8 @@ from PIL import Image
 
 from pallava.evaluation.answers.consistency import score_consistency, share, share_by_group
 from pallava.evaluation.answers.items import Answered, Item
-from pallava.evaluation.views import UNCHANGED_MEANING, shift_stains, shuffle_images
+from pallava.evaluation.views import UNCHANGED_MEANING, shuffle_images
+from pallava.transforms import shift_stains
 
 
 def item(number: int, image: str = "a.png", group: str = "") -> Item:

@@ -13,7 +13,7 @@ import webdataset
 from PIL import Image
 
 from pallava.pretraining import hooks
-from pallava.pretraining.augmentation import PathologyAugmentation
+from pallava.transforms import PathologyAugmentation
 from tests.tiny.pretraining import MODEL, save_pairs
 
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pallava.pretraining.augmentation import PathologyAugmentation
-from pallava.transforms import change_stains
+from pallava.transforms import PathologyAugmentation, change_stains
 
 # Ruifrok and Johnston 2001: rows are haematoxylin, eosin, DAB.
 RGB_FROM_HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
