@@ -1,17 +1,19 @@
-"""Metrics of a classification with bootstrap intervals; they agree with scikit-learn's, which a test compares.
+"""Metrics and means with bootstrap intervals; the metrics equal scikit-learn's, with which a test compares them.
 
-Every metric is computed from counts with any number of leading axes, so that all resamples of the bootstrap are
-computed at once by the same code as the metric itself. Letters in shapes: N images, C classes, R resamples.
+`bootstrap` computes a statistic of all resamples at once by the same code as the statistic itself. Letters in shapes:
+N images, C classes, R resamples, Q questions, S rows of values, K values of a statistic.
 """
 
-from collections.abc import Callable, Iterator
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 UNNAMED = -1
-"""Prediction of a model whose answer names no class: wrong whatever the truth is."""
+"""Predicted number for an answer that names no class: wrong whatever the truth is."""
 
 NUM_RESAMPLES = 1000
 _CONFIDENCE = 0.95
@@ -23,14 +25,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model said of each image, however it was asked.
+    """The true and the predicted class of each image, by an encoder or by answers.
 
     Attributes:
         labels: Names of the C classes.
         true: (N,) numbers of the true classes.
-        predicted: (N,) numbers of the predicted ones; `UNNAMED` where the answer names none.
-        scores: (N, C), of each class the larger the likelier, comparable between images; None of a model that gives
-            answers only.
+        predicted: (N,) numbers of the predicted ones; `UNNAMED` for an answer that names none.
+        scores: (N, C), the larger the likelier, comparable between images; None for a model that only answers.
     """
 
     labels: tuple[str, ...]
@@ -41,50 +42,115 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric and the bounds of its 95 % interval; NaN where it is not defined."""
+    """A value and the bounds of its 95 % interval; NaN if they are not defined."""
 
     value: float
     low: float
     high: float
 
 
+UNDEFINED = Estimate(float("nan"), float("nan"), float("nan"))
+
+
+def bootstrap(
+    statistic: Callable[[Counts], Floats], count: int, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> list[Estimate]:
+    """Estimate values with percentile intervals by drawing `count` things with replacement.
+
+    Resamples in which a value is not defined (NaN) are left out of its interval.
+
+    Args:
+        statistic: From weights (R, count), how often each thing is drawn, to values (R, K).
+        count: Number of things, at least 1.
+        num_resamples: Number of resamples.
+        seed: Seed of the draws.
+
+    Returns:
+        K estimates.
+    """
+    values = statistic(np.ones((1, count), dtype=np.int64))[0]
+    resampled = np.concatenate([statistic(_times_drawn(drawn)) for drawn in draw(count, num_resamples, seed)])
+    return [_interval(float(value), column) for value, column in zip(values, resampled.T, strict=True)]
+
+
+def estimate_means(
+    values: ArrayLike, images: Sequence[str], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> list[Estimate]:
+    """Estimate the mean of each row, drawing images with all their questions; NaN without questions.
+
+    Questions about one image are not independent: drawing them one by one would make intervals too narrow.
+
+    Args:
+        values: (S, Q).
+        images: Q names of images; a question without one (an empty name) counts as an image of its own.
+        num_resamples: Number of resamples.
+        seed: Seed of the draws.
+    """
+    rows = np.asarray(values, dtype=np.float64)
+    if not len(images):
+        return [UNDEFINED for _ in rows]
+    named = [image or f"\0{number}" for number, image in enumerate(images)]
+    _, image_of, counts = np.unique(named, return_inverse=True, return_counts=True)
+    sums = np.stack([np.bincount(image_of, row, len(counts)) for row in rows], axis=1)  # (images, S)
+
+    def means(weights: Counts) -> Floats:
+        return weights @ sums / (weights @ counts)[:, None]
+
+    return bootstrap(means, len(counts), num_resamples=num_resamples, seed=seed)
+
+
+def estimate_all(predictions: Predictions, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> dict[str, Estimate]:
+    """Estimate all metrics of a classification, drawing images."""
+    names = [*METRICS, *(["auroc"] if predictions.scores is not None else [])]
+
+    def statistic(weights: Counts) -> Floats:
+        counts = _confusions(predictions, weights)
+        values = [metric(counts) for metric in METRICS.values()]
+        if predictions.scores is not None:
+            values.append(auroc(predictions.true, predictions.scores, weights))
+        return np.stack(values, axis=1)
+
+    estimates = bootstrap(statistic, len(predictions.true), num_resamples=num_resamples, seed=seed)
+    return dict(zip(names, estimates, strict=True))
+
+
 def confusion(predictions: Predictions) -> Counts:
-    """Counts of (true class, predicted class): (C, C+1), of which the last column counts answers without a class."""
-    return _confusions(predictions, np.arange(len(predictions.true))[None])[0]
+    """Count (true class, predicted class): (C, C+1), whose last column counts answers without a class."""
+    return _confusions(predictions, np.ones((1, len(predictions.true)), dtype=np.int64))[0]
 
 
 def accuracy(counts: Counts) -> Floats:
-    """Share of right predictions. From (..., C, C+1), as all of these, to (...)."""
+    """Return the share of right predictions, from counts (..., C, C+1) to (...), as the other metrics of counts."""
     return _share(_right(counts).sum(-1), counts.sum((-1, -2)))
 
 
 def balanced_accuracy(counts: Counts) -> Floats:
-    """Mean recall of the classes that have images."""
+    """Return the mean recall of the classes that have images."""
     support = counts.sum(-1)
     return _mean(_right(counts) / np.maximum(support, 1), support > 0)
 
 
 def macro_f1(counts: Counts) -> Floats:
-    """Mean F1 of the classes that have images or predictions."""
+    """Return the mean F1 of the classes that have images or predictions."""
     both = _support_and_named(counts)
     return _mean(2 * _right(counts) / np.maximum(both, 1), both > 0)
 
 
 def micro_f1(counts: Counts) -> Floats:
-    """F1 of all decisions taken together; the accuracy, unless some answers name no class."""
+    """Return the F1 of all decisions together: the accuracy, unless some answers name no class."""
     return _share(2 * _right(counts).sum(-1), _support_and_named(counts).sum(-1))
 
 
 def auroc(true: Counts, scores: Floats, weights: Counts | None = None) -> Floats:
-    """Area under the ROC curve, one class against the rest, as the mean of the classes that have both sides.
+    """Return the area under the ROC curve, one class against the rest: the mean of the classes that have both sides.
 
     Args:
         true: (N,) numbers of the classes.
         scores: (N, C), comparable between images. Ties count one half.
-        weights: (R, N), how often each image is taken; default: once.
+        weights: (R, N), how often each image is drawn; once by default.
 
     Returns:
-        (R,); (1,) without weights. NaN where no class has both sides.
+        (R,); (1,) without weights. NaN if no class has both sides.
     """
     weights = np.ones((1, len(true)), dtype=np.int64) if weights is None else weights
     areas = [_binary_auroc(true == number, scores[:, number], weights) for number in range(scores.shape[1])]
@@ -106,24 +172,17 @@ DEFINITIONS = {
     "micro_f1": "F1 of all images together; an answer that names no class is missed, but names no wrong class either.",
     "auroc": "Area under the ROC curve of one class against the rest, ties as one half: mean over the classes.",
 }
-"""What `METRICS` and the area are."""
+"""Definitions of `METRICS` and the area."""
 PER_CLASS = {
     "precision": "Share of the images named as of the class that are.",
     "recall": "Share of the class's images that are named so.",
     "f1": "Harmonic mean of precision and recall.",
 }
-"""What `per_class` gives, beside the number of images."""
-
-
-def estimate_all(predictions: Predictions, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> dict[str, Estimate]:
-    """All metrics with percentile bootstrap intervals, for which images are drawn with replacement."""
-    values = _values(predictions, np.arange(len(predictions.true))[None])
-    chunks = [_values(predictions, drawn) for drawn in draw(len(predictions.true), num_resamples, seed)]
-    return {name: interval(value[0], np.concatenate([c[name] for c in chunks])) for name, value in values.items()}
+"""Definitions of what `per_class` returns beside the number of images."""
 
 
 def per_class(counts: Counts) -> dict[str, Floats]:
-    """Precision, recall, F1 and support of each class: (C,) each, zero where nothing is there to count."""
+    """Return precision, recall, F1 and support of each class: (C,) each, zero if there is nothing to count."""
     right, support, named = _right(counts), counts.sum(-1), counts[:, :-1].sum(0)
     return {
         "precision": right / np.maximum(named, 1),
@@ -134,41 +193,33 @@ def per_class(counts: Counts) -> dict[str, Floats]:
 
 
 def draw(count: int, num_resamples: int, seed: int) -> Iterator[Counts]:
-    """Indices of bootstrap resamples, a chunk of them at a time: (R, N), chunks of R together `num_resamples`."""
+    """Yield indices of bootstrap resamples, a chunk at a time: (R, count), chunks of R together `num_resamples`."""
     rng = np.random.default_rng(seed)
-    step = max(1, _CHUNK // max(count, 1))
+    step = max(1, _CHUNK // count)
     for start in range(0, num_resamples, step):
         yield rng.integers(count, size=(min(step, num_resamples - start), count))
 
 
-def interval(value: float, resampled: Floats) -> Estimate:
-    """The percentile interval of a metric; resamples in which it is not defined are left out."""
+def _times_drawn(drawn: Counts) -> Counts:
+    return np.stack([np.bincount(row, minlength=drawn.shape[1]) for row in drawn])
+
+
+def _interval(value: float, resampled: Floats) -> Estimate:
     resampled = resampled[~np.isnan(resampled)]
     if np.isnan(value) or not resampled.size:
-        return Estimate(float(value), float("nan"), float("nan"))
+        return Estimate(value, float("nan"), float("nan"))
     tail = (1 - _CONFIDENCE) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
-    return Estimate(float(value), float(low), float(high))
+    return Estimate(value, float(low), float(high))
 
 
-def _values(predictions: Predictions, drawn: Counts) -> dict[str, Floats]:
-    """Each metric of resamples whose images are given by index: (R, N) to (R,)."""
-    counts = _confusions(predictions, drawn)
-    values = {name: metric(counts) for name, metric in METRICS.items()}
-    if predictions.scores is not None:
-        weights = np.stack([np.bincount(row, minlength=drawn.shape[1]) for row in drawn])
-        values["auroc"] = auroc(predictions.true, predictions.scores, weights)
-    return values
-
-
-def _confusions(predictions: Predictions, drawn: Counts) -> Counts:
-    """(R, N) indices of images to (R, C, C+1) counts."""
+def _confusions(predictions: Predictions, weights: Counts) -> Counts:
+    """Weights (R, N) of images to (R, C, C+1) counts."""
     size = len(predictions.labels)
     column = np.where(predictions.predicted == UNNAMED, size, predictions.predicted)
-    cells = (predictions.true * (size + 1) + column)[drawn]  # (R, N)
-    cells += np.arange(len(drawn))[:, None] * size * (size + 1)
-    counts = np.bincount(cells.ravel(), minlength=len(drawn) * size * (size + 1))
-    return counts.reshape(len(drawn), size, size + 1)
+    cells = predictions.true * (size + 1) + column + np.arange(len(weights))[:, None] * size * (size + 1)  # (R, N)
+    counts = np.bincount(cells.ravel(), weights.ravel(), minlength=len(weights) * size * (size + 1))
+    return counts.astype(np.int64).reshape(len(weights), size, size + 1)
 
 
 def _binary_auroc(positive: NDArray[np.bool_], scores: Floats, weights: Counts) -> Floats:

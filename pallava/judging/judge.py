@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pallava.evaluation import statistics as metrics
 from pallava.evaluation.answers.items import Answered, Item
-from pallava.evaluation.resampling import estimate_means
+from pallava.evaluation.statistics import estimate_means
 from pallava.io.store import Store
 from pallava.judging.endpoint import Answer, Endpoint, Failure, Request
 from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY, MAX_GRADE, GradePrompt

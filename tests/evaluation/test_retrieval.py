@@ -67,6 +67,18 @@ def test_a_model_that_maps_everything_to_one_point_is_at_chance():
     assert [recall(standing, rank).mean() for rank in RANKS] == pytest.approx([rank / 200 for rank in RANKS])
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_cosines_that_differ_in_the_last_bit_are_a_tie(sign: int):
+    """The wrong candidate is nearer, or farther, by less than float32 can hold of two ways to compute a cosine."""
+    query = torch.tensor([[1.0, 0.0]])
+    candidates = torch.tensor([[0.6, 0.8], [0.6 + sign * 1e-7, 0.8]])
+    assert candidates[0, 0] != candidates[1, 0]
+    standing = find_standing(query, candidates, np.array([[0, 0]]))
+    assert (standing.above.tolist(), standing.tied.tolist(), standing.right.tolist()) == ([0], [1], [1])
+    both_right = find_standing(query, candidates, np.array([[0, 0], [0, 1]]))
+    assert both_right.right.tolist() == [2]
+
+
 def test_only_blocks_of_the_matrix_exist(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(retrieval, "_QUERIES", 5)
     monkeypatch.setattr(retrieval, "_CANDIDATES", 11)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,26 +72,20 @@ def score_captions(
 def _estimates(generated: list[str], references: list[str], num_resamples: int, seed: int) -> dict[str, dict[str, Any]]:
     definitions = {**_BLEU, **{name.lower().replace("rouge", "rouge_"): text for name, text in _ROUGE.items()}}
     count = len(generated)
-    values, resampled = np.full((1, len(definitions)), np.nan), np.empty((0, len(definitions)))
+    estimates = [metrics.UNDEFINED] * len(definitions)
     if count:
         summands = np.concatenate([_ngrams(generated, references), _rouge(generated, references)], axis=1)
-        values = _from_sums(summands.sum(0, keepdims=True), count)
-        weights = (_times_drawn(drawn) for drawn in metrics.draw(count, num_resamples, seed))
-        resampled = np.concatenate([_from_sums(each @ summands, count) for each in weights])
+        scores = partial(_from_weights, summands)
+        estimates = metrics.bootstrap(scores, count, num_resamples=num_resamples, seed=seed)
     how = f"; sacrebleu, lower case, 13a tokens, {_SMOOTHING} smoothing"
     return {
         name: {
-            **asdict(metrics.interval(float(values[0, column]), resampled[:, column])),
+            **asdict(estimate),
             "count": count,
             "definition": definition + (how if name in _BLEU else "; rouge-score, lower case, no stemming"),
         }
-        for column, (name, definition) in enumerate(definitions.items())
+        for (name, definition), estimate in zip(definitions.items(), estimates, strict=True)
     }
-
-
-def _times_drawn(drawn: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often each caption is taken in each resample: (R, N)."""
-    return np.stack([np.bincount(row, minlength=drawn.shape[1]) for row in drawn])
 
 
 def _ngrams(generated: list[str], references: list[str]) -> Floats:
@@ -111,11 +106,12 @@ def _rouge(generated: list[str], references: list[str]) -> Floats:
     return np.array([[score[name].fmeasure for name in _ROUGE] for score in each])
 
 
-def _from_sums(sums: Floats, count: int) -> Floats:
-    """From sums over captions, (R, 13), to scores, (R, K)."""
+def _from_weights(summands: Floats, weights: NDArray[np.int64]) -> Floats:
+    """From what captions add to sums, (N, 13), and how often each is drawn, (R, N), to scores, (R, K)."""
+    sums = weights @ summands
     ngrams = sums[:, : 2 * _ORDER + 2].astype(np.int64).tolist()
     bleu = np.array([[_bleu(row, order) for order in (1, _ORDER)] for row in ngrams])
-    return np.concatenate([bleu, sums[:, 2 * _ORDER + 2 :] / count], axis=1)
+    return np.concatenate([bleu, sums[:, 2 * _ORDER + 2 :] / len(summands)], axis=1)
 
 
 def _bleu(sums: list[int], order: int) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pallava.evaluation import statistics as metrics
 from pallava.evaluation.answers.items import Answered
-from pallava.evaluation.resampling import estimate_means
+from pallava.evaluation.statistics import estimate_means
 
 _NO_WORD = re.compile(r"[\W_]+")
 _SAME = "share of answers that equal the one on the unchanged image, case and punctuation aside"

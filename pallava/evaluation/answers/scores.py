@@ -23,8 +23,7 @@ from pallava.evaluation.answers.rules import (
     token_overlap,
 )
 from pallava.evaluation.encoders.class_sets import ClassSet
-from pallava.evaluation.resampling import estimate_means
-from pallava.evaluation.statistics import Predictions
+from pallava.evaluation.statistics import Predictions, estimate_means
 from pallava.prompts import CHOICE_LETTERS
 
 

@@ -5,14 +5,12 @@ Letters in shapes: K layers with cross-attention, T tokens of a tile, N tiles, I
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pallava.evaluation.statistics import NUM_RESAMPLES, Estimate, draw, interval
+from pallava.evaluation.statistics import Estimate, bootstrap
 from pallava.tiling import TileSpec, choose_canvas, place_on_canvas
 
 Spot = tuple[float, float]
@@ -124,10 +122,7 @@ def _partners(places: Sequence[_Places]) -> list[int | None]:
 
 
 def _pointing(own: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]], seed: int) -> Pointing:
-    shares: NDArray[Any] = np.array([share for share, _ in own])
-    resampled = np.concatenate([shares[drawn].mean(-1) for drawn in draw(len(shares), NUM_RESAMPLES, seed)])
-    return Pointing(
-        share=interval(float(shares.mean()), resampled),
-        chance=float(np.mean([chance for _, chance in own])),
-        elsewhere=float(np.mean([share for share, _ in other])) if other else float("nan"),
-    )
+    shares = np.array([[share] for share, _ in own])  # (I, 1)
+    (share,) = bootstrap(lambda weights: weights @ shares / len(shares), len(shares), seed=seed)
+    chance = float(np.mean([chance for _, chance in own]))
+    return Pointing(share, chance, float(np.mean([share for share, _ in other])) if other else float("nan"))

@@ -8,7 +8,7 @@ in shapes: Q queries, M candidates, P pairs, D width.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from pallava.evaluation import statistics as metrics
 from pallava.evaluation.encoders.embeddings import EmbeddingCache, count_reasons, embed_images, embed_texts
 from pallava.evaluation.encoders.load import Encoder
 from pallava.evaluation.examples import Captioned
+from pallava.evaluation.statistics import NUM_RESAMPLES, bootstrap
 
 RANKS = (1, 5, 10, 50)
 _TIE = 1e-6  # of cosines in float32, whose last bit depends on the block
@@ -83,7 +83,7 @@ def evaluate(
     cache: EmbeddingCache,
     *,
     batch_size: int = 64,
-    num_resamples: int = metrics.NUM_RESAMPLES,
+    num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Recall in both directions, with intervals and what chance would give.
@@ -146,21 +146,11 @@ def _direction(
     right = np.bincount(pairs[:, 0], minlength=len(queries))
     by_chance = Standing(np.zeros_like(right), len(candidates) - right, right)
     hits = np.stack([recall(standing, rank) for rank in RANKS], axis=1)  # (Q, ranks)
-    resampled = np.concatenate(list(_means(hits, num_resamples, seed)))
+    estimates = bootstrap(lambda weights: weights @ hits / len(hits), len(hits), num_resamples=num_resamples, seed=seed)
     return {
-        f"recall_at_{rank}": {
-            **asdict(metrics.interval(float(hits[:, number].mean()), resampled[:, number])),
-            "chance": float(recall(by_chance, rank).mean()),
-        }
-        for number, rank in enumerate(RANKS)
+        f"recall_at_{rank}": {**asdict(estimate), "chance": float(recall(by_chance, rank).mean())}
+        for rank, estimate in zip(RANKS, estimates, strict=True)
     }
-
-
-def _means(hits: NDArray[np.float64], num_resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """Mean recall of bootstrap resamples, chunk by chunk: (R, ranks)."""
-    for drawn in metrics.draw(len(hits), num_resamples, seed):
-        weights = np.stack([np.bincount(row, minlength=len(hits)) for row in drawn])
-        yield weights @ hits / len(hits)
 
 
 def _unique(values: Sequence[str]) -> tuple[list[int], NDArray[np.int64]]:
