@@ -18,7 +18,7 @@ from pallava.data.sources.files import json_rows
 from pallava.errors import PallavaError
 from pallava.images import MAX_PIXELS, ImageError, image_size, open_image
 from pallava.io.processes import batches, map_in_order
-from pallava.io.records import Record
+from pallava.io.records import Entry
 from pallava.prompts import IMAGE_TOKEN, encode_conversation, get_template, turns_from_conversations
 
 REASONS = (
@@ -128,7 +128,7 @@ def check_training_file(
     return report
 
 
-def _read(path: Path, progress: Callable[[int], None]) -> Iterator[Record | str]:
+def _read(path: Path, progress: Callable[[int], None]) -> Iterator[Entry | str]:
     """Rows, and messages about what is none; a list that breaks off ends with such a message."""
     try:
         for row in json_rows(path, progress):
@@ -164,7 +164,7 @@ class _Ids:
         return [] if before is position else [("duplicate_id", f"the id {row_id!r} is that of {before}, too")]
 
 
-def _check_rows(rows: list[Record | str], settings: _Settings) -> list[tuple[str, str | None, list[_Fault]]]:
+def _check_rows(rows: list[Entry | str], settings: _Settings) -> list[tuple[str, str | None, list[_Fault]]]:
     """Position, id and faults of each row."""
     results: list[tuple[str, str | None, list[_Fault]]] = []
     for row in rows:

@@ -21,7 +21,7 @@ from pallava.errors import PallavaError
 from pallava.images import ImageError, image_size, open_image
 from pallava.io.processes import batches, map_in_order
 from pallava.io.real_paths import real_path
-from pallava.io.records import Record, RecordFile
+from pallava.io.records import Entry, RecordFile
 from pallava.prompts import CAPTION_PROMPTS, IMAGE_TOKEN
 
 MAX_PIXELS = 16_777_216
@@ -202,7 +202,7 @@ def _write(
     return summary
 
 
-def _make_rows(batch: list[Record], settings: _Settings) -> list[bytes | _Reject]:
+def _make_rows(batch: list[Entry], settings: _Settings) -> list[bytes | _Reject]:
     """Makes of each record its line, or says why it is left out."""
     results: list[bytes | _Reject] = []
     for record in batch:
@@ -213,7 +213,7 @@ def _make_rows(batch: list[Record], settings: _Settings) -> list[bytes | _Reject
     return results
 
 
-def _make_row(record: Record, settings: _Settings) -> bytes:
+def _make_row(record: Entry, settings: _Settings) -> bytes:
     image, caption = _fields(record.value)
     name = _name_in_folder(image, settings)
     if not caption:

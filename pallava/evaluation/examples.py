@@ -9,7 +9,7 @@ from typing import Any
 
 from pallava.errors import PallavaError
 from pallava.evaluation.encoders.class_sets import ClassSet, known_set, known_sets, set_of_labels
-from pallava.io.records import Record, RecordFile
+from pallava.io.records import Entry, RecordFile
 
 _SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".ppm", ".pgm", ".avif"
@@ -148,7 +148,7 @@ def _of_file(path: Path, folder: Path, left_out: dict[str, int]) -> Iterator[Exa
             yield folder / image, caption, str(record.value.get("id", image))
 
 
-def _pair_of(record: Record) -> tuple[str, list[str]]:
+def _pair_of(record: Entry) -> tuple[str, list[str]]:
     value = record.value if isinstance(record.value, dict) else {}
     given: Any = next((value[key] for key in _TEXT_KEYS if key in value), [])
     captions = [given] if isinstance(given, str) else given if isinstance(given, list) else []

@@ -1,4 +1,4 @@
-"""Streaming records out of a JSON list or a JSON Lines file; memory holds one stretch of the text at a time."""
+"""Stream the entries of a JSON list or of a JSON Lines file; memory holds one stretch of the text at a time."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pallava.errors import PallavaError
 
 _BOM = codecs.BOM_UTF8
 _CHUNK_BYTES = 1 << 20
-_MAX_RECORD = 64 << 20  # a forgotten quote must not read the rest of the file into memory
+_MAX_RECORD = 64 << 20  # bytes; a forgotten quote must not read the rest of the file into memory
 _EXPECTED = "expected a JSON list of records, or one JSON record a line (JSONL)"
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
-class Record:
-    """One JSON value and where it stands.
+class Entry:
+    """One JSON value and its place in the file.
 
     Attributes:
-        index: Number of the record, from 0.
+        index: Number of the entry, from 0.
         position: Where it begins, for messages: ``line 3``, or ``record 3 (line 5, column 1)`` in a list.
         value: The parsed value, of any JSON type.
     """
@@ -35,8 +35,12 @@ class Record:
     value: Any
 
 
+class BadEntry(Exception):
+    """A line that cannot be parsed; the message gives its place and the reason, without the file's name."""
+
+
 class RecordFile:
-    """A file of records; iterating yields them one by one.
+    """A JSON list or JSON Lines file; iterating yields its entries one by one.
 
     Attributes:
         path: The file.
@@ -52,77 +56,96 @@ class RecordFile:
             raise PallavaError(f"cannot read '{self.path}': {error.strerror}") from None
         self.num_bytes_read = 0
 
-    def __iter__(self) -> Iterator[Record]:
-        """Yields every record.
+    def __iter__(self) -> Iterator[Entry]:
+        """Yield every entry.
 
         Raises:
-            PallavaError: The text is not JSON or not UTF-8; the message gives the position.
+            PallavaError: The file is empty, not JSON or not UTF-8; the message gives the position.
+        """
+        if self.first_character() == "":
+            raise PallavaError(f"'{self.path}' is empty; {_EXPECTED}")
+        for entry in self.tolerant():
+            if isinstance(entry, BadEntry):
+                raise PallavaError(f"'{self.path}', {entry}; {_EXPECTED}")
+            yield entry
+
+    def tolerant(self) -> Iterator[Entry | BadEntry]:
+        """Yield every entry, and a `BadEntry` for each broken line of JSON Lines.
+
+        Raises:
+            PallavaError: The file cannot be read, or a list is damaged: the start of its next entry is unknown.
+        """
+        is_list = self.first_character() == "["
+        try:
+            with self.path.open("rb") as file:
+                if file.read(len(_BOM)) != _BOM:
+                    file.seek(0)
+                for entry in _list_entries(file) if is_list else _line_entries(file):
+                    self.num_bytes_read = file.tell()
+                    yield entry
+        except BadEntry as problem:
+            raise PallavaError(f"'{self.path}', {problem}; {_EXPECTED}") from None
+        except OSError as error:
+            raise PallavaError(f"cannot read '{self.path}': {error.strerror}") from None
+
+    def first_character(self) -> str:
+        """Return the first character that is not a space; an empty text if the file has none.
+
+        Raises:
+            PallavaError: The file cannot be read.
         """
         try:
             with self.path.open("rb") as file:
                 if file.read(len(_BOM)) != _BOM:
                     file.seek(0)
-                is_list = _first_character(file) == b"["
-                for record in _list_records(file) if is_list else _line_records(file):
-                    self.num_bytes_read = file.tell()
-                    yield record
-        except _JSONProblem as problem:
-            raise PallavaError(f"'{self.path}', {problem}; {_EXPECTED}") from None
+                while chunk := file.read(_CHUNK_BYTES):
+                    if text := chunk.lstrip(b" \t\r\n"):
+                        return text[:1].decode("latin-1")
         except OSError as error:
             raise PallavaError(f"cannot read '{self.path}': {error.strerror}") from None
+        return ""
 
 
-class _JSONProblem(Exception):
-    """What is wrong and where, without the file's name."""
-
-
-def _first_character(file: BinaryIO) -> bytes:
-    """Finds the first character that is not a space, and leaves the file where it was."""
-    start = file.tell()
-    while chunk := file.read(_CHUNK_BYTES):
-        if text := chunk.lstrip(b" \t\r\n"):
-            file.seek(start)
-            return text[:1]
-    raise _JSONProblem("line 1: the file is empty")
-
-
-def _line_records(file: BinaryIO) -> Iterator[Record]:
+def _line_entries(file: BinaryIO) -> Iterator[Entry | BadEntry]:
     index = number = 0
     while line := file.readline(_MAX_RECORD + 1):
         number += 1
-        if len(line) > _MAX_RECORD:
-            raise _JSONProblem(f"line {number}: longer than {_MAX_RECORD} bytes")
-        if not line.strip():
+        if len(line) > _MAX_RECORD and not line.endswith(b"\n"):
+            yield BadEntry(f"line {number}: longer than {_MAX_RECORD} bytes")
+            while line and not line.endswith(b"\n"):
+                line = file.readline(_MAX_RECORD)
+        elif line.strip():
+            yield _parse_line(line, number, index)
+        else:
             continue
-        yield Record(index, f"line {number}", _parse_line(line, number))
         index += 1
 
 
-def _parse_line(line: bytes, number: int) -> Any:
+def _parse_line(line: bytes, number: int, index: int) -> Entry | BadEntry:
     try:
-        return json.loads(line.rstrip(b"\r\n").decode())
+        return Entry(index, f"line {number}", json.loads(line.rstrip(b"\r\n").removeprefix(_BOM).decode()))
     except UnicodeDecodeError as error:
-        raise _JSONProblem(f"line {number}, byte {error.start + 1}: not UTF-8 text") from None
+        return BadEntry(f"line {number}, byte {error.start + 1}: not UTF-8 text")
     except json.JSONDecodeError as error:
-        raise _JSONProblem(f"line {number}, column {error.colno}: not JSON ({error.msg})") from None
+        return BadEntry(f"line {number}, column {error.colno}: not JSON ({error.msg})")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
-        raise _JSONProblem(f"line {number}: not JSON that can be read ({error})") from None
+        return BadEntry(f"line {number}: not JSON that can be read ({error})")
 
 
-def _list_records(file: BinaryIO) -> Iterator[Record]:
+def _list_entries(file: BinaryIO) -> Iterator[Entry]:
     window = _Window(file)
     window.take("[")
     index = 0
     while window.peek() != "]" or index:
         position = f"record {index + 1} ({window.position()})"
-        yield Record(index, position, window.parse(f"record {index + 1}"))
+        yield Entry(index, position, window.parse(f"record {index + 1}"))
         index += 1
         if window.peek() == "]":
             break
         window.take(",")
     window.take("]")
     if window.peek():
-        raise _JSONProblem(f"{window.position()}: text after the end of the list")
+        raise BadEntry(f"{window.position()}: text after the end of the list")
 
 
 class _Window:
@@ -136,12 +159,12 @@ class _Window:
         self._counted, self._line, self._column = 0, 1, 1  # line and column of text[counted]
 
     def position(self) -> str:
-        """Tells line and column of the place, from 1."""
+        """Return line and column of the place, from 1."""
         self._count_to(self._at)
         return f"line {self._line}, column {self._column}"
 
     def peek(self) -> str:
-        """Skips space and gives the next character; nothing at the end."""
+        """Skip spaces and return the next character; an empty text at the end."""
         while True:
             match = _SPACE.match(self._text, self._at)
             assert match is not None  # the pattern matches nothing, too
@@ -152,15 +175,15 @@ class _Window:
                 return ""
 
     def take(self, character: str) -> None:
-        """Steps over one character that must come next."""
+        """Step over one character that must come next."""
         found = self.peek()
         if found != character:
             what = f"found {found!r}" if found else "the text ends"
-            raise _JSONProblem(f"{self.position()}: not JSON ({what} where {character!r} is due)")
+            raise BadEntry(f"{self.position()}: not JSON ({what} where {character!r} is due)")
         self._at += 1
 
     def parse(self, name: str) -> Any:
-        """Parses the next JSON value, reading on while it is not complete."""
+        """Parse the next JSON value, reading on while it is not complete."""
         while True:
             start = self._at
             try:
@@ -169,30 +192,30 @@ class _Window:
                 if self._is_cut(error) and self._grow():
                     continue
                 self._at += error.pos - start  # growing moves the place even where nothing comes
-                raise _JSONProblem(f"{name}, {self.position()}: not JSON ({error.msg})") from None
+                raise BadEntry(f"{name}, {self.position()}: not JSON ({error.msg})") from None
             except (ValueError, RecursionError) as error:
-                raise _JSONProblem(f"{name}, {self.position()}: unreadable JSON ({error})") from None
+                raise BadEntry(f"{name}, {self.position()}: unreadable JSON ({error})") from None
             if len(self._text) - end <= 2 and self._grow():
                 continue  # a number may go on: 1.5 | e-3
             self._at += end - start
             return value
 
     def _is_cut(self, error: json.JSONDecodeError) -> bool:
-        """Whether the error may come from the end of the stretch: a longer text may be right."""
+        # at the end of the stretch a longer text may be right
         return error.msg.startswith("Unterminated string") or len(self._text) - error.pos < 16
 
     def _grow(self) -> bool:
-        """Drops what is parsed and reads on, twice as much for a value that is already long."""
+        """Drop what is parsed and read on, twice as much for a value that is already long."""
         self._count_to(self._at)
         rest = self._text[self._at :]
         if len(rest) > _MAX_RECORD:
-            raise _JSONProblem(f"{self.position()}: a record of more than {_MAX_RECORD} characters")
+            raise BadEntry(f"{self.position()}: a record of more than {_MAX_RECORD} characters")
         chunk = self._file.read(max(_CHUNK_BYTES, len(rest)))
         try:
             more = self._decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
             at = self._file.tell() - len(error.object) + error.start
-            raise _JSONProblem(f"byte {at + 1}: not UTF-8 text") from None
+            raise BadEntry(f"byte {at + 1}: not UTF-8 text") from None
         self._text, self._at, self._counted = rest + more, 0, 0
         return bool(chunk)
 

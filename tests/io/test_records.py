@@ -8,7 +8,7 @@ import pytest
 
 from pallava.errors import PallavaError
 from pallava.io import records
-from pallava.io.records import RecordFile
+from pallava.io.records import BadEntry, Entry, RecordFile
 
 ROWS = [{"image": f"{i}.png", "caption": f'Glands "{i}" [é, 𝛼] {{x}} \\ \n' * (i % 4)} for i in range(40)]
 
@@ -65,8 +65,8 @@ def test_positions(path: Path):
 @pytest.mark.parametrize(
     ("content", "position"),
     [
-        ("", "line 1: the file is empty"),
-        (" \n ", "line 1: the file is empty"),
+        ("", "is empty"),
+        (" \n ", "is empty"),
         ("hello", "line 1, column 1"),
         ('{"a": 1}\n{"a": \n', "line 2, column 7"),
         ('{"a": 1}\n{"a": 1} x', "line 2, column 10"),
@@ -91,6 +91,19 @@ def test_faults_have_their_position(path: Path, monkeypatch, content, position: 
     assert "expected a JSON list" in message
 
 
+def test_tolerant_reading_costs_the_broken_lines_alone(path: Path):
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n{broken\n\n{"a": "\xff"}\n' + b"[" * 100_000 + b"\n2")
+    entries = list(RecordFile(path).tolerant())
+    assert [(entry.index, entry.value) for entry in entries if isinstance(entry, Entry)] == [(0, {"a": 1}), (4, 2)]
+    places = [str(entry).partition(":")[0] for entry in entries if isinstance(entry, BadEntry)]
+    assert places == ["line 2, column 2", "line 4, byte 8", "line 5"]
+    path.write_text('[{"a": 1}, {]')
+    with pytest.raises(PallavaError, match="record 2"):
+        list(RecordFile(path).tolerant())
+    path.write_text("")
+    assert list(RecordFile(path).tolerant()) == []
+
+
 def test_missing_file_and_folder(tmp_path: Path):
     with pytest.raises(PallavaError, match="No such file"):
         RecordFile(tmp_path / "none.json")
@@ -103,6 +116,9 @@ def test_forgotten_quote_does_not_swallow_the_file(path: Path, monkeypatch):
     monkeypatch.setattr(records, "_MAX_RECORD", 1000)
     assert "line 1, column 2: a record of more than 1000" in error(path, '[{"a": "' + "b" * 5000)
     assert "line 1: longer than 1000 bytes" in error(path, '{"a": "' + "b" * 5000)
+    path.write_text('{"a": "' + "b" * 5000 + '\n{"a": 2}')
+    too_long, entry = RecordFile(path).tolerant()
+    assert (str(too_long).partition(":")[0], entry.value) == ("line 1", {"a": 2})
 
 
 @pytest.mark.parametrize("is_list", [True, False])

@@ -20,7 +20,7 @@ from pallava.errors import PallavaError
 _KEYS = ("image", "image_path", "img", "image_id", "image_name", "file_name", "filename", "name", "path", "file", "id")
 _ENDING = re.compile(r"\.(jpe?g|png|tiff?|webp|bmp|gif)$", re.IGNORECASE)
 _ARCHIVES = (".gz", ".tgz", ".tar", ".zip", ".bz2", ".xz", ".7z")
-_PAIRS = "pairs"
+_OWN = ("pairs", "csv")
 _SHOWN = 80  # characters of an entry
 _LEVELS = (3, 2, 1)  # relative path, base name, base name without its ending
 
@@ -227,8 +227,8 @@ def _may_be(listed: str, source: str) -> bool:
 
     A source of plain pairs can be any, and so can what the list calls by a name that is none of ours.
     """
-    known = [name for name in SOURCES if name != _PAIRS and _is_alike(name, listed)]
-    return not known or source.startswith(_PAIRS) or any(source.startswith(name) for name in known)
+    known = [name for name in SOURCES if name not in _OWN and _is_alike(name, listed)]
+    return not known or source.startswith(_OWN) or any(source.startswith(name) for name in known)
 
 
 def _is_alike(name: str, listed: str) -> bool:

@@ -1,39 +1,52 @@
-"""Readers of the public data sets: one file a set, all of them give records of `pallava.data.sources.base`."""
+"""Readers of data sets. A module in this folder that calls `register_source` is found by itself.
+
+A reader outside of the package calls `pallava.register_source` on its class; it is then opened by its name as well.
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from pallava.data.sources.bach import BACH
-from pallava.data.sources.base import Source
-from pallava.data.sources.colonpath import ColonPath
-from pallava.data.sources.oscc import OSCC
-from pallava.data.sources.pairs import Pairs
-from pallava.data.sources.path_vqa import PathVQA
-from pallava.data.sources.pmc_oa import PMCOA
-from pallava.data.sources.pmc_vqa import PMCVQA
-from pallava.data.sources.pubmedvision import PubMedVision
-from pallava.data.sources.quilt import Quilt1M
+from pallava.data.sources.base import SOURCES, Source, register_source
 from pallava.errors import PallavaError
 
-SOURCES: dict[str, type[Source]] = {
-    source.name: source for source in (PubMedVision, PMCOA, Quilt1M, PathVQA, PMCVQA, BACH, OSCC, ColonPath, Pairs)
-}
-"""Readers by name."""
+__all__ = ["SOURCES", "Source", "open_source", "register_source"]
 
 
-def open_source(name: str, root: str | Path, *, split: str | None = None, image_policy: str = "first") -> Source:
-    """Opens a data set.
+def import_readers() -> None:
+    """Import every module of this folder, which registers its readers."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+
+
+import_readers()
+
+
+def open_source(
+    name: str,
+    root: str | Path,
+    *,
+    split: str | None = None,
+    image_policy: str = "first",
+    columns: Mapping[str, str] | None = None,
+    image_folder: str | Path | None = None,
+) -> Source:
+    """Open a data set.
 
     Args:
         name: One of `SOURCES`.
-        root: Its folder; of "pairs" the file, too.
-        split: The split to read, such as "train"; default: what the reader's class says.
-        image_policy: What becomes of rows with several images, see `pallava.data.sources.base.IMAGE_POLICIES`.
+        root: Its folder; for "pairs" and "csv" the file or its folder.
+        split: The split to read, such as "train"; the default of each set is in docs/data_sets.md.
+        image_policy: Treatment of rows with several images, see `pallava.data.sources.base.IMAGE_POLICIES`.
+        columns: Columns of "csv", such as ``{"image": "file", "caption": "text"}``.
+        image_folder: Folder of the images of "pairs" and "csv"; default: the folder of the file.
 
     Raises:
-        PallavaError: No such set, split or policy, or the folder does not look like the set.
+        PallavaError: The set, split, policy or columns do not exist, or the folder does not look like the set.
     """
     if name not in SOURCES:
-        raise PallavaError(f"no data set is called {name!r}; there are {', '.join(SOURCES)}")
-    return SOURCES[name](root, split=split, image_policy=image_policy)
+        raise PallavaError(f"{name!r} is not a data set; choose {', '.join(SOURCES)}")
+    return SOURCES[name](root, split=split, image_policy=image_policy, columns=columns, image_folder=image_folder)

@@ -1,19 +1,22 @@
-"""Records of the public data sets, and what every reader shares: counts of what was dropped, and where images lie."""
+"""Records of data sets, and what every reader shares: the registry, counts of dropped rows, the folders of images."""
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from pallava.errors import PallavaError
-from pallava.io.records import Record as Row
+from pallava.io.records import Entry
 
 IMAGE_POLICIES = ("first", "each", "single-only")
-"""What becomes of a row with several images: its first is taken, a record is made of each, or the row is dropped."""
+"""Treatment of a row with several images: take its first, make a record of each, or drop the row."""
+
+SHOWN = 8
+"""Number of names that an error lists."""
 
 _EXAMPLES = 3
 _EXAMPLE_LENGTH = 500
@@ -21,42 +24,40 @@ _PROBED_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """An image and its caption.
+class _ImageRecord:
+    """A record of one image.
 
     Attributes:
         source: Name of the source.
         id: Unique within the source, and the same in every run.
         image: POSIX path relative to the source's root.
-        text: The caption.
-        metadata: What else the set says about it, as JSON holds it.
     """
 
     source: str
     id: str
     image: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair(_ImageRecord):
+    """An image and its caption, and further facts of the row in `metadata`, as JSON holds them."""
+
     text: str
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class Question(_ImageRecord):
     """A question about an image.
 
     Attributes:
-        source: Name of the source.
-        id: Unique within the source, and the same in every run.
-        image: POSIX path relative to the source's root.
         question: The question, without its options.
         answer: The answer; the letter of an option where the type is "choice".
         options: Texts of the options without their letters.
         answer_type: "yes/no", "number", "other" or "choice".
-        metadata: What else the set says about it, as JSON holds it.
+        metadata: Further facts of the row, as JSON holds them.
     """
 
-    source: str
-    id: str
-    image: str
     question: str
     answer: str
     options: tuple[str, ...] = ()
@@ -65,47 +66,35 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
-    """An image and its class.
+class Labelled(_ImageRecord):
+    """An image and the name of its class, and further facts in `metadata`, as JSON holds them."""
 
-    Attributes:
-        source: Name of the source.
-        id: Unique within the source, and the same in every run.
-        image: POSIX path relative to the source's root.
-        label: Name of the class.
-        metadata: What else the set says about it, as JSON holds it.
-    """
-
-    source: str
-    id: str
-    image: str
     label: str
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
 Record = Pair | Question | Labelled
-AnyRecord = TypeVar("AnyRecord", Pair, Question, Labelled)
 
 KINDS: dict[str, type[Record]] = {"captions": Pair, "questions": Question, "classes": Labelled}
-"""Kinds of sources, and what their readers yield."""
+"""Kinds of sources, and the records of each."""
 
 _KIND_NAMES = {record_type: kind for kind, record_type in KINDS.items()}
 
 
 def to_json(record: Record) -> dict[str, Any]:
-    """Gives a record as JSON holds it, with its "kind"."""
+    """Return a record as a JSON object with its "kind"."""
     return {"kind": _KIND_NAMES[type(record)], **asdict(record)}
 
 
 def record_from_json(value: dict[str, Any]) -> Record:
-    """The record that `to_json` gave; what else the object holds is left.
+    """Return the record that `to_json` was given; other keys of the object are ignored.
 
     Raises:
-        PallavaError: It is no such record; the message says why.
+        PallavaError: The object is not such a record; the message says why.
     """
     kind = value.get("kind") if isinstance(value, dict) else None
     if kind not in KINDS:
-        raise PallavaError(f"not a record: its kind is {kind!r}, known are {', '.join(KINDS)}")
+        raise PallavaError(f"not a record: its kind must be one of {', '.join(KINDS)}, got {kind!r}")
     known = {each.name: value[each.name] for each in fields(KINDS[kind]) if each.name in value}
     if "options" in known:
         known["options"] = tuple(known["options"])
@@ -117,7 +106,7 @@ def record_from_json(value: dict[str, Any]) -> Record:
 
 @dataclass
 class Tally:
-    """What a reader did with the rows.
+    """Counts of the rows that a reader has seen.
 
     Attributes:
         num_records: Rows read.
@@ -132,7 +121,7 @@ class Tally:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def drop(self, reason: str, example: str) -> None:
-        """Counts a row that is dropped."""
+        """Count a row that is dropped."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
         examples = self.examples.setdefault(reason, [])
         if len(examples) < _EXAMPLES:
@@ -140,7 +129,7 @@ class Tally:
 
 
 class RowDropped(Exception):
-    """A row that gives no record; the reason is a word to count by, the message a sentence."""
+    """A row without a record; the reason is a word to count by, the message a sentence."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -148,13 +137,13 @@ class RowDropped(Exception):
 
 
 @dataclass(frozen=True)
-class Part:
-    """A file of a source.
+class SourceFile:
+    """A file (or folder) of a source.
 
     Attributes:
         path: The file.
         split: Name of the split it holds, such as "train"; empty where the set has none.
-        folders: Where its images may lie, relative to the root, the likeliest first.
+        folders: Possible folders of its images, relative to the root, the likeliest first.
     """
 
     path: Path
@@ -163,88 +152,109 @@ class Part:
 
 
 class Source:
-    """A data set on disk; iterating streams its records in file order and counts what is dropped.
+    """A data set on disk; iterating streams its records in file order and counts the dropped rows.
 
-    A reader gives the files (`_find_parts`), their rows (`_rows`) and the records of a row (`_convert`). No image is
-    opened: which of the known layouts the folder has is decided by the names in the first rows of each file.
+    A reader defines three methods: `find_files`, `read_rows` and `convert`. No image is opened: the names in the first
+    rows of each file decide which of the known layouts the folder has.
 
     Attributes:
-        name: Name of the source.
+        name: Name of the source, as ``--source NAME=ROOT`` has it.
         kind: One of `KINDS`.
-        root: What the images' paths are relative to.
-        split: The split that is read; None for all of them.
+        layout: The files that the root must hold, for the error of a folder without them.
+        splits: Splits that the set always has. Commands that need one take "train" or "test" where it is among them.
+        takes_columns: Whether the names of its columns come from the user.
+        root: Folder that the images' paths are relative to.
+        split: The split to read; None for all of them.
         image_policy: One of `IMAGE_POLICIES`.
-        parts: The files that are read.
+        columns: The user's names of columns, such as ``{"image": "file", "caption": "text"}``.
+        image_folder: Folder of the images of a set of the user's own; None for the folder of its file.
+        files: The files to read.
         tally: Counts of the current iteration, or of the last one.
-        num_bytes: Size of the files that are read.
-        num_bytes_read: How far the current iteration has come, for a progress bar.
+        num_bytes: Size of the files.
+        num_bytes_read: Bytes that the current iteration has read, for a progress bar.
     """
 
     name: ClassVar[str]
-    kind: ClassVar[str]
+    kind: str
+    layout: ClassVar[str] = ""
+    splits: ClassVar[tuple[str, ...]] = ()
+    takes_columns: ClassVar[bool] = False
 
-    def __init__(self, root: str | Path, *, split: str | None = None, image_policy: str = "first") -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        split: str | None = None,
+        image_policy: str = "first",
+        columns: Mapping[str, str] | None = None,
+        image_folder: str | Path | None = None,
+    ) -> None:
         if image_policy not in IMAGE_POLICIES:
-            raise PallavaError(f"no image policy {image_policy!r}; there are {', '.join(IMAGE_POLICIES)}")
-        self.root = Path(root)
-        self.split = split
-        self.image_policy = image_policy
+            raise PallavaError(f"{image_policy!r} is not an image policy; choose {', '.join(IMAGE_POLICIES)}")
+        if columns and not self.takes_columns:
+            raise PallavaError(f"{self.name} has columns of its own; --columns is for csv=FILE")
+        self.root, self.split, self.image_policy = Path(root), split, image_policy
+        self.columns = dict(columns or {})
+        self.image_folder = None if image_folder is None else Path(image_folder)
         self.tally = Tally()
-        self.parts = self._find_parts()
-        self.num_bytes = sum(part.path.stat().st_size for part in self.parts)
+        files = self.find_files()
+        if not files:
+            raise _not_found(self.root, self.name, self.layout)
+        self.files = _of_split(files, self.split, self.root)
+        self.num_bytes = sum(file.path.stat().st_size for file in self.files)
         self.num_bytes_read = 0
 
     def __iter__(self) -> Iterator[Record]:
-        """Yields every record.
+        """Yield every record.
 
         Raises:
-            PallavaError: A file as a whole cannot be read, or is damaged at a place after which no row can be told.
+            PallavaError: A file as a whole cannot be read, or is damaged such that the next row cannot be found.
         """
         self.tally = Tally()
         before = 0
-        for part in self.parts:
-            for record in self._records(part):
-                self.num_bytes_read = before + self._num_bytes_read_of_part
+        for file in self.files:
+            for record in self._records(file):
+                self.num_bytes_read = before + self._num_bytes_read_of_file
                 yield record
-            before += part.path.stat().st_size
+            before += file.path.stat().st_size
         self.num_bytes_read = before
 
-    _num_bytes_read_of_part = 0
+    _num_bytes_read_of_file = 0
 
-    def _progress(self, num_bytes: int) -> None:
-        """Is told by the readers how far the current file is read."""
-        self._num_bytes_read_of_part = num_bytes
+    def report_progress(self, num_bytes: int) -> None:
+        """Record how many bytes of the current file are read."""
+        self._num_bytes_read_of_file = num_bytes
 
-    def _find_parts(self) -> list[Part]:
-        """Finds the files of the chosen split, or raises a PallavaError that names what is missing."""
+    def find_files(self) -> list[SourceFile]:
+        """Return the files below the root, of all splits; none if it does not hold the set."""
         raise NotImplementedError
 
-    def _rows(self, part: Part) -> Iterator[Row | RowDropped]:
-        """Yields the rows of a file; a RowDropped stands for a row that cannot be told apart into its fields."""
+    def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
+        """Yield the rows of a file; a RowDropped stands for a row that cannot be parsed."""
         raise NotImplementedError
 
-    def _convert(self, row: Row, part: Part) -> Sequence[Record]:
-        """Gives the records of a row, their images relative to the images' folder, or raises RowDropped."""
+    def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
+        """Return the records of a row, their images relative to the images' folder, or raise RowDropped."""
         raise NotImplementedError
 
-    def _place(self, folder: str, image: str) -> str:
-        """Puts an image's name into a folder."""
+    def place(self, folder: str, image: str) -> str:
+        """Return the path of an image in one of the file's folders."""
         return posixpath.join(folder, image)
 
-    def _each_image(self, row_id: str, images: Sequence[str]) -> list[tuple[str, str]]:
-        """Gives (id, image) for the records of a row by the image policy."""
+    def each_image(self, row_id: str, images: Sequence[str]) -> list[tuple[str, str]]:
+        """Return (id, image) of a row's records by the image policy."""
         if len(images) == 1 or self.image_policy == "first":
             return [(row_id, images[0])]
         if self.image_policy == "single-only":
             raise RowDropped("several_images", f"the row has {len(images)} images")
         return [(f"{row_id}-{number}", image) for number, image in enumerate(images)]
 
-    def _records(self, part: Part) -> Iterator[Record]:
-        self._num_bytes_read_of_part = 0
-        results = (self._result(row, part) for row in self._rows(part))
+    def _records(self, file: SourceFile) -> Iterator[Record]:
+        self._num_bytes_read_of_file = 0
+        results = (self._result(row, file) for row in self.read_rows(file))
         head = list(islice(results, _PROBED_ROWS))
         images = [record.image for result in head if not isinstance(result, RowDropped) for record in result]
-        folder = self._choose_folder(part.folders, images)
+        folder = self._choose_folder(file.folders, images)
         for result in chain(head, results):
             self.tally.num_records += 1
             if isinstance(result, RowDropped):
@@ -252,35 +262,63 @@ class Source:
                 continue
             for record in result:
                 self.tally.num_yielded += 1
-                yield replace(record, image=self._place(folder, record.image))
+                yield replace(record, image=self.place(folder, record.image))
 
-    def _result(self, row: Row | RowDropped, part: Part) -> Sequence[Record] | RowDropped:
+    def _result(self, row: Entry | RowDropped, file: SourceFile) -> Sequence[Record] | RowDropped:
         if isinstance(row, RowDropped):
             return row
         try:
-            records = self._convert(row, part)
+            records = self.convert(row, file)
             return [replace(record, image=inner_path(record.image)) for record in records]
         except RowDropped as dropped:
-            return RowDropped(dropped.reason, f"{part.path.name}, {row.position}: {dropped}")
+            return RowDropped(dropped.reason, f"{file.path.name}, {row.position}: {dropped}")
         except PallavaError:
             raise
         except (ValueError, TypeError) as error:  # such as a number of thousands of digits
-            return RowDropped("malformed", f"{part.path.name}, {row.position}: {error}")
+            return RowDropped("malformed", f"{file.path.name}, {row.position}: {error}")
 
     def _choose_folder(self, folders: Sequence[str], images: Iterable[str]) -> str:
-        """The folder that holds the most of the images; where none holds any, the first that exists."""
+        """Return the folder with the most of the images; if all are empty, the first that exists."""
         images = list(images)
-        counts = [sum((self.root / self._place(folder, image)).is_file() for image in images) for folder in folders]
+        counts = [sum((self.root / self.place(folder, image)).is_file() for image in images) for folder in folders]
         if any(counts):
             return folders[counts.index(max(counts))]
         return next((folder for folder in folders if folder and (self.root / folder).is_dir()), folders[0])
 
 
-def inner_path(image: str) -> str:
-    """Gives an image's path in its simplest form.
+AnySource = TypeVar("AnySource", bound=type[Source])
+
+SOURCES: dict[str, type[Source]] = {}
+"""Readers by name; the modules of `pallava.data.sources` are imported with that package."""
+
+
+def register_source(source: AnySource) -> AnySource:
+    """Add a reader to the registry, as a decorator of its class.
+
+    Args:
+        source: A `Source` with a name and a kind of its own.
 
     Raises:
-        RowDropped: It is no file's name, or leaves the folder.
+        PallavaError: The class lacks a name or kind, or another class has that name.
+    """
+    name, kind = getattr(source, "name", ""), getattr(source, "kind", "")
+    if not name or "=" in name or kind not in KINDS:
+        raise PallavaError(
+            f"{source.__qualname__} must have a name without '=' and a kind of {', '.join(KINDS)}, "
+            f"got {name!r} and {kind!r}"
+        )
+    other = SOURCES.get(name, source)
+    if (other.__module__, other.__qualname__) != (source.__module__, source.__qualname__):
+        raise PallavaError(f"the source name {name!r} is already taken by {other.__module__}.{other.__qualname__}")
+    SOURCES[name] = source
+    return source
+
+
+def inner_path(image: str) -> str:
+    """Return an image's path in its simplest form.
+
+    Raises:
+        RowDropped: The text is not the name of a file, or leaves the folder.
     """
     if not image or "\0" in image or printable(image) != image:
         raise RowDropped("malformed", f"{image!r} is not the name of a file")
@@ -293,5 +331,23 @@ def inner_path(image: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Replaces halves of surrogate pairs, which JSON can hold and a file cannot."""
+    """Return a text with halves of surrogate pairs replaced, which JSON can hold and a file cannot."""
     return text if text.isascii() else text.encode(errors="replace").decode()
+
+
+def _of_split(files: Sequence[SourceFile], split: str | None, root: Path) -> list[SourceFile]:
+    chosen = [file for file in files if split is None or file.split == split]
+    if not chosen:
+        splits = ", ".join(dict.fromkeys(file.split for file in files if file.split))
+        raise PallavaError(f"'{root}' has no split {split!r}; its splits are: {splits or 'none'}")
+    return chosen
+
+
+def _not_found(root: Path, name: str, layout: str) -> PallavaError:
+    if not root.exists():
+        return PallavaError(f"'{root}' does not exist; the source {name} needs {layout}")
+    entries = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir()) if root.is_dir() else []
+    shown = ", ".join(entries[:SHOWN]) + (f" and {len(entries) - SHOWN} more" if len(entries) > SHOWN else "")
+    archives = [entry for entry in entries if entry.endswith((".zip", ".tar", ".gz", ".tgz"))]
+    hint = f"; unpack an archive with `pallava data unpack {archives[0]} FOLDER`" if archives else ""
+    return PallavaError(f"'{root}' is not {name}: expected {layout}; found {shown or 'nothing'}{hint}")

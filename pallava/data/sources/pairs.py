@@ -1,42 +1,104 @@
-"""Pairs of any origin: a JSON list or JSONL of ``{"image", "caption"}``, image names relative to the file's folder."""
+"""Data sets of the user's own: pairs in JSON or JSONL, and tables with any columns; no class is needed for them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from pallava.data.sources.base import Pair, Part, Record, RowDropped, Source
-from pallava.data.sources.files import as_object, image_and_caption, json_rows, not_found, pick_split
+from pallava.data.sources.base import Pair, Question, Record, RowDropped, Source, SourceFile, register_source
+from pallava.data.sources.files import (
+    answer_type,
+    as_object,
+    column_name,
+    csv_rows,
+    image_and_caption,
+    json_rows,
+    question_and_answer,
+    tidy,
+)
 from pallava.errors import PallavaError
-from pallava.io.records import Record as Row
+from pallava.io.records import Entry
+
+_KINDS_BY_FIELDS = {("image", "caption"): "captions", ("image", "question", "answer"): "questions"}
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_EXPECTED = "--columns image=NAME,caption=NAME or image=NAME,question=NAME,answer=NAME"
 
 
-class Pairs(Source):
-    """A file of pairs, or a folder with one; of several files the split picks one by its name without ending."""
+class _OwnSource(Source):
+    """A file, or a folder with one; of several files the split is the name of one without its ending."""
+
+    endings: tuple[str, ...]
+
+    def find_files(self) -> list[SourceFile]:
+        paths = [self.root] if self.root.is_file() else sorted(self.root.glob("*"))
+        paths = [path for path in paths if path.suffix in self.endings or path == self.root]
+        if len(paths) > 1 and self.split is None:
+            names = ", ".join(path.name for path in paths)
+            raise PallavaError(f"'{self.root}' holds several files ({names}); give the path of one")
+        folders = ["", "images"]
+        if paths:
+            beside, self.root = paths[0].parent.resolve(), self.image_folder or paths[0].parent
+            root = self.root.resolve()
+            if beside != root and beside.is_relative_to(
+                root
+            ):  # the folder may hold several sets: beside the file first
+                inside = beside.relative_to(root)
+                folders = [inside.as_posix(), (inside / "images").as_posix(), *folders]
+        return [SourceFile(path, path.stem, tuple(folders)) for path in paths]
+
+
+@register_source
+class Pairs(_OwnSource):
+    """Pairs of any origin: a JSON list or JSONL of ``{"image", "caption"}``."""
 
     name = "pairs"
     kind = "captions"
+    layout = 'a .json or .jsonl file of {"image", "caption"}'
+    endings = (".json", ".jsonl")
 
-    def _find_parts(self) -> list[Part]:
-        if self.root.is_file():
-            path, self.root = self.root, self.root.parent
-            return pick_split([_part(path)], self.split, path)
-        parts = [_part(path) for path in sorted(self.root.glob("*.json*")) if path.suffix in (".json", ".jsonl")]
-        if not parts:
-            raise not_found(self.root, self.name, 'a .json or .jsonl file of {"image", "caption"}')
-        if len(parts) > 1 and self.split is None:
-            names = ", ".join(part.path.name for part in parts)
-            raise PallavaError(f"'{self.root}' holds several files of pairs ({names}); give the path of one")
-        return pick_split(parts, self.split, self.root)
+    def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
+        return json_rows(file.path, self.report_progress)
 
-    def _rows(self, part: Part) -> Iterator[Row | RowDropped]:
-        return json_rows(part.path, self._progress)
-
-    def _convert(self, row: Row, part: Part) -> Sequence[Record]:
-        value = as_object(row.value)
-        image, caption = image_and_caption(value)
+    def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
+        image, caption = image_and_caption(as_object(row.value))
         return [Pair(self.name, f"{row.index:07d}", image, caption)]
 
 
-def _part(path: Path) -> Part:
-    return Part(path, path.stem, ("", "images"))
+@register_source
+class Table(_OwnSource):
+    """A CSV or TSV with a header; `columns` names the columns of image and caption, or image, question and answer."""
+
+    name = "csv"
+    kind = "captions"
+    layout = "a .csv or .tsv file"
+    endings = tuple(_DELIMITERS)
+    takes_columns = True
+
+    def find_files(self) -> list[SourceFile]:
+        files = super().find_files()
+        if files:
+            self.kind = self._kind()
+            self._names = {key: column_name(name) for key, name in self.columns.items()}
+            for file in files:
+                next(self.read_rows(file), None)
+        return files
+
+    def _kind(self) -> str:
+        for names, kind in _KINDS_BY_FIELDS.items():
+            if set(names) == self.columns.keys():
+                return kind
+        found = ",".join(f"{key}={name}" for key, name in self.columns.items())
+        raise PallavaError(f"'{self.root}' needs {_EXPECTED}, got {found or 'none'}")
+
+    def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
+        delimiter = _DELIMITERS.get(file.path.suffix, ",")
+        return csv_rows(file.path, self.report_progress, columns=self._names.values(), delimiter=delimiter)
+
+    def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
+        value = {key: tidy(row.value[name]) for key, name in self._names.items()}
+        image, row_id = value["image"], f"{row.index:07d}"
+        if not image:
+            raise RowDropped("empty_name", "the row names no image")
+        if self.kind == "captions":
+            return [Pair(self.name, row_id, *image_and_caption(value))]
+        question, answer = question_and_answer(value["question"], value["answer"])
+        return [Question(self.name, row_id, image, question, answer, answer_type=answer_type(answer))]

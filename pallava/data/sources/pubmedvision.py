@@ -8,29 +8,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pallava.data.sources.base import Pair, Part, Record, RowDropped, Source
-from pallava.data.sources.files import as_object, json_rows, not_found, pick_split, tidy
-from pallava.io.records import Record as Row
+from pallava.data.sources.base import Pair, Record, RowDropped, Source, SourceFile, register_source
+from pallava.data.sources.files import as_object, json_rows, tidy
+from pallava.io.records import Entry
 
 _FOLDERS = ("", "images", "PubMedVision")
 
 
+@register_source
 class PubMedVision(Source):
     """The Alignment file; its caption is the first answer of a row."""
 
     name = "pubmedvision"
     kind = "captions"
+    layout = "PubMedVision_Alignment_VQA.json"
 
-    def _find_parts(self) -> list[Part]:
-        path = next(iter(sorted(self.root.glob("*Alignment*.json"))), None)
-        if path is None:
-            raise not_found(self.root, self.name, "PubMedVision_Alignment_VQA.json")
-        return pick_split([Part(path, folders=_FOLDERS)], self.split, self.root)
+    def find_files(self) -> list[SourceFile]:
+        return [SourceFile(path, folders=_FOLDERS) for path in sorted(self.root.glob("*Alignment*.json"))[:1]]
 
-    def _rows(self, part: Part) -> Iterator[Row | RowDropped]:
-        return json_rows(part.path, self._progress)
+    def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
+        return json_rows(file.path, self.report_progress)
 
-    def _convert(self, row: Row, part: Part) -> Sequence[Record]:
+    def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
         value = as_object(row.value)
         caption = _first_answer(value.get("conversations"))
         if not caption:
@@ -39,12 +38,12 @@ class PubMedVision(Source):
         extra = {key: value[key] for key in ("body_part", "modality") if isinstance(value.get(key), str)}
         metadata = {"row_id": str(value.get("id", "")), **extra, "num_images": len(images)}
         row_id = f"{row.index:07d}"
-        return [Pair(self.name, i, image, caption, metadata) for i, image in self._each_image(row_id, images)]
+        return [Pair(self.name, i, image, caption, metadata) for i, image in self.each_image(row_id, images)]
 
 
 def _first_answer(conversations: Any) -> str:
     if not isinstance(conversations, list):
-        raise RowDropped("malformed", f"'conversations' is a list, not {type(conversations).__name__}")
+        raise RowDropped("malformed", f"'conversations' must be a list, got {type(conversations).__name__}")
     for turn in conversations:
         if isinstance(turn, dict) and turn.get("from") == "gpt" and isinstance(turn.get("value"), str):
             return tidy(turn["value"])
@@ -54,7 +53,7 @@ def _first_answer(conversations: Any) -> str:
 def _image_names(value: Any) -> list[str]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise RowDropped("malformed", f"'image' is a list of names, not {value!r:.80}")
+        raise RowDropped("malformed", f"'image' must be a list of names, got {value!r:.80}")
     if not names:
         raise RowDropped("malformed", "'image' is an empty list")
     return names

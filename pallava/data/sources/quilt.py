@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from pallava.data.sources.base import Pair, Part, Record, RowDropped, Source
-from pallava.data.sources.files import csv_rows, not_found, tidy
-from pallava.io.records import Record as Row
+from pallava.data.sources.base import Pair, Record, RowDropped, Source, SourceFile, register_source
+from pallava.data.sources.files import csv_rows, tidy
+from pallava.io.records import Entry
 
 _FOLDERS = ("quilt_1m", "quilt_1M", "images", "quilt_1m/quilt_1m", "")
 _WORDS = ("subset", "split", "magnification", "height", "width", "single_wsi")
@@ -22,23 +22,23 @@ _LITERALS = ("pathology", "roi_text", "med_umls_ids")
 _MAX_LITERAL = 1 << 16  # the compiler takes a hundred times the text's size
 
 
+@register_source
 class Quilt1M(Source):
     """The lookup table; the split is its column of that name."""
 
     name = "quilt-1m"
     kind = "captions"
+    layout = "quilt_1M_lookup.csv"
 
-    def _find_parts(self) -> list[Part]:
-        path = next(iter(sorted(self.root.glob("quilt_1[mM]_lookup*.csv"))), None)
-        if path is None:
-            raise not_found(self.root, self.name, "quilt_1M_lookup.csv")
-        return [Part(path, folders=_FOLDERS)]
+    def find_files(self) -> list[SourceFile]:
+        paths = sorted(self.root.glob("quilt_1[mM]_lookup*.csv"))[:1]
+        return [SourceFile(path, self.split or "", _FOLDERS) for path in paths]  # it holds all splits
 
-    def _rows(self, part: Part) -> Iterator[Row | RowDropped]:
+    def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
         columns = ("caption", "image_path") if self.split is None else ("caption", "image_path", "split")
-        return csv_rows(part.path, self._progress, columns=columns)
+        return csv_rows(file.path, self.report_progress, columns=columns)
 
-    def _convert(self, row: Row, part: Part) -> Sequence[Record]:
+    def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
         value = row.value
         if self.split is not None and value.get("split") != self.split:
             raise RowDropped("other_split", f"its split is {value.get('split')!r}")
@@ -54,7 +54,7 @@ class Quilt1M(Source):
 
 @lru_cache(maxsize=4096)
 def parse_literal(text: str) -> Any:
-    """Gives a list that is written as a Python literal; the text itself where it is none, or holds other things."""
+    """Parse a list of texts and numbers that is written as a Python literal; return any other text as it is."""
     if len(text) > _MAX_LITERAL:
         return text
     try:
@@ -86,7 +86,6 @@ def _is_plain(value: Any) -> bool:
 
 
 def _number(text: str) -> Any:
-    """Gives a number where the cell holds one, else the text."""
     try:
         number = float(text)
     except ValueError:

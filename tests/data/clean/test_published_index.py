@@ -51,7 +51,7 @@ def test_a_dict_by_source(tmp_path):
             ["null", "7", '{"image": 8}', "caption", "[]"],
         ),
         ('["a.jpg", ["b.jpg", null]]', ['record 2 (line 1, column 11): ["b.jpg", null]']),
-        ('{"image": "a.jpg"}\n{"image"\n{"image": "b.jpg"}', ["list, line 2: not JSON"]),
+        ('{"image": "a.jpg"}\n{"image"\n{"image": "b.jpg"}', ["list, line 2"]),
         (
             '{"quilt": ["a.jpg", null], "oa": null, "pv": {"0": "b.jpg", "1": true}}',
             ["entry 2", "'oa': null", "'1': true"],

@@ -1,12 +1,13 @@
 """What all readers share: records as JSON, paths that stay inside, counts, errors."""
 
+import inspect
 import json
 import re
 from pathlib import Path
 
 import pytest
 
-from pallava.data.sources import SOURCES, open_source
+from pallava.data.sources import SOURCES, files, open_source
 from pallava.data.sources.base import (
     KINDS,
     Labelled,
@@ -69,25 +70,29 @@ def test_tally_keeps_three_examples():
     assert [len(example) for example in tally.examples["malformed"]] == [500] * 3
 
 
-def test_kinds_and_names():
-    names = ["pubmedvision", "pmc-oa", "quilt-1m", "path-vqa", "pmc-vqa", "bach", "oscc", "colonpath", "pairs"]
-    assert list(SOURCES) == names
+def test_every_kind_has_a_source():
     assert {source.kind for source in SOURCES.values()} == set(KINDS)
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_folder_that_is_not_the_set(name: str, tmp_path: Path):
-    with pytest.raises(PallavaError, match="no folder"):
+    with pytest.raises(PallavaError, match="nowhere' does not exist"):
         open_source(name, tmp_path / "nowhere")
     touch(tmp_path, "notes.md", "downloads/a", "images.zip")
     with pytest.raises(PallavaError) as error:
         open_source(name, tmp_path)
-    for part in (str(tmp_path), name, "looked for", "found downloads/, images.zip, notes.md", "data unpack images.zip"):
+    for part in (
+        str(tmp_path),
+        name,
+        SOURCES[name].layout,
+        "downloads/, images.zip, notes.md",
+        "data unpack images.zip",
+    ):
         assert part in str(error.value)
 
 
 def test_unknown_name_and_policy(tmp_path: Path):
-    with pytest.raises(PallavaError, match="pubmedvision, pmc-oa"):
+    with pytest.raises(PallavaError, match=", ".join(SOURCES)):
         open_source("imagenet", tmp_path)
     write_json(tmp_path / "pairs.json", [])
     with pytest.raises(PallavaError, match="first, each, single-only"):
@@ -128,7 +133,7 @@ def test_pairs_of_several_files(tmp_path: Path):
         open_source("pairs", tmp_path)
     assert read("pairs", tmp_path, split="two")[0][0].image == "two.png"
     assert read("pairs", tmp_path / "one.json")[0][0].image == "one.png"
-    with pytest.raises(PallavaError, match="no split 'three'; it has one, two"):
+    with pytest.raises(PallavaError, match="'three'.*one, two"):
         open_source("pairs", tmp_path, split="three")
 
 
@@ -138,15 +143,13 @@ def test_a_damaged_list_says_where(tmp_path: Path):
         list(open_source("pairs", tmp_path))
 
 
-def test_every_set_is_in_the_documents():
+def test_the_documents_hold_the_sets_and_their_reasons():
     text = (Path(__file__).parents[3] / "docs" / "data_sets.md").read_text(encoding="utf-8")
-    for name in SOURCES:
-        assert f": `{name}`\n" in text
-    source_files = (Path(__file__).parents[3] / "pallava" / "data" / "sources").glob("*.py")
-    reasons = {
-        reason
-        for path in source_files
-        for reason in re.findall(r'RowDropped\(\s*"(\w+)"', path.read_text(encoding="utf-8"))
-    }
+    documented = re.findall(r"^### .*: `([\w-]+)`$", text, re.MULTILINE)
+    assert len(documented) == len(set(documented)) > 8
+    assert not set(documented) - set(SOURCES)
+    modules = {inspect.getmodule(SOURCES[name]) for name in documented} | {files}
+    code = "".join(inspect.getsource(module) for module in modules if module)
+    reasons = set(re.findall(r'RowDropped\(\s*"(\w+)"', code))
     assert len(reasons) > 10
     assert not {reason for reason in reasons if f"`{reason}`" not in text}

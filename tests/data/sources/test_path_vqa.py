@@ -98,7 +98,7 @@ def test_splits(tmp_path: Path):
     assert [record.id for record in read("path-vqa", tmp_path)[0]] == ["100422000", "200422000", "300422000"]
     for name in ("val", "valid", "validation"):
         assert [record.id for record in read("path-vqa", tmp_path, split=name)[0]] == ["200422000"]
-    with pytest.raises(PallavaError, match="no split 'dev'; it has train, val, test"):
+    with pytest.raises(PallavaError, match="'dev'.*train, val, test"):
         open_source("path-vqa", tmp_path, split="dev")
 
 
@@ -124,7 +124,7 @@ def test_triples(tmp_path: Path):
 
 def test_a_pickle_of_something_else(tmp_path: Path):
     write_pickle(tmp_path / "qas/test_vqa.pkl", {"a": 1})
-    with pytest.raises(PallavaError, match="a pickle of a dict"):
+    with pytest.raises(PallavaError, match="got a dict"):
         list(open_source("path-vqa", tmp_path))
 
 
@@ -157,7 +157,7 @@ def test_parquet(tmp_path: Path, caplog):
     assert records[2].image.endswith(".png")
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["train", "val"]
     assert len(list((tmp_path / "images/train").iterdir())) == 2
-    assert "writing the pictures" in caplog.text
+    assert str(tmp_path / "images/train") in caplog.text
     os.utime(tmp_path / records[0].image, (1, 1))
     assert list(open_source("path-vqa", tmp_path)) == records
     assert (tmp_path / records[0].image).stat().st_mtime == 1  # it is not written again
@@ -165,7 +165,7 @@ def test_parquet(tmp_path: Path, caplog):
 
 def test_damaged_parquet(tmp_path: Path):
     (tmp_path / "train-0.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(PallavaError, match="not a parquet file"):
+    with pytest.raises(PallavaError, match="parquet"):
         list(open_source("path-vqa", tmp_path))
 
 

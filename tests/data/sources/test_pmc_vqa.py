@@ -75,7 +75,7 @@ def test_both_versions_and_splits(tmp_path: Path):
     assert [record.id for record in read("pmc-vqa", tmp_path)[0]] == ["train-000000", "test-000000"]
     for split, image in {"test_clean": "images/PMC1_F1.jpg", "test_2": "figures/PMC2_F1.jpg"}.items():
         assert [record.image for record in read("pmc-vqa", tmp_path, split=split)[0]] == [image]
-    with pytest.raises(PallavaError, match="it has train, test, test_clean, train_2, test_2"):
+    with pytest.raises(PallavaError, match="'val'.*train, test, test_clean, train_2, test_2"):
         open_source("pmc-vqa", tmp_path, split="val")
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").unlink()

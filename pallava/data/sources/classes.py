@@ -1,0 +1,151 @@
+"""Sets of pictures with a class each: BACH, OSCC and ColonPath; folders, names or lists carry the label."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from pallava.data.sources.base import Labelled, Record, RowDropped, Source, SourceFile, register_source
+from pallava.data.sources.files import csv_rows, headless_csv_rows, tidy
+from pallava.errors import PallavaError
+from pallava.io.records import Entry
+
+_BACH_CLASSES = ("Normal", "Benign", "InSitu", "Invasive")
+_BACH_TABLE = "microscopy_ground_truth.csv"
+_BACH_NAME = re.compile(r"(n|b|is|iv)\d{3}\.tif")
+
+_OSCC_CLASSES = ("normal oral epithelium", "oral squamous cell carcinoma")
+_OSCC_NAME = re.compile(r"(Normal|OSCC)_(100|400)x_\d+\.jpe?g", re.IGNORECASE)
+_OSCC_FOLDER = re.compile(r"(?:100|400)x (Normal|OSCC)\b.*", re.IGNORECASE)
+
+_COLON_CLASSES = ("normal", "tumor")
+_COLON_FOLDERS = ("colon/images", "colon/image", "images", "image", "colon", "")
+
+
+@register_source
+class BACH(Source):
+    """400 pictures of breast tissue: their folder is the label, and the table must not contradict it.
+
+    https://zenodo.org/records/3632035 (arXiv:1808.04277)
+    """
+
+    name = "bach"
+    kind = "classes"
+    layout = f"Photos/ with the folders {', '.join(_BACH_CLASSES)}"
+
+    def find_files(self) -> list[SourceFile]:
+        for photos in (self.root / "Photos", self.root):
+            if files := [SourceFile(photos / name) for name in _BACH_CLASSES if (photos / name).is_dir()]:
+                self._labels = _labels_of_table(photos / _BACH_TABLE)
+                return files
+        return []
+
+    def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
+        for index, path in enumerate(sorted(file.path.iterdir())):
+            yield Entry(index, path.name, path)
+
+    def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
+        path: Path = row.value
+        if not _BACH_NAME.fullmatch(path.name):
+            names = "n001.tif, b001.tif, is001.tif or iv001.tif"
+            raise RowDropped("unexpected_name", f"expected a name like {names}, got {path.name!r}")
+        label = file.path.name
+        stated = self._labels.get(path.name, label)
+        if stated != label:
+            raise RowDropped("label_conflict", f"{path.name!r} is in {label}, but is {stated} in {_BACH_TABLE}")
+        image = path.relative_to(self.root).as_posix()
+        return [Labelled(self.name, path.stem, image, label, {"index": _BACH_CLASSES.index(label)})]
+
+
+def _labels_of_table(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    rows = [row.value for row in headless_csv_rows(path) if isinstance(row, Entry)]
+    return {tidy(row[0]): tidy(row[1]) for row in rows if len(row) >= 2}
+
+
+@register_source
+class OSCC(Source):
+    """Mouth tissue: a picture's name begins with its label, and its folder must not contradict it.
+
+    https://data.mendeley.com/datasets/ftmp4cvtmb (doi:10.1016/j.dib.2020.105114)
+    """
+
+    name = "oscc"
+    kind = "classes"
+    layout = "First Set/100x Normal Oral Cavity Histopathological Images/Normal_100x_1.jpg and the like"
+
+    def find_files(self) -> list[SourceFile]:
+        pictures = (path for path in self._paths() if _OSCC_NAME.fullmatch(path.name))
+        return [SourceFile(self.root)] if any(_OSCC_FOLDER.fullmatch(path.parent.name) for path in pictures) else []
+
+    def _paths(self) -> Iterator[Path]:
+        for path in sorted(self.root.rglob("*")):
+            if "__MACOSX" not in path.relative_to(self.root).parts and not path.is_dir():
+                yield path
+
+    def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
+        for index, path in enumerate(self._paths()):
+            yield Entry(index, path.relative_to(self.root).as_posix(), path)
+
+    def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
+        path: Path = row.value
+        match = _OSCC_NAME.fullmatch(path.name)
+        if path.suffix.casefold() == ".zip":
+            what = f"an archive; unpack it if its folder is missing: `pallava data unpack '{path}' FOLDER`"
+            raise RowDropped("packed", what)
+        if match is None:
+            what = f"expected a name like Normal_100x_1.jpg or OSCC_400x_1.jpg, got {path.name!r}"
+            raise RowDropped("unexpected_name", what)
+        folder = _OSCC_FOLDER.fullmatch(path.parent.name)
+        if folder and folder[1].casefold() != match[1].casefold():
+            raise RowDropped("label_conflict", f"{path.name!r} is in {path.parent.name!r}")
+        index = int(match[1].casefold() == "oscc")
+        metadata = {"index": index, "magnification": int(match[2])}
+        return [Labelled(self.name, row.position, row.position, _OSCC_CLASSES[index], metadata)]
+
+
+@register_source
+class ColonPath(Source):
+    """Patches of colon slides with or without tumour, a part of MedFMC: CSV files, else lists.
+
+    Files without labels, such as the challenge's test_WithoutLabel.txt, give dropped rows alone.
+    https://github.com/openmedlab/MedFM (arXiv:2306.09579)
+    """
+
+    name = "colonpath"
+    kind = "classes"
+    layout = "colon_train.csv or lists like train.txt, in it or in colon/"
+
+    def find_files(self) -> list[SourceFile]:
+        for pattern in ("colon_*.csv", "*.txt"):
+            paths = sorted(path for folder in ("", "colon") for path in (self.root / folder).glob(pattern))
+            files = [SourceFile(path, path.stem.removeprefix("colon_"), _COLON_FOLDERS) for path in paths]
+            if len(files) > 1 and self.split is None:
+                splits = ", ".join(file.split for file in files)
+                raise PallavaError(f"'{self.root}' has several lists, which may overlap; name a split: {splits}")
+            if files:
+                return files
+        return []
+
+    def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
+        if file.path.suffix == ".csv":
+            yield from csv_rows(file.path, self.report_progress, columns=("img_id",))
+            return
+        lines = file.path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        for index, line in enumerate(lines):
+            name, _, label = line.strip().rpartition(" ")  # a name holds a space, a label none
+            if line.strip():
+                yield Entry(index, f"line {index + 1}", {"img_id": name, "tumor": label})
+
+    def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
+        image, label = tidy(row.value["img_id"]), tidy(row.value.get("tumor", ""))
+        if not image:
+            raise RowDropped("empty_name", "the row has no img_id")
+        if label not in ("0", "1", "0.0", "1.0"):
+            raise RowDropped("bad_label", f"the label of {image!r} must be 0 or 1, got {label!r}")
+        name = image if PurePosixPath(image).suffix.casefold() in (".png", ".jpg", ".jpeg", ".tif") else f"{image}.png"
+        index = int(float(label))
+        metadata = {"index": index, "split": file.split}
+        return [Labelled(self.name, f"{file.split}-{row.index:05d}", name, _COLON_CLASSES[index], metadata)]
