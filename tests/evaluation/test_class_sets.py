@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pallava.data.sources import SOURCES
 from pallava.errors import PallavaError
 from pallava.evaluation.encoders.class_sets import known_set, known_sets, read_class_set, set_of_labels
 
@@ -44,9 +45,7 @@ def test_a_sentence_of_each_set_reads_as_it_should():
 
 @pytest.mark.parametrize("name", ["bach", "oscc", "colonpath"])
 def test_labels_are_those_of_the_readers(name: str):
-    readers = pytest.importorskip("pallava.data.sources")
-    module = __import__(f"{readers.__name__}.{name}", fromlist=["CLASSES"])
-    assert known_set(name).labels == module.CLASSES
+    assert known_set(name).labels == SOURCES[name].classes
 
 
 def test_sets_of_the_users_own(tmp_path: Path):

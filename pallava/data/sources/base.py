@@ -161,6 +161,7 @@ class Source:
         name: Name of the source, as ``--source NAME=ROOT`` has it.
         kind: One of `KINDS`.
         layout: The files that the root must hold, for the error of a folder without them.
+        classes: Classes of a set of classes, in the order of their numbers.
         splits: Splits that the set always has. Commands that need one take "train" or "test" where it is among them.
         takes_columns: Whether the names of its columns come from the user.
         root: Folder that the images' paths are relative to.
@@ -177,6 +178,7 @@ class Source:
     name: ClassVar[str]
     kind: str
     layout: ClassVar[str] = ""
+    classes: ClassVar[tuple[str, ...]] = ()
     splits: ClassVar[tuple[str, ...]] = ()
     takes_columns: ClassVar[bool] = False
 
@@ -339,7 +341,7 @@ def _of_split(files: Sequence[SourceFile], split: str | None, root: Path) -> lis
     chosen = [file for file in files if split is None or file.split == split]
     if not chosen:
         splits = ", ".join(dict.fromkeys(file.split for file in files if file.split))
-        raise PallavaError(f"'{root}' has no split {split!r}; its splits are: {splits or 'none'}")
+        raise PallavaError(f"'{root}' lacks the split {split!r}; its splits are: {splits or 'none'}")
     return chosen
 
 

@@ -11,15 +11,12 @@ from pallava.data.sources.files import csv_rows, headless_csv_rows, tidy
 from pallava.errors import PallavaError
 from pallava.io.records import Entry
 
-_BACH_CLASSES = ("Normal", "Benign", "InSitu", "Invasive")
 _BACH_TABLE = "microscopy_ground_truth.csv"
 _BACH_NAME = re.compile(r"(n|b|is|iv)\d{3}\.tif")
 
-_OSCC_CLASSES = ("normal oral epithelium", "oral squamous cell carcinoma")
 _OSCC_NAME = re.compile(r"(Normal|OSCC)_(100|400)x_\d+\.jpe?g", re.IGNORECASE)
 _OSCC_FOLDER = re.compile(r"(?:100|400)x (Normal|OSCC)\b.*", re.IGNORECASE)
 
-_COLON_CLASSES = ("normal", "tumor")
 _COLON_FOLDERS = ("colon/images", "colon/image", "images", "image", "colon", "")
 
 
@@ -32,11 +29,12 @@ class BACH(Source):
 
     name = "bach"
     kind = "classes"
-    layout = f"Photos/ with the folders {', '.join(_BACH_CLASSES)}"
+    classes = ("Normal", "Benign", "InSitu", "Invasive")
+    layout = f"Photos/ with the folders {', '.join(classes)}"
 
     def find_files(self) -> list[SourceFile]:
         for photos in (self.root / "Photos", self.root):
-            if files := [SourceFile(photos / name) for name in _BACH_CLASSES if (photos / name).is_dir()]:
+            if files := [SourceFile(photos / name) for name in self.classes if (photos / name).is_dir()]:
                 self._labels = _labels_of_table(photos / _BACH_TABLE)
                 return files
         return []
@@ -55,7 +53,7 @@ class BACH(Source):
         if stated != label:
             raise RowDropped("label_conflict", f"{path.name!r} is in {label}, but is {stated} in {_BACH_TABLE}")
         image = path.relative_to(self.root).as_posix()
-        return [Labelled(self.name, path.stem, image, label, {"index": _BACH_CLASSES.index(label)})]
+        return [Labelled(self.name, path.stem, image, label, {"index": self.classes.index(label)})]
 
 
 def _labels_of_table(path: Path) -> dict[str, str]:
@@ -74,6 +72,7 @@ class OSCC(Source):
 
     name = "oscc"
     kind = "classes"
+    classes = ("normal oral epithelium", "oral squamous cell carcinoma")
     layout = "First Set/100x Normal Oral Cavity Histopathological Images/Normal_100x_1.jpg and the like"
 
     def find_files(self) -> list[SourceFile]:
@@ -103,7 +102,7 @@ class OSCC(Source):
             raise RowDropped("label_conflict", f"{path.name!r} is in {path.parent.name!r}")
         index = int(match[1].casefold() == "oscc")
         metadata = {"index": index, "magnification": int(match[2])}
-        return [Labelled(self.name, row.position, row.position, _OSCC_CLASSES[index], metadata)]
+        return [Labelled(self.name, row.position, row.position, self.classes[index], metadata)]
 
 
 @register_source
@@ -116,6 +115,7 @@ class ColonPath(Source):
 
     name = "colonpath"
     kind = "classes"
+    classes = ("normal", "tumor")
     layout = "colon_train.csv or lists like train.txt, in it or in colon/"
 
     def find_files(self) -> list[SourceFile]:
@@ -148,4 +148,4 @@ class ColonPath(Source):
         name = image if PurePosixPath(image).suffix.casefold() in (".png", ".jpg", ".jpeg", ".tif") else f"{image}.png"
         index = int(float(label))
         metadata = {"index": index, "split": file.split}
-        return [Labelled(self.name, f"{file.split}-{row.index:05d}", name, _COLON_CLASSES[index], metadata)]
+        return [Labelled(self.name, f"{file.split}-{row.index:05d}", name, self.classes[index], metadata)]

@@ -79,7 +79,7 @@ def csv_rows(
             names = [column_name(name) for name in next(reader, [])]
             if missing := [column for column in columns if column not in names]:
                 raise PallavaError(
-                    f"'{path}' has no column {missing[0]!r}; its columns are: {', '.join(names) or 'none'}"
+                    f"'{path}' lacks the column {missing[0]!r}; its columns are: {', '.join(names) or 'none'}"
                 )
             for row in _cells(reader, path):
                 progress(raw.tell())
@@ -220,7 +220,7 @@ def text_of(row: dict[str, Any], *keys: str) -> str:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 return str(value)
             raise RowDropped("malformed", f"{key!r} must be text, got {type(value).__name__}")
-    raise RowDropped("malformed", f"the row has no {keys[0]!r}; it has {', '.join(map(repr, list(row)[:SHOWN]))}")
+    raise RowDropped("malformed", f"the row lacks {keys[0]!r}; it has {', '.join(map(repr, list(row)[:SHOWN]))}")
 
 
 def as_object(value: Any) -> dict[str, Any]:

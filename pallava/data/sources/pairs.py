@@ -38,9 +38,8 @@ class _OwnSource(Source):
         if paths:
             beside, self.root = paths[0].parent.resolve(), self.image_folder or paths[0].parent
             root = self.root.resolve()
-            if beside != root and beside.is_relative_to(
-                root
-            ):  # the folder may hold several sets: beside the file first
+            if beside != root and beside.is_relative_to(root):
+                # the folder may hold several sets: their files' own folders come first
                 inside = beside.relative_to(root)
                 folders = [inside.as_posix(), (inside / "images").as_posix(), *folders]
         return [SourceFile(path, path.stem, tuple(folders)) for path in paths]

@@ -266,7 +266,7 @@ def test_the_policy_for_rows_with_several_images_is_recorded(tmp_path, policy, n
     ("words", "message"),
     [
         ("--source quilt-1m", "is not NAME=ROOT"),
-        ("--source quilts={t}/b/quilt", "no source 'quilts'; known are pubmedvision"),
+        ("--source quilts={t}/b/quilt", "source 'quilts'"),
         ("--source quilt-1m={t}/none", "none"),
         ("--source quilt-1m={t}/b/oa", "quilt_1M_lookup"),
         ("--source bach={t}", "set of classes"),
