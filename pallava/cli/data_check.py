@@ -1,6 +1,6 @@
-"""Checks a training file before training: images, markers, turns, answers, ids and, with a tokenizer, the length.
+"""Check a training file before training: images, markers, turns, answers, ids and, with a tokenizer, the length.
 
-The exit code is 0 if every row is sound, 1 if any is not, 2 if the check could not be made.
+The exit code is 0 if no row has a fault, 1 if any has, 2 if the check could not be made.
 
 Example:
   pallava data check instruction.jsonl --image-folder /data --decode --tokenizer meta-llama/Meta-Llama-3-8B-Instruct
@@ -8,34 +8,33 @@ Example:
 
 import argparse
 
-from pallava.errors import PallavaError
+from pallava.cli.data_prepare import TOKENIZER, add_room_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options."""
+    """Declare the options."""
     parser.add_argument("file", help="JSONL or JSON list of {id, image, conversations}")
-    parser.add_argument("--image-folder", required=True, help="what image names are relative to")
+    parser.add_argument("--image-folder", required=True, help="folder that image names are relative to")
     parser.add_argument("--decode", action="store_true", help="decode every image, not only its header")
-    parser.add_argument("--tokenizer", help="the config's llm_name_or_path; counts the tokens of each row")
-    parser.add_argument("--prompt-template", default="llama3_chat", help="default: %(default)s")
-    parser.add_argument("--context-length", type=int, default=2048, help="default: %(default)s")
-    parser.add_argument("--num-visual-tokens", type=int, default=196, help="default: %(default)s")
-    parser.add_argument("--workers", type=int, help="processes (default: one a core, at most 16)")
+    parser.add_argument("--tokenizer", help=f"{TOKENIZER}; counts the tokens of each row")
+    add_room_arguments(parser)
+    parser.add_argument("--workers", type=int, help="number of processes (default: one for each core, at most 16)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the counts; 1 if a row is at fault."""
-    from pallava.data.check import Room, check_training_file
+    """Print the counts; return 1 if a row has a fault."""
+    from pallava.data.check import TokenRoom, check_training_file
     from pallava.io.processes import default_num_workers
 
     room = None
     if options.tokenizer:
-        room = Room(options.tokenizer, options.prompt_template, options.context_length, options.num_visual_tokens)
-    num_workers = default_num_workers() if options.workers is None else options.workers
-    if num_workers < 1:
-        raise PallavaError(f"--workers is {num_workers}; expected 1 or more")
+        room = TokenRoom(options.tokenizer, options.prompt_template, options.context_length, options.num_visual_tokens)
     report = check_training_file(
-        options.file, options.image_folder, is_decoding=options.decode, room=room, num_workers=num_workers
+        options.file,
+        options.image_folder,
+        decode_images=options.decode,
+        room=room,
+        num_workers=default_num_workers() if options.workers is None else options.workers,
     )
     print(f"{report.num_faulty} of {report.num_rows} rows of {options.file} are at fault")
     for reason, count in report.faults.items():

@@ -1,81 +1,72 @@
-"""Finds test rows whose image or question is in the training material, and writes which to exclude.
+"""Find test rows whose image or question is in the training material, and list which to exclude.
 
 TRAIN and TEST are each a training file (JSONL), the kept.jsonl of `pallava data clean`, or NAME=ROOT of a public set.
 Images are compared by perceptual hash, so that size and compression do not hide them. Questions are compared without
-case, punctuation and options; short ones ("What is this?") meet by chance, so look at the counts before you exclude by
-them. The hashes are kept in a file beside the report, where a stopped or repeated run finds them. Of a kept.jsonl of
-several sources the rows are listed as SOURCE:ID; `pallava evaluate --exclude` takes the ids of one set.
+case, punctuation and options; short ones ("What is this?") match by chance, so look at the counts before excluding:
+the report lists for each row which of the two it shares. Hashes are kept in a file beside the report, from which a
+stopped or repeated run resumes. Rows of a kept.jsonl of several sources are listed as SOURCE:ID; `pallava evaluate
+--exclude` takes the ids of one set.
 
 Example:
   pallava data leak instruction.jsonl path-vqa=/data/pathvqa --train-images /data
 """
 
+from __future__ import annotations
+
 import argparse
-import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pallava.errors import PallavaError
-
-_TURNED = "find mirrored test images and those turned by right angles, too"
+if TYPE_CHECKING:
+    from pallava.data.leak import LeakReport
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options."""
-    parser.add_argument("train", help="training material")
-    parser.add_argument("test", help="evaluation set")
-    parser.add_argument("--train-images", help="image folder of a training file")
-    parser.add_argument("--test-images", help="image folder, where TEST is such a file")
-    parser.add_argument("--train-split", help="where TRAIN is NAME=ROOT (default: train, of questions)")
-    parser.add_argument("--test-split", help="where TEST is NAME=ROOT (default: test, of questions)")
-    parser.add_argument("--out", default="leak.json", help="the report (default: %(default)s)")
-    parser.add_argument("--distance", type=int, default=4, help="of 64 bits of the hash (default: %(default)s)")
-    parser.add_argument("--turned", action="store_true", help=_TURNED)
-    parser.add_argument(
-        "--exclude-by",
-        choices=("images", "questions", "both", "either"),
-        default="either",
-        help="what makes a test row one to exclude (default: %(default)s)",
+    """Declare the options."""
+    add = parser.add_argument
+    add("train", help="training material")
+    add("test", help="evaluation set")
+    add("--train-images", help="image folder of TRAIN, if that is a training file")
+    add("--test-images", help="image folder of TEST, if that is a training file")
+    add("--train-split", help="split of TRAIN, if that is NAME=ROOT (default: train, for questions)")
+    add("--test-split", help="split of TEST, if that is NAME=ROOT (default: test, for questions)")
+    add("--out", default="leak.json", help="JSON file for the report (default: %(default)s)")
+    add(
+        "--distance",
+        type=int,
+        default=4,
+        help="maximum number of bits, 0 to 10, in which the 64-bit hashes of one image may differ "
+        "(default: %(default)s)",
     )
-    parser.add_argument("--workers", type=int, help="processes (default: one a core, at most 16)")
+    add("--turned", action="store_true", help="search for mirrored test images and those turned by right angles, too")
+    add("--workers", type=int, help="number of processes (default: one for each core, at most 16)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compares, writes the report and the list beside it, prints a table."""
-    from pallava.data.audit_rows import open_rows
-    from pallava.data.image_hashes import HashCache
-    from pallava.data.leak import audit
+    """Compare, write the report and the list beside it, and print a table."""
+    from pallava.data.leak import write_leak_report
     from pallava.io.processes import default_num_workers
 
-    out = Path(options.out)
-    if out.is_dir():
-        raise PallavaError(f"the report '{out}' is a folder; give the name of a file")
-    train = open_rows(options.train, image_folder=options.train_images, split=options.train_split, usual_split="train")
-    test = open_rows(options.test, image_folder=options.test_images, split=options.test_split, usual_split="test")
-    cache = HashCache(out.with_suffix(".hashes.sqlite"))
-    num_workers = default_num_workers() if options.workers is None else options.workers
-    try:
-        report = audit(
-            train, test, cache, distance=options.distance, with_turns=options.turned, num_workers=num_workers
-        )
-    finally:
-        cache.close()
-    settings = {key: getattr(options, key) for key in ("train", "test", "distance", "turned", "exclude_by")}
-    excluded = report.shared(options.exclude_by)
-    list_path = out.with_suffix(".exclude.txt")
-    _write(list_path, "".join(f"{row_id}\n" for row_id in excluded))
-    _write(out, json.dumps({"settings": settings, **report.to_dict()}, indent=1, ensure_ascii=False) + "\n")
+    report = write_leak_report(
+        options.train,
+        options.test,
+        options.out,
+        train_images=options.train_images,
+        test_images=options.test_images,
+        train_split=options.train_split,
+        test_split=options.test_split,
+        distance=options.distance,
+        with_turns=options.turned,
+        num_workers=default_num_workers() if options.workers is None else options.workers,
+    )
     _print(report)
-    print(f"\n{out}: the report; {list_path}: {len(excluded)} ids to exclude, by {options.exclude_by}")
+    print(
+        f"\n{options.out}: report; {Path(options.out).with_suffix('.exclude.txt')}: {len(report.leaks)} ids to exclude"
+    )
     return 0
 
 
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8", errors="replace")
-    unfinished.replace(path)
-
-
-def _print(report) -> None:  # type: ignore[no-untyped-def]  # its module is imported when the command runs
+def _print(report: LeakReport) -> None:
     print(f"training: {report.num_train_rows} rows, {report.num_train_images} images")
     print(f"test:     {report.num_test_rows} rows, {report.num_test_images} images\n")
     print(f"{'test rows that share':<38}{'rows':>8}{'share':>9}")

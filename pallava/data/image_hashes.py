@@ -1,32 +1,56 @@
-"""Hashes of many images, computed once: they are kept in a file, and a stopped run goes on from there."""
+"""Hashes of images: by content and by looks, kept in a store, and an index of the nearest among millions."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import sqlite3
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
-from pallava.data.clean.duplicates import perceptual_hash, turned_hashes
+import numpy as np
+from PIL import Image
+
 from pallava.errors import PallavaError
 from pallava.images import ImageError, open_image
+from pallava.io.hashing import hash_bytes
 from pallava.io.processes import batches, map_in_order
+from pallava.io.store import Store
+
+NEAR_DISTANCE = 4
+"""Default number of bits in which the perceptual hashes of near duplicates may differ."""
+MAX_DISTANCE = 10
+"""Largest distance that an index can search; two unrelated images are rarely nearer than 16."""
+
+TURNS: dict[str, Image.Transpose | None] = {
+    "": None,
+    "mirrored": Image.Transpose.FLIP_LEFT_RIGHT,
+    "upside down": Image.Transpose.FLIP_TOP_BOTTOM,
+    "turned by 90": Image.Transpose.ROTATE_90,
+    "turned by 180": Image.Transpose.ROTATE_180,
+    "turned by 270": Image.Transpose.ROTATE_270,
+    "transposed": Image.Transpose.TRANSPOSE,
+    "transversed": Image.Transpose.TRANSVERSE,
+}
+"""Turns that `turned_hashes` applies to an image, by name."""
 
 _BATCH = 64
-_TABLE = "CREATE TABLE IF NOT EXISTS images (path TEXT PRIMARY KEY, size, mtime, sha256, hashes, problem) WITHOUT ROWID"
+_NAMESPACE = "image hashes"
+_MIN_ONES = 16
+_HASHED_SIZE = 32  # imagehash scales every image to it
+_BANDS = ((0, 22), (22, 21), (43, 21))  # first bit and width
 
 
 @dataclass(frozen=True)
 class ImageHashes:
-    """What is known of an image file.
+    """Hashes of an image file.
 
     Attributes:
-        sha256: Of its bytes.
+        sha256: Hash of its bytes.
         hashes: Perceptual hash, or those of all turns in the order of `TURNS`.
-        problem: Why there are none, or nothing.
+        problem: "missing" or "unreadable" where it has no hashes.
     """
 
     sha256: str = ""
@@ -35,85 +59,87 @@ class ImageHashes:
 
 
 @dataclass(frozen=True)
-class _Known:
-    """A file's path, its size and date, and what is stored of it; no size if there is no such file."""
-
+class _File:
     path: str
-    size: int | None
-    mtime: int = 0
+    state: tuple[int, int] | None = None  # size and time of the last change; None if it does not exist
     stored: ImageHashes | None = None
 
 
-class HashCache:
-    """Hashes of image files by path, size and date of change, in an SQLite file."""
+def perceptual_hash(image: Image.Image) -> str:
+    """Return a hash that small changes of an image leave alike, as 16 hexadecimal digits (64 bits).
 
-    def __init__(self, path: str | Path) -> None:
-        """Opens or makes the file.
+    It says which of the 8 x 8 lowest frequencies of the grey image are above their median (pHash,
+    https://www.hackerfactor.com/blog/index.php?/archives/432-Looks-Like-It.html). Scaling, compression and small
+    changes of colour move a few bits; two unrelated images differ in 32 on average.
+    """
+    import imagehash
 
-        Raises:
-            PallavaError: It cannot be made, or is something else.
-        """
-        try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(path)
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute(_TABLE)
-            self._database.execute("SELECT path, size, mtime, sha256, hashes, problem FROM images LIMIT 1")
-        except (sqlite3.Error, OSError) as error:
-            raise PallavaError(f"'{path}' cannot hold the hashes of images ({error}); remove it") from None
-
-    def hash_images(
-        self, paths: Iterable[str], *, with_turns: bool = False, num_workers: int = 1
-    ) -> Iterator[tuple[str, ImageHashes]]:
-        """Yields path and hashes of each image, in order; images that were hashed before are not opened.
-
-        Args:
-            paths: Absolute paths.
-            with_turns: Hashes of all turns.
-            num_workers: Processes that decode.
-
-        Raises:
-            PallavaError: A worker was ended from outside.
-        """
-        num_hashes = 8 if with_turns else 1
-        known = (self._look_up(batch, num_hashes) for batch in batches(paths, _BATCH))
-        for results in map_in_order(partial(_hash_missing, with_turns=with_turns), known, num_workers):
-            self._store([(file, hashes) for file, hashes in results if file.stored is None and file.size is not None])
-            yield from ((file.path, hashes) for file, hashes in results)
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._database.close()
-
-    def _look_up(self, paths: Sequence[str], num_hashes: int) -> list[_Known]:
-        marks = ", ".join("?" * len(paths))
-        rows = self._database.execute(f"SELECT * FROM images WHERE path IN ({marks})", paths)
-        stored = {path: ((size, mtime), ImageHashes(sha, tuple(h.split()), p)) for path, size, mtime, sha, h, p in rows}
-        return [_known(path, stored.get(path), num_hashes) for path in paths]
-
-    def _store(self, new: Sequence[tuple[_Known, ImageHashes]]) -> None:
-        rows = [(k.path, k.size, k.mtime, h.sha256, " ".join(h.hashes), h.problem) for k, h in new]
-        with self._database:
-            self._database.executemany("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?)", rows)
+    return str(imagehash.phash(image))
 
 
-def _known(path: str, stored: tuple[tuple[int, int], ImageHashes] | None, num_hashes: int) -> _Known:
+def turned_hashes(image: Image.Image) -> list[str]:
+    """Return the perceptual hashes of an image in all `TURNS`.
+
+    The image is scaled down once, so that the other seven cost next to nothing.
+    """
+    small = image.convert("L").resize((_HASHED_SIZE, _HASHED_SIZE), Image.Resampling.LANCZOS)
+    return [perceptual_hash(small if turn is None else small.transpose(turn)) for turn in TURNS.values()]
+
+
+def has_structure(image_hash: int) -> bool:
+    """Return whether a perceptual hash distinguishes an image from others.
+
+    Half of the 64 frequencies are above their median, unless most are exactly zero. An even background, or a ramp of
+    light along rows and columns, has at most 15 that are not: such images share a hash without being the same.
+    """
+    return image_hash.bit_count() >= _MIN_ONES
+
+
+def hash_images(
+    paths: Iterable[str], store: Store, *, with_turns: bool = False, num_workers: int = 1
+) -> Iterator[tuple[str, ImageHashes]]:
+    """Yield path and hashes of each image, in order; a file whose hashes are stored is opened only if it changed.
+
+    Args:
+        paths: Absolute paths.
+        store: Store of the hashes, with path, size and date of change.
+        with_turns: Whether to compute the hashes of all turns.
+        num_workers: Number of processes that decode.
+
+    Raises:
+        PallavaError: A worker process was killed.
+    """
+    files = (_look_up(batch, store, len(TURNS) if with_turns else 1) for batch in batches(paths, _BATCH))
+    for results in map_in_order(partial(_hash_missing, with_turns=with_turns), files, num_workers):
+        new = {file.path: [file.state, *astuple(hashes)] for file, hashes in results if file.state and not file.stored}
+        store.put(_NAMESPACE, new)
+        yield from ((file.path, hashes) for file, hashes in results)
+
+
+def _look_up(paths: Sequence[str], store: Store, num_hashes: int) -> list[_File]:
+    stored = store.get(_NAMESPACE, paths)
+    return [_find(path, stored.get(path), num_hashes) for path in paths]
+
+
+def _find(path: str, stored: list | None, num_hashes: int) -> _File:
     try:
-        status = os.stat(path)  # noqa: PTH116 - half the cost of Path(path).stat(), and millions are asked
+        status = os.stat(path)  # noqa: PTH116 - half the cost of Path(path).stat(), for millions of files
     except (OSError, ValueError):
-        return _Known(path, None)
+        return _File(path)
     state = (status.st_size, status.st_mtime_ns)
-    if stored and stored[0] == state and (stored[1].problem or len(stored[1].hashes) >= num_hashes):
-        return _Known(path, *state, stored[1])
-    return _Known(path, *state)
+    if stored is not None and tuple(stored[0]) == state:
+        sha256, hashes, problem = stored[1:]
+        if problem or len(hashes) >= num_hashes:
+            return _File(path, state, ImageHashes(sha256, tuple(hashes), problem))
+    return _File(path, state)
 
 
-def _hash_missing(files: Sequence[_Known], with_turns: bool) -> list[tuple[_Known, ImageHashes]]:
+def _hash_missing(files: Sequence[_File], with_turns: bool) -> list[tuple[_File, ImageHashes]]:
     return [(file, file.stored or _hash_image(file, with_turns)) for file in files]
 
 
-def _hash_image(file: _Known, with_turns: bool) -> ImageHashes:
-    if file.size is None:
+def _hash_image(file: _File, with_turns: bool) -> ImageHashes:
+    if file.state is None:
         return ImageHashes(problem="missing")
     try:
         content = Path(file.path).read_bytes()
@@ -121,4 +147,75 @@ def _hash_image(file: _Known, with_turns: bool) -> ImageHashes:
     except (ImageError, OSError):
         return ImageHashes(problem="unreadable")
     hashes = turned_hashes(image) if with_turns else [perceptual_hash(image)]
-    return ImageHashes(hashlib.sha256(content).hexdigest(), tuple(hashes))
+    return ImageHashes(hash_bytes(content), tuple(hashes))
+
+
+def check_distance(distance: int) -> None:
+    """Check that an index can search a distance.
+
+    Raises:
+        PallavaError: It is not from 0 to 10.
+    """
+    if not 0 <= distance <= MAX_DISTANCE:
+        raise PallavaError(f"the distance of near duplicates must be 0 to {MAX_DISTANCE} bits, got {distance}")
+
+
+class HammingIndex:
+    """A growing set of 64-bit hashes, searched for the nearest one within a distance.
+
+    The bits are cut into three bands. Two hashes that differ in at most `distance` bits differ in at most a third of
+    that in one band, so it is enough to compare the hashes that nearly share a band. A million hashes take some 50 MB.
+    """
+
+    def __init__(self, distance: int) -> None:
+        """Make an empty index.
+
+        Raises:
+            PallavaError: The distance is not from 0 to 10.
+        """
+        check_distance(distance)
+        self.distance = distance
+        self._hashes = array("Q")
+        # Chains: the newest hash of each value of a band, and for each hash the one before it; 0 ends a chain.
+        self._newest = [np.zeros(1 << width, np.int32) for _, width in _BANDS]
+        self._before = [array("i", [0]) for _ in _BANDS]
+        self._masks = [_masks(width, distance // len(_BANDS)) for _, width in _BANDS]
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def add(self, value: int) -> int:
+        """Add a hash and return its number, from 0."""
+        self._hashes.append(value)
+        for (first, width), newest, before in zip(_BANDS, self._newest, self._before, strict=True):
+            band = _band(value, first, width)
+            before.append(int(newest[band]))
+            newest[band] = len(self._hashes)
+        return len(self._hashes) - 1
+
+    def find(self, value: int) -> tuple[int, int] | None:
+        """Find the nearest hash within the distance.
+
+        Returns:
+            Its number and distance, the first of several equally near ones; None if no hash is near.
+        """
+        best: tuple[int, int] | None = None
+        for (first, width), newest, before, masks in zip(_BANDS, self._newest, self._before, self._masks, strict=True):
+            heads = newest[_band(value, first, width) ^ masks]
+            for number in heads[heads > 0].tolist():
+                while number:
+                    found = ((self._hashes[number - 1] ^ value).bit_count(), number - 1)
+                    if found[0] <= self.distance and (best is None or found < best):
+                        best = found
+                    number = before[number]
+        return None if best is None else (best[1], best[0])
+
+
+def _band(value: int, first: int, width: int) -> int:
+    return value >> first & (1 << width) - 1
+
+
+def _masks(width: int, radius: int) -> np.ndarray:
+    """Return every change of at most `radius` of `width` bits."""
+    changes = (bits for count in range(radius + 1) for bits in combinations(range(width), count))
+    return np.array([sum(1 << bit for bit in bits) for bits in changes], np.int64)

@@ -1,25 +1,51 @@
 """What training material and an evaluation set share: nearly the same images, and the same questions.
 
-Public sets of pathology draw on the same articles and textbooks, so that a test image may have been trained on under
+Public sets of pathology draw on the same articles and textbooks, so a test image may have been trained on under
 another name.
 """
 
 from __future__ import annotations
 
-import hashlib
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from pallava.data.audit_rows import AuditRow
-from pallava.data.clean.duplicates import NEAR_DISTANCE, TURNS, has_structure
-from pallava.data.hamming import HammingIndex
-from pallava.data.image_hashes import HashCache, ImageHashes
+from pallava.data.image_hashes import NEAR_DISTANCE, TURNS, HammingIndex, ImageHashes, has_structure, hash_images
+from pallava.data.material import KeptMaterial, Material, open_material
+from pallava.data.sources import SOURCES
+from pallava.data.sources.base import Question, RowDropped
+from pallava.data.sources.files import json_rows
+from pallava.data.training_row import UnusableRow, read_row
+from pallava.errors import PallavaError
+from pallava.io.files import write_json, write_text
+from pallava.io.hashing import short_hash
+from pallava.io.store import Store
+from pallava.prompts import CAPTION_PROMPTS, IMAGE_TOKEN
 
+_OPTIONS = re.compile(r"\n\s*\(?A[.):]\s.*", re.DOTALL)
+_NO_WORD = re.compile(r"[\W_]+")
 _TURN_NAMES = tuple(TURNS)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """A row of either side.
+
+    Attributes:
+        id: As in its file; "SOURCE:ID" where one file holds several sources.
+        images: Absolute paths.
+        questions: As `normalize_question` leaves them.
+    """
+
+    id: str
+    images: tuple[str, ...]
+    questions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -28,8 +54,8 @@ class ImageMatch:
 
     Attributes:
         train_id: The first row that shows it.
-        distance: Bits in which the perceptual hashes differ.
-        turn: How the test image must be turned, one of `TURNS`; nothing if not at all.
+        distance: Number of bits in which the perceptual hashes differ.
+        turn: How the test image must be turned, one of `TURNS`; empty if not at all.
     """
 
     train_id: str
@@ -39,13 +65,13 @@ class ImageMatch:
 
 @dataclass(frozen=True)
 class Leak:
-    """A test row that training material gives away.
+    """A test row that shares an image or a question with the training material.
 
     Attributes:
-        id: The test row's.
-        image: Path of its image that was found, or nothing.
-        match: What it was found to be, or nothing.
-        question_train_id: The first training row with its question, or nothing.
+        id: Id of the test row.
+        image: Path of its shared image, or empty.
+        match: The training image.
+        question_train_id: The first training row with its question.
     """
 
     id: str
@@ -59,12 +85,12 @@ class LeakReport:
     """What two sets share.
 
     Attributes:
-        num_train_rows: Rows of the training material.
-        num_train_images: Its images.
-        num_test_rows: Rows of the evaluation set.
-        num_test_images: Its images.
-        problems: Count of images that could not be compared, by side and reason: "test: missing".
-        distances: Count of test images found, by distance.
+        num_train_rows: Number of rows of the training material.
+        num_train_images: Number of its images.
+        num_test_rows: Number of rows of the evaluation set.
+        num_test_images: Number of its images.
+        problems: Number of images that could not be compared, by side and reason: "test: missing".
+        distances: Number of shared test images, by distance.
         leaks: The test rows that share an image or a question.
     """
 
@@ -77,7 +103,7 @@ class LeakReport:
     leaks: list[Leak] = field(default_factory=list)
 
     def shared(self, what: str) -> list[str]:
-        """Ids of the test rows that share an image ("images"), a question ("questions"), "both" or "either"."""
+        """Return the ids of the test rows that share "images", "questions", "both" or "either"."""
         chosen = {
             "images": lambda leak: leak.match is not None,
             "questions": lambda leak: leak.question_train_id is not None,
@@ -87,7 +113,7 @@ class LeakReport:
         return [leak.id for leak in self.leaks if chosen(leak)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives the report as JSON holds it."""
+        """Return the report as JSON values."""
         return {
             "num_shared": {what: len(self.shared(what)) for what in ("images", "questions", "both", "either")},
             **asdict(self),
@@ -95,41 +121,79 @@ class LeakReport:
         }
 
 
+def write_leak_report(
+    train: str,
+    test: str,
+    out: str | Path,
+    *,
+    train_images: str | Path | None = None,
+    test_images: str | Path | None = None,
+    train_split: str | None = None,
+    test_split: str | None = None,
+    distance: int = NEAR_DISTANCE,
+    with_turns: bool = False,
+    num_workers: int = 1,
+) -> LeakReport:
+    """Compare two sets, and write the report, the ids to exclude (``.exclude.txt``) and the hashes of images beside it.
+
+    Args:
+        train: The training material, as `open_rows` takes it.
+        test: The evaluation set, likewise.
+        out: JSON file of the report; a repeated run finds the hashes in ``.hashes.sqlite`` beside it.
+        train_images: Image folder, where `train` is a training file.
+        test_images: Image folder, where `test` is a training file.
+        train_split: Split of `train`, where it is a public set; "train" by default where that has questions.
+        test_split: Split of `test`, likewise; "test" by default.
+        distance: Largest number of bits, 0 to 10, in which the hashes of equal images may differ.
+        with_turns: Whether mirrored and turned test images are found, too.
+        num_workers: Number of processes that decode images.
+
+    Raises:
+        PallavaError: One of the sets cannot be read, or the distance is out of range.
+    """
+    out = Path(out)
+    if out.is_dir():
+        raise PallavaError(f"the report '{out}' is a folder; give the name of a file")
+    sides = (
+        open_rows(train, image_folder=train_images, split=train_split, usual_split="train"),
+        open_rows(test, image_folder=test_images, split=test_split, usual_split="test"),
+    )
+    with Store(out.with_suffix(".hashes.sqlite")) as store:
+        report = audit(*sides, store, distance=distance, with_turns=with_turns, num_workers=num_workers)
+    ids = "".join(f"{row_id}\n" for row_id in report.shared("either"))
+    write_text(out.with_suffix(".exclude.txt"), ids, errors="replace")
+    settings = {"train": train, "test": test, "distance": distance, "turned": with_turns}
+    write_json(out, {"settings": settings, **report.to_dict()}, indent=1, ensure_ascii=False)
+    return report
+
+
 def audit(
     train: Iterable[AuditRow],
     test: Iterable[AuditRow],
-    cache: HashCache,
+    store: Store,
     *,
     distance: int = NEAR_DISTANCE,
     with_turns: bool = False,
     num_workers: int = 1,
 ) -> LeakReport:
-    """Looks for every test image and question in the training material.
-
-    Args:
-        train: The training material; is streamed.
-        test: The evaluation set; is held in memory.
-        cache: Where hashes are kept.
-        distance: Bits in which two images' perceptual hashes may differ.
-        with_turns: Also finds test images that are mirrored or turned by right angles.
-        num_workers: Processes that decode images.
+    """Search every test image and question in the training material, which is streamed.
 
     Raises:
         PallavaError: A file cannot be read, or the distance is out of range.
     """
     report, known = LeakReport(), _Known(distance)
-    images = known.images_of(_shown(train, "training rows"))
-    for path, hashes in _shown(cache.hash_images(images, num_workers=num_workers), "training images"):
+    images = known.images_of(_progress(train, "training rows"))
+    for path, hashes in _progress(hash_images(images, store, num_workers=num_workers), "training images"):
         known.add(path, hashes)
         if hashes.problem:
             report.problems[f"train: {hashes.problem}"] += 1
     report.num_train_rows, report.num_train_images = known.num_rows, known.num_images
-    rows = list(_shown(test, "test rows"))
+    rows = list(_progress(test, "test rows"))
     paths = list(dict.fromkeys(path for row in rows for path in row.images))
     report.num_test_rows, report.num_test_images = len(rows), len(paths)
     matches = {}
-    found = cache.hash_images(paths, with_turns=with_turns, num_workers=num_workers)
-    for path, hashes in _shown(found, "test images", len(paths)):
+    found = hash_images(paths, store, with_turns=with_turns, num_workers=num_workers)
+    for path, hashes in _progress(found, "test images", len(paths)):
         if hashes.problem:
             report.problems[f"test: {hashes.problem}"] += 1
         elif match := known.find(hashes):
@@ -139,7 +203,81 @@ def audit(
     return report
 
 
-def _shown(values: Iterable[Any], what: str, total: int | None = None) -> Iterator[Any]:
+def open_rows(
+    text: str, *, image_folder: str | Path | None = None, split: str | None = None, usual_split: str | None = None
+) -> Iterable[AuditRow]:
+    """Open a training file, the kept.jsonl of cleaning, or NAME=ROOT of a public set.
+
+    Args:
+        text: The path, or NAME=ROOT.
+        image_folder: Image folder of a training file; of kept records instead of that in their summary.
+        split: Split of a public set.
+        usual_split: Split of a public set of questions, if none is given.
+
+    Raises:
+        PallavaError: It is none of these, or a training file comes without its image folder.
+    """
+    path, name = Path(text), text.partition("=")[0]
+    if name in SOURCES or not path.is_file():
+        has_splits = name in SOURCES and SOURCES[name].kind == "questions"
+        return _material_rows(open_material(text, split=split or (usual_split if has_splits else None)))
+    keys = _first_keys(path)
+    if "conversations" in keys:
+        if image_folder is None or not Path(image_folder).is_dir():
+            what = "needs the folder of its images" if image_folder is None else f"has no image folder '{image_folder}'"
+            raise PallavaError(f"the training file '{text}' {what}; give --train-images or --test-images")
+        return _training_rows(path, Path(image_folder).resolve())
+    if "kind" in keys:
+        return _material_rows(KeptMaterial(path, image_folder=image_folder))
+    raise PallavaError(
+        f"'{text}' must be a training file (id, image, conversations) or kept.jsonl of `pallava data clean`; the keys "
+        f"of its first row are {', '.join(sorted(keys)[:8]) or 'none'}"
+    )
+
+
+def normalize_question(text: str) -> str:
+    """Return a question without image markers, options, case, punctuation and extra spaces."""
+    text = _OPTIONS.sub("", unicodedata.normalize("NFKC", text.replace(IMAGE_TOKEN, "")))
+    return _NO_WORD.sub(" ", text.casefold()).strip()
+
+
+_PROMPTS = frozenset(map(normalize_question, CAPTION_PROMPTS))
+
+
+def _training_rows(path: Path, image_folder: Path) -> Iterator[AuditRow]:
+    """Yield the rows without the malformed ones, which `pallava data check` reports."""
+    for record in json_rows(path, lambda done: None):
+        if isinstance(record, RowDropped):
+            continue
+        try:
+            row = read_row(record.value)
+        except UnusableRow:
+            continue
+        row_id = record.value.get("id")
+        questions = (normalize_question(turn.question) for turn in row.turns)
+        yield AuditRow(
+            record.position if row_id is None else str(row_id),
+            tuple(str(image_folder / name) for name in row.images),
+            tuple(question for question in questions if question and question not in _PROMPTS),
+        )
+
+
+def _material_rows(material: Material) -> Iterator[AuditRow]:
+    """Yield the rows of sources; a caption has no question, and ids of several sources in one file name theirs."""
+    has_several = len(material.names) > 1
+    for record, path in material:
+        question = normalize_question(record.question) if isinstance(record, Question) else ""
+        row_id = f"{record.source}:{record.id}" if has_several else record.id
+        yield AuditRow(row_id, (str(path),), (question,) if question else ())
+
+
+def _first_keys(path: Path) -> set[str]:
+    row = next(iter(json_rows(path, lambda done: None)), None)
+    value = None if row is None or isinstance(row, RowDropped) else row.value
+    return set(value) if isinstance(value, dict) else set()
+
+
+def _progress(values: Iterable[Any], what: str, total: int | None = None) -> Iterator[Any]:
     return iter(tqdm(values, desc=what, total=total, unit="", mininterval=1, disable=None))
 
 
@@ -156,21 +294,21 @@ class _Known:
 
     def __init__(self, distance: int) -> None:
         self._index = HammingIndex(distance)
-        self._ids: list[str] = []  # of the hashes in the index
-        self._contents: dict[bytes, str] = {}  # of images that have no hash to tell them by
+        self._ids: list[str] = []  # rows of the hashes in the index
+        self._contents: dict[bytes, str] = {}  # rows of images without structure, by content
         self._questions: dict[bytes, str] = {}
-        self._paths: set[bytes] = set()
-        self._waiting: dict[str, str] = {}  # ids of images that are being hashed
+        self._paths: set[bytes] = set()  # as short hashes, since there are millions
+        self._waiting: dict[str, str] = {}  # rows of images that are being hashed
         self.num_rows = self.num_images = 0
 
     def images_of(self, rows: Iterable[AuditRow]) -> Iterator[str]:
-        """Takes note of the questions, and yields each image once."""
+        """Remember the questions, and yield each image once."""
         for row in rows:
             self.num_rows += 1
             for question in row.questions:
-                self._questions.setdefault(_key(question), row.id)
+                self._questions.setdefault(short_hash(question), row.id)
             for path in row.images:
-                key = _key(path)
+                key = short_hash(path)
                 if key not in self._paths:
                     self._paths.add(key)
                     self._waiting[path] = row.id
@@ -178,13 +316,13 @@ class _Known:
                     yield path
 
     def add(self, path: str, hashes: ImageHashes) -> None:
-        """Enters an image, unless one with the same hash is there."""
+        """Add an image, unless one with the same hash is known."""
         row_id = self._waiting.pop(path)
         if hashes.problem:
             return
         value = int(hashes.hashes[0], 16)
         if not has_structure(value):
-            self._contents.setdefault(_key(hashes.sha256), row_id)
+            self._contents.setdefault(short_hash(hashes.sha256), row_id)
             return
         found = self._index.find(value)
         if found is None or found[1]:
@@ -192,9 +330,9 @@ class _Known:
             self._ids.append(row_id)
 
     def find(self, hashes: ImageHashes) -> ImageMatch | None:
-        """Finds the nearest training image; of equally near ones that of the simplest turn."""
+        """Find the nearest training image, of equally near ones that of the simplest turn."""
         if not has_structure(int(hashes.hashes[0], 16)):
-            row_id = self._contents.get(_key(hashes.sha256))
+            row_id = self._contents.get(short_hash(hashes.sha256))
             return None if row_id is None else ImageMatch(row_id, 0)
         found = [
             (self._index.find(int(value, 16)), name) for value, name in zip(hashes.hashes, _TURN_NAMES, strict=False)
@@ -203,10 +341,5 @@ class _Known:
         return min(matches, key=lambda match: match.distance, default=None)
 
     def find_question(self, question: str) -> str | None:
-        """Gives the first training row with a question."""
-        return self._questions.get(_key(question))
-
-
-def _key(text: str) -> bytes:
-    """Eight bytes in place of a text: millions are held."""
-    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+        """Return the first training row with a question."""
+        return self._questions.get(short_hash(question))

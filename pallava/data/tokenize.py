@@ -1,8 +1,8 @@
-"""From training files to ids in Arrow: read, check, tokenize, cut, count what was left out, keep on disk.
+"""From training files to ids in Arrow: read, check, tokenize, cut, count what was dropped, keep on disk.
 
 A prepared folder is an Arrow data set (``datasets.load_from_disk``) with ``pallava_prepare.json`` beside it, which
-says with which settings it was made and what was dropped. The cache holds such folders under a hash of the content
-of the training files and the settings; ``pallava data prepare`` writes one where the user wants it.
+records its settings and what was dropped. The cache holds such folders under a hash of the content of the training
+files and the settings; ``pallava data prepare`` writes one where the user wants it.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import dataclasses
 import json
 import logging
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pallava.data.encoding import Settings, encode_row, hash_of
+from pallava.data.training_row import EncodingSettings, UnusableRow, encode_row
 from pallava.errors import PallavaError
-from pallava.io.hashing import hash_file
+from pallava.io.files import temporary_beside, whole_folder, write_json
+from pallava.io.hashing import hash_file, hash_json
 from pallava.io.records import RecordFile
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 METADATA_NAME = "pallava_prepare.json"
-_FORMAT = 1  # of a prepared folder; part of the cache's key
+_FORMAT = 2  # part of the cache's key
 _ENDINGS = (".json", ".jsonl")
 
 logger = logging.getLogger(__name__)
@@ -35,18 +36,18 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Rows of `id`, `images`, `input_ids`, `labels`, `length` (visual tokens included), and what was counted.
+    """Rows of `id`, `images`, `input_ids`, `labels`, `length` (including visual tokens), and their counts.
 
     Attributes:
         rows: The rows that can be trained on.
-        counts: `read`, `kept`, `cut` (an answer lost its tail) and, by reason, `dropped`.
+        counts: `read`, `kept`, `cut` (an answer lost its tail) and, by reason as in `data check`, `dropped`.
     """
 
     rows: Dataset
     counts: dict[str, Any]
 
     def describe(self) -> str:
-        """The counts as one line."""
+        """Return the counts as one line."""
         dropped = "; ".join(f"{count} dropped: {reason}" for reason, count in sorted(self.counts["dropped"].items()))
         line = f"{self.counts['kept']} of {self.counts['read']} rows kept, {self.counts['cut']} with a cut answer"
         return f"{line}; {dropped}" if dropped else line
@@ -55,22 +56,23 @@ class Prepared:
 def prepare(
     data_path: str | Path,
     tokenizer: PreTrainedTokenizerBase,
-    settings: Settings,
+    settings: EncodingSettings,
     *,
-    num_proc: int = 1,
+    num_workers: int = 1,
     cache_dir: str | Path | None = None,
 ) -> Prepared:
-    """Tokenizes training files, or takes what was tokenized before: in the cache, or by ``pallava data prepare``.
+    """Tokenize training files, or load what was tokenized before: by the cache, or by ``pallava data prepare``.
 
     Args:
         data_path: A JSONL or JSON file, a folder of such files, or a prepared folder.
-        tokenizer: The language model's.
-        settings: What `Settings.make` gives for it.
-        num_proc: Processes that tokenize.
-        cache_dir: Where to keep the result; default: ``pallava`` in the cache of `datasets`.
+        tokenizer: The language model's tokenizer.
+        settings: The settings that `EncodingSettings.make` makes for it.
+        num_workers: Number of processes that tokenize.
+        cache_dir: The folder of the cache; ``pallava`` in the cache of `datasets` by default.
 
     Raises:
-        PallavaError: Nothing there, broken JSON, no row to train on, or a folder prepared with other settings.
+        PallavaError: The data do not exist, are not JSON, have no row to train on, or were prepared with other
+            settings.
     """
     path = Path(data_path)
     if is_prepared(path):
@@ -78,45 +80,54 @@ def prepare(
     files = training_files(path)
     folder = (Path(cache_dir) if cache_dir else _default_cache()) / _cache_key(files, settings)
     if not is_prepared(folder):
-        write_prepared(files, folder, tokenizer, settings, num_proc=num_proc)
+        try:
+            write_prepared(files, folder, tokenizer, settings, num_workers=num_workers)
+        except OSError:
+            if not is_prepared(folder):  # another node may have been faster, which is as good
+                raise
     return load_prepared(folder, settings)
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether a folder holds an Arrow data set."""
+    """Return whether a folder holds an Arrow data set."""
     return (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
 
 
 def training_files(path: Path) -> list[Path]:
-    """The training files at a path: itself, or those in the folder, sorted by name.
+    """Return the training files at a path: itself, or those in the folder, sorted by name.
 
     Raises:
-        PallavaError: Nothing there, a file of another kind, or a folder without training files.
+        PallavaError: The path does not exist, is a file of another kind, or a folder without training files.
     """
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in _ENDINGS and file.is_file())
         if not files:
-            raise PallavaError(f"no .json or .jsonl file in the folder {path}")
+            raise PallavaError(f"the folder '{path}' has no .json or .jsonl file")
         return files
     if not path.exists():
-        raise PallavaError(f"no training data at {path}; set data_path to a JSONL or JSON file or a folder of them")
+        raise PallavaError(f"no training data at '{path}'; set data_path to a JSONL or JSON file or a folder of them")
     if path.suffix.lower() not in _ENDINGS:
-        raise PallavaError(f"{path} is neither .json nor .jsonl nor a folder")
+        raise PallavaError(f"training data must be .json or .jsonl or a folder, got '{path}'")
     return [path]
 
 
 def write_prepared(
-    files: list[Path], folder: Path, tokenizer: PreTrainedTokenizerBase, settings: Settings, *, num_proc: int = 1
+    files: list[Path],
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: EncodingSettings,
+    *,
+    num_workers: int = 1,
 ) -> None:
-    """Tokenizes files into a prepared folder, which appears under its name when it is whole.
+    """Tokenize files into a prepared folder, which appears under its name once it is whole.
 
     Raises:
-        PallavaError: Broken JSON, or no row to train on.
+        PallavaError: The files are not JSON, or have no row to train on.
+        OSError: The folder cannot be written, or exists already.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.unfinished", dir=folder.parent))
-    try:
-        rows = _tokenize(_write_raw(files, scratch / "raw.arrow"), scratch, tokenizer, settings, num_proc)
+    names = ", ".join(map(str, files))
+    with whole_folder(folder) as done, _scratch_folder(folder) as scratch:
+        rows = _tokenize(_write_raw(files, scratch / "raw.arrow"), scratch, tokenizer, settings, num_workers)
         reasons = rows["reason"][:]
         kept = [index for index, reason in enumerate(reasons) if not reason]
         counts = {
@@ -126,19 +137,16 @@ def write_prepared(
             "dropped": dict(Counter(reason for reason in reasons if reason)),
         }
         prepared = Prepared(rows.select(kept).remove_columns(["reason", "is_cut"]), counts)
-        logger.info("%s: %s", ", ".join(map(str, files)), prepared.describe())
+        logger.info("%s: %s", names, prepared.describe())
         if not kept:
-            raise PallavaError(f"no row to train on in {', '.join(map(str, files))}: {prepared.describe()}")
-        prepared.rows.save_to_disk(scratch / "done")
+            raise PallavaError(f"no row to train on in {names}: {prepared.describe()}")
+        prepared.rows.save_to_disk(done)
         metadata = {"format": _FORMAT, "settings": dataclasses.asdict(settings), "counts": counts}
-        (scratch / "done" / METADATA_NAME).write_text(json.dumps(metadata, indent=1), encoding="utf-8")
-        _move_into_place(scratch / "done", folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        write_json(done / METADATA_NAME, metadata, indent=1)
 
 
-def load_prepared(folder: Path, settings: Settings) -> Prepared:
-    """Opens a prepared folder.
+def load_prepared(folder: Path, settings: EncodingSettings) -> Prepared:
+    """Load a prepared folder.
 
     Raises:
         PallavaError: It was written by something else, or with other settings.
@@ -149,14 +157,14 @@ def load_prepared(folder: Path, settings: Settings) -> Prepared:
         metadata = json.loads((folder / METADATA_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise PallavaError(
-            f"{folder} holds an Arrow data set without a readable {METADATA_NAME}; write it with `pallava data prepare`"
+            f"the Arrow data set '{folder}' has no readable {METADATA_NAME}; write it with `pallava data prepare`"
         ) from None
     _check_settings(folder, metadata["settings"], settings)
     return Prepared(load_from_disk(str(folder)), metadata["counts"])
 
 
 def _tokenize(
-    raw: Dataset, scratch: Path, tokenizer: PreTrainedTokenizerBase, settings: Settings, num_proc: int
+    raw: Dataset, scratch: Path, tokenizer: PreTrainedTokenizerBase, settings: EncodingSettings, num_workers: int
 ) -> Dataset:
     from datasets import Features, Sequence, Value
 
@@ -173,7 +181,7 @@ def _tokenize(
     return raw.map(
         _map_row,
         fn_kwargs={"tokenizer": tokenizer, "settings": settings},
-        num_proc=min(num_proc, len(raw)) if num_proc > 1 and len(raw) > 1 else None,
+        num_proc=min(num_workers, len(raw)) if num_workers > 1 and len(raw) > 1 else None,
         remove_columns=raw.column_names,
         features=features,
         cache_file_name=str(scratch / "tokenized.arrow"),
@@ -182,15 +190,13 @@ def _tokenize(
     )
 
 
-def _map_row(raw: dict[str, str], tokenizer: PreTrainedTokenizerBase, settings: Settings) -> dict[str, Any]:
+def _map_row(raw: dict[str, str], tokenizer: PreTrainedTokenizerBase, settings: EncodingSettings) -> dict[str, Any]:
     row = json.loads(raw["row"])
     result = {"id": raw["origin"], "images": [], "input_ids": [], "labels": [], "length": 0, "is_cut": False}
     try:
-        if not isinstance(row, dict):
-            raise PallavaError("not an object")
         encoded, images, is_cut = encode_row(row, tokenizer, settings)
-    except PallavaError as error:
-        return {**result, "reason": str(error)}
+    except UnusableRow as error:
+        return {**result, "reason": error.reason}
     text = len(encoded.input_ids) - len(images)
     return {
         "id": str(row.get("id", raw["origin"])),
@@ -204,7 +210,7 @@ def _map_row(raw: dict[str, str], tokenizer: PreTrainedTokenizerBase, settings: 
 
 
 def _write_raw(files: list[Path], target: Path) -> Dataset:
-    """Rows as their JSON text: Arrow would ask the same type of an id, or of an extra key, in every row."""
+    """Write rows as their JSON text: Arrow requires one type of an id, or of an extra key, in all rows."""
     from datasets import Dataset, Features, Value
     from datasets.arrow_writer import ArrowWriter
 
@@ -219,17 +225,17 @@ def _write_raw(files: list[Path], target: Path) -> Dataset:
     return raw
 
 
-def _check_settings(folder: Path, found: Mapping[str, Any], expected: Settings) -> None:
+def _check_settings(folder: Path, found: Mapping[str, Any], expected: EncodingSettings) -> None:
     for key, value in dataclasses.asdict(expected).items():
         if found.get(key) == value:
             continue
         before, now = (side.get("name") if isinstance(side, Mapping) else side for side in (found.get(key), value))
         what = "another tokenizer" if key == "tokenizer" else f"{key} {before}, and this run has {now}"
-        raise PallavaError(f"{folder} was prepared with {what}; run `pallava data prepare` again")
+        raise PallavaError(f"'{folder}' was prepared with {what}; run `pallava data prepare` again")
 
 
-def _cache_key(files: list[Path], settings: Settings) -> str:
-    return hash_of([_FORMAT, [hash_file(file) for file in files], dataclasses.asdict(settings)])[:32]
+def _cache_key(files: list[Path], settings: EncodingSettings) -> str:
+    return hash_json([_FORMAT, [hash_file(file) for file in files], dataclasses.asdict(settings)])[:32]
 
 
 def _default_cache() -> Path:
@@ -238,9 +244,12 @@ def _default_cache() -> Path:
     return Path(HF_DATASETS_CACHE) / "pallava"
 
 
-def _move_into_place(source: Path, target: Path) -> None:
+@contextmanager
+def _scratch_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder on the same disk that is removed at the end."""
+    scratch = temporary_beside(folder)
+    scratch.mkdir()
     try:
-        source.rename(target)
-    except OSError:
-        if not is_prepared(target):  # another process may have been faster, which is as good
-            raise
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

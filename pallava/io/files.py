@@ -67,7 +67,7 @@ def whole_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             _sync(file)
-        _put_in_place(temporary, path)
+        _put_in_place(temporary, path, replace)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -108,8 +108,8 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
 
 
-def _put_in_place(temporary: Path, path: Path) -> None:
-    if not path.exists() or _is_empty_folder(path):
+def _put_in_place(temporary: Path, path: Path, replace: bool) -> None:
+    if not replace or not path.exists() or _is_empty_folder(path):  # the first of two runs without `replace` wins
         temporary.replace(path)
         return
     old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 from xtuner.registry import BUILDER
 
-from pallava.data.encoding import Settings
 from pallava.data.tokenize import Prepared, prepare
+from pallava.data.training_row import EncodingSettings
 from pallava.errors import PallavaError
 from pallava.images import open_image
 from pallava.model.encoder_sources import count_tokens
@@ -61,9 +61,9 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
     ) -> None:
         num_visual_tokens = _count_visual_tokens(image_processor, num_visual_tokens)
         tokenizer, image_processor = build(tokenizer), build(image_processor)
-        settings = Settings.make(tokenizer, prompt_template, context_length, num_visual_tokens)
+        settings = EncodingSettings.make(tokenizer, prompt_template, context_length, num_visual_tokens)
         prepared: Prepared = _one_per_node_first(
-            functools.partial(prepare, data_path, tokenizer, settings, num_proc=num_proc, cache_dir=cache_dir)
+            functools.partial(prepare, data_path, tokenizer, settings, num_workers=num_proc, cache_dir=cache_dir)
         )
         print_log(f"{data_path}: {prepared.describe()}", logger="current")
         self.rows = prepared.rows

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pallava.data.check import Room, check_training_file
+from pallava.data.check import TokenRoom, check_training_file
 from pallava.errors import PallavaError
 from tests.tiny import training as tiny
 
@@ -53,7 +53,7 @@ def test_sound_rows(folder: Path) -> None:
         row("4", "./b.png", [{"from": "system", "value": "Be brief."}, *talk("What?\n<image>", "a gland")]),
         {"conversations": talk("a", "b")},
     ]
-    report = check_training_file(write(folder, rows), folder, is_decoding=True)
+    report = check_training_file(write(folder, rows), folder, decode_images=True)
     assert (report.num_rows, report.num_faulty) == (5, 0)
 
 
@@ -88,7 +88,7 @@ def test_each_fault(folder: Path, fault: object, reason: str) -> None:
 
 def test_damage_behind_the_header_is_seen_by_decoding(folder: Path) -> None:
     assert found(folder, [row("1", "cut.png")]) == {}
-    assert found(folder, [row("1", "cut.png")], is_decoding=True) == {"unreadable_image": 1}
+    assert found(folder, [row("1", "cut.png")], decode_images=True) == {"unreadable_image": 1}
 
 
 def test_image_of_too_many_pixels(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,14 +112,14 @@ def test_a_row_with_several_faults_counts_once(folder: Path) -> None:
 def test_text_over_the_room(folder: Path) -> None:
     tokenizer = str(tiny.save_parts(folder.parent / "parts")["llm"])
     rows = [row("1"), row("2", ["a.png"] * 2, talk("<image><image>\nWhat?", "gland " * 40))]
-    room = Room(tokenizer, "qwen_chat", context_length=30, num_visual_tokens=10)
+    room = TokenRoom(tokenizer, "qwen_chat", context_length=30, num_visual_tokens=10)
     report = check_training_file(write(folder, rows), folder, room=room)
     assert report.faults["over_room"] == 1
     told = re.search(r"line 2: (\d+) tokens of text, and there is room for 10", report.examples["over_room"][0])
     assert told
     fits = int(told[1]) + 2 * 10
     for length, expected in ((fits, {}), (fits - 1, {"over_room": 1})):
-        assert found(folder, rows, room=Room(tokenizer, "qwen_chat", length, 10)) == expected
+        assert found(folder, rows, room=TokenRoom(tokenizer, "qwen_chat", length, 10)) == expected
 
 
 def test_a_list_that_breaks_off_and_an_empty_file(folder: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_list_that_breaks_off_and_an_empty_file(folder: Path) -> None:
 def test_report_does_not_depend_on_workers(folder: Path) -> None:
     images = ["a.png", "lost.png", "none.jpg", "cut.png"]
     path = write(folder, [row(str(n % 150), images[n % 4]) for n in range(200)])
-    alone, together = (check_training_file(path, folder, is_decoding=True, num_workers=count) for count in (1, 2))
+    alone, together = (check_training_file(path, folder, decode_images=True, num_workers=count) for count in (1, 2))
     assert alone == together
     assert alone.faults["unreadable_image"] == 100
     assert alone.faults["duplicate_id"] == 50
@@ -143,9 +143,9 @@ def test_report_does_not_depend_on_workers(folder: Path) -> None:
 def test_what_cannot_be_checked(folder: Path) -> None:
     path = write(folder, [row("1")])
     for arguments, options, message in [
-        ((folder / "no.jsonl", folder), {}, "no training file"),
+        ((folder / "no.jsonl", folder), {}, r"no\.jsonl"),
         ((path, folder / "no"), {}, "is not a folder"),
-        ((path, folder), {"room": Room("no/such/folder")}, "no tokenizer at"),
+        ((path, folder), {"room": TokenRoom("no/such/folder")}, "no/such/folder"),
         ((path, folder), {"num_workers": 0}, "expected 1 or more"),
     ]:
         with pytest.raises(PallavaError, match=message):

@@ -9,12 +9,11 @@ import pytest
 from PIL import Image
 
 from pallava.data import image_hashes
-from pallava.data.audit_rows import AuditRow, open_rows
-from pallava.data.clean.duplicates import TURNS, perceptual_hash, turned_hashes
-from pallava.data.image_hashes import HashCache, ImageHashes
-from pallava.data.leak import ImageMatch, LeakReport, _Known, audit
+from pallava.data.image_hashes import TURNS, ImageHashes, hash_images, perceptual_hash, turned_hashes
+from pallava.data.leak import AuditRow, ImageMatch, LeakReport, _Known, audit, open_rows, write_leak_report
 from pallava.data.sources.base import Pair, Question, to_json
 from pallava.errors import PallavaError
+from pallava.io.store import Store
 from pallava.prompts import CAPTION_PROMPTS, build_choice_question
 
 
@@ -49,10 +48,8 @@ class Sets:
             path = self.root / f"{side}.jsonl"
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
             files[side] = open_rows(str(path), image_folder=self.root / side)
-        opened = HashCache(self.root / cache)
-        report = audit(files["train"], files["test"], opened, **options)
-        opened.close()
-        return report
+        with Store(self.root / cache) as store:
+            return audit(files["train"], files["test"], store, **options)
 
 
 @pytest.fixture
@@ -185,14 +182,14 @@ def test_nothing_is_hashed_twice(sets: Sets, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_stopped_run_keeps_its_hashes(sets: Sets) -> None:
-    cache = HashCache(sets.root / "cache.sqlite")
+    store = Store(sets.root / "cache.sqlite")
     paths = [str(sets.root / "train" / row["image"]) for row in sets.rows["train"]] * 20
-    hashing = cache.hash_images(paths)
+    hashing = hash_images(paths, store)
     next(hashing)
     hashing.close()
-    cache.close()
-    again = HashCache(sets.root / "cache.sqlite")
-    assert len(list(again._database.execute("SELECT path FROM images"))) == 8
+    store.close()
+    with Store(sets.root / "cache.sqlite") as again:
+        assert len(again.get("image hashes", set(paths))) == 8
 
 
 def test_workers_change_nothing(sets: Sets) -> None:
@@ -217,10 +214,7 @@ def test_kept_records_and_training_files_are_told_apart(tmp_path: Path) -> None:
     assert next(iter(open_rows(kept, image_folder=tmp_path))).images == (f"{tmp_path}/sub/x.jpg",)
     train = tmp_path / "train.jsonl"
     train.write_text(json.dumps(asked("x.jpg", "Is it?", "7")) + "\n{broken\n[1]\n" + json.dumps({"image": None}))
-    assert list(open_rows(str(train), image_folder=tmp_path)) == [
-        AuditRow("7", (f"{tmp_path}/x.jpg",), ("is it",)),
-        AuditRow("line 4", (), ()),
-    ]
+    assert list(open_rows(str(train), image_folder=tmp_path)) == [AuditRow("7", (f"{tmp_path}/x.jpg",), ("is it",))]
 
 
 @pytest.mark.parametrize(("sources", "ids"), [(["a"], ["7"]), (["a", "b"], ["a:7", "b:7"])])
@@ -243,5 +237,22 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
     ]:
         with pytest.raises(PallavaError, match=message):
             open_rows(text)
-    with pytest.raises(PallavaError, match="cannot hold the hashes"):
-        HashCache(tmp_path / "other.jsonl")
+
+
+def test_the_report_names_what_to_exclude(sets: Sets) -> None:
+    sets.add("test", picture(3), "What is 5?")
+    sets.add("test", picture(99), "How many?")
+    sets.audit()  # writes the files
+    out = sets.root / "audit" / "leak.json"
+    sides = [str(sets.root / f"{side}.jsonl") for side in ("train", "test")]
+    folders = {f"{side}_images": sets.root / side for side in ("train", "test")}
+    report = write_leak_report(*sides, out, **folders)
+    written = json.loads(out.read_text())
+    assert written["settings"] == {"train": sides[0], "test": sides[1], "distance": 4, "turned": False}
+    assert written["num_shared"] == {"images": 1, "questions": 1, "both": 1, "either": 1}
+    assert written["leaks"] == json.loads(json.dumps(report.to_dict()["leaks"]))
+    assert out.with_suffix(".exclude.txt").read_text() == "test0\n"
+    assert {path.name for path in out.parent.iterdir()} == {"leak.json", "leak.exclude.txt", "leak.hashes.sqlite"}
+    out.with_suffix(".hashes.sqlite").write_text("an earlier version's")
+    with pytest.raises(PallavaError, match=r"leak\.hashes\.sqlite"):
+        write_leak_report(*sides, out, **folders)

@@ -2,11 +2,13 @@ import copy
 import json
 
 import pytest
+from PIL import Image
 from transformers import AutoTokenizer
 
 from pallava.cli import main
-from pallava.data.encoding import Settings, encode_row, tokenizer_hash
+from pallava.data.check import TokenRoom, check_training_file
 from pallava.data.tokenize import METADATA_NAME, load_prepared, prepare
+from pallava.data.training_row import EncodingSettings, UnusableRow, encode_row, tokenizer_hash
 from pallava.errors import PallavaError
 from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
@@ -26,7 +28,7 @@ def write(path, rows):
 
 @pytest.fixture(scope="module")
 def settings(smollm2_tokenizer):
-    return Settings.make(smollm2_tokenizer, "qwen_chat", context_length=64, num_visual_tokens=16)
+    return EncodingSettings.make(smollm2_tokenizer, "qwen_chat", context_length=64, num_visual_tokens=16)
 
 
 @pytest.fixture
@@ -70,16 +72,59 @@ def test_what_cannot_be_trained_on_is_counted(run, tmp_path):
     ]
     counts = run(write(tmp_path / "train.json", rows)).counts
     assert counts["dropped"] == {
-        "not an object": 1,
-        "no conversations": 1,
-        "number of image markers differs from the number of images": 2,
-        "image is neither a name nor a list of names": 1,
-        "no answer": 2,
-        "malformed message": 1,
-        "too long: no answer would be left": 1,
-        "too long: an image marker would be lost": 1,
+        "malformed": 4,
+        "lost_marker": 2,
+        "empty_answer": 1,
+        "not_alternating": 1,
+        "over_room": 2,
     }
     assert (counts["read"], counts["kept"], counts["cut"]) == (12, 2, 1)
+
+
+def talk(*texts):
+    conversations = [{"from": ("human", "gpt")[n % 2], "value": text} for n, text in enumerate(texts)]
+    return {"image": "a.png", "conversations": conversations}
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        row(),
+        row(image=None),
+        row(image="a\0.png"),
+        row(image=0),
+        row(image=["a.png", ""]),
+        row(image="\ud800.png"),
+        row(question="no marker"),
+        row(answer=" "),
+        row(answer=None),
+        row(answer="<image>"),
+        row(answer="word " * 100),
+        row(question="<image>\n" + "word " * 100),
+        row(question="<image>" * 4, image=["a.png"] * 4),
+        talk("<image> asked"),
+        talk("<image> asked", "answered", "asked again <image>"),
+        talk("<image> asked", "answered", "asked again", ""),
+        talk("<image> asked", "", "asked again", "answered"),
+        {"image": "a.png", "conversations": [{"from": "gpt", "value": "<image>"}]},
+        {"image": "a.png", "conversations": [{"from": "robot", "value": "<image>"}]},
+        {"image": "a.png", "conversations": [{"from": "system", "value": "<image>"}]},
+        {"image": "a.png"},
+        [1],
+    ],
+)
+def test_what_training_drops_the_check_reports(one, smollm2_folder, smollm2_tokenizer, settings, tmp_path):
+    """With the same reason; and what has no fault is trained on as a whole."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    room = TokenRoom(str(smollm2_folder), "qwen_chat", context_length=64, num_visual_tokens=16)
+    report = check_training_file(write(tmp_path / "train.jsonl", [one]), tmp_path, room=room)
+    reason, is_cut = "", False
+    try:
+        is_cut = encode_row(one, smollm2_tokenizer, settings)[2]
+    except UnusableRow as error:
+        reason = error.reason
+    assert not reason or (report.faults[reason], report.num_faulty) == (1, 1)
+    assert reason or (report.faults["malformed"], report.faults["over_room"]) == (0, is_cut)
 
 
 def test_an_answer_is_cut_at_its_tail(smollm2_tokenizer, settings):
@@ -94,8 +139,8 @@ def test_an_answer_is_cut_at_its_tail(smollm2_tokenizer, settings):
 
 
 def test_a_row_that_just_fits_is_whole(smollm2_tokenizer):
-    row_ids = encode_row(row(), smollm2_tokenizer, Settings.make(smollm2_tokenizer, "qwen_chat"))[0].input_ids
-    exact = Settings.make(smollm2_tokenizer, "qwen_chat", 16 + len(row_ids) - 1, 16)
+    row_ids = encode_row(row(), smollm2_tokenizer, EncodingSettings.make(smollm2_tokenizer, "qwen_chat"))[0].input_ids
+    exact = EncodingSettings.make(smollm2_tokenizer, "qwen_chat", 16 + len(row_ids) - 1, 16)
     assert encode_row(row(), smollm2_tokenizer, exact)[0].input_ids == row_ids
     assert not encode_row(row(), smollm2_tokenizer, exact)[2]
 
@@ -113,7 +158,7 @@ def test_the_cache_is_used_and_follows_content_and_settings(run, tmp_path, monke
     run(file)
     folders = set((tmp_path / "cache").iterdir())
     assert len(folders) == 1  # and nothing unfinished is left
-    other = Settings.make(smollm2_tokenizer, "qwen_chat", 65, 16)
+    other = EncodingSettings.make(smollm2_tokenizer, "qwen_chat", 65, 16)
     run(file, settings=other)
     run(write(file, [row(), row()]))
     assert len(set((tmp_path / "cache").iterdir())) == 3
@@ -124,7 +169,7 @@ def test_the_cache_is_used_and_follows_content_and_settings(run, tmp_path, monke
 def test_several_processes_give_the_same_rows(run, tmp_path, smollm2_tokenizer, settings):
     file = write(tmp_path / "train.jsonl", [row(id=i, answer=f"answer {i}") for i in range(7)])
     one = prepare(file, smollm2_tokenizer, settings, cache_dir=tmp_path / "one")
-    two = prepare(file, smollm2_tokenizer, settings, cache_dir=tmp_path / "two", num_proc=2)
+    two = prepare(file, smollm2_tokenizer, settings, cache_dir=tmp_path / "two", num_workers=2)
     assert one.rows[:] == two.rows[:]
 
 
@@ -155,8 +200,8 @@ def test_tokenizer_hash_is_stable(smollm2_tokenizer, smollm2_folder):
         ("train.json", '[{"id": 1},\n {"id" 2}]', "line 2"),
         ("train.jsonl", "", "empty"),
         ("train.json", "[]", "no row"),
-        ("train.jsonl", '{"id": 1}\n', "no row to train on.*1 dropped: no conversations"),
-        ("train.csv", "id", "neither .json nor .jsonl"),
+        ("train.jsonl", '{"id": 1}\n', "no row to train on.*1 dropped: malformed"),
+        ("train.csv", "id", "train.csv"),
     ],
 )
 def test_unusable_file_is_one_sentence(name, content, message, run, tmp_path):
@@ -167,16 +212,16 @@ def test_unusable_file_is_one_sentence(name, content, message, run, tmp_path):
 
 
 def test_missing_data_is_one_sentence(run, tmp_path):
-    with pytest.raises(PallavaError, match="no training data at .*nowhere.jsonl"):
+    with pytest.raises(PallavaError, match=r"nowhere\.jsonl"):
         run(tmp_path / "nowhere.jsonl")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(PallavaError, match="no .json or .jsonl file"):
+    with pytest.raises(PallavaError, match=r"folder' has no \.json"):
         run(tmp_path / "folder")
 
 
 def test_an_image_that_fills_the_context_is_an_error(smollm2_tokenizer):
-    with pytest.raises(PallavaError, match="no room"):
-        Settings.make(smollm2_tokenizer, "qwen_chat", context_length=196, num_visual_tokens=196)
+    with pytest.raises(PallavaError, match="got 196"):
+        EncodingSettings.make(smollm2_tokenizer, "qwen_chat", context_length=196, num_visual_tokens=196)
 
 
 def test_command_writes_what_training_reads(tmp_path, smollm2_folder, smollm2_tokenizer, settings, run, capsys):
@@ -195,11 +240,11 @@ def test_command_writes_what_training_reads(tmp_path, smollm2_folder, smollm2_to
     ):
         values = {"prompt_template": "qwen_chat", "context_length": 64, "num_visual_tokens": 16, **change}
         with pytest.raises(PallavaError, match=message):
-            run(out, settings=Settings.make(smollm2_tokenizer, **values))
+            run(out, settings=EncodingSettings.make(smollm2_tokenizer, **values))
     other = copy.deepcopy(smollm2_tokenizer)
     other.add_tokens(["<new>"])
     with pytest.raises(PallavaError, match="another tokenizer"):
-        load_prepared(out, Settings.make(other, "qwen_chat", 64, 16))
+        load_prepared(out, EncodingSettings.make(other, "qwen_chat", 64, 16))
     (out / METADATA_NAME).unlink()
     with pytest.raises(PallavaError, match="pallava data prepare"):
         run(out)

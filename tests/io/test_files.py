@@ -103,3 +103,15 @@ def test_a_failure_leaves_the_old_folder_and_no_litter(tmp_path, monkeypatch, wh
         write()
     assert names(tmp_path / "folder") == ["old"]
     assert names(tmp_path) == ["folder"]
+
+
+def test_of_two_runs_that_make_one_folder_the_first_wins(tmp_path):
+    def write(name, before):
+        with whole_folder(tmp_path / "folder") as folder:
+            (folder / name).touch()
+            before()
+
+    with pytest.raises(OSError, match="folder"):
+        write("second", lambda: write("first", lambda: None))
+    assert names(tmp_path / "folder") == ["first"]
+    assert names(tmp_path) == ["folder"]

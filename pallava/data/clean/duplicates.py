@@ -7,60 +7,10 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image
-
 from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
-from pallava.data.hamming import HammingIndex, check_distance
+from pallava.data.image_hashes import NEAR_DISTANCE, HammingIndex, check_distance, has_structure
 from pallava.data.sources.base import Question
 from pallava.errors import PallavaError
-
-NEAR_DISTANCE = 4
-"""Bits in which two images' hashes may differ for the images to count as nearly the same."""
-
-TURNS: dict[str, Image.Transpose | None] = {
-    "": None,
-    "mirrored": Image.Transpose.FLIP_LEFT_RIGHT,
-    "upside down": Image.Transpose.FLIP_TOP_BOTTOM,
-    "turned by 90": Image.Transpose.ROTATE_90,
-    "turned by 180": Image.Transpose.ROTATE_180,
-    "turned by 270": Image.Transpose.ROTATE_270,
-    "transposed": Image.Transpose.TRANSPOSE,
-    "transversed": Image.Transpose.TRANSVERSE,
-}
-"""What `turned_hashes` does to an image, by name."""
-
-_MIN_ONES = 16
-_HASHED_SIZE = 32  # of what imagehash scales an image to
-
-
-def perceptual_hash(image: Image.Image) -> str:
-    """A hash that small changes of an image leave alike, as 16 hexadecimal digits (64 bits).
-
-    It says which of the 8 x 8 lowest frequencies of the grey image lie above their median (pHash,
-    https://www.hackerfactor.com/blog/index.php?/archives/432-Looks-Like-It.html). Scaling, compression and small
-    changes of colour move a few bits; two unrelated images differ in 32 on average.
-    """
-    import imagehash
-
-    return str(imagehash.phash(image))
-
-
-def turned_hashes(image: Image.Image) -> list[str]:
-    """Perceptual hashes of an image as it is, and turned and mirrored in the ways that `TURNS` names.
-
-    The image is made small once, so that the other seven cost next to nothing.
-    """
-    small = image.convert("L").resize((_HASHED_SIZE, _HASHED_SIZE), Image.Resampling.LANCZOS)
-    return [perceptual_hash(small if turn is None else small.transpose(turn)) for turn in TURNS.values()]
-
-
-def has_structure(image_hash: int) -> bool:
-    """Whether a perceptual hash tells an image from others.
-
-    Half of the 64 frequencies lie above their median, unless most are exactly zero. An even ground, or a ramp of
-    light along rows and columns, has at most 15 that are not: such pictures share a hash without being the same.
-    """
-    return image_hash.bit_count() >= _MIN_ONES
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pallava.data.clean.duplicates import perceptual_hash
 from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
+from pallava.data.image_hashes import perceptual_hash
 from pallava.data.training_file import MAX_PIXELS
 from pallava.errors import PallavaError
 from pallava.images import ImageError, image_size, open_image

@@ -1,0 +1,208 @@
+"""One training row: the only check of what it must hold, and its ids."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pallava.data.sources.base import printable
+from pallava.errors import PallavaError
+from pallava.io.hashing import hash_json
+from pallava.prompts import (
+    IGNORE_INDEX,
+    IMAGE_TOKEN,
+    IMAGE_TOKEN_INDEX,
+    Encoded,
+    Turn,
+    encode_conversation,
+    get_template,
+    turns_from_conversations,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Fault(NamedTuple):
+    """A fault of a training row.
+
+    Attributes:
+        reason: Word to count by: "malformed", "not_alternating", "lost_marker", "empty_answer" or "over_room".
+        message: What was found.
+        stops_training: Whether training drops the row; otherwise a part of it teaches nothing.
+    """
+
+    reason: str
+    message: str
+    stops_training: bool = True
+
+
+class UnusableRow(PallavaError):
+    """A row that training drops; `reason` is that of its `Fault`."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.message)
+        self.reason = fault.reason
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRow:
+    """A row of the right form.
+
+    Attributes:
+        images: Names of its images.
+        speakers: Who says each message, without "system".
+        turns: Its questions and answers; the last may lack an answer.
+    """
+
+    images: list[str]
+    speakers: list[str]
+    turns: list[Turn]
+
+    @property
+    def answered(self) -> list[Turn]:
+        """The turns that can be learned from: a last question without answer teaches nothing."""
+        return [turn for turn in self.turns if turn.answer is not None]
+
+
+def is_file_name(value: Any) -> bool:
+    """Return whether a JSON value can be the name of a file."""
+    return isinstance(value, str) and bool(value) and "\0" not in value and printable(value) == value
+
+
+def read_row(value: Any) -> TrainingRow:
+    """Read a row of ``{"image", "conversations"}``; "image" is a name, a list of names, or absent.
+
+    Raises:
+        UnusableRow: The row is malformed.
+    """
+    try:
+        if not isinstance(value, dict):
+            raise PallavaError(f"expected a JSON object, got {type(value).__name__}")
+        found = value.get("image")
+        images = [] if found in (None, "") else found if isinstance(found, list) else [found]
+        if not all(map(is_file_name, images)):
+            raise PallavaError(f"'image' must be the name of a file or a list of names, got {found!r:.80}")
+        conversations = value.get("conversations")
+        if not isinstance(conversations, list) or not conversations:
+            raise PallavaError(f"the row has no conversations; its keys are {', '.join(map(str, value))[:80]}")
+        turns = turns_from_conversations(conversations)
+    except PallavaError as error:
+        raise UnusableRow(Fault("malformed", str(error))) from None
+    return TrainingRow(images, [m["from"] for m in conversations if m["from"] != "system"], turns)
+
+
+def find_faults(row: TrainingRow) -> Iterator[Fault]:
+    """Yield the faults of a row that do not depend on its image files or on a tokenizer."""
+    turns = row.answered
+    if len(row.speakers) % 2 or row.speakers != ["human", "gpt"] * (len(row.speakers) // 2) or not turns:
+        found = ", ".join(row.speakers) or "none"
+        yield Fault("not_alternating", f"the speakers must be human, gpt, human, gpt, got {found}", not turns)
+    if not turns:
+        return
+    num_markers = sum(turn.question.count(IMAGE_TOKEN) for turn in turns)
+    if num_markers != len(row.images):
+        yield Fault("lost_marker", f"{num_markers} image markers for {len(row.images)} images")
+    answers = [turn.answer or "" for turn in turns]
+    if any(IMAGE_TOKEN in answer for answer in answers):
+        yield Fault("lost_marker", "an answer holds an image marker", stops_training=False)
+    if not all(answer.strip() for answer in answers):
+        yield Fault("empty_answer", "an answer is empty", stops_training=not any(map(str.strip, answers)))
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodingSettings:
+    """What the ids of a row depend on, apart from the row.
+
+    Attributes:
+        tokenizer: Hash of the tokenizer.
+        prompt_template: The template as `PromptTemplate.to_dict` gives it.
+        context_length: Largest number of tokens in a sample, including visual ones.
+        num_visual_tokens: Largest number of visual tokens that the model makes of one image.
+    """
+
+    tokenizer: str
+    prompt_template: dict[str, Any]
+    context_length: int
+    num_visual_tokens: int
+
+    @classmethod
+    def make(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt_template: Any = "llama3_chat",
+        context_length: int = 2048,
+        num_visual_tokens: int = 196,
+    ) -> EncodingSettings:
+        """Make the settings for a tokenizer and a template (its name, or itself).
+
+        Raises:
+            PallavaError: The template does not exist, or one image fills the context.
+        """
+        if not 0 < num_visual_tokens < context_length:
+            raise PallavaError(
+                f"num_visual_tokens must be at least 1 and less than context_length ({context_length}), which has no "
+                f"room for text otherwise, got {num_visual_tokens}"
+            )
+        template = get_template(prompt_template).to_dict()
+        return cls(tokenizer_hash(tokenizer), template, context_length, num_visual_tokens)
+
+    def text_room(self, num_images: int) -> int:
+        """Return the number of tokens that images leave to the text."""
+        return self.context_length - num_images * self.num_visual_tokens
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a hash of what a tokenizer does to text, the same in every process."""
+    if getattr(tokenizer, "is_fast", False):
+        content = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+        for state in ("truncation", "padding"):  # set by its last caller
+            content.pop(state, None)
+    else:
+        content = {"vocabulary": tokenizer.get_vocab(), "options": repr(sorted(tokenizer.init_kwargs.items()))}
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    return hash_json([type(tokenizer).__name__.removesuffix("Fast"), content, special])
+
+
+def encode_turns(
+    row: TrainingRow, tokenizer: PreTrainedTokenizerBase, prompt_template: Mapping[str, Any]
+) -> tuple[Encoded, int]:
+    """Return the whole row's ids and labels, and its number of text tokens: image markers are not counted."""
+    encoded = encode_conversation(row.answered, tokenizer, get_template(prompt_template))
+    return encoded, sum(index != IMAGE_TOKEN_INDEX for index in encoded.input_ids)
+
+
+def encode_row(
+    value: Any, tokenizer: PreTrainedTokenizerBase, settings: EncodingSettings
+) -> tuple[Encoded, list[str], bool]:
+    """Return a training row's ids and labels, its images, and whether an answer was cut.
+
+    Raises:
+        UnusableRow: The row cannot be trained on.
+    """
+    row = read_row(value)
+    for fault in find_faults(row):
+        if fault.stops_training:
+            raise UnusableRow(fault)
+    encoded, num_tokens = encode_turns(row, tokenizer, settings.prompt_template)
+    room = settings.text_room(len(row.images))
+    if num_tokens <= room:
+        return encoded, row.images, False
+    cut = _cut(encoded, room)
+    if cut.input_ids.count(IMAGE_TOKEN_INDEX) < len(row.images):
+        raise UnusableRow(Fault("over_room", f"an image marker would be lost: room for {room} of {num_tokens} tokens"))
+    if all(label == IGNORE_INDEX for label in cut.labels):
+        raise UnusableRow(Fault("over_room", f"no answer would be left: room for {room} of {num_tokens} tokens"))
+    return cut, row.images, any(label != IGNORE_INDEX for label in encoded.labels[len(cut.labels) :])
+
+
+def _cut(encoded: Encoded, room: int) -> Encoded:
+    """Return the longest beginning with at most `room` tokens of text."""
+    text = 0
+    for end, index in enumerate(encoded.input_ids):
+        text += index != IMAGE_TOKEN_INDEX
+        if text > room:
+            return Encoded(encoded.input_ids[:end], encoded.labels[:end])
+    return encoded
