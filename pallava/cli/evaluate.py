@@ -197,8 +197,7 @@ def _read(options: argparse.Namespace, name: str, path: Path) -> Any:
 
 def read_classes(options: argparse.Namespace, name: str, path: Path) -> Any:
     """Images with classes, these in the words that the user has given."""
-    from pallava.evaluation.encoders.class_sets import read_class_set
-    from pallava.evaluation.examples import read_labelled
+    from pallava.evaluation.examples import read_class_set, read_labelled
 
     class_set = read_class_set(options.class_set) if options.class_set else None
     labelled = read_labelled(path, name, class_set=class_set, split=options.split)

@@ -11,11 +11,10 @@ import torch
 from pallava.demo.micrographs import DENSITIES, GLAND_COUNTS, STAIN_SHARES, Facts, Region
 from pallava.demo.questions import view_caption
 from pallava.demo.settings import PIXEL_MEAN, PIXEL_STD, TILE_SIZE
-from pallava.evaluation.encoders.class_sets import ClassSet
 from pallava.evaluation.encoders.embeddings import EmbeddingCache
 from pallava.evaluation.encoders.load import Encoder, from_open_clip, load_encoder
 from pallava.evaluation.encoders.zero_shot import by_embedding, evaluate
-from pallava.evaluation.examples import Labelled
+from pallava.evaluation.examples import ClassSet, LabelledImages
 
 _ATTRIBUTES = {"stain": tuple(STAIN_SHARES), "density": tuple(DENSITIES)}
 
@@ -64,7 +63,7 @@ def _captions(stain: str, density: str) -> list[str]:
 def _classify(encoder: Encoder, attribute: str, pictures: Sequence[tuple[Path, Facts]]) -> dict[str, Any]:
     words = class_set(attribute)
     numbers = [words.labels.index(getattr(facts, attribute)) for _, facts in pictures]
-    data = Labelled(words, [path for path, _ in pictures], numbers)
+    data = LabelledImages(words, [path for path, _ in pictures], numbers)
     with tempfile.TemporaryDirectory() as cache:
         return evaluate(by_embedding(encoder, EmbeddingCache(Path(cache), encoder)), data)
 

@@ -1,35 +1,78 @@
-"""What is evaluated: images with a class each, or images with captions, from wherever they lie."""
+"""Data of encoders and of zero-shot questions: images with classes, these in words, and images with captions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pallava.errors import PallavaError
-from pallava.evaluation.encoders.class_sets import ClassSet, known_set, known_sets, set_of_labels
 from pallava.io.records import Entry, RecordFile
 
+_SET_FORM = (
+    '{"classes": [{"label": "TUM", "names": ["adenocarcinoma", ...]}, ...], "templates": ["an H&E image of {}.", ...]}'
+)
 _SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".ppm", ".pgm", ".avif"
 }  # fmt: skip
+_TEXT_KEYS = ("caption", "text", "captions")
 Example = tuple[Path, str, str]
 """An image, its class or caption, and its id."""
 
-_TEXT_KEYS = ("caption", "text", "captions")
+
+@dataclass(frozen=True)
+class ClassSet:
+    """The classes of a data set in words.
+
+    Attributes:
+        name: Name of the set.
+        classes: Label in the data, and one or several names that a pathologist has for it.
+        templates: Sentences with ``{}`` for the name.
+        source: Reference for the classes.
+    """
+
+    name: str
+    classes: tuple[tuple[str, tuple[str, ...]], ...]
+    templates: tuple[str, ...]
+    source: str = ""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return the labels in the data."""
+        return tuple(label for label, _ in self.classes)
+
+    def prompts(self) -> list[list[str]]:
+        """Return, for each class, every name in every sentence."""
+        return [[t.replace("{}", name) for name in names for t in self.templates] for _, names in self.classes]
+
+    def with_templates(self, templates: Sequence[str]) -> ClassSet:
+        """Return the same classes in other sentences.
+
+        Raises:
+            PallavaError: A template has no ``{}``, or the list is empty.
+        """
+        if not templates:
+            raise PallavaError("at least one template is needed, such as 'an H&E image of {}.'")
+        if wrong := [template for template in templates if "{}" not in template]:
+            raise PallavaError(f"a template must have {{}} for the name of the class, got {wrong[0]!r}")
+        return dataclasses.replace(self, templates=tuple(templates))
 
 
 @dataclass
-class Labelled:
+class LabelledImages:
     """Images with a class each.
 
     Attributes:
-        class_set: The classes, in words.
+        class_set: The classes in words.
         images: Paths.
         labels: Number of each image's class.
-        ids: Of each image: as its public set names it, or its path in the folder of classes.
-        left_out: Count of what was left out, for each reason.
+        ids: Id of each image: its name in a public set, or its path in the folder of classes.
+        left_out: Number of files left out, for each reason.
     """
 
     class_set: ClassSet
@@ -40,14 +83,14 @@ class Labelled:
 
 
 @dataclass
-class Captioned:
-    """Images with captions; an image with several comes several times.
+class CaptionedImages:
+    """Pairs of an image and a caption; an image with several captions has several pairs.
 
     Attributes:
         images: Path of each pair.
         captions: Caption of each pair.
-        ids: Of each image: as its public set or its record names it, or its path.
-        left_out: Count of what was left out, for each reason.
+        ids: Id of each pair's image: its name in a public set or a record, or its path.
+        left_out: Number of records left out, for each reason.
     """
 
     images: list[Path] = field(default_factory=list)
@@ -56,78 +99,123 @@ class Captioned:
     left_out: dict[str, int] = field(default_factory=dict)
 
 
+def known_sets() -> tuple[str, ...]:
+    """Return the names of the class sets in the package."""
+    return tuple(_package_data()["sets"])
+
+
+def known_set(name: str) -> ClassSet:
+    """Return a class set of the package.
+
+    Raises:
+        PallavaError: The package has no set of that name.
+    """
+    sets = _package_data()["sets"]
+    if name not in sets:
+        raise PallavaError(f"{name!r} is not a class set; choose {', '.join(sets)}, or give a folder of classes")
+    return _class_set(name, sets[name])
+
+
+def read_class_set(path: Path) -> ClassSet:
+    """Read a class set of the user's own; without templates it has the package's.
+
+    Raises:
+        PallavaError: The file cannot be read or has another form.
+    """
+    try:
+        return _class_set(path.stem, json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise PallavaError(f"cannot read the class set '{path}': {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, PallavaError):
+            raise
+        raise PallavaError(f"'{path}' is not a class set ({error}); expected {_SET_FORM}") from None
+
+
+def set_of_labels(name: str, labels: Sequence[str]) -> ClassSet:
+    """Return a class set whose labels, such as names of folders, are the names."""
+    classes = [{"label": label, "names": [label.replace("_", " ")]} for label in labels]
+    return _class_set(name, {"classes": classes})
+
+
 def read_labelled(
-    root: Path, name: str = "", *, class_set: ClassSet | None = None, split: str | None = None
-) -> Labelled:
-    """Reads a folder of classes (``root/<class>/*.png``), or one of the public sets.
+    root: Path,
+    name: str = "",
+    *,
+    class_set: ClassSet | None = None,
+    templates: Sequence[str] = (),
+    split: str | None = None,
+) -> LabelledImages:
+    """Read a folder of classes (``root/<class>/*.png``) or one of the public sets.
 
     Args:
         root: The folder.
         name: One of `known_sets`; empty for a folder of classes.
-        class_set: Classes in words; default: those of the set, or the names of the folders.
-        split: The split to read of a public set that has several.
+        class_set: The classes in words; by default those of the public set, or the names of the folders.
+        templates: Sentences in the place of those of the class set.
+        split: Split of a public set that has several.
 
     Raises:
-        PallavaError: There is no such folder or set, it holds no image, or a class is not in the class set.
+        PallavaError: The folder or set does not exist or holds no image, or a class is not in the class set.
     """
     if name and name not in known_sets():
-        raise PallavaError(f"no data set is called {name!r}; there are {', '.join(known_sets())}")
+        raise PallavaError(f"{name!r} is not a data set with classes; choose {', '.join(known_sets())}")
     if not root.is_dir():
-        raise PallavaError(f"no folder at {root}: expected one folder a class in it, or a public data set")
-    found = _of_source(root, name, "classes", split) if name and name != "nct-crc-he" else _of_folders(root)
-    class_set = class_set or (known_set(name) if name else None)
-    pairs, left_out = found
-    labels = sorted({label for _, label, _ in pairs})
+        raise PallavaError(f"'{root}' is not a folder; expected one with a folder for each class, or a public data set")
+    is_source = name and name != "nct-crc-he"
+    pairs, left_out = _read_source(root, name, "classes", split) if is_source else _read_folders(root)
     if not pairs:
-        raise PallavaError(f"{root} holds no image: expected root/<class>/image.png; left out: {left_out or 'nothing'}")
-    class_set = class_set or set_of_labels(root.name, labels)
-    if unknown := [label for label in labels if label not in class_set.labels]:
+        raise PallavaError(f"'{root}' has no image {root.name}/<class>/image.png; left out: {left_out or 'nothing'}")
+    found = sorted({label for _, label, _ in pairs})
+    class_set = class_set or (known_set(name) if name else set_of_labels(root.name, found))
+    if unknown := [label for label in found if label not in class_set.labels]:
         raise PallavaError(
-            f"{root} has the classes {', '.join(unknown)}, which {class_set.name} lacks: it has "
-            f"{', '.join(class_set.labels)}. Rename the folders, or give names by --class-set."
+            f"the classes {', '.join(unknown)} of '{root}' are not in the class set {class_set.name}, which has "
+            f"{', '.join(class_set.labels)}; rename the folders, or name the classes by --class-set"
         )
     number = {label: index for index, label in enumerate(class_set.labels)}
-    images, found_labels, ids = map(list, zip(*pairs, strict=True))
-    return Labelled(class_set, images, [number[label] for label in found_labels], ids, left_out)
+    images, labels, ids = map(list, zip(*pairs, strict=True))
+    class_set = class_set.with_templates(templates) if templates else class_set
+    return LabelledImages(class_set, images, [number[label] for label in labels], ids, left_out)
 
 
 def read_captioned(
     path: Path, name: str = "", *, image_folder: Path | None = None, split: str | None = None
-) -> Captioned:
-    """Reads pairs: records of an image and its caption, text or list of captions; or one of the public sets.
+) -> CaptionedImages:
+    """Read records of an image and its caption, text or list of captions, or one of the public sets.
 
     Args:
-        path: A JSON or JSONL file of records; the root of a public set.
-        name: Of the public set; empty for a file.
-        image_folder: What the images' paths are relative to; default: the folder of the file.
-        split: The split to read of a public set that has several.
+        path: A JSON or JSONL file of records, or the root of a public set.
+        name: Name of the public set; empty for a file.
+        image_folder: Folder of the images; by default that of the file.
+        split: Split of a public set that has several.
 
     Raises:
         PallavaError: It cannot be read, or holds no pair.
     """
-    result = Captioned()
     if name:
-        pairs, result.left_out = _of_source(path, name, "captions", split)
+        pairs, left_out = _read_source(path, name, "captions", split)
     else:
-        pairs = list(_of_file(path, image_folder or path.parent, result.left_out))
+        pairs, left_out = _read_pairs(path, image_folder or path.parent)
     if not pairs:
-        raise PallavaError(f'{path} holds no pair: expected records such as {{"image": "a.png", "caption": "..."}}')
-    result.images, result.captions, result.ids = map(list, zip(*pairs, strict=True))
-    return result
+        expected = '{"image": "a.png", "caption": "..."}'
+        raise PallavaError(f"'{path}' has no pair; expected records such as {expected}")
+    images, captions, ids = map(list, zip(*pairs, strict=True))
+    return CaptionedImages(images, captions, ids, left_out)
 
 
-def _of_folders(root: Path) -> tuple[list[Example], dict[str, int]]:
-    pairs, left_out = [], dict[str, int]()
+def _read_folders(root: Path) -> tuple[list[Example], dict[str, int]]:
+    pairs, num_others = [], 0
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))):
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."):
                 pairs.append((path, folder.name, path.relative_to(root).as_posix()))
             else:
-                _count(left_out, "not named like an image")
-    return pairs, left_out
+                num_others += 1
+    return pairs, {"not named like an image": num_others} if num_others else {}
 
 
-def _of_source(root: Path, name: str, kind: str, split: str | None) -> tuple[list[Example], dict[str, int]]:
+def _read_source(root: Path, name: str, kind: str, split: str | None) -> tuple[list[Example], dict[str, int]]:
     from pallava.data.sources import open_source
 
     source: Any = open_source(name, root, split=split, image_policy="each")
@@ -139,16 +227,19 @@ def _of_source(root: Path, name: str, kind: str, split: str | None) -> tuple[lis
     return pairs, dict(source.tally.dropped)
 
 
-def _of_file(path: Path, folder: Path, left_out: dict[str, int]) -> Iterator[Example]:
+def _read_pairs(path: Path, folder: Path) -> tuple[list[Example], dict[str, int]]:
+    pairs: list[Example] = []
+    left_out = Counter[str]()
     for record in RecordFile(path):
-        image, captions = _pair_of(record)
-        if not image or not captions:
-            _count(left_out, "no image or no caption")
-        for caption in captions if image else ():
-            yield folder / image, caption, str(record.value.get("id", image))
+        image, captions = _pair(record)
+        if image and captions:
+            pairs += [(folder / image, caption, str(record.value.get("id", image))) for caption in captions]
+        else:
+            left_out["no image or no caption"] += 1
+    return pairs, dict(left_out)
 
 
-def _pair_of(record: Entry) -> tuple[str, list[str]]:
+def _pair(record: Entry) -> tuple[str, list[str]]:
     value = record.value if isinstance(record.value, dict) else {}
     given: Any = next((value[key] for key in _TEXT_KEYS if key in value), [])
     captions = [given] if isinstance(given, str) else given if isinstance(given, list) else []
@@ -157,5 +248,15 @@ def _pair_of(record: Entry) -> tuple[str, list[str]]:
     return (image if isinstance(image, str) and "\0" not in image else ""), texts
 
 
-def _count(counts: dict[str, int], reason: str) -> None:
-    counts[reason] = counts.get(reason, 0) + 1
+def _class_set(name: str, values: Mapping[str, Any]) -> ClassSet:
+    classes = tuple((str(row["label"]), tuple(map(str, row["names"]))) for row in values["classes"])
+    labels = [label for label, _ in classes]
+    if len(set(labels)) < max(2, len(labels)) or not all(names for _, names in classes):
+        raise PallavaError(f"class set {name!r} must have at least two classes, each once and with a name")
+    templates = values.get("templates") or _package_data()["templates"]["texts"]
+    return ClassSet(name, classes, (), values.get("source", "")).with_templates(templates)
+
+
+@cache
+def _package_data() -> dict[str, Any]:
+    return json.loads(Path(__file__).with_name("class_sets.json").read_text(encoding="utf-8"))

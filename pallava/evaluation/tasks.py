@@ -17,7 +17,7 @@ from pallava.data.material import open_material
 from pallava.data.sources.base import Question
 from pallava.errors import PallavaError
 from pallava.evaluation.answers.items import Item, Kind
-from pallava.evaluation.examples import Captioned, Labelled, read_captioned
+from pallava.evaluation.examples import CaptionedImages, LabelledImages, read_captioned
 from pallava.io.records import RecordFile
 from pallava.prompts import (
     CAPTION_PROMPTS,
@@ -48,7 +48,7 @@ class Questions:
 
     items: list[Item]
     left_out: dict[str, int] = field(default_factory=dict)
-    labelled: Labelled | None = None
+    labelled: LabelledImages | None = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _letter(answer: str, choices: Sequence[str]) -> str:
     raise PallavaError(f"the answer {answer!r} is not one of the choices, nor the letter of one")
 
 
-def caption_items(data: Captioned) -> Questions:
+def caption_items(data: CaptionedImages) -> Questions:
     """Asks for a description of every image; of several captions of an image the first is the reference."""
     first: dict[Path, Item] = {}
     for image, caption, item_id in zip(data.images, data.captions, data.ids, strict=True):
@@ -193,7 +193,7 @@ def read_captions(
     return caption_items(read_captioned(path, name, image_folder=image_folder, split=split))
 
 
-def class_items(data: Labelled) -> Questions:
+def class_items(data: LabelledImages) -> Questions:
     """Asks which class every image shows, by the first name of each; the reference is the label."""
     question = build_class_question([names[0] for _, names in data.class_set.classes])
     labels = data.class_set.labels

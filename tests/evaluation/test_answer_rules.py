@@ -15,7 +15,7 @@ import pytest
 from pallava.evaluation.answers import rules
 from pallava.evaluation.answers.options import class_names, read_choice, read_class
 from pallava.evaluation.answers.scores import SCORES
-from pallava.evaluation.encoders.class_sets import known_set
+from pallava.evaluation.examples import known_set
 from tests.evaluation.multimedeval_run import RECORDED, TRICKY
 
 Row = dict[str, Any]

@@ -13,7 +13,7 @@ from pallava.evaluation import statistics as metrics
 from pallava.evaluation.answers.items import Answered, Item, Kind
 from pallava.evaluation.answers.scores import CONTROLS, SCORES, read_classes, score_questions, training_answer
 from pallava.evaluation.encoders import zero_shot
-from pallava.evaluation.encoders.class_sets import known_set
+from pallava.evaluation.examples import known_set
 from pallava.evaluation.statistics import Predictions
 
 CHOICES = ("fat", "bone", "skin", "nerve")

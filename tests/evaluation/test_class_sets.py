@@ -8,7 +8,7 @@ import pytest
 
 from pallava.data.sources import SOURCES
 from pallava.errors import PallavaError
-from pallava.evaluation.encoders.class_sets import known_set, known_sets, read_class_set, set_of_labels
+from pallava.evaluation.examples import known_set, known_sets, read_class_set, set_of_labels
 
 PINNED = {
     "bach": ("Normal Benign InSitu Invasive", 64, "86832e94a1324773"),
@@ -61,13 +61,13 @@ def test_sets_of_the_users_own(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("{", "no class set"),
-        ("[]", "no class set"),
+        ("{", "not a class set"),
+        ("[]", "not a class set"),
         ('{"classes": [{"label": "a"}]}', "'names'"),
         ('{"classes": [{"label": "a", "names": ["x"]}]}', "at least two classes"),
         ('{"classes": [{"label": "a", "names": ["x"]}, {"label": "a", "names": ["y"]}]}', "each once"),
         ('{"classes": [{"label": "a", "names": ["x"]}, {"label": "b", "names": []}]}', "with a name"),
-        ('{"classes": [{"label":"a","names":["x"]},{"label":"b","names":["y"]}],"templates":["no"]}', "has no {}"),
+        ('{"classes": [{"label":"a","names":["x"]},{"label":"b","names":["y"]}],"templates":["no"]}', "must have {}"),
     ],
 )
 def test_what_is_wrong_with_a_set_is_told(content: str, reason: str, tmp_path: Path):
@@ -77,9 +77,9 @@ def test_what_is_wrong_with_a_set_is_told(content: str, reason: str, tmp_path: P
 
 
 def test_unknown_sets_and_missing_files():
-    with pytest.raises(PallavaError, match="there are bach, oscc"):
+    with pytest.raises(PallavaError, match="bach, oscc"):
         known_set("bachelor")
     with pytest.raises(PallavaError, match="cannot read the class set"):
         read_class_set(Path("nowhere.json"))
-    with pytest.raises(PallavaError, match="no template"):
+    with pytest.raises(PallavaError, match="template"):
         known_set("bach").with_templates([])

@@ -9,8 +9,7 @@ import pytest
 
 from pallava.errors import PallavaError
 from pallava.evaluation.answers.items import Answered, Item
-from pallava.evaluation.encoders.class_sets import read_class_set
-from pallava.evaluation.examples import Captioned, read_labelled
+from pallava.evaluation.examples import CaptionedImages, read_class_set, read_labelled
 from pallava.evaluation.tasks import (
     Questions,
     caption_items,
@@ -137,7 +136,7 @@ def test_a_choice_whose_question_holds_the_choices(tmp_path: Path):
 
 
 def test_captions_ask_once_an_image():
-    data = Captioned([Path("a.png"), Path("a.png"), Path("b.png")], ["one", "two", "three"], ["1", "2", "3"])
+    data = CaptionedImages([Path("a.png"), Path("a.png"), Path("b.png")], ["one", "two", "three"], ["1", "2", "3"])
     questions = caption_items(data)
     assert [(item.id, item.reference, item.kind) for item in questions.items] == [
         ("1", "one", "caption"),

@@ -11,10 +11,9 @@ from sklearn.metrics import roc_auc_score
 
 from pallava.errors import PallavaError
 from pallava.evaluation.encoders import zero_shot
-from pallava.evaluation.encoders.class_sets import ClassSet
 from pallava.evaluation.encoders.embeddings import EmbeddingCache
 from pallava.evaluation.encoders.load import Encoder, load_encoder
-from pallava.evaluation.examples import read_captioned, read_labelled
+from pallava.evaluation.examples import ClassSet, read_captioned, read_labelled
 from tests.tiny.clips import write_classes, write_open_clip
 
 COLOURS = {"red": (220, 30, 40), "green": (30, 200, 60), "blue": (20, 40, 230)}
@@ -94,15 +93,15 @@ def test_names_of_folders_and_of_public_sets(tmp_path: Path):
     assert data.class_set.name == "nct-crc-he"
     assert [data.class_set.labels[label] for label in data.labels] == ["ADI", "ADI", "TUM"]
     write_classes(tmp_path / "crc", {"tumour": 1})
-    with pytest.raises(PallavaError, match="has the classes tumour, which nct-crc-he lacks"):
+    with pytest.raises(PallavaError, match="tumour.*nct-crc-he"):
         read_labelled(tmp_path / "crc", "nct-crc-he")
     with pytest.raises(PallavaError, match="at least two classes"):
         read_labelled(write_classes(tmp_path / "one", {"a": 2}))
-    with pytest.raises(PallavaError, match="holds no image"):
+    with pytest.raises(PallavaError, match="has no image"):
         read_labelled(tmp_path / "crc" / "TUM")
-    with pytest.raises(PallavaError, match="no folder"):
+    with pytest.raises(PallavaError, match="not a folder"):
         read_labelled(tmp_path / "none")
-    with pytest.raises(PallavaError, match="no data set is called 'crc'"):
+    with pytest.raises(PallavaError, match="'crc' is not a data set"):
         read_labelled(tmp_path / "crc", "crc")
 
 
@@ -122,5 +121,5 @@ def test_bach_as_it_lies_on_disk(tmp_path: Path):
 
 def test_pairs_without_any_record_are_told(tmp_path: Path):
     (tmp_path / "pairs.jsonl").write_text('{"image": "a.png"}\n[1]\n')
-    with pytest.raises(PallavaError, match="holds no pair"):
+    with pytest.raises(PallavaError, match="has no pair"):
         read_captioned(tmp_path / "pairs.jsonl")

@@ -17,7 +17,7 @@ from pallava.evaluation.answers.scores import CONTROLS, read_classes, score_ques
 from pallava.evaluation.answers.store import AnswerStore
 from pallava.evaluation.encoders import zero_shot
 from pallava.evaluation.encoders.embeddings import count_reasons
-from pallava.evaluation.examples import Labelled
+from pallava.evaluation.examples import LabelledImages
 from pallava.evaluation.statistics import Predictions
 from pallava.evaluation.tasks import Questions
 from pallava.evaluation.views import AS_IS, SHUFFLED, UNCHANGED_MEANING, View, shuffle_images
@@ -129,7 +129,7 @@ def right_rule(task: str, questions: Questions) -> IsRight | None:
 def by_generation(answers: Answers) -> zero_shot.Runner:
     """The runner of a model that has answered already."""
 
-    def run(data: Labelled) -> tuple[Predictions, dict[str, int]]:
+    def run(data: LabelledImages) -> tuple[Predictions, dict[str, int]]:
         return _read_classes(answers, answers.by_view[AS_IS]), count_reasons(answers.problems)
 
     return run

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 
 from pallava.evaluation.answers.rules import exact_form
-from pallava.evaluation.encoders.class_sets import ClassSet, known_set, known_sets
+from pallava.evaluation.examples import ClassSet, known_set, known_sets
 from pallava.prompts import CHOICE_LETTERS
 
 Names = Sequence[Sequence[str]]

@@ -22,7 +22,7 @@ from pallava.evaluation.answers.rules import (
     published_form,
     token_overlap,
 )
-from pallava.evaluation.encoders.class_sets import ClassSet
+from pallava.evaluation.examples import ClassSet
 from pallava.evaluation.statistics import Predictions, estimate_means
 from pallava.prompts import CHOICE_LETTERS
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from pallava.evaluation.encoders.embeddings import EmbeddingCache, count_reasons, embed_images, embed_texts
 from pallava.evaluation.encoders.load import Encoder
-from pallava.evaluation.examples import Captioned
+from pallava.evaluation.examples import CaptionedImages
 from pallava.evaluation.statistics import NUM_RESAMPLES, bootstrap
 
 RANKS = (1, 5, 10, 50)
@@ -79,7 +79,7 @@ def recall(standing: Standing, rank: int) -> NDArray[np.float64]:
 
 def evaluate(
     encoder: Encoder,
-    data: Captioned,
+    data: CaptionedImages,
     cache: EmbeddingCache,
     *,
     batch_size: int = 64,

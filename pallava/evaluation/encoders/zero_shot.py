@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from pallava.evaluation import statistics as metrics
-from pallava.evaluation.encoders.class_sets import ClassSet
 from pallava.evaluation.encoders.embeddings import EmbeddingCache, count_reasons, embed_images, embed_texts
 from pallava.evaluation.encoders.load import Encoder
-from pallava.evaluation.examples import Labelled
+from pallava.evaluation.examples import ClassSet, LabelledImages
 from pallava.evaluation.statistics import Predictions
 
-Runner = Callable[[Labelled], tuple[Predictions, dict[str, int]]]
+Runner = Callable[[LabelledImages], tuple[Predictions, dict[str, int]]]
 """Asks a model about images: predictions of those that it could be asked about, and why others were left out."""
 
 CONTROLS = {
@@ -35,7 +34,7 @@ CONTROLS = {
 def by_embedding(encoder: Encoder, cache: EmbeddingCache, *, batch_size: int = 64) -> Runner:
     """The runner of an encoder."""
 
-    def run(data: Labelled) -> tuple[Predictions, dict[str, int]]:
+    def run(data: LabelledImages) -> tuple[Predictions, dict[str, int]]:
         texts = embed_classes(encoder, data.class_set, cache)
         images = embed_images(encoder, data.images, cache, batch_size=batch_size)
         true = np.asarray(data.labels)[images.index]
@@ -46,7 +45,7 @@ def by_embedding(encoder: Encoder, cache: EmbeddingCache, *, batch_size: int = 6
 
 
 def evaluate(
-    run: Runner, data: Labelled, *, num_resamples: int = metrics.NUM_RESAMPLES, seed: int = 0
+    run: Runner, data: LabelledImages, *, num_resamples: int = metrics.NUM_RESAMPLES, seed: int = 0
 ) -> dict[str, Any]:
     """Asks a model and scores it.
 
