@@ -231,7 +231,7 @@ def tiny_parts():
 
 
 def test_names_that_are_none():
-    with pytest.raises(PallavaError, match="No config nonsense: give .* pallava_domain_alignment"):
+    with pytest.raises(PallavaError, match="'nonsense' .* pallava_domain_alignment"):
         find_config("nonsense")
     assert find_config("pallava_domain_alignment.py") == configs_dir() / "pallava_domain_alignment.py"
 

@@ -13,9 +13,12 @@ from pallava.errors import PallavaError
 
 COMMANDS: dict[str, tuple[str, str]] = {  # words: (module, or module:suffix of its functions; help)
     "demo": ("pallava.cli.demo", "train a small PA-LLaVA on this computer, and look at what it learnt"),
-    "train": ("pallava.cli.train", "train by a config, as `xtuner train` does, with the trainer's true exit code"),
+    "train": (
+        "pallava.cli.train:train",
+        "train by a config, as `xtuner train` does, with the trainer's true exit code",
+    ),
     "convert": ("pallava.cli.model:convert", "turn a training checkpoint into a model folder"),
-    "pretrain": ("pallava.cli.pretrain", "train the encoder, PLIP, by contrast on pairs of image and caption"),
+    "pretrain": ("pallava.cli.train:pretrain", "train the encoder, PLIP, by contrast on pairs of image and caption"),
     "encoder convert": (
         "pallava.cli.model:encoder_convert",
         "turn a CLIP into another form: open_clip's, Hugging Face's or PLIP's",
@@ -34,8 +37,8 @@ COMMANDS: dict[str, tuple[str, str]] = {  # words: (module, or module:suffix of 
     "data instruct": ("pallava.cli.data_instruct", "turn sources of questions into one training file"),
     "data check": ("pallava.cli.data_check", "check a training file before training"),
     "data leak": ("pallava.cli.data_leak", "find what training material and an evaluation set share"),
-    "config list": ("pallava.cli.config_list", "list the configs"),
-    "config copy": ("pallava.cli.config_copy", "copy a config to change it"),
+    "config list": ("pallava.cli.train:config_list", "list the configs"),
+    "config copy": ("pallava.cli.train:config_copy", "copy a config to change it"),
 }
 _PASSES_ON = ("pretrain",)  # what follows ``--`` is for another program
 _USER_ERROR = 2

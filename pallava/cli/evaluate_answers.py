@@ -24,7 +24,7 @@ def run_model(options: argparse.Namespace, data: dict[str, tuple[str, Path]]) ->
     """Reads what is to be asked; then asks, scores and prints, or starts the processes that do."""
     from pallava.evaluation.answers.processes import Processes, is_launched
     from pallava.evaluation.tasks import read_excluded, read_training_answers, select
-    from pallava.io.launch import num_processes
+    from pallava.io.launch import read_launch
 
     processes = Processes.join()
     try:
@@ -33,7 +33,7 @@ def run_model(options: argparse.Namespace, data: dict[str, tuple[str, Path]]) ->
         excluded = read_excluded(options.exclude) if options.exclude else []
         questions, num_excluded = select(read, excluded=excluded, limit=options.limit)
         training = read_training_answers(options.training) if getattr(options, "training", None) else []
-        if not is_launched() and num_processes(os.environ) > 1:
+        if not is_launched() and read_launch(os.environ).processes > 1:
             return _launch(options.words)
         plan = _plan(options, training)
         answers, settings = _ask(options, questions, plan, processes)
@@ -114,11 +114,11 @@ def _out(options: argparse.Namespace) -> Path:
 
 def _launch(words: list[str]) -> int:
     """Becomes the parent of several processes that run the same command."""
-    from pallava.io.launch import build_environment, rendezvous
-    from pallava.io.torchrun import run_processes
+    from pallava.io.launch import read_launch, run_processes
 
-    os.environ.update(build_environment(os.environ))  # torchrun gives its own to the processes
-    failed = run_processes([*rendezvous(os.environ), "-m", "pallava", "evaluate", *words])
+    launch = read_launch(os.environ)
+    os.environ.update(launch.environment)  # torchrun gives its own to the processes
+    failed = run_processes([*launch.torchrun, "-m", "pallava", "evaluate", *words])
     if failed is None or failed[1] == _FAILED:  # that process has told what went wrong
         return failed[1] if failed else 0
     rank, code = failed

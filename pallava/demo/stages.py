@@ -48,7 +48,7 @@ def pretrain_plip(data: Path, folder: Path, settings: DemoSettings, *, log: Path
     description = data / "plip_model.json"
     description.write_text(json.dumps(PLIP_MODEL, indent=2) + "\n")
     command = [sys.executable, "-m", "pallava", "pretrain", str(data / "views.json"), str(folder)]
-    command += ["--image-folder", str(data / "views"), "--model", str(description), "--", "--lock-text"]
+    command += ["--image-folder", str(data / "views"), "--model-name", str(description), "--", "--lock-text"]
     command += ["--epochs", str(settings.plip_epochs), "--batch-size", str(settings.plip_batch)]
     command += ["--lr", str(settings.plip_lr), "--wd", "0.05", "--grad-clip-norm", "1.0", "--seed", str(settings.seed)]
     command += ["--image-mean", *map(str, PIXEL_MEAN), "--image-std", *map(str, PIXEL_STD)]

@@ -1,113 +1,149 @@
-"""How a training is started: one process, several, or several on several nodes, as `xtuner train` does it.
+"""Launching of trainers: one process, several, or several on several nodes, as `xtuner train` does it.
 
-What differs: the interpreter is this one and not the first `python` on the path, the exit code is the trainer's, and
-half-set variables are refused instead of waiting for a node that never comes.
+Other than there, the interpreter is this one and not the first `python` on the path, the exit code is the trainer's,
+and half-set variables are refused instead of waiting for a node that never comes. ``python -m pallava.io.launch`` is
+torchrun, with its arguments; where a process fails, that process has the last word, and no page of torchrun's.
 """
 
-import os
+import logging
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pallava.errors import PallavaError
+from pallava.io.processes import num_cores
+
+_BY_SIGNAL = 128  # what shells add to the signal's number
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How the processes of a training are started.
+
+    Attributes:
+        command: What starts a script or a module: an interpreter, or torchrun.
+        environment: Environment variables of the processes.
+        processes: Number of processes on all nodes.
+        node: Number of this node.
+        torchrun: Arguments of torchrun where there are several.
+    """
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    processes: int = 1
+    node: int = 0
+    torchrun: tuple[str, ...] = ()
+
+
+def read_launch(environment: Mapping[str, str]) -> Launch:
+    """Read the launch variables of `xtuner train`.
+
+    Args:
+        environment: NPROC_PER_NODE, NNODES, NODE_RANK, ADDR, PORT and others; an empty one counts as unset.
+
+    Raises:
+        PallavaError: A variable is not an integer, or several nodes lack an address or a port.
+    """
+    processes = _integer(environment, "NNODES", 1) * _integer(environment, "NPROC_PER_NODE", 1)
+    torchrun = _torchrun_arguments(environment) if processes > 1 else ()
+    command = (sys.executable, "-m", "pallava.io.launch", *torchrun) if torchrun else (sys.executable,)
+    node = _integer(environment, "NODE_RANK", 0)
+    return Launch(command, build_environment(environment), processes, node, torchrun)
+
+
+def build_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment to train in: processes that share a machine's cores share them evenly.
+
+    By itself torchrun would give each process a single thread.
+    """
+    processes = _integer(environment, "NPROC_PER_NODE", 1)
+    threads = {"OMP_NUM_THREADS": str(max(1, num_cores() // processes))} if processes > 1 else {}
+    return {**threads, **environment}
 
 
 def build_command(script: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """The command that trains, from the launch variables of `xtuner train`.
+    """Return the command that trains, from the launch variables of `xtuner train`.
 
     Args:
         script: xtuner's `tools/train.py`.
         arguments: What follows `xtuner train`.
-        environment: NPROC_PER_NODE, NNODES, NODE_RANK, ADDR and PORT; an empty one counts as unset.
+        environment: The launch variables, as `read_launch` takes them.
 
     Raises:
-        PallavaError: A variable is no number, or several nodes lack an address or a port.
+        PallavaError: A variable is not an integer, or several nodes lack an address or a port.
     """
-    if num_processes(environment) == 1 or _launcher(arguments) in ("slurm", "mpi"):
-        return [sys.executable, str(script), *arguments]
-    return [*python_command(environment), str(script), *arguments, "--launcher", "pytorch"]
-
-
-def num_processes(environment: Mapping[str, str]) -> int:
-    """How many processes the launch variables ask for, on all nodes.
-
-    Raises:
-        PallavaError: A variable is no number.
-    """
-    return _number(environment, "NNODES", 1) * _number(environment, "NPROC_PER_NODE", 1)
-
-
-def node_rank(environment: Mapping[str, str]) -> int:
-    """Number of this node among those that train together.
-
-    Raises:
-        PallavaError: The variable is no number.
-    """
-    return _number(environment, "NODE_RANK", 0)
-
-
-def python_command(environment: Mapping[str, str]) -> list[str]:
-    """This interpreter, or torchrun by it where the launch variables ask for several processes.
-
-    Raises:
-        PallavaError: As of `rendezvous`.
-    """
-    if num_processes(environment) == 1:
-        return [sys.executable]
-    return [sys.executable, "-m", "pallava.io.torchrun", *rendezvous(environment)]
-
-
-def rendezvous(environment: Mapping[str, str]) -> list[str]:
-    """Torchrun's arguments, from the launch variables.
-
-    Raises:
-        PallavaError: A variable is no number, or several nodes lack an address or a port.
-    """
-    nodes, processes = (_number(environment, name, 1) for name in ("NNODES", "NPROC_PER_NODE"))
-    address = environment.get("ADDR") or "127.0.0.1"
-    port = _number(environment, "PORT", 0)
-    if nodes > 1 and not (environment.get("ADDR") and port):
-        raise PallavaError(
-            f"NNODES={nodes} needs ADDR, the first node's address, and PORT, a free port there: the same on every node."
-        )
-    return [
-        f"--nnodes={nodes}",
-        f"--node_rank={node_rank(environment)}",
-        f"--nproc_per_node={processes}",
-        f"--master_addr={address}",
-        f"--master_port={port or free_port()}",
-    ]
-
-
-def build_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment to train in: processes that share a machine's cores share them evenly.
-
-    Unset, torchrun would give each process a single thread.
-    """
-    processes = _number(environment, "NPROC_PER_NODE", 1)
-    shared = {"OMP_NUM_THREADS": str(max(1, _num_cores() // processes))} if processes > 1 else {}
-    return {**shared, **environment}
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _launcher(arguments: Sequence[str]) -> str | None:
     given = dict(zip(arguments, [*arguments[1:], ""], strict=True))
-    return given.get("--launcher")
-
-
-def _number(environment: Mapping[str, str], name: str, default: int) -> int:
-    value = environment.get(name) or str(default)
-    if not value.isdigit():
-        raise PallavaError(f"{name}={value} is no number: set it to one, or leave it unset for {default}.")
-    return int(value)
+    if given.get("--launcher") in ("slurm", "mpi"):  # which start the processes themselves
+        return [sys.executable, str(script), *arguments]
+    launch = read_launch(environment)
+    launcher = ["--launcher", "pytorch"] if launch.processes > 1 else []
+    return [*launch.command, str(script), *arguments, *launcher]
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on now."""
+    """Return a TCP port of this machine that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def run_processes(arguments: Sequence[str]) -> tuple[int, int] | None:
+    """Run torchrun to its end, in this process.
+
+    Args:
+        arguments: Arguments of torchrun, such as `Launch.torchrun` and a script's name.
+
+    Returns:
+        None, or (rank, exit code) of the first process that failed; a negative code is a signal's.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        main(list(arguments))
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        return rank, failure.exitcode
+    return None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run torchrun; return the exit code of the first process that failed, 128 plus the number for a signal."""
+    failed = run_processes(arguments)
+    if failed is None:
+        return 0
+    rank, code = failed
+    if code < 0:
+        sys.stderr.write(f"error: process {rank} was ended by signal {-code}\n")
+    return code if code > 0 else _BY_SIGNAL - code
+
+
+def _torchrun_arguments(environment: Mapping[str, str]) -> tuple[str, ...]:
+    nodes, processes = (_integer(environment, name, 1) for name in ("NNODES", "NPROC_PER_NODE"))
+    address = environment.get("ADDR") or "127.0.0.1"
+    port = _integer(environment, "PORT", 0)
+    if nodes > 1 and not (environment.get("ADDR") and port):
+        raise PallavaError(
+            f"NNODES={nodes} needs ADDR, the first node's address, and PORT, a free port there; set both on every node"
+        )
+    return (
+        f"--nnodes={nodes}",
+        f"--node_rank={_integer(environment, 'NODE_RANK', 0)}",
+        f"--nproc_per_node={processes}",
+        f"--master_addr={address}",
+        f"--master_port={port or free_port()}",
+    )
+
+
+def _integer(environment: Mapping[str, str], name: str, default: int) -> int:
+    value = environment.get(name) or str(default)
+    if not value.isdigit():
+        raise PallavaError(f"{name} must be an integer, got {value!r} (unset means {default})")
+    return int(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -226,7 +226,7 @@ def test_a_mistake_found_by_the_trainer_is_its_sentence(tmp_path: Path) -> None:
 def test_the_command_tells_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_pairs(tmp_path)
     words = ["pretrain", str(tmp_path / "pairs.json"), str(tmp_path / "out"), "--image-folder", str(tmp_path)]
-    assert main([*words, "--model", "none.json"]) == 2
-    assert "error: cannot read the model description none.json" in capsys.readouterr().err
+    assert main([*words, "--model-name", "none.json"]) == 2
+    assert "none.json" in capsys.readouterr().err
     assert main([*words, "--", "--nonsense"]) == 2
     assert "unrecognized arguments: --nonsense" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from pallava.io.launch import python_command
+from pallava.io.launch import read_launch
 from pallava.model import load_image_processor, load_plip
 from pallava.pretraining.pairs import write_pairs
 from pallava.pretraining.run import Pretraining, _parse, _words
@@ -64,7 +64,7 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path, loss: tuple[str, ...
         record = tmp_path / f"{processes}.pt"
         probe = [str(Path(__file__).with_name("probe.py")), str(record), str(tmp_path / "out")]
         variables = environment(processes)
-        launch = [*python_command(variables), *probe, *words, "--name", f"probe{processes}"]
+        launch = [*read_launch(variables).command, *probe, *words, "--name", f"probe{processes}"]
         done = subprocess.run(launch, env=variables, capture_output=True, text=True, timeout=300, check=False)
         assert record.is_file(), done.stderr[-3000:]
         records.append(torch.load(record))

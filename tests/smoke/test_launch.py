@@ -22,7 +22,7 @@ def train(*arguments, **options):
 def test_no_such_config(tmp_path):
     done = train("nonsense", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: No config nonsense: give the path of a file, or one of")
+    assert done.stderr.startswith("error: config 'nonsense' ")
     assert "Traceback" not in done.stderr
 
 

@@ -69,7 +69,7 @@ def dye_accuracy(out: Path, labelled: list[tuple[Path, int]], cache: Path) -> fl
 def command(folder: Path, out: str, *options: str, before: tuple[str, ...] = ()) -> list[str]:
     """The command that trains on the pairs in a folder, without readers of their own."""
     words = ["pretrain", folder / "pairs.json", folder / out, "--image-folder", folder / "images"]
-    words += ["--model", folder / "tiny.json", *before, "--", "--workers", "0", *options]
+    words += ["--model-name", folder / "tiny.json", *before, "--", "--workers", "0", *options]
     return [sys.executable, "-m", "pallava", *map(str, words)]
 
 

@@ -1,0 +1,93 @@
+"""What a training's launch variables start, and what torchrun says of a process that fails."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pallava.errors import PallavaError
+from pallava.io import launch
+
+SCRIPT = Path("train.py")
+ALONE = [sys.executable, "train.py", "config.py"]
+FAILS = """
+import os, signal, sys
+if os.environ["RANK"] == "1":
+    {how}
+"""
+
+
+def command(*arguments, **environment):
+    return launch.build_command(SCRIPT, ["config.py", *arguments], environment)
+
+
+def test_one_process():
+    assert command() == command(NNODES="1", NPROC_PER_NODE="", ADDR="") == ALONE
+
+
+def test_launchers_that_start_the_processes_themselves():
+    for launcher in ("slurm", "mpi"):
+        assert command("--launcher", launcher, NPROC_PER_NODE="8") == [*ALONE, "--launcher", launcher]
+
+
+def test_several_processes():
+    words = command("--seed", "1", NPROC_PER_NODE="2", ADDR="", PORT="1234")
+    assert words[:3] == [sys.executable, "-m", "pallava.io.launch"]
+    assert words[3:8] == [
+        "--nnodes=1",
+        "--node_rank=0",
+        "--nproc_per_node=2",
+        "--master_addr=127.0.0.1",
+        "--master_port=1234",
+    ]
+    assert words[8:] == ["train.py", "config.py", "--seed", "1", "--launcher", "pytorch"]
+
+
+def test_several_nodes():
+    words = command(NPROC_PER_NODE="8", NNODES="2", NODE_RANK="1", ADDR="first", PORT="12345")
+    assert {"--nnodes=2", "--node_rank=1", "--master_addr=first", "--master_port=12345"} <= set(words)
+
+
+@pytest.mark.parametrize("missing", ["ADDR", "PORT"])
+def test_nodes_that_would_wait_for_ever(missing):
+    environment = {"NNODES": "2", "ADDR": "first", "PORT": "12345", missing: ""}
+    with pytest.raises(PallavaError, match="NNODES=2 needs ADDR"):
+        command(**environment)
+
+
+def test_a_variable_that_is_not_an_integer():
+    with pytest.raises(PallavaError, match="NPROC_PER_NODE .* 'two'"):
+        command(NPROC_PER_NODE="two")
+
+
+def test_processes_share_the_cores(monkeypatch):
+    monkeypatch.setattr(launch, "num_cores", lambda: 8)
+
+    def threads(**environment: str) -> str | None:
+        return launch.read_launch(environment).environment.get("OMP_NUM_THREADS")
+
+    assert threads(NPROC_PER_NODE="2") == "4"
+    assert threads(NPROC_PER_NODE="16") == "1"
+    assert threads(NPROC_PER_NODE="2", OMP_NUM_THREADS="3") == "3"
+    assert threads() is None
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "last"),
+    [
+        ("sys.stderr.write('error: no such file\\n'); sys.exit(3)", 3, "error: no such file"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137, "error: process 1 was ended by signal 9"),
+        ("pass", 0, None),
+    ],
+)
+def test_the_process_that_fails_has_the_last_word(how: str, code: int, last: str | None, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(FAILS.format(how=how))
+    words = ["--nnodes=1", "--nproc_per_node=2", "--master_addr=127.0.0.1", "--master_port=0", str(script)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pallava.io.launch", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert (done.stderr.strip().splitlines() or [None])[-1] == last
