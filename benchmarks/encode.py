@@ -82,7 +82,7 @@ def build(description: dict[str, Any], folder: Path) -> list[Candidate]:
 
     from pallava.model import load_plip
     from pallava.model.clip import convert_encoder
-    from pallava.model.vision import patch_tokens
+    from pallava.model.encoders import patch_tokens
 
     torch.manual_seed(0)
     (folder / "bench.json").write_text(json.dumps(description))

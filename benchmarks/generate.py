@@ -193,7 +193,7 @@ def run(
 @torch.inference_mode()
 def timed(model: Any, batch: Any, lengths: list[int] | None) -> tuple[dict[str, float], Tensor]:
     """Answers a batch; the first pass of the language model is told from the others by a hook."""
-    from pallava.model.adapters import is_adapted
+    from pallava.model.loading import is_adapted
 
     marks: list[float] = []
     # An adapted model's `generate` calls the model inside it, and not itself.

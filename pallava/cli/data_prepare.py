@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
         raise PallavaError(f"'{out}' exists already; give another folder, or remove it")
     from pallava.data.tokenize import load_prepared, training_files, write_prepared
     from pallava.data.training_row import EncodingSettings
-    from pallava.model.language_models import open_tokenizer
+    from pallava.model.loading import open_tokenizer
 
     files, tokenizer = training_files(Path(options.data)), open_tokenizer(options.tokenizer)
     room = (options.prompt_template, options.context_length, options.num_visual_tokens)

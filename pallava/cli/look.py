@@ -167,8 +167,8 @@ def _similarity_panels(
     from torch.nn.functional import normalize
 
     from pallava.evaluation.encoders.load import load_encoder
+    from pallava.model.attention import embed_patches
     from pallava.model.clip import load_projected_vision, projected_tile_spec
-    from pallava.model.similarity import embed_patches
     from pallava.tiling import join_tiles, make_tiles
 
     tower = load_projected_vision(clip, model_name)

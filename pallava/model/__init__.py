@@ -15,11 +15,9 @@ from pallava.model.connectors import (
     ScaleInvariantConnectorConfig,
     register_connector,
 )
-from pallava.model.encoder_sources import load_encoder, load_image_processor
-from pallava.model.encoders import register_encoder
+from pallava.model.encoders import load_encoder, load_image_processor, load_plip, register_encoder
 from pallava.model.modeling import PALLaVAForConditionalGeneration
 from pallava.model.processor import PALLaVAProcessor
-from pallava.model.vision import load_plip
 
 __all__ = [
     "ConnectorConfig",

@@ -1,28 +1,30 @@
-"""What the connector reads: the attention that the overview's tokens pay to the tokens of the tiles.
+"""What the model looks at: the connector's attention to the tiles, and the similarity of patches to a text.
 
-It is computed beside the model and not in it, so that the ordinary path stays as it is. Letters in shape comments:
+Both are computed beside the model and not in it, so that the ordinary path is not touched. Letters in shape comments:
 N tiles, T tokens of a tile, S = N * T tile tokens, D encoder width, K layers with cross-attention.
 """
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import CLIPVisionModelWithProjection
 
 from pallava.errors import PallavaError
 from pallava.model.configuration import PALLaVAConfig
 from pallava.model.connectors import CONNECTORS, ScaleInvariantConnector
-from pallava.model.encoders import adapter_of, patch_tokens
+from pallava.model.encoders import adapter_of, first_layers, patch_tokens
+from pallava.model.loading import find_folder
 from pallava.model.weights import load_strictly, read_tensors
 
 
 @dataclass(frozen=True)
 class Eyes:
-    """The parts of a model that see: all that `read_tiles` needs, without the language model."""
+    """Encoder and connector of a model, without its language model: all that `read_tiles` needs."""
 
     config: PALLaVAConfig
     encoder: Any
@@ -30,17 +32,15 @@ class Eyes:
 
 
 def load_eyes(folder: str | os.PathLike[str]) -> Eyes:
-    """Opens encoder and connector of a model folder, in float32; its language model is neither read nor needed.
+    """Open encoder and connector of a model folder, in float32; its language model is neither read nor needed.
 
     Args:
-        folder: What ``pallava convert`` wrote, merged or with an adapter.
+        folder: A model folder, merged or with an adapter.
 
     Raises:
-        PallavaError: No model there, or a weight is missing, left over or of another shape.
+        PallavaError: The folder is not a model folder, or a weight is missing, unexpected or reshaped.
     """
-    path = Path(folder)
-    if not (path / "config.json").is_file():
-        raise PallavaError(f"No model folder at {path}: it has no config.json. `pallava convert` writes one.")
+    path = find_folder(folder, {})
     config = PALLaVAConfig.from_pretrained(path)
     with init_empty_weights(include_buffers=False):
         parts = nn.ModuleDict(
@@ -56,7 +56,7 @@ def load_eyes(folder: str | os.PathLike[str]) -> Eyes:
 
 
 def read_tiles(eyes: Eyes | Any, pixel_values: Tensor) -> Tensor:
-    """The attention that each token of an image's overview pays to each token of its tiles.
+    """Return the attention that each token of an image's overview pays to each token of its tiles.
 
     Args:
         eyes: Encoder and connector.
@@ -67,10 +67,10 @@ def read_tiles(eyes: Eyes | Any, pixel_values: Tensor) -> Tensor:
         two dimensions.
 
     Raises:
-        PallavaError: The connector has no cross-attention, or there is no tile.
+        PallavaError: The connector has no cross-attention, or the image has no tile.
     """
     if len(pixel_values) < 2:
-        raise PallavaError("An image needs its overview and at least one tile.")
+        raise PallavaError(f"an image must have its overview and at least one tile, got {len(pixel_values)} row(s)")
     tokens = patch_tokens(eyes.encoder, pixel_values, eyes.config.vision_feature_layer)  # (1+N, T, D)
     attention = cross_attention(eyes.connector, tokens[:1], tokens[1:].flatten(0, 1)[None])[0]  # (K, T, S)
     return attention.unflatten(-1, (len(pixel_values) - 1, tokens.shape[1]))
@@ -78,7 +78,7 @@ def read_tiles(eyes: Eyes | Any, pixel_values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def cross_attention(connector: Any, overview: Tensor, tiles: Tensor) -> Tensor:
-    """The connector's attention to the tiles, averaged over the heads.
+    """Return the connector's attention to the tiles, averaged over the heads.
 
     Args:
         connector: A `ScaleInvariantConnector`.
@@ -98,3 +98,26 @@ def cross_attention(connector: Any, overview: Tensor, tiles: Tensor) -> Tensor:
         query_embeds=overview.to(dtype), encoder_hidden_states=tiles.to(dtype), output_attentions=True
     )
     return torch.stack([layer.float().mean(1) for layer in read.cross_attentions], dim=1)
+
+
+@torch.no_grad()
+def embed_patches(tower: CLIPVisionModelWithProjection, pixel_values: Tensor) -> Tensor:
+    """Embed each patch in the space shared with the texts, as MaskCLIP does (https://arxiv.org/abs/2112.01071).
+
+    The last layer's attention, which gathers all of a tile into its class token, is left out: each patch passes on
+    its own value alone.
+
+    Args:
+        tower: The vision tower with its projection.
+        pixel_values: (N, 3, P, P), normalized tiles.
+
+    Returns:
+        (N, T, E), each of length 1.
+    """
+    vision: Any = tower.vision_model
+    hidden = vision.pre_layrnorm(vision.embeddings(pixel_values.to(tower.dtype)))
+    hidden = first_layers(vision.encoder, "layers", -2)(hidden).last_hidden_state[:, 1:]
+    last = vision.encoder.layers[-1]
+    hidden = hidden + last.self_attn.out_proj(last.self_attn.v_proj(last.layer_norm1(hidden)))
+    hidden = hidden + last.mlp(last.layer_norm2(hidden))
+    return normalize(tower.visual_projection(vision.post_layernorm(hidden)), dim=-1)

@@ -13,7 +13,7 @@ from xtuner.registry import BUILDER
 
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
-from pallava.model.adapters import is_adapted
+from pallava.model.loading import is_adapted
 from pallava.model.model_card import write_model_card
 from pallava.model.published import describe_weights, is_published_folder
 from pallava.model.published_weights import build_from_published, is_archive

@@ -1,15 +1,22 @@
-"""Any encoder that gives a grid of patch tokens: CLIP, DINOv2, SigLIP, and the vision transformers of timm.
+"""Any encoder that makes a grid of patch tokens: CLIP, DINOv2, SigLIP, and the vision transformers of timm.
 
-An adapter says how PA-LLaVA uses one kind; `ENCODERS` holds them by the `model_type` of the encoder's configuration,
-which the folder of the whole model keeps. To add a kind, put an adapter there.
+`ENCODERS` holds how PA-LLaVA uses each kind, by the `model_type` of its configuration, which the model folder keeps;
+`load_encoder` and `load_image_processor` open one kind after the other from the places their weights come from. Kinds
+and their opening are one file, if a long one, because to add a kind is to write both.
 """
 
+import copy
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import (
+    CLIPImageProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
     Dinov2Config,
@@ -22,80 +29,86 @@ from transformers import (
 )
 
 from pallava.errors import PallavaError
-from pallava.model import vision
-from pallava.model.timm_encoder import TimmEncoder, TimmEncoderConfig
-from pallava.model.transformers_versions import vision_tower
-from pallava.model.vision import first_layers
+from pallava.model.clip import huggingface_vision_config, make_image_processor, open_clip_to_huggingface
+from pallava.model.timm_encoder import (
+    SCHEME,
+    TimmEncoder,
+    TimmEncoderConfig,
+    open_timm,
+    open_timm_folder,
+    timm_patch_size,
+    timm_tile_spec,
+)
+from pallava.model.versions import vision_tower
+from pallava.model.weights import (
+    PLIP_RENAMES,
+    StateDict,
+    load_strictly,
+    read_json,
+    read_weights,
+    rename_keys,
+    strip_prefix,
+)
+from pallava.tiling import TileSpec
+
+_CLIP, _SIGLIP = "clip_vision_model", "siglip_vision_model"
+# Towers and heads of a whole CLIP that PA-LLaVA does not read.
+_OTHER_PARTS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
 
 
 class EncoderAdapter(Protocol):
     """How PA-LLaVA uses one kind of encoder.
 
-    The encoder's configuration tells `hidden_size`, `num_hidden_layers`, `image_size` (the side of a tile) and
-    `patch_size`; they make its number of tokens.
+    The encoder's configuration has `hidden_size`, `num_hidden_layers`, `image_size` (the side of a tile) and
+    `patch_size`, which make its number of tokens.
     """
 
     @property
     def config_class(self) -> type[PretrainedConfig]:
-        """The class of its configuration."""
+        """Class of its configuration."""
 
     def build(self, config: Any) -> Any:
-        """An encoder of these sizes, with new weights."""
+        """Build an encoder of these sizes, with new weights."""
 
     def tokens(self, encoder: Any, pixel_values: Tensor, layer: int) -> Tensor:
-        """(N, 3, P, P) to (N, T, D): hidden states of a layer, patches alone, row by row; no later layer runs."""
+        """Turn tiles (N, 3, P, P) into a layer's hidden states (N, T, D), patches alone; run no later layer."""
 
 
 @dataclass(frozen=True)
 class _Transformers:
-    """An encoder of transformers: what it embeds goes through a list of layers."""
+    """An encoder of transformers: embeddings, then a list of layers."""
 
     config_class: type[PretrainedConfig]
-    model_class: Any
+    build: Any
     embed: Callable[[Any, Tensor], Tensor]
     trunk: Callable[[Any], nn.Module]
     layers: str = "layers"
     num_prefix_tokens: Callable[[Any], int] = lambda config: 0
 
-    def build(self, config: Any) -> Any:
-        """Builds the model."""
-        return self.model_class(config)
-
     def tokens(self, encoder: Any, pixel_values: Tensor, layer: int) -> Tensor:
-        """Embeds, and runs the layers up to the one that is read."""
         hidden = self.embed(encoder, pixel_values.to(encoder.dtype))
         hidden = first_layers(self.trunk(encoder), self.layers, layer)(hidden).last_hidden_state
         return hidden[:, self.num_prefix_tokens(encoder.config) :]
 
 
-class _Clip:
-    config_class = CLIPVisionConfig
-
-    def build(self, config: CLIPVisionConfig) -> CLIPVisionModel:
-        """Builds the model."""
-        return CLIPVisionModel(config)
-
-    def tokens(self, encoder: CLIPVisionModel, pixel_values: Tensor, layer: int) -> Tensor:
-        """Runs the layers up to the one that is read."""
-        return vision.patch_tokens(encoder, pixel_values, layer)
-
-
 class _Timm:
     config_class = TimmEncoderConfig
-
-    def build(self, config: TimmEncoderConfig) -> TimmEncoder:
-        """Builds the model."""
-        return TimmEncoder(config)
+    build = TimmEncoder
 
     def tokens(self, encoder: TimmEncoder, pixel_values: Tensor, layer: int) -> Tensor:
-        """Runs the blocks up to the one that is read."""
         if layer in (0, -1 - encoder.config.num_hidden_layers):
-            raise PallavaError("vision_feature_layer: the embeddings of a timm model cannot be read; take 1 or later.")
+            raise PallavaError("vision_feature_layer must be 1 or more for a timm model: its embeddings cannot be read")
         return encoder(pixel_values.to(encoder.dtype), layer)
 
 
 ENCODERS: dict[str, EncoderAdapter] = {
-    "clip_vision_model": _Clip(),
+    _CLIP: _Transformers(
+        CLIPVisionConfig,
+        CLIPVisionModel,
+        lambda m, x: vision_tower(m).pre_layrnorm(vision_tower(m).embeddings(x)),
+        lambda m: vision_tower(m).encoder,
+        num_prefix_tokens=lambda config: 1,
+    ),
     "dinov2": _Transformers(
         Dinov2Config, Dinov2Model, lambda m, x: m.embeddings(x), lambda m: m.encoder, "layer", lambda config: 1
     ),
@@ -107,7 +120,7 @@ ENCODERS: dict[str, EncoderAdapter] = {
         "layer",
         lambda config: 1 + config.num_register_tokens,
     ),
-    "siglip_vision_model": _Transformers(
+    _SIGLIP: _Transformers(
         SiglipVisionConfig,
         SiglipVisionModel,
         lambda m, x: vision_tower(m).embeddings(x),
@@ -125,32 +138,32 @@ def register_encoder(adapter: EncoderAdapter) -> EncoderAdapter:
 
 
 def adapter_of(config: PretrainedConfig | Mapping[str, Any]) -> EncoderAdapter:
-    """The adapter for an encoder's configuration.
+    """Return the adapter for an encoder's configuration.
 
     Raises:
-        PallavaError: There is none for its kind.
+        PallavaError: Its kind is not registered.
     """
     given = config if isinstance(config, Mapping) else {"model_type": config.model_type}
-    kind = given.get("model_type", "clip_vision_model")
+    kind = given.get("model_type", _CLIP)
     if kind not in ENCODERS:
-        raise PallavaError(f"PA-LLaVA knows no visual encoder of type {kind!r}; it knows {', '.join(ENCODERS)}.")
+        raise PallavaError(f"visual encoder type must be one of {', '.join(ENCODERS)}, got {kind!r}")
     return ENCODERS[kind]
 
 
 def encoder_config(values: PretrainedConfig | Mapping[str, Any] | None) -> PretrainedConfig:
-    """An encoder's configuration from its dictionary, or itself."""
+    """Build an encoder's configuration from its dictionary; a configuration is returned as it is."""
     if isinstance(values, PretrainedConfig):
         return values
     return adapter_of(values or {}).config_class(**(values or {}))
 
 
 def num_tokens(config: Any) -> int:
-    """How many patch tokens an encoder gives for a tile."""
+    """Return the number of patch tokens that an encoder makes of a tile."""
     return (config.image_size // config.patch_size) ** 2
 
 
 def patch_tokens(encoder: Any, pixel_values: Tensor, layer: int = -2) -> Tensor:
-    """Hidden states of a layer, patches alone; later layers are not run.
+    """Return the hidden states of a layer, patches alone; later layers are not run.
 
     Args:
         encoder: A vision model of any kind in `ENCODERS`.
@@ -161,15 +174,219 @@ def patch_tokens(encoder: Any, pixel_values: Tensor, layer: int = -2) -> Tensor:
         (N, T, D), one token a patch, row by row.
 
     Raises:
-        PallavaError: The tiles have another size than the encoder's, or there is no such layer.
+        PallavaError: The tiles are not of the encoder's size, or it has no such layer.
     """
     config: Any = encoder.config
     if pixel_values.shape[-1] != config.image_size:
         raise PallavaError(
-            f"The tiles are {pixel_values.shape[-1]} pixels wide, but the visual encoder takes {config.image_size}: "
-            "image_processor and visual_encoder must have the same source."
+            f"tiles must be {config.image_size} pixels wide for this visual encoder, got {pixel_values.shape[-1]}; "
+            "image_processor and visual_encoder must have the same source"
         )
     depth = config.num_hidden_layers
     if not -1 - depth <= layer <= depth:
-        raise PallavaError(f"vision_feature_layer={layer}: the visual encoder has hidden states 0 to {depth}.")
+        raise PallavaError(f"vision_feature_layer must be {-1 - depth} to {depth} for this encoder, got {layer}")
     return adapter_of(config).tokens(encoder, pixel_values, layer)
+
+
+def first_layers(trunk: nn.Module, name: str, layer: int) -> Any:
+    """Return a copy of a trunk that shares its layers and runs them only up to the hidden states of `layer`.
+
+    Args:
+        trunk: A module that runs its layers one after the other.
+        name: Name of its list of layers.
+        layer: Index into the hidden states, of which the first is the trunk's input.
+    """
+    layers: Any = getattr(trunk, name)
+    shorter = copy.copy(trunk)
+    shorter._modules = {name: layers[: layer if layer >= 0 else len(layers) + 1 + layer]}
+    return shorter
+
+
+def load_encoder(source: str | os.PathLike[str], **options: Any) -> Any:
+    """Open a visual encoder, in evaluation mode.
+
+    Args:
+        source: ``timm:`` and timm's name (``timm:vit_small_patch16_224``, ``timm:hf-hub:MahmoodLab/UNI``); a folder
+            of timm, of Hugging Face's DINOv2, SigLIP or CLIP, or of the published PLIP; an open_clip checkpoint.
+        **options: `model_name` of an open_clip checkpoint; for timm `checkpoint` (weights in a file), `pretrained`
+            and the options of `timm.create_model`, layer classes by their name in `timm.layers`.
+
+    Returns:
+        The vision model; its `config` has hidden_size, image_size and patch_size.
+
+    Raises:
+        PallavaError: The encoder does not exist, or a weight is missing, unexpected or reshaped.
+    """
+    source = str(source)
+    if source.startswith(SCHEME):
+        return open_timm(source.removeprefix(SCHEME), **options)
+    path = Path(source)
+    description = _description(path)
+    if "architecture" in description:
+        return open_timm_folder(path, description, **options)
+    kind = _kind(description)
+    if kind == _CLIP:
+        return load_plip(path, **options)
+    if options:
+        raise PallavaError(f"load_encoder takes no {', '.join(options)} for '{path}', an encoder of type {kind}")
+    return _open_transformers(path, kind, description)
+
+
+def load_plip(source: str | os.PathLike[str], model_name: str | None = None) -> CLIPVisionModel:
+    """Open a CLIP vision encoder, in evaluation mode.
+
+    Args:
+        source: The published folder (``config.json`` and ``plip_80w_196token.bin``), a Hugging Face CLIP or
+            CLIPVision folder, or an open_clip ViT checkpoint.
+        model_name: open_clip's name of the model, for an open_clip checkpoint.
+
+    Raises:
+        PallavaError: The path is none of these, or a key is missing, unexpected or reshaped.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise PallavaError(
+            f"visual encoder '{path}' does not exist; give the published plip folder, a Hugging Face CLIP folder, or "
+            "an open_clip checkpoint with its model name"
+        )
+    if model_name is not None:
+        return _open_open_clip(path, model_name)
+    if not (path / "config.json").is_file():
+        raise PallavaError(
+            f"'{path}' must be a folder with a config.json; an open_clip checkpoint needs its model name, as in "
+            "load_plip('epoch_10.pt', model_name='ViT-B-16')"
+        )
+    return _open_transformers(path, _CLIP, _description(path))
+
+
+def load_image_processor(source: str | os.PathLike[str], **options: Any) -> CLIPImageProcessor:
+    """Open an encoder's preprocessing: size, normalization and filter of its tiles, from the source of its weights.
+
+    Args:
+        source: As in `load_encoder`.
+        **options: As in `load_encoder`.
+
+    Raises:
+        PallavaError: The encoder does not exist, or its tiles are not square.
+    """
+    source = str(source)
+    if source.startswith(SCHEME):
+        return _processor(timm_tile_spec(source.removeprefix(SCHEME), **options))
+    path = Path(source)
+    description, is_written = _description(path), (path / "preprocessor_config.json").is_file()
+    is_timm = "architecture" in description
+    if is_written and (is_timm or _kind(description) == _CLIP):
+        return CLIPImageProcessor.from_pretrained(path)
+    if is_timm:
+        return _processor(timm_tile_spec(str(path), description, **options))
+    if not description:
+        raise PallavaError(f"visual encoder '{path}' must be a folder with a config.json")
+    return _processor(_transformers_tile_spec(path, description))
+
+
+def count_tokens(source: str | os.PathLike[str], **options: Any) -> int:
+    """Return the number of patch tokens that an encoder makes of a tile, without opening its weights.
+
+    Args:
+        source: As in `load_encoder`.
+        **options: As in `load_encoder`.
+
+    Raises:
+        PallavaError: The encoder does not exist.
+    """
+    size = TileSpec.from_image_processor(load_image_processor(source, **options)).size
+    values = _description(Path(source))
+    if str(source).startswith(SCHEME) or "architecture" in values:
+        return (size // timm_patch_size(str(source).removeprefix(SCHEME), values, **options)) ** 2
+    config = encoder_config({**values.get("vision_config", values), "model_type": _kind(values)})
+    config.image_size = size
+    return num_tokens(config)
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    """Read ``config.json``; empty where it is missing, which `load_plip` reports."""
+    file = folder / "config.json"
+    values = read_json(file) if file.is_file() else {}
+    return values if isinstance(values, dict) else {}
+
+
+def _kind(description: Mapping[str, Any]) -> str:
+    kind = description.get("model_type", _CLIP)
+    kind = {"clip": _CLIP, "siglip": _SIGLIP}.get(kind, kind)
+    adapter_of({"model_type": kind})
+    return kind
+
+
+def _open_transformers(folder: Path, kind: str, description: Mapping[str, Any]) -> Any:
+    values = description.get("vision_config", description)
+    known = {"hidden_size", "intermediate_size", "num_hidden_layers", "patch_size", "image_size"}
+    if not known & values.keys():
+        raise PallavaError(f"'{folder / 'config.json'}' must describe a vision model, by one of {sorted(known)}")
+    config: Any = ENCODERS[kind].config_class.from_dict(dict(values))
+    if kind == _SIGLIP:
+        config.vision_use_head = False  # it pools what is read as tokens here
+    encoder = _fill(config, _tower_state(folder, kind), folder)
+    if kind.startswith("dinov2"):
+        _fit_positions(encoder, _transformers_tile_spec(folder, description).size)
+    return encoder
+
+
+def _open_open_clip(path: Path, model_name: str) -> CLIPVisionModel:
+    import open_clip  # takes seconds, and only this source needs it
+
+    described = open_clip.get_model_config(model_name)
+    if described is None:
+        raise PallavaError(f"open_clip has no ViT named {model_name!r}; see open_clip.list_models()")
+    visual = {key: v for key, v in read_weights(path).items() if key.startswith("visual.") and key != "visual.proj"}
+    return _fill(huggingface_vision_config(described), open_clip_to_huggingface(visual), path)
+
+
+def _fill(config: PretrainedConfig, state: Mapping[str, Tensor], source: Path) -> Any:
+    with init_empty_weights(include_buffers=False):
+        encoder = adapter_of(config).build(config)
+    with torch.device("cpu"):  # weights are real even where the caller builds on the meta device
+        parameters = {key: nn.Parameter(value) for key, value in state.items()}
+    load_strictly(encoder, parameters, source=source)
+    return encoder.eval()
+
+
+def _tower_state(folder: Path, kind: str) -> StateDict:
+    state = read_weights(folder)
+    if kind == _CLIP:
+        return rename_keys({k: v for k, v in state.items() if not k.startswith(_OTHER_PARTS)}, PLIP_RENAMES)
+    if kind == _SIGLIP:
+        state = {key: value for key, value in state.items() if key.startswith("vision_model.")}
+        left_out = ("vision_model.head.", "vision_model.embeddings.position_ids")
+        return {key: value for key, value in state.items() if not key.startswith(left_out)}
+    return strip_prefix(state, f"{kind}.")  # a classifier holds its trunk under this name
+
+
+def _fit_positions(encoder: Any, size: int) -> None:
+    """Resample DINOv2's position embeddings once to the size of the tiles, as it would do in every forward pass."""
+    if size == encoder.config.image_size:
+        return
+    embeddings = encoder.embeddings
+    num_patches = (size // encoder.config.patch_size) ** 2
+    with torch.no_grad():
+        like = torch.empty(1, num_patches + 1, encoder.config.hidden_size)
+        positions = embeddings.interpolate_pos_encoding(like, size, size).clone()
+    embeddings.position_embeddings = nn.Parameter(positions)
+    encoder.config.image_size = size
+
+
+def _transformers_tile_spec(folder: Path, description: Mapping[str, Any]) -> TileSpec:
+    """Read the preprocessing beside the weights, which may be that of another class than CLIP's."""
+    file = folder / "preprocessor_config.json"
+    size = description.get("vision_config", description).get("image_size", 224)
+    values = read_json(file) if file.is_file() else {}
+    if "crop_size" in values and values.get("do_center_crop", True):
+        size = values["crop_size"]
+    elif "size" in values:
+        size = values["size"]
+    side = size if isinstance(size, int) else size.get("height", size.get("shortest_edge"))
+    known = {key: values[key] for key in ("image_mean", "image_std", "resample", "rescale_factor") if key in values}
+    return TileSpec.from_image_processor(make_image_processor(side, **known))
+
+
+def _processor(spec: TileSpec) -> CLIPImageProcessor:
+    return make_image_processor(spec.size, resample=spec.resample, image_mean=list(spec.mean), image_std=list(spec.std))

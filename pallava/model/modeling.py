@@ -1,11 +1,13 @@
 """PA-LLaVA: overview and tiles through the encoder, the connector, and into the language model's text.
 
-Letters in shape comments: B samples, L text tokens, I images, N tiles of an image, T tokens of a tile, D encoder
-width, H language model width.
+The whole network is this one file, if a long one, so that it is read from top to bottom. Letters in shape comments: B
+samples, L text tokens, L' positions after fusing, I images, N tiles of an image, T tokens of a tile, T_i visual tokens
+of an image, D encoder width, H language model width.
 """
 
+import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -13,27 +15,21 @@ from typing import Any
 import torch
 from torch import LongTensor, Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationMixin,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pallava.errors import PallavaError
-from pallava.model.adapters import is_adapted
 from pallava.model.configuration import PALLaVAConfig
 from pallava.model.connectors import CONNECTORS, find_connector, import_path
-from pallava.model.decoding import greedy, merge_options
 from pallava.model.encoders import adapter_of, patch_tokens
-from pallava.model.fusion import fuse
+from pallava.model.loading import ADAPTER_FOLDER, find_folder, greedy, is_adapted, open_beside_llm, open_whole
 from pallava.model.model_card import CARD, write_model_card
-from pallava.model.opening import ADAPTER_FOLDER, find_folder, open_beside_llm, open_whole
+from pallava.model.versions import fill_defaults
 from pallava.model.weights import read_json
-from pallava.prompts import IGNORE_INDEX
+from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
-# What language models (Gemma 2, Cohere, Granite) do to the output layer's scores before they are logits.
-_CHANGES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+# Fields of language models (Gemma 2, Cohere, Granite) that change the output layer's scores before they are logits.
+_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -74,16 +70,16 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         *,
         vision_feature_layer: int = -2,
     ) -> "PALLaVAForConditionalGeneration":
-        """Builds the whole from a causal language model (with or without LoRA), an encoder and a connector.
+        """Build the whole from a causal language model (with or without LoRA), an encoder and a connector.
 
         Args:
             llm: The language model.
             encoder: A vision model of any kind in `pallava.model.encoders.ENCODERS`.
-            connector: The connector.
-            vision_feature_layer: Which hidden states of the encoder the connector reads.
+            connector: A connector of any kind.
+            vision_feature_layer: Index of the encoder's hidden states that the connector reads.
 
         Raises:
-            PallavaError: The widths of the parts do not fit, or the encoder is of an unknown kind.
+            PallavaError: The widths of the parts do not fit, or the encoder's kind is not registered.
         """
         _check_width("encoder", encoder.config.hidden_size, "visual_hidden_size", connector)
         _check_width("language model", llm.config.hidden_size, "llm_hidden_size", connector)
@@ -138,19 +134,19 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: LongTensor | None = None,
         **llm_kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Runs the model over text with images in it.
+        """Run the model over text with images in it.
 
         Args:
             input_ids: (B, L), -200 once for each image; images in reading order over the batch.
             attention_mask: (B, L), 0 for padding, on the right or the left.
             pixel_values: As in `encode_images`.
             tiles_per_image: As in `encode_images`.
-            labels: (B, L), -100 where nothing is to be learnt.
+            labels: (B, L), -100 for positions without a loss.
             **llm_kwargs: Passed on to the language model.
 
         Returns:
-            The language model's output; logits (B, L', V), where each image's marker has become T positions and
-            padding stays on its side.
+            The language model's output; logits (B, L', V), where each image's marker has become T_i positions
+            and padding stays on its side.
 
         Raises:
             PallavaError: The number of image markers is not the number of images.
@@ -167,17 +163,17 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixel_values: Tensor | Sequence[Tensor] | None = None,
         tiles_per_image: Tensor | Sequence[int] | None = None,
     ) -> Tensor:
-        """The loss of `forward`, without the logits of positions that teach nothing.
+        """Return the loss of `forward` without computing the logits of positions without a label.
 
-        Of a question and its short answer the vocabulary's scores are needed for the answer alone: with 128,256
-        words they would take most of the memory, and in the backward pass twice.
+        The vocabulary's scores are needed for the answer alone: with 128,256 words, those of the question and the
+        visual tokens would take most of the memory, and in the backward pass twice.
 
         Args:
-            input_ids: As in `forward`, as all that follows.
-            labels: (B, L).
-            attention_mask: (B, L).
-            pixel_values: Tiles.
-            tiles_per_image: (I,).
+            input_ids: As in `forward`.
+            labels: As in `forward`.
+            attention_mask: As in `forward`.
+            pixel_values: As in `encode_images`.
+            tiles_per_image: As in `encode_images`.
 
         Returns:
             Mean cross-entropy over the labels that are not -100, a scalar.
@@ -190,7 +186,7 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         targets = fused.pop("labels")[:, 1:]
         taught = targets != IGNORE_INDEX
         llm = self.llm.get_base_model() if is_adapted(self.llm) else self.llm
-        if any(getattr(llm.config, name, None) for name in _CHANGES_LOGITS):
+        if any(getattr(llm.config, name, None) for name in _LOGIT_CHANGES):
             logits = llm(**fused, use_cache=False).logits[:, :-1][taught]
         else:
             hidden = llm.base_model(**fused, use_cache=False).last_hidden_state[:, :-1]  # (B, L'-1, H)
@@ -208,7 +204,7 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         visual_tokens: Tensor | Sequence[Tensor] | None = None,
         **generate_kwargs: Any,
     ) -> LongTensor:
-        """Answers each sample of a batch; greedy unless told otherwise.
+        """Answer each sample of a batch, greedily by default.
 
         Args:
             input_ids: (B, L), prompts as the processor makes them.
@@ -220,7 +216,7 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **generate_kwargs: Options of transformers' `generate`, such as `max_new_tokens` or `streamer`.
 
         Returns:
-            (B, new tokens), the answers alone, each up to and with its end token, then padding.
+            (B, new tokens), the answers alone, each with its end token, then padding.
 
         Raises:
             PallavaError: The number of image markers is not the number of images.
@@ -229,16 +225,16 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             visual_tokens = self.encode_images(pixel_values, tiles_per_image)
         fused = self.fuse(input_ids, visual_tokens, attention_mask=attention_mask, left=True)
         fused.pop("position_ids")  # generate counts them itself, from the mask
-        return self.llm.generate(**fused, **merge_options(self.generation_config, generate_kwargs))
+        return self.llm.generate(**fused, **_merge_options(self.generation_config, generate_kwargs))
 
     def fuse(
         self, input_ids: Tensor, visual_tokens: Tensor | Sequence[Tensor] | None, **options: Any
     ) -> dict[str, Tensor]:
-        """Puts visual tokens in the place of the image markers; options as of `pallava.model.fusion.fuse`."""
+        """Put visual tokens in the place of the image markers; options as in the function `fuse`."""
         return fuse(self.llm.get_input_embeddings(), input_ids.to(self.device), visual_tokens, **options)
 
     def use_end_tokens(self, ids: Sequence[int]) -> None:
-        """Makes `generate` stop at these tokens, beside those of the language model."""
+        """Make `generate` stop at these tokens, beside those of the language model."""
         own = self.generation_config.eos_token_id
         known = [] if own is None else own if isinstance(own, list) else [own]
         self.generation_config.eos_token_id = list(dict.fromkeys([*ids, *known]))
@@ -254,18 +250,18 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         trust_remote_code: bool = False,
         **kwargs: Any,
     ) -> "PALLaVAForConditionalGeneration":
-        """Opens a model folder: whole, or with an adapter beside a named base language model.
+        """Open a model folder: whole, or with an adapter beside a named base language model.
 
         Args:
-            folder: What `save_pretrained` or ``pallava convert`` wrote, or its name on the Hugging Face hub.
+            folder: Output of `save_pretrained` or ``pallava convert``, or its name on the Hugging Face hub.
             *args: Passed on to transformers.
-            base_llm: Where the base language model lies, if not where it was when the folder was written.
+            base_llm: Name or path of the base language model (default: the one that the folder names).
             trust_remote_code: Whether to import the module of a connector that does not come with pallava.
             **kwargs: Passed on to transformers; `torch_dtype` is ``"auto"`` unless given.
 
         Raises:
-            PallavaError: No model there, a weight is missing, unexpected or of another shape, or its base language
-                model cannot be found.
+            PallavaError: The folder is not a model folder, a weight is missing, unexpected or reshaped, or the base
+                language model or the connector cannot be opened.
         """
         dtype = kwargs.pop("dtype", None)  # its name in newer transformers
         if dtype is not None or kwargs.get("torch_dtype") is None:
@@ -278,10 +274,10 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return open_beside_llm(super().from_pretrained, path, args, kwargs, base_llm)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Writes one folder, in safetensors, with a model card; a language model with LoRA keeps its adapter apart.
+        """Write one folder, in safetensors, with a model card; the adapter of a language model with LoRA is kept apart.
 
         Args:
-            folder: Where to; made if need be.
+            folder: The folder; created if needed.
             *args: Passed on to transformers.
             **kwargs: Passed on to transformers, such as `max_shard_size`.
         """
@@ -293,18 +289,18 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             write_model_card(folder)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The language model's."""
+        """Return those of the language model."""
         return self.llm.get_input_embeddings()
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """The language model's."""
+        """Return those of the language model."""
         return self.llm.get_output_embeddings()
 
     def init_weights(self) -> None:
-        """Leaves all weights as they are: the parts have initialized themselves, or were opened."""
+        """Keep all weights: the parts have initialized themselves, or were opened."""
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Ties the language model's own weights, and nothing else."""
+        """Tie the language model's own weights, and nothing else."""
         if args or kwargs:  # newer transformers while it opens a folder, which knows the parts' ties
             super().tie_weights(*args, **kwargs)
         else:
@@ -312,25 +308,26 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @staticmethod
     def _fix_state_dict_key_on_load(key: str) -> str:
-        """Keeps names as they are: transformers would rename ``gamma``, the layer scale of timm's encoders."""
+        """Keep names: transformers would rename ``gamma``, the layer scale of timm's encoders."""
         return key
 
     def _init_weights(self, module: nn.Module) -> None:
-        """The parts have initialized themselves."""
+        """Keep all weights: the parts have initialized themselves."""
 
 
 def _check_width(part: str, width: int, field: str, connector: PreTrainedModel) -> None:
     expected = getattr(connector.config, field)
     if width != expected:
         raise PallavaError(
-            f"The {part} is {width} wide, but the connector expects {expected} ({field}): they do not belong together."
+            f"the {part} must be {expected} wide for this connector ({field}), got {width}; their parts do not belong "
+            "together"
         )
 
 
 def _flatten_images(
     pixel_values: Tensor | Sequence[Tensor], tiles_per_image: Tensor | Sequence[int] | None, *, needs_tiles: bool
 ) -> tuple[Tensor, list[int]]:
-    """All tiles in one (sum of 1+N, 3, P, P), and how many are each image's."""
+    """Join all images in one (sum of 1+N, 3, P, P), and count the rows of each."""
     if isinstance(pixel_values, Tensor):
         if pixel_values.dim() == 5:
             pixel_values = list(pixel_values)
@@ -347,3 +344,77 @@ def _flatten_images(
             f"in all, got {counts}"
         )
     return pixel_values, counts
+
+
+def fuse(
+    embed: Callable[[Tensor], Tensor],
+    input_ids: Tensor,
+    visual_tokens: Tensor | Sequence[Tensor] | None,
+    *,
+    attention_mask: Tensor | None = None,
+    labels: Tensor | None = None,
+    left: bool | None = None,
+) -> dict[str, Tensor]:
+    """Put visual tokens in the place of the image markers.
+
+    Args:
+        embed: The language model's input embeddings.
+        input_ids: (B, L), with -200 for each image.
+        visual_tokens: (T_i, H) for each image, or None without images.
+        attention_mask: (B, L), 0 for padding.
+        labels: (B, L).
+        left: Whether padding goes to the left (default: the side it has in `attention_mask`).
+
+    Returns:
+        `inputs_embeds` (B, L', H), `attention_mask` and `position_ids` (B, L'), and `labels` if given.
+
+    Raises:
+        PallavaError: The number of markers is not the number of images.
+    """
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)
+    is_image = (input_ids == IMAGE_TOKEN_INDEX) & mask.bool()
+    is_text = (input_ids != IMAGE_TOKEN_INDEX) & mask.bool()
+    visual_tokens = [] if visual_tokens is None else list(visual_tokens)
+    num_markers, num_images = int(is_image.sum()), len(visual_tokens)
+    if num_markers != num_images:
+        raise PallavaError(
+            f"text must have one <image> for each image, got {num_markers} image marker(s) and {num_images} image(s)"
+        )
+    sizes = [len(tokens) for tokens in visual_tokens]
+    counts = torch.tensor(sizes, dtype=torch.long, device=mask.device)  # (I,)
+    spans = mask.masked_scatter(is_image, counts.to(mask))  # number of positions that each token takes
+    starts = spans.cumsum(1) - spans  # (B, L)
+    lengths = spans.sum(1)
+    total = int(lengths.max())
+    left = bool((mask[:, 0] == 0).any()) if left is None else left
+    offsets = (total - lengths) * int(left)
+    starts = starts + offsets[:, None]
+    rows = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(input_ids)
+
+    text_embeds = embed(input_ids[is_text])
+    embeds = text_embeds.new_zeros(len(input_ids), total, text_embeds.shape[-1])
+    embeds = embeds.index_put((rows[is_text], starts[is_text]), text_embeds)
+    if visual_tokens:
+        row, start = (each[is_image].repeat_interleave(counts, output_size=sum(sizes)) for each in (rows, starts))
+        index = (row, start + torch.cat([torch.arange(size, device=mask.device) for size in sizes]))  # (sum of T_i,)
+        embeds = embeds.index_put(index, torch.cat(visual_tokens).to(embeds.dtype))
+    positions = torch.arange(total, device=input_ids.device) - offsets[:, None]
+    real = (positions >= 0) & (positions < lengths[:, None])
+    fused = {
+        "inputs_embeds": embeds,
+        "attention_mask": real.long(),
+        "position_ids": positions.clamp(min=0),
+    }
+    if labels is not None:
+        padded = torch.full((len(input_ids), total), IGNORE_INDEX, device=input_ids.device)
+        fused["labels"] = padded.index_put((rows[is_text], starts[is_text]), labels.to(input_ids)[is_text])
+    return fused
+
+
+def _merge_options(config: GenerationConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the options of one call over a generation config; a `generation_config` among them replaces it."""
+    options = dict(options)
+    config = copy.deepcopy(options.pop("generation_config", None) or config)
+    fill_defaults(config)
+    rest = config.update(**options)
+    return {"generation_config": config, **rest}

@@ -17,11 +17,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from pallava.errors import PallavaError
-from pallava.model.bitsandbytes import block_broken_bitsandbytes
 from pallava.model.connectors import CONNECTOR_PREFIXES, ScaleInvariantConnector, own_connector_keys
-from pallava.model.encoder_sources import load_encoder
-from pallava.model.language_models import explained, open_llm
+from pallava.model.encoders import load_encoder
+from pallava.model.loading import loading_errors, open_llm
 from pallava.model.modeling import PALLaVAForConditionalGeneration
+from pallava.model.versions import block_broken_bitsandbytes
 from pallava.model.weights import StateDict, load_strictly, read_json, read_weights, shorten
 
 PROJECTOR_FOLDER, ADAPTER_FOLDER, ENCODER_FOLDER = "projector", "llm_adapter", "plip"
@@ -190,14 +190,14 @@ def build_published(
     if adapter:
         lora = find_lora(state)
         base = _add_lora(base, adapter, lora, lora_alpha, source)
-    with explained(encoder, "visual encoder"):
+    with loading_errors(encoder, "visual encoder"):
         visual_encoder = load_encoder(encoder)
     return PALLaVAForConditionalGeneration.from_parts(base, visual_encoder, opened).eval()
 
 
 def _describe_base(llm: str, dtype: torch.dtype | None) -> Any:
     """The base language model without its weights."""
-    with explained(llm), init_empty_weights(include_buffers=False):
+    with loading_errors(llm), init_empty_weights(include_buffers=False):
         config = AutoConfig.from_pretrained(llm, trust_remote_code=False)
         model = AutoModelForCausalLM.from_config(
             config, torch_dtype=dtype or config.torch_dtype, trust_remote_code=False

@@ -11,7 +11,7 @@ import torch
 from pallava.errors import PallavaError
 from pallava.io.archives import unpack
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor, load_image_processor
-from pallava.model.language_models import explained, open_tokenizer
+from pallava.model.loading import loading_errors, open_tokenizer
 from pallava.model.published import (
     PUBLISHED_ALPHA,
     PUBLISHED_HEADS,
@@ -162,6 +162,6 @@ def _processor(encoder: str, llm: str, name: str | None, tell: Callable[[str], N
             "template that the weights were trained with, by --prompt-template."
         )
     tell(f"prompt template: {name or PUBLISHED_TEMPLATE} ({'as given' if name else 'as published'})")
-    with explained(encoder, "visual encoder"):
+    with loading_errors(encoder, "visual encoder"):
         image_processor = load_image_processor(encoder)
     return PALLaVAProcessor(image_processor, tokenizer, template)

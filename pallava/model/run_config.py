@@ -15,7 +15,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pallava.errors import PallavaError
-from pallava.model import load_encoder, load_image_processor, load_plip, vision
+from pallava.model import load_encoder, load_image_processor, load_plip
 from pallava.training.llm import load_llm, load_tokenizer
 from pallava.training.model import PALLaVAModel, build_connector
 
@@ -29,7 +29,6 @@ _KNOWN_PARTS: tuple[Callable[..., Any], ...] = (
     load_llm,
     load_plip,
     load_tokenizer,
-    vision.load_image_processor,
     LoraConfig,
     AutoModelForCausalLM.from_pretrained,
     AutoTokenizer.from_pretrained,

@@ -17,7 +17,7 @@ from pallava.data.tokenize import Prepared, prepare
 from pallava.data.training_row import EncodingSettings
 from pallava.errors import PallavaError
 from pallava.images import open_image
-from pallava.model.encoder_sources import count_tokens
+from pallava.model.encoders import count_tokens
 from pallava.prompts import PromptTemplate
 from pallava.tiling import TileSpec, make_tiles
 

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from xtuner.registry import BUILDER
 
-from pallava.model.language_models import open_llm, open_tokenizer
+from pallava.model.loading import open_llm, open_tokenizer
 from pallava.training.optimizer import device_dtype
 
 

@@ -22,7 +22,7 @@ from pallava.model.connectors import (
     import_name,
     own_connector_keys,
 )
-from pallava.model.language_models import explained
+from pallava.model.loading import loading_errors
 from pallava.model.weights import StateDict, load_strictly, read_weights, shorten
 
 _HEAD_WIDTH, _MOST_HEADS = 64, 12  # as published: 768 = 12 * 64
@@ -283,7 +283,7 @@ def _build(part: Part | nn.Module) -> Any:
 
 def _build_llm(part: Part | nn.Module) -> Any:
     name = part.get("pretrained_model_name_or_path", "model.llm") if isinstance(part, dict) else "model.llm"
-    with explained(name):  # a config may name another loader than ours
+    with loading_errors(name):  # a config may name another loader than ours
         llm = _build(part)
     llm.config.use_cache = False
     return llm

@@ -94,7 +94,7 @@ def test_what_it_cannot_do_is_said(adapter: Any, model_folder: Path) -> None:
         adapter.PALLaVA(pretrained=str(model_folder), batch_size="auto")
     with pytest.raises(PallavaError, match="there is no device 'nowhere'"):
         adapter.PALLaVA(pretrained=str(model_folder), device="nowhere")
-    with pytest.raises(PallavaError, match="No model folder"):
+    with pytest.raises(PallavaError, match="not a model folder"):
         adapter.PALLaVA(pretrained="nowhere")
     asked = adapter.PALLaVA(pretrained=str(model_folder))
     with pytest.raises(PallavaError, match="output_type generate_until"):

@@ -7,8 +7,7 @@ import torch
 
 from pallava.errors import PallavaError
 from pallava.model import ScaleInvariantConnector, ScaleInvariantConnectorConfig
-from pallava.model.attention import Eyes, cross_attention, load_eyes, read_tiles
-from pallava.model.similarity import embed_patches
+from pallava.model.attention import Eyes, cross_attention, embed_patches, load_eyes, read_tiles
 from tests.model.test_encoders import pixels_of, whole_model
 from tests.tiny import golden
 
@@ -72,7 +71,7 @@ def test_without_cross_attention_there_is_nothing_to_see(tmp_path: Path) -> None
     golden.model(tmp_path / "plip", cross=False).save_pretrained(tmp_path / "model")
     with pytest.raises(PallavaError, match="cross-attention"):
         read_tiles(load_eyes(tmp_path / "model"), golden.samples()[0]["tiles"])
-    with pytest.raises(PallavaError, match="No model folder"):
+    with pytest.raises(PallavaError, match="not a model folder"):
         load_eyes(tmp_path)
 
 

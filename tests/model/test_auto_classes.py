@@ -15,11 +15,10 @@ from transformers import (
     pipeline,
 )
 
-import pallava.model.opening as opening
 from pallava.errors import PallavaError
-from pallava.model import PALLaVAConfig, PALLaVAForConditionalGeneration, PALLaVAProcessor
-from pallava.model.chat_template import jinja_template, parse_prompt, read_messages, render_prompt
-from pallava.model.transformers_versions import check_version
+from pallava.model import PALLaVAConfig, PALLaVAForConditionalGeneration, PALLaVAProcessor, loading
+from pallava.model.processor import jinja_template, parse_prompt, read_messages, render_prompt
+from pallava.model.versions import check_version
 from pallava.prompts import IMAGE_TOKEN_INDEX, TEMPLATES, Turn, get_template
 from tests.tiny import folders as tiny_folders
 
@@ -86,7 +85,7 @@ def test_auto_classes_open_an_adapter_beside_a_base_that_moved(
     with torch.no_grad():
         torch.testing.assert_close(opened(**inputs).logits, direct(**inputs).logits, rtol=0, atol=0)
     assert opened.llm.peft_config
-    with pytest.raises(PallavaError, match="No language model"):
+    with pytest.raises(PallavaError, match="language model.*none"):
         AutoModelForImageTextToText.from_pretrained(adapter_folder, base_llm=str(tmp_path / "none"))
 
 
@@ -290,11 +289,11 @@ def change_weights(folder: Path, target: Path, change: Any) -> Path:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda state: state.pop("connector.norm.weight"), "1 missing .such as connector.norm.weight"),
-        (lambda state: state.update(extra=torch.zeros(1)), "1 unexpected .such as extra"),
+        (lambda state: state.pop("connector.norm.weight"), "1 missing: connector.norm.weight"),
+        (lambda state: state.update(extra=torch.zeros(1)), "1 unexpected: extra"),
         (
             lambda state: state.update({"connector.norm.weight": torch.zeros(3)}),
-            "1 of another shape .such as connector",
+            "1 reshaped: connector",
         ),
         (lambda state: state["llm.model.norm.weight"].fill_(torch.nan), "1 hold NaN or infinity .llm.model.norm"),
     ],
@@ -345,13 +344,13 @@ def test_a_name_of_the_hub_is_fetched_whole(
         raise OSError("404 Client Error.\nmore")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    with pytest.raises(PallavaError, match="lab/none is no folder here.*404 Client Error"):
-        opening.find_folder("lab/none", {})
+    with pytest.raises(PallavaError, match="lab/none.*404 Client Error"):
+        loading.find_folder("lab/none", {})
 
 
 @pytest.mark.parametrize("version", [(4, 47), (4, 49), (4, 57), (6, 0)])
 def test_transformers_that_no_test_has_seen_is_refused(version: tuple[int, int]) -> None:
-    with pytest.raises(PallavaError, match=f"this is {version[0]}.{version[1]}, which may answer differently"):
+    with pytest.raises(PallavaError, match=f"got {version[0]}.{version[1]}"):
         check_version(version)
 
 

@@ -9,7 +9,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GenerationConfig
 
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration
-from pallava.model.vision import patch_tokens
+from pallava.model.encoders import patch_tokens
 from tests.tiny import golden
 
 
@@ -154,15 +154,15 @@ def test_parts_of_other_widths_are_refused() -> None:
     encoder = CLIPVisionModel(
         CLIPVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
     )
-    with pytest.raises(PallavaError, match="encoder is 16 wide.*expects 24"):
+    with pytest.raises(PallavaError, match="encoder must be 24 wide.*got 16"):
         PALLaVAForConditionalGeneration.from_parts(golden.llm(), encoder, golden.connector())
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PallavaError, match="No model folder"):
+    with pytest.raises(PallavaError, match="not a model folder"):
         PALLaVAForConditionalGeneration.from_pretrained(tmp_path)
     for name in ("none/", "my model/none"):
-        with pytest.raises(PallavaError, match="is no folder here"):
+        with pytest.raises(PallavaError, match="neither a folder nor"):
             PALLaVAForConditionalGeneration.from_pretrained(name)
 
 

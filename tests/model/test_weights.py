@@ -82,7 +82,7 @@ def test_nothing_there(tmp_path: Path) -> None:
         read_weights(tmp_path)
     with pytest.raises(PallavaError, match="does not exist"):
         load_plip(tmp_path / "none")
-    with pytest.raises(PallavaError, match="expected a folder with config.json"):
+    with pytest.raises(PallavaError, match="folder with a config.json"):
         load_image_processor(tmp_path)
 
 

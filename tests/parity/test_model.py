@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pallava.model import PALLaVAForConditionalGeneration, ScaleInvariantConnector, load_plip
-from pallava.model.bitsandbytes import block_broken_bitsandbytes
 from pallava.model.connectors import own_connector_keys
-from pallava.model.vision import patch_tokens
+from pallava.model.encoders import patch_tokens
+from pallava.model.versions import block_broken_bitsandbytes
 from pallava.model.weights import PLIP_RENAMES, compare_keys, load_strictly, read_weights, rename_keys, strip_prefix
 from tests.tiny import golden
 

@@ -46,7 +46,7 @@ def ask(folder: Path) -> dict[str, Any]:
 
 
 def describe() -> dict[str, Any]:
-    """What `pallava.model.transformers_versions` tells apart, as this transformers has it."""
+    """What `pallava.model.versions` tells apart, as this transformers has it."""
     import transformers
     from transformers import CLIPVisionConfig, CLIPVisionModel, GenerationConfig
 

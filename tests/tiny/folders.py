@@ -22,8 +22,8 @@ from pallava.model import (
     load_image_processor,
     load_plip,
 )
-from pallava.model.bitsandbytes import block_broken_bitsandbytes
 from pallava.model.timm_encoder import TimmEncoder, TimmEncoderConfig
+from pallava.model.versions import block_broken_bitsandbytes
 from tests.tiny import training as tiny
 
 _WIDTH = 24

@@ -61,7 +61,7 @@ def test_quantization_is_refused_with_the_reason(tmp_path, bits):
 
     sizes = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     LlamaForCausalLM(LlamaConfig(num_attention_heads=1, **sizes)).save_pretrained(tmp_path)
-    with pytest.raises(PallavaError, match=r"bitsandbytes, which cannot be imported here \("):
+    with pytest.raises(PallavaError, match=r"bitsandbytes, which cannot be imported \("):
         AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=BitsAndBytesConfig(**{bits: True}))
 
 

@@ -195,7 +195,7 @@ BERT = "projector.model.bert.encoder.layer."
         ({NORM: torch.ones(())}, "reshaped: norm.weight"),
         ({f"{BERT}0.intermediate_query.dense.weight": torch.ones(3)}, "must hold a connector"),
         ({"projector.model.mlp.model.0.weight": torch.ones(16)}, "must hold a connector"),
-        ({"projector.model.mlp.model.0.weight": torch.ones(17, 24)}, "language model is 16 wide|reshaped"),
+        ({"projector.model.mlp.model.0.weight": torch.ones(17, 24)}, "language model must be 17 wide|reshaped"),
         ({f"{BERT}99999999.attention.self.key.bias": torch.ones(24)}, "not a numbered layer"),
         ({f"{BERT}999.attention.self.key.bias": torch.ones(24)}, "without a gap"),
         ({f"{BERT}x.attention.self.key.bias": torch.ones(24)}, "not a numbered layer"),
@@ -216,7 +216,7 @@ def _break_base(folder: Path, how: str) -> str:
     file = folder / "model.safetensors"
     if how == "truncated":
         file.write_bytes(file.read_bytes()[:1000])
-        return "that can be opened"
+        return "cannot be opened"
     state = load_file(file)
     name = "model.layers.1.mlp.up_proj.weight"
     if how == "missing":
@@ -229,7 +229,7 @@ def _break_base(folder: Path, how: str) -> str:
         state[name][0, 0] = torch.nan
     save_file(state, file, {"format": "pt"})
     reasons = {"missing": "1 missing", "left over": "1 unexpected", "NaN": "NaN or infinity"}
-    return reasons.get(how, "that can be opened")
+    return reasons.get(how, "cannot be opened")
 
 
 @pytest.mark.parametrize("how", ["truncated", "missing", "reshaped", "left over", "NaN"])

@@ -22,10 +22,10 @@ def test_precision(folder):
 
 @pytest.mark.parametrize("load", [load_llm, load_tokenizer])
 def test_no_such_folder(load):
-    with pytest.raises(PallavaError, match=r"No (language model|tokenizer) at \./nowhere: the path does not exist"):
+    with pytest.raises(PallavaError, match=r"(language model|tokenizer) '\./nowhere' does not exist"):
         load("./nowhere")
 
 
 def test_a_folder_that_is_no_model(tmp_path):
-    with pytest.raises(PallavaError, match="No language model at .* that can be opened"):
+    with pytest.raises(PallavaError, match="language model .* cannot be opened"):
         load_llm(str(tmp_path))

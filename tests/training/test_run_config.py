@@ -44,7 +44,7 @@ def test_a_program_is_not_run(program: str, tmp_path: Path) -> None:
         ("model = dict(type='os.mkdir', path={proof!r})", "names os.mkdir"),
         ("model = dict(type='PALLaVAModel', llm=dict(type='os.mkdir', path={proof!r}))", "names os.mkdir"),
         ("model = dict(type='PALLaVAModel', x=[dict(type='pallava.cli.main')])", "names pallava.cli.main"),
-        ("model = dict(type='PALLaVAModel', x=dict(type='pallava.model.adapters.os.mkdir'))", "adapters.os.mkdir"),
+        ("model = dict(type='PALLaVAModel', x=dict(type='pallava.model.loading.os.mkdir'))", "loading.os.mkdir"),
         ("model = dict(type='load_llm', trust_remote_code=True)", "trust_remote_code"),
         ("model = dict(type=['load_llm'])", "not one of our parts"),
     ],

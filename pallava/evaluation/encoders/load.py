@@ -185,7 +185,7 @@ def _hugging_face_folder(folder: Path, device: str) -> Encoder:
     from transformers import CLIPConfig, CLIPModel
 
     from pallava.model import load_image_processor
-    from pallava.model.language_models import open_tokenizer
+    from pallava.model.loading import open_tokenizer
 
     kind = read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
     if kind != "clip":

@@ -4,7 +4,7 @@
 checkpoint's seed, chooses the precision of DeepSpeed, or starts the processes' group.
 """
 
-from pallava.model.bitsandbytes import block_broken_bitsandbytes
+from pallava.model.versions import block_broken_bitsandbytes
 from pallava.training.compat.checkpoints import keep_float32_in_conversion, load_checkpoints_safely
 from pallava.training.compat.deepspeed import (
     gather_without_compiling,

@@ -1,0 +1,250 @@
+"""Open a model folder, a language model with or without an adapter, and a tokenizer, without running their code."""
+
+import copy
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from pallava.errors import PallavaError
+from pallava.model.configuration import PALLaVAConfig
+from pallava.model.versions import block_broken_bitsandbytes
+from pallava.model.weights import check_finite, list_keys, read_json, read_weights, shorten
+
+ADAPTER_FOLDER = "adapter"
+"""Folder inside a model folder that holds the language model's LoRA."""
+
+_HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+_LLM_OPTIONS = ("device_map", "max_memory", "offload_folder", "quantization_config", "attn_implementation")
+_MAX_REASON = 300  # characters
+_MAX_NEW_TOKENS = 256
+
+
+class _Placeholder(nn.Module):
+    """Keeps the place of a language model that is opened apart."""
+
+    def tie_weights(self) -> None:
+        pass
+
+
+def find_folder(folder: str | os.PathLike[str], options: dict[str, Any]) -> Path:
+    """Return the folder itself, or the local copy of a repository on the Hugging Face hub.
+
+    Args:
+        folder: A path, or ``owner/name``.
+        options: Options of `from_pretrained`; those of the hub are removed.
+
+    Raises:
+        PallavaError: The folder does not exist, or is not a model folder.
+    """
+    path, hub = Path(folder), {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
+    if not path.exists() and str(folder).count("/") == 1 and not str(folder).startswith((".", "/", "~")):
+        from huggingface_hub import snapshot_download
+
+        try:
+            path = Path(snapshot_download(str(folder), **hub))
+        except (OSError, ValueError) as error:  # it does not exist, or has a name that the hub could not have
+            reason = _first_line(error)
+            raise PallavaError(f"'{folder}' is neither a folder nor on the Hugging Face hub: {reason}") from None
+    if not (path / "config.json").is_file():
+        raise PallavaError(f"'{path}' is not a model folder: it has no config.json; `pallava convert` writes one")
+    return path
+
+
+def open_whole(opener: Any, path: Path, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Open a folder by transformers' own `from_pretrained`, strictly and from safetensors alone.
+
+    Args:
+        opener: `PreTrainedModel.from_pretrained`, bound to the class.
+        path: The folder.
+        args: Positional arguments of the class.
+        options: Options of the opener.
+
+    Returns:
+        The result of the opener.
+
+    Raises:
+        PallavaError: Weights cannot be read, or one is missing, unexpected, reshaped or not finite.
+    """
+    options = {"use_safetensors": True, "ignore_mismatched_sizes": True, **options}
+    with_info = options.pop("output_loading_info", False)
+    try:
+        model, info = opener(path, *args, output_loading_info=True, **options)
+    except (OSError, SafetensorError) as error:
+        raise PallavaError(
+            f"weights in '{path}' cannot be read ({_first_line(error)}); copy or convert it again"
+        ) from None
+    _check_complete(info, f"'{path}'")
+    check_finite(model.state_dict(), path)
+    return (model, info) if with_info else model
+
+
+def open_beside_llm(
+    opener: Any, path: Path, args: tuple[Any, ...], options: dict[str, Any], base_llm: str | None
+) -> Any:
+    """Open encoder and connector from a folder, and its adapter beside the base language model.
+
+    Args:
+        opener: As in `open_whole`.
+        path: The folder.
+        args: Positional arguments of the class.
+        options: Options of the opener; those of placement and quantization go to the language model.
+        base_llm: Name or path of the base language model (default: the one that the folder names).
+
+    Raises:
+        PallavaError: As in `open_whole`, or the base language model cannot be opened.
+    """
+    config = options.pop("config", None) or PALLaVAConfig.from_pretrained(path)
+    llm_options = {key: options.pop(key) for key in _LLM_OPTIONS if options.get(key) is not None}
+    base = base_llm or config.base_llm
+    llm = load_adapter(base, path / ADAPTER_FOLDER, torch_dtype=options["torch_dtype"], **llm_options)
+    own = copy.deepcopy(config)
+    # "auto" means the type that the folder's weights are stored in, and not what the config says of the whole.
+    setattr(own, "dtype" if hasattr(own, "dtype") else "torch_dtype", None)
+    opened = open_whole(opener, path, (_Placeholder(), *args), {**options, "config": own})
+    model = opened[0] if isinstance(opened, tuple) else opened
+    model.to(llm.device).llm = llm
+    if not (path / "generation_config.json").is_file():
+        model.generation_config = greedy(llm)
+    return opened
+
+
+def is_adapted(llm: nn.Module) -> bool:
+    """Return whether a language model carries an adapter."""
+    return hasattr(llm, "peft_config")
+
+
+def load_adapter(base_llm: str | None, adapter: Path, **options: Any) -> Any:
+    """Open the base language model with a LoRA adapter, through peft.
+
+    Args:
+        base_llm: Name or path of the base language model.
+        adapter: The adapter's folder.
+        **options: As in `open_llm`.
+
+    Raises:
+        PallavaError: The base is not named or cannot be opened, or the adapter is unsafe, incomplete or of another
+            model.
+    """
+    if not base_llm:
+        raise PallavaError(f"adapter '{adapter}' does not name its base language model; give base_llm=... (its path)")
+    state = read_weights(adapter)
+    check_finite(state, adapter)
+    if read_json(adapter / "adapter_config.json").get("megatron_config"):  # peft would import a module that it names
+        raise PallavaError(f"adapter '{adapter}' must not ask for Megatron")
+    block_broken_bitsandbytes()
+    from peft import PeftModel, get_peft_model_state_dict  # imports bitsandbytes where it finds it
+
+    llm = open_llm(base_llm, **options)
+    try:
+        model = PeftModel.from_pretrained(llm, str(adapter))
+    except Exception as error:  # a broken description makes peft stumble over anything
+        raise PallavaError(f"adapter '{adapter}' does not fit '{base_llm}': {_reason(error)}") from None
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if missing := sorted(expected.keys() - state.keys()):  # peft itself leaves them as they were drawn
+        raise PallavaError(f"adapter '{adapter}' lacks {len(missing)} weights: {shorten(missing)}")
+    return model
+
+
+def open_llm(name_or_path: str | os.PathLike[str], **options: Any) -> Any:
+    """Open a causal language model without a missing, unexpected, reshaped or broken weight.
+
+    transformers alone would draw missing weights at random.
+
+    Args:
+        name_or_path: A folder, or a name on the Hugging Face hub.
+        **options: Options of `AutoModelForCausalLM.from_pretrained`; code from the folder runs only with
+            `trust_remote_code`.
+
+    Raises:
+        PallavaError: The model does not exist, cannot be read, or is incomplete.
+    """
+    options = {"trust_remote_code": False, **options}
+    with loading_errors(name_or_path):
+        model, report = AutoModelForCausalLM.from_pretrained(name_or_path, output_loading_info=True, **options)
+    # A missing key can stay on the meta device, where transformers takes it for one that is tied to another. On the
+    # meta device by intent are weights that accelerate offloads, and those of a model that is built without memory.
+    weights = model.state_dict()
+    is_intended = "device_map" in options or all(parameter.is_meta for parameter in model.parameters())
+    on_meta = set() if is_intended else {key for key, value in weights.items() if value.is_meta}
+    _check_complete(report, f"language model '{name_or_path}'", on_meta)
+    check_finite(weights, name_or_path)
+    return model
+
+
+def open_tokenizer(name_or_path: str | os.PathLike[str], **options: Any) -> Any:
+    """Open a language model's tokenizer; arguments as in `open_llm`.
+
+    Raises:
+        PallavaError: The tokenizer does not exist, or cannot be read.
+    """
+    with loading_errors(name_or_path, "tokenizer"):
+        return AutoTokenizer.from_pretrained(name_or_path, **{"trust_remote_code": False, **options})
+
+
+@contextmanager
+def loading_errors(source: str | os.PathLike[str], part: str = "language model") -> Iterator[None]:
+    """Turn whatever transformers raises on a missing or broken part of the model into one sentence.
+
+    Args:
+        source: Name or path of the part.
+        part: What it is, for the message.
+
+    Raises:
+        PallavaError: Instead of any other exception.
+    """
+    advice = "give the path of a Hugging Face folder, or a name on the hub that this machine can reach and may read"
+    if _is_local(str(source)) and not Path(source).exists():
+        raise PallavaError(f"{part} '{source}' does not exist; {advice}")
+    try:
+        yield
+    except PallavaError:
+        raise
+    except Exception as error:  # a broken folder makes transformers stumble over anything
+        raise PallavaError(f"{part} '{source}' cannot be opened: {_reason(error)}; {advice}") from None
+
+
+def greedy(llm: Any) -> GenerationConfig:
+    """Return a generation config with the language model's end and padding tokens, and nothing of its sampling."""
+    own = getattr(llm, "generation_config", None) or getattr(llm, "config", None) or GenerationConfig()
+    eos = own.eos_token_id
+    first = eos[0] if isinstance(eos, list) else eos
+    return GenerationConfig(
+        bos_token_id=own.bos_token_id,
+        eos_token_id=eos,
+        pad_token_id=own.pad_token_id if own.pad_token_id is not None else first,
+        max_new_tokens=_MAX_NEW_TOKENS,
+        do_sample=False,
+        use_cache=True,
+    )
+
+
+def _is_local(source: str) -> bool:
+    """A name on the hub has at most one slash and no leading dot or slash."""
+    return source.startswith((".", "/", "~")) or (source.count("/") > 1 and ":" not in source)
+
+
+def _check_complete(report: Mapping[str, Any], source: str, on_meta: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
+    found = {
+        "missing": sorted({*report["missing_keys"], *on_meta}),
+        "unexpected": sorted(report["unexpected_keys"]),
+        "reshaped": sorted(mismatched),
+    }
+    if wrong := list_keys(found):
+        raise PallavaError(
+            f"the weights of {source} are not those of its config.json: {wrong}; copy or convert it again"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _reason(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:_MAX_REASON]

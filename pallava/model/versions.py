@@ -1,0 +1,103 @@
+"""Where packages differ from what training pins: transformers newer than 4.48, and a bitsandbytes that is broken.
+
+A model folder opens under transformers 4.48, which xtuner 0.2.0 pins, and 5.x. Each difference is here once with its
+reason; drop a function when the pin has moved past it: ``tests/smoke/test_newest_transformers.py`` fails when one is
+not needed. bitsandbytes 0.45.0, which xtuner pins, cannot be imported beside triton 3.3 or newer (torch 2.7), and a
+folder with an adapter opens without xtuner, too.
+"""
+
+import importlib
+import logging
+import sys
+from typing import Any
+
+import transformers
+from transformers import GenerationConfig
+
+from pallava.errors import PallavaError
+
+_VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+
+NEEDS_CLASS_NAMES = _VERSION < (5, 0)
+"""Whether a processor names the class of its image processor: 5.x finds it in the folder, and warns of the name."""
+
+
+def check_version(version: tuple[int, ...]) -> None:
+    """Refuse a transformers that no test of ours has seen.
+
+    Those from 4.49 to 4.57 would sample as the language model's own file says, where answers must be greedy.
+
+    Raises:
+        PallavaError: The version is neither 4.48 nor 5.x.
+    """
+    if version[0] != 5 and version != (4, 48):
+        raise PallavaError(
+            f"transformers must be 4.48 or 5, got {version[0]}.{version[1]}, which may answer differently; install "
+            "transformers==4.48.0, or one of 5"
+        )
+
+
+def vision_tower(encoder: Any) -> Any:
+    """Return what has `embeddings` and `encoder`: 4.x wraps them as `vision_model`, in 5.x it is the model itself."""
+    return getattr(encoder, "vision_model", encoder)
+
+
+def fill_defaults(config: GenerationConfig) -> None:
+    """Fill what a generation config leaves open as 4.x does, in place.
+
+    5.x takes it from the language model's own file instead, by which Llama 3 would sample, and files do not say
+    ``do_sample: false``.
+    """
+    for name, value in getattr(config, "_get_default_generation_params", dict)().items():
+        if getattr(config, name, None) is None and name != "max_length":
+            setattr(config, name, value)
+
+
+def block_broken_bitsandbytes() -> bool:
+    """Hide a bitsandbytes that is installed but broken from peft and transformers; return whether it was hidden.
+
+    They check whether the package exists, not whether it works, so that LoRA on an ordinary model fails. Must run
+    before the first LoRA is built.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every command on a CPU
+    try:
+        importlib.import_module("bitsandbytes")
+    except Exception as error:  # it fails in many ways: ImportError, RuntimeError, OSError of a shared library
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        return False
+    for name in [name for name in sys.modules if name.split(".")[0] == "bitsandbytes"]:
+        del sys.modules[name]  # half loaded
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # Python's way to say "not importable"
+    _hide_from_peft()
+    _hide_from_transformers(reason)
+    return True
+
+
+def _hide_from_peft() -> None:
+    from peft import import_utils
+
+    import_utils.is_bnb_available.cache_clear()
+    import_utils.is_bnb_4bit_available.cache_clear()
+
+
+def _hide_from_transformers(reason: str) -> None:
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+    from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
+    from transformers.utils import import_utils
+
+    import_utils._bitsandbytes_available = False
+
+    def refuse(self: Any, *args: Any, **kwargs: Any) -> None:
+        # Its own advice, `pip install -U bitsandbytes`, contradicts xtuner's pin.
+        raise PallavaError(
+            f"a 4- or 8-bit language model needs bitsandbytes, which cannot be imported ({reason}): xtuner 0.2.0 "
+            "pins bitsandbytes 0.45.0, which does not work with this torch; remove quantization_config, or install "
+            "a newer bitsandbytes over it"
+        )
+
+    for quantizer in (Bnb4BitHfQuantizer, Bnb8BitHfQuantizer):
+        quantizer.validate_environment = refuse  # type: ignore[method-assign]
+
+
+check_version(_VERSION)
