@@ -1,44 +1,40 @@
-"""Writes the training file of instruction tuning from sources of questions.
+"""Write the training file of instruction tuning from sources of questions.
 
-Each source is NAME=ROOT (path-vqa, pmc-vqa), or the kept.jsonl of `pallava data clean`. All training questions of
+Each source is NAME=ROOT, csv=FILE with --columns, or the kept.jsonl of `pallava data clean`. All training questions of
 PathVQA and the 15,788 of PMC-VQA that PA-LLaVA kept make its 35,543 rows.
 
-Example:
+Examples:
   pallava data instruct instruction.jsonl --source path-vqa=/data/pathvqa --source clean/kept.jsonl
+  pallava data instruct mine.jsonl --source csv=mine.csv --columns image=file,question=text,answer=diagnosis
 """
 
 import argparse
-import json
-from pathlib import Path
 
 from pallava.errors import PallavaError
+from pallava.io.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options."""
-    parser.add_argument("out", help="JSONL to write; replaced at the end if it is there")
-    parser.add_argument("--source", action="append", required=True, help="NAME=ROOT or kept.jsonl; may be repeated")
-    parser.add_argument(
-        "--split",
-        action="append",
-        default=[],
-        metavar="[NAME=]SPLIT",
-        help="of all sources given as NAME=ROOT, or of one, such as pmc-vqa=train_2 (default: train)",
-    )
-    parser.add_argument("--weights", default="", help="how often to take each row, such as path-vqa=2,pmc-vqa=0.5")
-    parser.add_argument("--seed", type=int, default=0, help="of the order and of fractions (default: %(default)s)")
-    parser.add_argument("--image-folder", help="what image names become relative to (default: what holds all roots)")
-    parser.add_argument("--report", help="JSON file for the counts")
+    """Declare the options."""
+    from pallava.data.material import add_source_options
+
+    add = parser.add_argument
+    add("out", help="JSONL file to write; an older one is replaced at the end")
+    add_source_options(parser, also=", or a kept.jsonl", default_split="train")
+    add("--weights", default="", help="number of times to take each row, such as path-vqa=2,pmc-vqa=0.5 (default: 1)")
+    add("--seed", type=int, default=0, help="seed of the order and of fractions (default: %(default)s)")
+    add("--image-folder", help="folder to which image names become relative (default: the one above all roots)")
+    add("--report", metavar="FILE", help="JSON file for the counts")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the file and prints what came from where."""
+    """Write the file and print the counts of each source."""
     from pallava.data.instruction import write_instruction_file
-    from pallava.data.material import open_material
+    from pallava.data.material import open_records, read_sources
 
-    splits = _read_splits(options.split)
+    specs = read_sources(options.source, options.split, options.columns, default_split="train")
     summary = write_instruction_file(
-        [open_material(text, split=splits.get(text.partition("=")[0], splits[""])) for text in options.source],
+        [open_records(spec, image_folder=options.image_folder if spec.columns else None) for spec in specs],
         options.out,
         weights=_read_weights(options.weights),
         seed=options.seed,
@@ -52,17 +48,8 @@ def run(options: argparse.Namespace) -> int:
     print(f"\nwrote {summary.num_written} rows to {options.out}; image folder: {summary.image_folder}")
     print(f"next: pallava data check {options.out} --image-folder {summary.image_folder}")
     if options.report:
-        Path(options.report).write_text(json.dumps(summary.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(options.report, summary.to_dict())
     return 0
-
-
-def _read_splits(texts: list[str]) -> dict[str, str]:
-    """Split by name of the source; that of the others stands under no name."""
-    splits = {"": "train"}
-    for text in texts:
-        name, _, split = text.rpartition("=")
-        splits[name] = split
-    return splits
 
 
 def _read_weights(text: str) -> dict[str, float]:
@@ -72,5 +59,5 @@ def _read_weights(text: str) -> dict[str, float]:
         try:
             weights[name.strip()] = float(number)
         except ValueError:
-            raise PallavaError(f"'{part}' is not a weight; expected NAME=NUMBER, such as path-vqa=2") from None
+            raise PallavaError(f"a weight must be NAME=NUMBER, such as path-vqa=2, got {part!r}") from None
     return weights

@@ -1,11 +1,11 @@
 """Find test rows whose image or question is in the training material, and list which to exclude.
 
-TRAIN and TEST are each a training file (JSONL), the kept.jsonl of `pallava data clean`, or NAME=ROOT of a public set.
-Images are compared by perceptual hash, so that size and compression do not hide them. Questions are compared without
-case, punctuation and options; short ones ("What is this?") match by chance, so look at the counts before excluding:
-the report lists for each row which of the two it shares. Hashes are kept in a file beside the report, from which a
-stopped or repeated run resumes. Rows of a kept.jsonl of several sources are listed as SOURCE:ID; `pallava evaluate
---exclude` takes the ids of one set.
+TRAIN and TEST are each a training file (JSONL), the kept.jsonl of `pallava data clean`, or NAME=ROOT of a data set
+(csv=FILE with --columns). Images are compared by perceptual hash, so that size and compression do not hide them.
+Questions are compared without case, punctuation and options; short ones ("What is this?") match by chance, so look at
+the counts before excluding: the report lists for each row which of the two it shares. Hashes are kept in a file beside
+the report, from which a stopped or repeated run resumes. Rows of a kept.jsonl of several sources are listed as
+SOURCE:ID; `pallava evaluate --exclude` takes the ids of one set.
 
 Example:
   pallava data leak instruction.jsonl path-vqa=/data/pathvqa --train-images /data
@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
+    from pallava.data.material import add_columns_option
+
     add = parser.add_argument
     add("train", help="training material")
     add("test", help="evaluation set")
-    add("--train-images", help="image folder of TRAIN, if that is a training file")
-    add("--test-images", help="image folder of TEST, if that is a training file")
+    add("--train-images", help="image folder of TRAIN, if that is a training file or csv=FILE")
+    add("--test-images", help="image folder of TEST, if that is a training file or csv=FILE")
     add("--train-split", help="split of TRAIN, if that is NAME=ROOT (default: train, for questions)")
     add("--test-split", help="split of TEST, if that is NAME=ROOT (default: test, for questions)")
+    add_columns_option(parser)
     add("--out", default="leak.json", help="JSON file for the report (default: %(default)s)")
     add(
         "--distance",
@@ -45,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Compare, write the report and the list beside it, and print a table."""
     from pallava.data.leak import write_leak_report
+    from pallava.data.material import read_columns
     from pallava.io.processes import default_num_workers
 
     report = write_leak_report(
@@ -55,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
         test_images=options.test_images,
         train_split=options.train_split,
         test_split=options.test_split,
+        columns=read_columns(options.columns),
         distance=options.distance,
         with_turns=options.turned,
         num_workers=default_num_workers() if options.workers is None else options.workers,

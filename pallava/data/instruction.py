@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pallava.data.material import Material, common_folder
+from pallava.data.material import Conversation, Records, common_folder
 from pallava.data.sources.base import Question, Record
 from pallava.errors import PallavaError
 from pallava.prompts import IMAGE_TOKEN, build_choice_question, build_question
@@ -61,7 +61,7 @@ class Summary:
 
 
 def write_instruction_file(
-    materials: Sequence[Material],
+    materials: Sequence[Records],
     output: str | Path,
     *,
     weights: Mapping[str, float] | None = None,
@@ -116,7 +116,7 @@ def to_conversation(question: Question) -> list[dict[str, str]]:
     ]
 
 
-def _read(materials: Sequence[Material], folder: Path, summary: Summary) -> dict[str, list[dict[str, Any]]]:
+def _read(materials: Sequence[Records], folder: Path, summary: Summary) -> dict[str, list[dict[str, Any]]]:
     """Rows of each source, and the counts of what is no row."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for given in materials:
@@ -135,7 +135,7 @@ def _read(materials: Sequence[Material], folder: Path, summary: Summary) -> dict
     return rows
 
 
-def _fault(record: Record) -> str:
+def _fault(record: Record | Conversation) -> str:
     """Why a record cannot be asked, or nothing."""
     if not isinstance(record, Question):
         return "not_a_question"
@@ -164,7 +164,7 @@ def _drop(summary: Summary, source: str, reason: str, example: str) -> None:
         examples.append(example)
 
 
-def _add_tally(given: Material, summary: Summary) -> None:
+def _add_tally(given: Records, summary: Summary) -> None:
     """Adds what the reader itself dropped."""
     count = summary.sources.setdefault(given.names[0], SourceCount())
     for reason, number in given.dropped.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,8 @@ from typing import Any
 from tqdm import tqdm
 
 from pallava.data.image_hashes import NEAR_DISTANCE, TURNS, HammingIndex, ImageHashes, has_structure, hash_images
-from pallava.data.material import KeptMaterial, Material, open_material
-from pallava.data.sources import SOURCES
-from pallava.data.sources.base import Question, RowDropped
-from pallava.data.sources.files import json_rows
-from pallava.data.training_row import UnusableRow, read_row
+from pallava.data.material import Conversation, Records, open_records, read_source
+from pallava.data.sources.base import Question
 from pallava.errors import PallavaError
 from pallava.io.files import write_json, write_text
 from pallava.io.hashing import short_hash
@@ -130,6 +127,7 @@ def write_leak_report(
     test_images: str | Path | None = None,
     train_split: str | None = None,
     test_split: str | None = None,
+    columns: Mapping[str, str] | None = None,
     distance: int = NEAR_DISTANCE,
     with_turns: bool = False,
     num_workers: int = 1,
@@ -140,10 +138,11 @@ def write_leak_report(
         train: The training material, as `open_rows` takes it.
         test: The evaluation set, likewise.
         out: JSON file of the report; a repeated run finds the hashes in ``.hashes.sqlite`` beside it.
-        train_images: Image folder, where `train` is a training file.
-        test_images: Image folder, where `test` is a training file.
+        train_images: Image folder, where `train` is a training file or a table.
+        test_images: Image folder, where `test` is a training file or a table.
         train_split: Split of `train`, where it is a public set; "train" by default where that has questions.
         test_split: Split of `test`, likewise; "test" by default.
+        columns: Columns of a table, where one of them is csv=FILE.
         distance: Largest number of bits, 0 to 10, in which the hashes of equal images may differ.
         with_turns: Whether mirrored and turned test images are found, too.
         num_workers: Number of processes that decode images.
@@ -155,8 +154,8 @@ def write_leak_report(
     if out.is_dir():
         raise PallavaError(f"the report '{out}' is a folder; give the name of a file")
     sides = (
-        open_rows(train, image_folder=train_images, split=train_split, usual_split="train"),
-        open_rows(test, image_folder=test_images, split=test_split, usual_split="test"),
+        open_rows(train, image_folder=train_images, split=train_split, usual_split="train", columns=columns),
+        open_rows(test, image_folder=test_images, split=test_split, usual_split="test", columns=columns),
     )
     with Store(out.with_suffix(".hashes.sqlite")) as store:
         report = audit(*sides, store, distance=distance, with_turns=with_turns, num_workers=num_workers)
@@ -204,35 +203,27 @@ def audit(
 
 
 def open_rows(
-    text: str, *, image_folder: str | Path | None = None, split: str | None = None, usual_split: str | None = None
-) -> Iterable[AuditRow]:
-    """Open a training file, the kept.jsonl of cleaning, or NAME=ROOT of a public set.
+    text: str,
+    *,
+    image_folder: str | Path | None = None,
+    split: str | None = None,
+    usual_split: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Iterator[AuditRow]:
+    """Open a training file, the kept.jsonl of cleaning, or NAME=ROOT of a data set.
 
     Args:
         text: The path, or NAME=ROOT.
-        image_folder: Image folder of a training file; of kept records instead of that in their summary.
-        split: Split of a public set.
-        usual_split: Split of a public set of questions, if none is given.
+        image_folder: Image folder of a training file or table; of kept records instead of that in their summary.
+        split: Split of a data set.
+        usual_split: Split of a set that always has it, if none is given.
+        columns: Columns of a table.
 
     Raises:
         PallavaError: It is none of these, or a training file comes without its image folder.
     """
-    path, name = Path(text), text.partition("=")[0]
-    if name in SOURCES or not path.is_file():
-        has_splits = name in SOURCES and SOURCES[name].kind == "questions"
-        return _material_rows(open_material(text, split=split or (usual_split if has_splits else None)))
-    keys = _first_keys(path)
-    if "conversations" in keys:
-        if image_folder is None or not Path(image_folder).is_dir():
-            what = "needs the folder of its images" if image_folder is None else f"has no image folder '{image_folder}'"
-            raise PallavaError(f"the training file '{text}' {what}; give --train-images or --test-images")
-        return _training_rows(path, Path(image_folder).resolve())
-    if "kind" in keys:
-        return _material_rows(KeptMaterial(path, image_folder=image_folder))
-    raise PallavaError(
-        f"'{text}' must be a training file (id, image, conversations) or kept.jsonl of `pallava data clean`; the keys "
-        f"of its first row are {', '.join(sorted(keys)[:8]) or 'none'}"
-    )
+    spec = read_source(text, split=split, columns=columns, default_split=usual_split)
+    return _rows(open_records(spec, image_folder=image_folder))
 
 
 def normalize_question(text: str) -> str:
@@ -244,37 +235,18 @@ def normalize_question(text: str) -> str:
 _PROMPTS = frozenset(map(normalize_question, CAPTION_PROMPTS))
 
 
-def _training_rows(path: Path, image_folder: Path) -> Iterator[AuditRow]:
-    """Yield the rows without the malformed ones, which `pallava data check` reports."""
-    for record in json_rows(path, lambda done: None):
-        if isinstance(record, RowDropped):
+def _rows(records: Records) -> Iterator[AuditRow]:
+    """Yield the rows; a caption has no question, and ids of several sources in one file name theirs."""
+    has_several = len(records.names) > 1
+    for record, path in records:
+        if isinstance(record, Conversation):
+            questions = (normalize_question(turn.question) for turn in record.row.turns)
+            images = tuple(str(path / name) for name in record.row.images)
+            yield AuditRow(record.id, images, tuple(each for each in questions if each and each not in _PROMPTS))
             continue
-        try:
-            row = read_row(record.value)
-        except UnusableRow:
-            continue
-        row_id = record.value.get("id")
-        questions = (normalize_question(turn.question) for turn in row.turns)
-        yield AuditRow(
-            record.position if row_id is None else str(row_id),
-            tuple(str(image_folder / name) for name in row.images),
-            tuple(question for question in questions if question and question not in _PROMPTS),
-        )
-
-
-def _material_rows(material: Material) -> Iterator[AuditRow]:
-    """Yield the rows of sources; a caption has no question, and ids of several sources in one file name theirs."""
-    has_several = len(material.names) > 1
-    for record, path in material:
         question = normalize_question(record.question) if isinstance(record, Question) else ""
         row_id = f"{record.source}:{record.id}" if has_several else record.id
         yield AuditRow(row_id, (str(path),), (question,) if question else ())
-
-
-def _first_keys(path: Path) -> set[str]:
-    row = next(iter(json_rows(path, lambda done: None)), None)
-    value = None if row is None or isinstance(row, RowDropped) else row.value
-    return set(value) if isinstance(value, dict) else set()
 
 
 def _progress(values: Iterable[Any], what: str, total: int | None = None) -> Iterator[Any]:

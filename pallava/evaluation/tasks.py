@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pallava.data.instruction import question_text
-from pallava.data.material import open_material
+from pallava.data.material import SourceSpec, open_records
 from pallava.data.sources.base import Question
 from pallava.errors import PallavaError
 from pallava.evaluation.answers.items import Item, Kind
@@ -80,9 +80,9 @@ def read_public_questions(name: str, root: Path, split: str) -> Questions:
     Raises:
         PallavaError: The folder is not the set, lacks the split, or has no question in it.
     """
-    material = open_material(f"{name}={root}", split=split)
-    items = [_public_item(record, path) for record, path in material if isinstance(record, Question)]
-    return _checked(Questions(items, dict(material.dropped)), f"the split {split!r} of {root}")
+    records = open_records(SourceSpec(name, str(root), split))
+    items = [_public_item(record, path) for record, path in records if isinstance(record, Question)]
+    return _checked(Questions(items, dict(records.dropped)), f"the split {split!r} of {root}")
 
 
 def _public_item(question: Question, image: Path) -> Item:

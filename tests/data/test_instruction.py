@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pallava.data.instruction import to_conversation, write_instruction_file
-from pallava.data.material import SourceMaterial, open_material
+from pallava.data.material import Records, SourceSpec, open_records
 from pallava.data.sources.base import Pair, Question, to_json
 from pallava.errors import PallavaError
 from pallava.prompts import CHOICE_INSTRUCTION
@@ -17,7 +17,7 @@ from pallava.prompts import CHOICE_INSTRUCTION
 COLUMNS = ["Figure_path", "Question", "Answer", "Choice A", "Choice B", "Choice C", "Choice D", "Answer_label"]
 
 
-def make_path_vqa(root: Path, num_rows: int) -> SourceMaterial:
+def make_path_vqa(root: Path, num_rows: int) -> Records:
     (root / "qas").mkdir(parents=True)
     rows = [
         {
@@ -32,10 +32,10 @@ def make_path_vqa(root: Path, num_rows: int) -> SourceMaterial:
     ]
     (root / "qas" / "train_vqa.pkl").write_bytes(pickle.dumps(rows))
     (root / "images" / "train").mkdir(parents=True)
-    return open_material(f"path-vqa={root}", split="train")
+    return open_records(SourceSpec("path-vqa", str(root), "train"))
 
 
-def make_pmc_vqa(root: Path, num_rows: int) -> SourceMaterial:
+def make_pmc_vqa(root: Path, num_rows: int) -> Records:
     (root / "images").mkdir(parents=True)
     with (root / "train.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -43,7 +43,7 @@ def make_pmc_vqa(root: Path, num_rows: int) -> SourceMaterial:
         for number in range(num_rows):
             options = [f" {letter}:stain {number} {letter} " for letter in "ABCD"]
             writer.writerow([f"PMC{number}_1.jpg", f"Which stain is {number}?", f"stain {number} B", *options, "B"])
-    return open_material(f"pmc-vqa={root}", split="train")
+    return open_records(SourceSpec("pmc-vqa", str(root), "train"))
 
 
 def read(path: Path) -> list[dict]:
@@ -113,7 +113,7 @@ def test_kept_records_of_cleaning(tmp_path: Path) -> None:
     (tmp_path / "kept.jsonl").write_text("\n".join(lines))
     settings = {"image_folder": str(tmp_path / "sets"), "sources": {name: {} for name in roots}}
     (tmp_path / "summary.json").write_text(json.dumps(settings))
-    kept = open_material(str(tmp_path / "kept.jsonl"))
+    kept = open_records(str(tmp_path / "kept.jsonl"))
     summary = write_instruction_file([kept], tmp_path / "train.jsonl", image_folder=tmp_path)
     assert [(row["id"], row["image"]) for row in read(tmp_path / "train.jsonl")] == [
         ("pmc-vqa-7", "sets/pmc/figures/b.jpg")
@@ -129,7 +129,7 @@ def test_what_the_reader_drops_is_counted(tmp_path: Path) -> None:
     path = root / "qas" / "train_vqa.pkl"
     rows = pickle.loads(path.read_bytes())
     path.write_bytes(pickle.dumps([*rows, {"img_id": "train_0001", "sent": "", "label": {"x": 1}}]))
-    summary = write_instruction_file([open_material(f"path-vqa={root}")], tmp_path / "train.jsonl")
+    summary = write_instruction_file([open_records(f"path-vqa={root}")], tmp_path / "train.jsonl")
     count = summary.sources["path-vqa"]
     assert (count.num_records, count.num_written, sum(count.dropped.values())) == (4, 3, 1)
 
@@ -158,15 +158,15 @@ def test_same_source_twice_and_unknown_ones(tmp_path: Path) -> None:
     with pytest.raises(PallavaError, match="given twice"):
         write_instruction_file([material, material], tmp_path / "train.jsonl")
     for text, message in [
-        ("vqa-rad=x", "no source 'vqa-rad'"),
-        ("x.jsonl", "no file"),
+        ("vqa-rad=x", "'vqa-rad'"),
+        ("x.jsonl", "x.jsonl"),
         (f"bach={tmp_path}", "is not bach"),
     ]:
         with pytest.raises(PallavaError, match=message):
-            open_material(text)
-    (tmp_path / "kept.jsonl").write_text("{}")
-    with pytest.raises(PallavaError, match="is missing, which says where"):
-        open_material(str(tmp_path / "kept.jsonl"))
+            open_records(text)
+    (tmp_path / "kept.jsonl").write_text('{"kind": "captions"}')
+    with pytest.raises(PallavaError, match="summary.json' does not exist"):
+        open_records(str(tmp_path / "kept.jsonl"))
     (tmp_path / "summary.json").write_text("[]")
     with pytest.raises(PallavaError, match="is not the summary"):
-        open_material(str(tmp_path / "kept.jsonl"))
+        open_records(str(tmp_path / "kept.jsonl"))

@@ -230,10 +230,10 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text(json.dumps(asked("x.jpg", "Is it?", "7")))
     (tmp_path / "other.jsonl").write_text('{"question": 1}')
     for text, message in [
-        (f"{tmp_path}/train.jsonl", "needs the folder of its images"),
-        (f"{tmp_path}/other.jsonl", "its first row are question"),
-        ("nothing.jsonl", "there is no file"),
-        ("vqa-rad=x", "no source 'vqa-rad'"),
+        (f"{tmp_path}/train.jsonl", "train.jsonl.*folder of its images"),
+        (f"{tmp_path}/other.jsonl", "other.jsonl.*keys: question"),
+        ("nothing.jsonl", "nothing.jsonl"),
+        ("vqa-rad=x", "'vqa-rad'"),
     ]:
         with pytest.raises(PallavaError, match=message):
             open_rows(text)

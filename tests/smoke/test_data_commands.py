@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,27 @@ def test_instruct_check_leak_one_after_the_other(root: Path) -> None:
     assert (root / "leak.hashes.sqlite").is_file()
 
 
+def test_a_table_of_questions_is_trained_on_and_compared(root: Path) -> None:
+    names = sorted(path.name for path in (root / "pv" / "images" / "train").iterdir())
+    rows = ["file,asked,said", *(f"images/train/{name},What is it?,a gland" for name in names), ",What?,nothing"]
+    (root / "pv" / "mine.csv").write_text("\n".join(rows))
+    columns = ("--columns", "image=file,question=asked,answer=said")
+    result = run(root, "instruct", "mine.jsonl", "--source", "csv=pv/mine.csv", *columns)
+    assert result.returncode == 0, result.stderr
+    assert re.search("empty_name +1", result.stdout)
+    written = [json.loads(line) for line in (root / "mine.jsonl").read_text().splitlines()]
+    assert {row["image"] for row in written} == {f"images/train/{name}" for name in names}
+    result = run(root, "leak", "mine.jsonl", "csv=pv/mine.csv", "--train-images", "pv", "--workers", "1", *columns)
+    assert result.returncode == 0, result.stderr
+    assert len((root / "leak.exclude.txt").read_text().splitlines()) == len(names)
+    result = run(
+        root, "instruct", "mine.jsonl", "--source", "csv=pv/mine.csv", "--columns", "image=file,caption=legend"
+    )
+    assert result.returncode == 2
+    assert "'legend'" in result.stderr
+    assert "file, asked, said" in result.stderr
+
+
 def test_check_finds_what_is_wrong(root: Path) -> None:
     assert run(root, "instruct", "train.jsonl", "--source", "path-vqa=pv").returncode == 0
     (root / "pv" / "images" / "train" / "train_0001.jpg").unlink()
@@ -74,12 +96,12 @@ def test_check_finds_what_is_wrong(root: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("instruct", "out.jsonl", "--source", "vqa-rad=x"), "no source 'vqa-rad'"),
+        (("instruct", "out.jsonl", "--source", "vqa-rad=x"), "'vqa-rad'"),
         (("instruct", "out.jsonl", "--source", "path-vqa=nowhere"), "nowhere"),
-        (("instruct", "out.jsonl", "--source", "path-vqa=pv", "--weights", "path-vqa=x"), "is not a weight"),
+        (("instruct", "out.jsonl", "--source", "path-vqa=pv", "--weights", "path-vqa=x"), "'path-vqa=x'"),
         (("check", "none.jsonl", "--image-folder", "pv"), "'none.jsonl'"),
         (("check", "pv/qas", "--image-folder", "pv"), "'pv/qas'"),
-        (("leak", "none.jsonl", "path-vqa=pv"), "there is no file 'none.jsonl'"),
+        (("leak", "none.jsonl", "path-vqa=pv"), "'none.jsonl'"),
         (("leak", "path-vqa=pv", "path-vqa=pv", "--distance", "20"), "0 to 10"),
     ],
 )
