@@ -26,6 +26,7 @@ from pallava.training.collate import collate
 from pallava.training.dataset import PALLaVADataset
 from pallava.training.hooks.chat import SampleChatHook
 from pallava.training.hooks.random_state import RandomStateHook
+from pallava.training.hooks.run_config import RunConfigHook
 from pallava.training.llm import load_llm, load_tokenizer
 from pallava.training.model import PALLaVAModel, build_connector
 from pallava.training.optimizer import GroupLearningRateHook, grouped_adamw, precise_optim_wrapper
@@ -168,9 +169,15 @@ train_cfg = dict(type=TrainLoop, max_epochs=max_epochs)
 #######################################################################
 #                           PART 5  Runtime                           #
 #######################################################################
-custom_hooks = [
-    dict(type=DatasetInfoHook, tokenizer=tokenizer),
-    dict(
+default_hooks = dict(
+    timer=dict(type=IterTimerHook),
+    logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=10),
+    param_scheduler=dict(type=ParamSchedulerHook),
+    checkpoint=dict(type=CheckpointHook, by_epoch=False, interval=save_steps, max_keep_ckpts=save_total_limit),
+    sampler_seed=dict(type=DistSamplerSeedHook),
+    dataset_info=dict(type=DatasetInfoHook, tokenizer=tokenizer),
+    group_learning_rates=dict(type=GroupLearningRateHook),
+    sample_chat=dict(
         type=SampleChatHook,
         tokenizer=tokenizer,
         image_processor=image_processor,
@@ -180,17 +187,10 @@ custom_hooks = [
         every_n_iters=sample_chat_steps,
         max_new_tokens=256,
     ),
-    dict(type=GroupLearningRateHook),
-    dict(type=RandomStateHook),
-]
-
-default_hooks = dict(
-    timer=dict(type=IterTimerHook),
-    logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=10),
-    param_scheduler=dict(type=ParamSchedulerHook),
-    checkpoint=dict(type=CheckpointHook, by_epoch=False, interval=save_steps, max_keep_ckpts=save_total_limit),
-    sampler_seed=dict(type=DistSamplerSeedHook),
+    random_states=dict(type=RandomStateHook),
+    run_config=dict(type=RunConfigHook),  # the model folder is made from what it writes
 )
+custom_hooks = []  # your own: dict(type="my_hooks.MyHook")
 
 env_cfg = dict(
     cudnn_benchmark=False,
