@@ -74,7 +74,7 @@ def test_retrieval(work: Path, capsys: pytest.CaptureFixture[str]):
         (["plip", "zero-shot", "--data", "tissue", "--data", "./tissue"], "two data sets would be called 'tissue'"),
         (["plip", "zero-shot", "--data", "tissue", "--template", "fat"], "must have {}"),
         (["plip", "retrieval", "--data", "none.jsonl"], "cannot read 'none.jsonl'"),
-        (["plip", "zero-shot", "--data", "tissue", "--device", "nowhere"], "no device 'nowhere'"),
+        (["plip", "zero-shot", "--data", "tissue", "--device", "nowhere"], "device 'nowhere'"),
         (["plip", "zero-shot", "--data", "tissue", "--batch-size", "0"], "batch size"),
     ],
 )
