@@ -48,7 +48,7 @@ image_folder = "./data/images"
 # Text
 prompt_template = "llama3_chat"
 context_length = 2048  # text and visual tokens together
-num_visual_tokens = None  # an image's: as many as the encoder gives for a tile, 196 for PLIP
+num_visual_tokens = None  # most of an image; None: computed from encoder and connector, 196 for PLIP
 
 # Scheduler and optimizer
 batch_size = 6  # per process
@@ -80,18 +80,20 @@ tokenizer = dict(type=load_tokenizer, pretrained_model_name_or_path=llm_name_or_
 
 image_processor = dict(type=load_image_processor, source=plip_path)
 
+connector = dict(
+    type=build_connector,
+    num_hidden_layers=6,
+    num_attention_heads=None,  # follows the encoder's width: 12 for PLIP
+    intermediate_size=3072,
+    dropout=0.1,
+    add_cross_attention=True,
+)
+
 model = dict(
     type=PALLaVAModel,
     llm=dict(type=load_llm, pretrained_model_name_or_path=llm_name_or_path),
     visual_encoder=dict(type=load_encoder, source=plip_path),
-    connector=dict(
-        type=build_connector,
-        num_hidden_layers=6,
-        num_attention_heads=None,  # follows the encoder's width: 12 for PLIP
-        intermediate_size=3072,
-        dropout=0.1,
-        add_cross_attention=True,
-    ),
+    connector=connector,
     freeze_llm=True,
     freeze_visual_encoder=True,
     llm_lora=dict(
@@ -123,6 +125,7 @@ train_dataloader = dict(
         prompt_template=prompt_template,
         context_length=context_length,
         num_visual_tokens=num_visual_tokens,
+        connector=connector,
     ),
     sampler=dict(type=DefaultSampler, shuffle=True),
     collate_fn=dict(type=collate),
