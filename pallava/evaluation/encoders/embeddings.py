@@ -170,7 +170,7 @@ class _Failure:
 
 @contextmanager
 def _written(cache: EmbeddingCache) -> Iterator[None]:
-    """Writes the cache at the end, also after an exception."""
+    """Write the cache at the end, also after an exception."""
     try:
         yield
     finally:
@@ -184,7 +184,7 @@ def _compute_images(
     batch_size: int,
     pool: ThreadPoolExecutor,
 ) -> dict[str, str]:
-    """Fills the cache; returns the reasons of those that cannot be decoded, by hash."""
+    """Fill the cache; return the reasons of those that cannot be decoded, by hash."""
     broken: dict[str, str] = {}
     bar = tqdm(total=len(missing), desc="images", disable=None, unit="image")
     with bar, _written(cache), torch.inference_mode():

@@ -137,7 +137,7 @@ def _open_clip_folder(folder: Path, device: str) -> Encoder:
 
 
 def _build_open_clip(description: Mapping[str, Any], weights: Path) -> tuple[Any, Any]:
-    """The model with its weights, and its tokenizer."""
+    """Return the model with its weights, and its tokenizer."""
     import open_clip
 
     state = read_weights(weights)
@@ -227,7 +227,7 @@ def _refuse(folder: Path, kind: object) -> NoReturn:
 
 
 def _beside(folder: Path) -> dict[str, Any]:
-    """The preprocessing of a Hugging Face image processor beside the weights."""
+    """Read the preprocessing of a Hugging Face image processor beside the weights."""
     processor = find_image_processor(folder)
     if processor is None:
         return {}
@@ -244,7 +244,7 @@ def _own_preprocessing(model: Any) -> PreprocessCfg:
 
 
 def _trim(image: Image.Image) -> Image.Image:
-    """The middle of a long strip: the crop leaves nothing of the rest, but all of it would be resized first."""
+    """Return the middle of a long strip: the crop leaves nothing of the rest, but all of it would be resized first."""
     width, height = image.size
     longest = _MAX_ASPECT * min(width, height)
     left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
@@ -252,7 +252,7 @@ def _trim(image: Image.Image) -> Image.Image:
 
 
 def _structure(model: nn.Module) -> list[object]:
-    """What no weight shows, such as the activation and the number of heads."""
+    """Return what no weight shows, such as the activation and the number of heads."""
     plain = (bool, int, float, str)
     settings = [
         (name, {key: value for key, value in vars(module).items() if isinstance(value, plain) and key[0] != "_"})
