@@ -169,14 +169,14 @@ def _timed(command: list[str]) -> float:
 
 
 def _read(name: str, root: str) -> dict[str, Any]:
-    from pallava.data.clean.filters import Item
-    from pallava.data.clean.words import WordsFilter
+    from pallava.data.clean.filters import Candidate
+    from pallava.data.clean.text_filters import WordsFilter
     from pallava.data.sources import open_source
 
     start = time.process_time()
-    source, words, num_kept = open_source(name, root), WordsFilter(), 0
+    source, words, num_kept = open_source(name, root), WordsFilter(20), 0
     for record in source:
-        item = Item(record, Path(root) / record.image)
+        item = Candidate(record, Path(root) / record.image)
         num_kept += words.decide(item, words.score([item])[0]).keep
     seconds = time.process_time() - start
     num_rows = source.tally.num_records
@@ -255,12 +255,12 @@ def _make_images(root: str, num_images: str, width: str, height: str) -> dict[st
 
 
 def _check(root: str) -> dict[str, Any]:
-    from pallava.data.clean.filters import Item
+    from pallava.data.clean.filters import Candidate
     from pallava.data.clean.image_check import ImageFilter
     from pallava.data.sources.base import Pair
 
     names = [pair["image"] for pair in json.loads((Path(root) / "pairs.json").read_text(encoding="utf-8"))]
-    items = [Item(Pair("pairs", name, name, ""), Path(root) / name) for name in names]
+    items = [Candidate(Pair("pairs", name, name, ""), Path(root) / name) for name in names]
     image = ImageFilter(num_workers=1)
     image.score(items[:1])  # imports
     start = time.process_time()
@@ -274,7 +274,7 @@ def _duplicates(num_rows: str) -> dict[str, Any]:
     import numpy as np
 
     from pallava.data.clean.duplicates import DuplicateFilter
-    from pallava.data.clean.filters import Item
+    from pallava.data.clean.filters import Candidate
     from pallava.data.sources.base import Pair
 
     draw, count = np.random.default_rng(0), int(num_rows)
@@ -285,7 +285,7 @@ def _duplicates(num_rows: str) -> dict[str, Any]:
         start = time.process_time()
         for number, value in enumerate(hashes, first):
             shared = {"sha256": f"{number:064x}", "perceptual_hash": f"{value:016x}"}
-            item = Item(Pair("pairs", str(number), f"{number}.jpg", f"Case {number}."), path, shared)
+            item = Candidate(Pair("pairs", str(number), f"{number}.jpg", f"Case {number}."), path, shared)
             num_kept += chosen.decide(item, {}).keep
         seconds += time.process_time() - start
     return {"seconds": seconds, "num_rows": count, "num_kept": num_kept, "peak_mb": _peak_mb()}

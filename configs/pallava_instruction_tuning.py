@@ -26,7 +26,6 @@ from pallava.training.collate import collate
 from pallava.training.dataset import PALLaVADataset
 from pallava.training.hooks.chat import SampleChatHook
 from pallava.training.hooks.random_state import RandomStateHook
-from pallava.training.hooks.run_config import RunConfigHook
 from pallava.training.llm import load_llm, load_tokenizer
 from pallava.training.model import PALLaVAModel, build_connector
 from pallava.training.optimizer import GroupLearningRateHook, grouped_adamw, precise_optim_wrapper
@@ -49,7 +48,7 @@ image_folder = "./data/images"
 # Text
 prompt_template = "llama3_chat"
 context_length = 2048  # text and visual tokens together
-num_visual_tokens = None  # most of an image; None: computed from encoder and connector, 196 for PLIP
+num_visual_tokens = None  # an image's: as many as the encoder gives for a tile, 196 for PLIP
 
 # Scheduler and optimizer
 batch_size = 6  # per process
@@ -81,20 +80,18 @@ tokenizer = dict(type=load_tokenizer, pretrained_model_name_or_path=llm_name_or_
 
 image_processor = dict(type=load_image_processor, source=plip_path)
 
-connector = dict(
-    type=build_connector,
-    num_hidden_layers=6,
-    num_attention_heads=None,  # follows the encoder's width: 12 for PLIP
-    intermediate_size=3072,
-    dropout=0.1,
-    add_cross_attention=True,
-)
-
 model = dict(
     type=PALLaVAModel,
     llm=dict(type=load_llm, pretrained_model_name_or_path=llm_name_or_path),
     visual_encoder=dict(type=load_encoder, source=plip_path),
-    connector=connector,
+    connector=dict(
+        type=build_connector,
+        num_hidden_layers=6,
+        num_attention_heads=None,  # follows the encoder's width: 12 for PLIP
+        intermediate_size=3072,
+        dropout=0.1,
+        add_cross_attention=True,
+    ),
     freeze_llm=True,
     freeze_visual_encoder=True,
     llm_lora=dict(
@@ -126,7 +123,6 @@ train_dataloader = dict(
         prompt_template=prompt_template,
         context_length=context_length,
         num_visual_tokens=num_visual_tokens,
-        connector=connector,
     ),
     # Rows of like length, and with or without an image, stand together: less padding, and no rank waits for another.
     sampler=dict(
@@ -178,15 +174,9 @@ train_cfg = dict(type=TrainLoop, max_epochs=max_epochs)
 #######################################################################
 #                           PART 5  Runtime                           #
 #######################################################################
-default_hooks = dict(
-    timer=dict(type=IterTimerHook),
-    logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=10),
-    param_scheduler=dict(type=ParamSchedulerHook),
-    checkpoint=dict(type=CheckpointHook, by_epoch=False, interval=save_steps, max_keep_ckpts=save_total_limit),
-    sampler_seed=dict(type=DistSamplerSeedHook),
-    dataset_info=dict(type=DatasetInfoHook, tokenizer=tokenizer),
-    group_learning_rates=dict(type=GroupLearningRateHook),
-    sample_chat=dict(
+custom_hooks = [
+    dict(type=DatasetInfoHook, tokenizer=tokenizer),
+    dict(
         type=SampleChatHook,
         tokenizer=tokenizer,
         image_processor=image_processor,
@@ -196,10 +186,17 @@ default_hooks = dict(
         every_n_iters=sample_chat_steps,
         max_new_tokens=256,
     ),
-    random_states=dict(type=RandomStateHook),
-    run_config=dict(type=RunConfigHook),  # the model folder is made from what it writes
+    dict(type=GroupLearningRateHook),
+    dict(type=RandomStateHook),
+]
+
+default_hooks = dict(
+    timer=dict(type=IterTimerHook),
+    logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=10),
+    param_scheduler=dict(type=ParamSchedulerHook),
+    checkpoint=dict(type=CheckpointHook, by_epoch=False, interval=save_steps, max_keep_ckpts=save_total_limit),
+    sampler_seed=dict(type=DistSamplerSeedHook),
 )
-custom_hooks = []  # your own: dict(type="my_hooks.MyHook")
 
 env_cfg = dict(
     cudnn_benchmark=False,

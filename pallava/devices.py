@@ -1,17 +1,13 @@
-"""The device that a command computes on."""
+"""Where a command computes."""
 
 from pallava.errors import PallavaError
 
 
 def find_device(name: str, local_rank: int = 0) -> str:
-    """Return the name of an available device.
-
-    Args:
-        name: Such as ``cpu`` or ``cuda:1``; ``auto`` is a GPU if one is available.
-        local_rank: Number of this process on its machine: each gets its own GPU.
+    """The device of that name; of "auto" a GPU if there is one, of several processes to each its own.
 
     Raises:
-        PallavaError: The device is not available.
+        PallavaError: There is no such device.
     """
     import torch
 
@@ -20,6 +16,5 @@ def find_device(name: str, local_rank: int = 0) -> str:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise PallavaError(f"device {name!r} is not available; choose auto, cpu or cuda ({reason})") from None
+        raise PallavaError(f"there is no device {name!r} here ({str(error).splitlines()[0]})") from None
     return name

@@ -9,7 +9,7 @@ import torch
 from open_clip import pretrained
 from torch import nn
 
-from pallava.data.clean.clip_judge import PathologyClip
+from pallava.data.clean.judges import PathologyClip
 from pallava.errors import PallavaError
 from pallava.open_clip_weights import made_with_quick_gelu
 from tests.tiny.pretraining import MODEL

@@ -32,37 +32,69 @@ def batches(values: Iterable[Value], size: int) -> Iterator[list[Value]]:
         yield batch
 
 
-def map_in_order(function: Callable[[Value], Result], values: Iterable[Value], num_workers: int) -> Iterator[Result]:
-    """Yield function(value) for each value, in order, while reading no further ahead than needed.
+class WorkerPool:
+    """Processes that start with the first work worth sharing, and stay until the pool is closed."""
 
-    Args:
-        function: A function at the top level of a module, since it is sent to the processes.
-        values: Values that are worth sending to another process, such as batches.
-        num_workers: Number of processes; 1 works in this one, as does a stream of a single value.
+    def __init__(self, num_workers: int) -> None:
+        """Note the number of processes; 1 works in this one.
+
+        Raises:
+            PallavaError: There are fewer workers than one.
+        """
+        if num_workers < 1:
+            raise PallavaError(f"the number of workers must be at least 1, got {num_workers}")
+        self._num_workers = num_workers
+        self._executor: ProcessPoolExecutor | None = None
+
+    def map(self, function: Callable[[Value], Result], values: Iterable[Value]) -> Iterator[Result]:
+        """Yield function(value) for each value, in order, while reading no further ahead than needed.
+
+        Args:
+            function: A function at the top level of a module, since it is sent to the processes.
+            values: Values that are worth sending to another process, such as batches; a single one stays in this one.
+
+        Raises:
+            PallavaError: A worker was killed.
+        """
+        iterator = iter(values)
+        head = list(islice(iterator, 2))
+        if self._num_workers == 1 or len(head) < 2:  # starting processes takes longer
+            yield from map(function, chain(head, iterator))
+            return
+        if self._executor is None:
+            self._executor = ProcessPoolExecutor(self._num_workers, get_context("spawn"), start_worker)
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for value in chain(head, iterator):
+                waiting.append(self._executor.submit(function, value))
+                if len(waiting) >= _WAITING * self._num_workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise PallavaError("a worker process was killed, perhaps for lack of memory; try --workers 1") from None
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+            self._executor = None
+
+
+def map_in_order(function: Callable[[Value], Result], values: Iterable[Value], num_workers: int) -> Iterator[Result]:
+    """Yield function(value) for each value, in order; see `WorkerPool`, which is closed at the end.
 
     Raises:
         PallavaError: There are fewer workers than one, or a worker was killed.
     """
-    if num_workers < 1:
-        raise PallavaError(f"the number of workers must be at least 1, got {num_workers}")
-    iterator = iter(values)
-    head = list(islice(iterator, 2))
-    if num_workers == 1 or len(head) < 2:  # starting processes takes longer
-        yield from map(function, chain(head, iterator))
-        return
-    pool = ProcessPoolExecutor(num_workers, get_context("spawn"), start_worker)
-    waiting: deque[Future[Result]] = deque()
+    pool = WorkerPool(num_workers)
     try:
-        for value in chain(head, iterator):
-            waiting.append(pool.submit(function, value))
-            if len(waiting) >= _WAITING * num_workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise PallavaError("a worker process was killed, perhaps for lack of memory; try --workers 1") from None
+        yield from pool.map(function, values)
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.close()
 
 
 def num_cores(at_most: int | None = None) -> int:

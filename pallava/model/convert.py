@@ -199,7 +199,6 @@ def _finish(
     if dtype is not None:
         network = network.to(dtype)
     network.use_end_tokens(processor.end_token_ids)
-    processor.reads_tiles = network.config.connector_config.reads_tiles
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.unfinished")

@@ -19,7 +19,7 @@ class Table:
         header: Names of the columns.
         rows: Cells of each row, as many as the header has.
         note: Line below it; may be empty.
-        is_text: Whether all columns hold text and are set to the left in HTML, not the first alone.
+        is_text: Whether all columns hold text and are set to the left, not the first alone.
     """
 
     title: str
@@ -41,7 +41,8 @@ class Table:
         """Return the table as lines for the terminal."""
         lines = [self.header, *self.rows]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
+        place = str.ljust if self.is_text else str.rjust
+        text = ["  ".join([line[0].ljust(widths[0]), *map(place, line[1:], widths[1:])]).rstrip() for line in lines]
         return "\n".join([*filter(None, [self.title]), *text, *filter(None, [self.note])])
 
     def to_html(self) -> str:

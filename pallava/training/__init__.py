@@ -4,8 +4,7 @@ from pallava.io.processes import end_with_parent
 from pallava.training import compat, failures
 
 end_with_parent()
-failures.print_sentences()
-failures.refuse_ineffective_options()
+failures.tell_in_a_sentence()
 compat.apply()  # before the imports below: peft must not meet a broken bitsandbytes
 
 from xtuner.registry import BUILDER  # noqa: E402

@@ -17,7 +17,6 @@ from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration
 from pallava.model.connectors import (
     CONNECTORS,
-    ConnectorConfig,
     check_reopenable,
     find_connector,
     import_name,
@@ -55,32 +54,6 @@ def build_connector(
         sizes["num_attention_heads"] = choose_heads(visual_hidden_size)
     widths = {"visual_hidden_size": visual_hidden_size, "llm_hidden_size": llm_hidden_size}
     return connector_class(connector_class.config_class(**widths, **sizes))
-
-
-def _connector_class(part: Part) -> Any:
-    """Return the class that a part names; None where it names a function of the user's."""
-    kind = part.get("type", build_connector)
-    if isinstance(kind, str) and "." in kind:
-        kind = import_name(kind)
-    if kind in (build_connector, build_connector.__name__):
-        kind = part.get("kind", "pallava_connector")
-    return find_connector(kind) if isinstance(kind, type) or kind in CONNECTORS else None
-
-
-def connector_settings(part: Part | None) -> ConnectorConfig:
-    """Return the configuration of a connector's part before its widths are known, for the data set.
-
-    Args:
-        part: `model.connector` of a config, or None for the published connector.
-
-    Raises:
-        PallavaError: The part's connector does not exist.
-    """
-    connector_class = _connector_class(part or {})
-    if connector_class is None:
-        return ConnectorConfig()
-    left_out = ("type", "kind", "num_attention_heads")  # heads must fit the encoder's width
-    return connector_class.config_class(**{k: v for k, v in (part or {}).items() if k not in left_out})
 
 
 def choose_heads(width: int) -> int:
@@ -156,8 +129,9 @@ class PALLaVAModel(BaseModel):
             "llm_hidden_size": self.llm.config.hidden_size,
         }
         part = {"type": build_connector, **widths, **(connector or {})}
-        if (connector_class := _connector_class(part)) is not None:
-            part.update(type=build_connector, kind=connector_class)
+        kind = import_name(part["type"]) if isinstance(part["type"], str) and "." in part["type"] else part["type"]
+        if isinstance(kind, type) or kind in CONNECTORS:
+            part.update(type=build_connector, kind=kind)
         return BUILDER.build(part)
 
     def _tag_parameters(self) -> None:

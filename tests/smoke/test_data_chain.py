@@ -34,7 +34,7 @@ def test_three_raw_trees_to_two_steps(tmp_path):
     out = tmp_path / "clean"
     sources = [word for name, root in trees.items() for word in ("--source", f"{name}={root}")]
     printed = call(["pallava", "data", "clean", str(out), *sources])
-    command = printed.splitlines()[-1].removeprefix("go on with: ")
+    command = printed.splitlines()[-1].removeprefix("next: ")
     assert "wrote 15 rows of 15 records" in call(shlex.split(command))
     rows = list(map(json.loads, (out / "train.jsonl").read_text().splitlines()))
     assert {row["image"].split("/")[0] for row in rows} == {"here", "there"}

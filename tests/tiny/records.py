@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pallava.data.clean.filters import Item
+from pallava.data.clean.filters import Candidate
 from pallava.data.sources.base import Pair, Record, Source, Tally
 
 LONG = (
@@ -34,8 +34,8 @@ def pair(number: int, *, source: str = "memory", image: str | None = None, text:
     return Pair(source, str(number), image or f"{number}.png", caption(number) if text is None else text, metadata)
 
 
-def item(record: Record, root: Path = Path("/nowhere")) -> Item:
-    return Item(record, root / record.image)
+def item(record: Record, root: Path = Path("/nowhere")) -> Candidate:
+    return Candidate(record, root / record.image)
 
 
 class MemorySource(Source):

@@ -1,14 +1,14 @@
-"""Cleaning of captions and questions: named filters, a store of their scores, and what comes out."""
+"""Cleaning of captions and questions: named filters, a store of their findings, and the files that are written."""
 
+import importlib
 from typing import Any
 
-__all__ = ["judge_species"]
+_HOMES = {"CleanSettings": "settings", "clean": "run", "judge_species": "species"}
+
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is exported when it is first asked for."""
-    if name == "judge_species":
-        from pallava.data.clean.species import judge_species
-
-        return judge_species
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

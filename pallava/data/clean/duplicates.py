@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
+from pallava.data.clean.filters import BOTH_KINDS, KEEP, Candidate, Decision, Findings
 from pallava.data.image_hashes import NEAR_DISTANCE, HammingIndex, check_distance, has_structure
 from pallava.data.sources.base import Question
 from pallava.errors import PallavaError
+from pallava.io.hashing import short_hash
 
 
 @dataclass(frozen=True)
@@ -24,95 +24,93 @@ class _First:
 
 
 class DuplicateFilter:
-    """Keeps the first, in the order of the records, of images that are the same or nearly so.
+    """Keep the first, in the order of the records, of images that are the same or nearly so.
 
-    Rows of one file (same source, same path) are no duplicates of each other unless their text is equal too. Of
-    captions, any row of a duplicate file is dropped; a question only where its text and answer come a second time,
-    since another question about the same image teaches something else. Captions and questions do not meet.
+    Rows of one file (same source, same path) are not duplicates of each other unless their text is equal too. Of
+    captions, any row of a duplicate file is dropped; a question only if its text and answer occur a second time, since
+    another question about the same image teaches something else. Captions and questions are not compared.
 
-    Nothing is computed here: the hashes come from the image filter's scores, and every reason begins with
-    ``exact duplicate of``, ``near duplicate of`` or ``repetition of`` and names the record that is kept. What was seen
-    lives in a temporary SQLite file, so that memory stays small.
+    The hashes are the image filter's findings. Every reason begins with ``exact duplicate of``, ``near duplicate of``
+    or ``repetition of`` and names the record that is kept. To save memory, these are kept in a temporary SQLite file.
     """
 
     name = "duplicates"
-    kinds = APPLIES_TO["duplicates"]
+    kinds = BOTH_KINDS
     key = ""  # nothing to store
 
     def __init__(self, distance: int = NEAR_DISTANCE) -> None:
-        """Nothing is held before `begin`, so that the filter can be sent to other processes.
+        """Check the distance, 0 to 10 bits.
 
         Raises:
-            PallavaError: The distance is not from 0 to 10 bits.
+            PallavaError: It is another.
         """
         check_distance(distance)
         self._distance = distance
 
     def begin(self) -> None:
-        """Forgets all items; to be called before the first decision."""
+        """Forget all candidates; to be called before the first decision."""
         self._indexes = {kind: HammingIndex(self._distance) for kind in self.kinds}
         self._seen = _Seen()
         self._num_firsts = 0
 
-    def item_key(self, item: Item) -> str:
-        """The same for every item."""
+    def item_key(self, candidate: Candidate) -> str:
+        """Return the same for every candidate."""
         return ""
 
-    def score(self, items: Sequence[Item]) -> list[Score]:
-        """Nothing; the image filter computes the hashes."""
-        return [{} for _ in items]
+    def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
+        """Return empty findings; the image filter computes the hashes."""
+        return [{} for _ in candidates]
 
-    def decide(self, item: Item, score: Score) -> Verdict:
-        """Compares an item with those before it.
+    def decide(self, candidate: Candidate, findings: Findings) -> Decision:
+        """Compare a candidate with those before it.
 
         Raises:
             PallavaError: The image filter has not run before.
         """
-        first = self._first_of_file(item)
-        if first.how and item.kind == "captions":
+        first = self._first_of_file(candidate)
+        if first.how and candidate.kind == "captions":
             tail = f" (distance {first.distance})" if first.how == "near" else ""
-            return Verdict(False, f"{first.how} duplicate of {first.record}{tail}", float(first.distance))
-        answer = item.record.answer.strip() if isinstance(item.record, Question) else ""
-        text = ("text", item.kind, first.number, " ".join(item.text.split()), answer)
+            return Decision(False, f"{first.how} duplicate of {first.record}{tail}", float(first.distance))
+        answer = candidate.record.answer.strip() if isinstance(candidate.record, Question) else ""
+        text = ("text", candidate.kind, first.number, " ".join(candidate.text.split()), answer)
         if row := self._seen.get(*text):
-            return Verdict(False, f"repetition of {row.record}", float(first.distance))
-        self._seen.put(_First(first.number, _name(item)), *text)
-        return Verdict(True)
+            return Decision(False, f"repetition of {row.record}", float(first.distance))
+        self._seen.put(_First(first.number, _name(candidate)), *text)
+        return KEEP
 
-    def _first_of_file(self, item: Item) -> _First:
-        file = ("file", item.kind, item.record.source, item.record.image)
+    def _first_of_file(self, candidate: Candidate) -> _First:
+        file = ("file", candidate.kind, candidate.record.source, candidate.record.image)
         first = self._seen.get(*file)
         if first is None:
-            first = self._compare(item)
+            first = self._compare(candidate)
             self._seen.put(first, *file)
         return first
 
-    def _compare(self, item: Item) -> _First:
-        """Finds the file that an unseen file repeats, or enters it as the first of its kind."""
-        if not item.shared.get("sha256") or not item.shared.get("perceptual_hash"):
+    def _compare(self, candidate: Candidate) -> _First:
+        if not candidate.shared.get("sha256") or not candidate.shared.get("perceptual_hash"):
             raise PallavaError("the filter 'duplicates' needs the hashes of the filter 'image'; put 'image' before it")
-        content = ("content", item.kind, item.shared["sha256"])
+        content = ("content", candidate.kind, candidate.shared["sha256"])
         if first := self._seen.get(*content):
             return _First(first.number, first.record, "exact")
-        image_hash, index = int(item.shared["perceptual_hash"], 16), self._indexes[item.kind]
+        image_hash, index = int(candidate.shared["perceptual_hash"], 16), self._indexes[candidate.kind]
         if has_structure(image_hash) and (found := index.find(image_hash)):
-            first = self._seen.get("hash", item.kind, found[0])
+            first = self._seen.get("hash", candidate.kind, found[0])
             assert first is not None  # entered below
             return _First(first.number, first.record, "near", found[1])
         self._num_firsts += 1
-        first = _First(self._num_firsts, _name(item))
+        first = _First(self._num_firsts, _name(candidate))
         self._seen.put(first, *content)
         if has_structure(image_hash):
-            self._seen.put(first, "hash", item.kind, index.add(image_hash))
+            self._seen.put(first, "hash", candidate.kind, index.add(image_hash))
         return first
 
 
-def _name(item: Item) -> str:
-    return f"{item.record.source}:{item.record.id}"
+def _name(candidate: Candidate) -> str:
+    return f"{candidate.record.source}:{candidate.record.id}"
 
 
 class _Seen:
-    """What was seen under a key of any parts: a dictionary that SQLite moves to the disk as it grows."""
+    """A dictionary that SQLite moves to the disk as it grows."""
 
     def __init__(self) -> None:
         self._database = sqlite3.connect("", isolation_level=None)  # a file without name, gone with the connection
@@ -132,5 +130,4 @@ class _Seen:
 
 
 def _hash(key: tuple[str | int, ...]) -> int:
-    digest = hashlib.blake2b("\0".join(map(str, key)).encode(errors="surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)
+    return int.from_bytes(short_hash(*key), "big", signed=True)

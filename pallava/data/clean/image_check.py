@@ -1,24 +1,21 @@
-"""Images that cannot be used are dropped; each is decoded once, and what later filters need is noted."""
+"""The image filter: each image is decoded once, and what later filters need is kept."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
+from pallava.data.clean.filters import BOTH_KINDS, Candidate, Decision, Findings
 from pallava.data.image_hashes import perceptual_hash
 from pallava.data.training_file import MAX_PIXELS
 from pallava.errors import PallavaError
 from pallava.images import ImageError, image_size, open_image
 from pallava.io.hashing import hash_file
-from pallava.io.processes import batches, start_worker
+from pallava.io.processes import WorkerPool, batches
 from pallava.io.real_paths import real_folder, real_path
 
 MAX_BACKGROUND = 0.98
@@ -33,104 +30,88 @@ _CHUNK = 8
 
 
 class ImageFilter:
-    """Drops images that are missing, unreadable, truncated, too large or nearly empty.
+    """Drop images that are missing, unreadable, truncated, too large or nearly empty.
 
-    A score holds either "problem", or "sha256" of the file, "width", "height", "background" (share of the pixels
+    Findings hold either "problem", or "sha256" of the file, "width", "height", "background" (share of the pixels
     without tissue, 0 to 1) and "perceptual_hash".
     """
 
     name = "image"
-    kinds = APPLIES_TO["image"]
+    kinds = BOTH_KINDS
     key = f"{_VERSION}:{MAX_PIXELS}"
 
     def __init__(
         self, max_background: float = MAX_BACKGROUND, *, num_workers: int = 1, image_folder: Path | None = None
     ) -> None:
-        """Takes the threshold; processes are started when there is work for them.
+        """Keep the threshold; processes are started with the first work for them.
 
         Args:
             max_background: Images with a larger share of background are dropped.
-            num_workers: Processes that decode.
-            image_folder: A link may lead from a source's root to what lies in here.
+            num_workers: Number of processes that decode.
+            image_folder: A folder into which links may lead from a source's root.
 
         Raises:
             PallavaError: The share is not between 0 and 1.
         """
         if not 0 <= max_background <= 1:
-            raise PallavaError(f"the largest share of background is {max_background}; expected 0 to 1")
+            raise PallavaError(f"the maximum share of background must be between 0 and 1, got {max_background}")
         self._max_background = max_background
-        self._num_workers = num_workers
         self._folder = "" if image_folder is None else os.path.realpath(image_folder)
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool = WorkerPool(num_workers)
 
-    def item_key(self, item: Item) -> str:
-        """Source and name of the image, with the file's size and date: a file that is replaced is judged again.
+    def item_key(self, candidate: Candidate) -> str:
+        """Return source and name of the image with the file's size and date: a file that is replaced is judged again.
 
-        Where a link leads out of the folders, that stands in their place: another image folder brings another verdict.
+        For a link that leads out of the folders, the key says so instead: another image folder means another decision.
         """
         try:
             state = "outside_folder"
-            if _is_inside(str(item.path), self._folders(item)):
-                status = os.stat(item.path)  # noqa: PTH116 - half the cost of item.path.stat()
+            if _is_inside(str(candidate.path), self._folders(candidate)):
+                status = os.stat(candidate.path)  # noqa: PTH116 - half the cost of candidate.path.stat()
                 state = f"{status.st_size}|{int(status.st_mtime)}"
         except (OSError, ValueError):
             state = "missing"
-        key = f"{item.record.source}:{item.record.image}|{state}"
+        key = f"{candidate.record.source}:{candidate.record.image}|{state}"
         return key.encode(errors="backslashreplace").decode()  # halves of surrogate pairs cannot be stored
 
-    def score(self, items: Sequence[Item]) -> list[Score]:
-        """Reads and decodes the images.
+    def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
+        """Read and decode the images.
 
         Raises:
-            PallavaError: A process was ended from outside.
+            PallavaError: A process was killed.
         """
-        tasks = [(str(item.path), self._folders(item)) for item in items]
-        if self._num_workers == 1 or len(tasks) <= _CHUNK:
-            return _check_images(tasks)
-        try:
-            return [score for future in self._submit(tasks) for score in future.result()]
-        except BrokenProcessPool:
-            raise PallavaError(
-                "a process that decodes images was ended from outside; is there enough memory? Try --workers 1"
-            ) from None
+        tasks = [(str(each.path), self._folders(each)) for each in candidates]
+        return [found for part in self._pool.map(_check_images, batches(tasks, _CHUNK)) for found in part]
 
-    def decide(self, item: Item, score: Score) -> Verdict:
-        """Drops what has a problem or too much background."""
-        if "problem" in score:
-            return Verdict(False, score["problem"])
-        is_full = score["background"] <= self._max_background
-        return Verdict(is_full, "" if is_full else "nearly_empty", score["background"])
+    def decide(self, candidate: Candidate, findings: Findings) -> Decision:
+        """Drop what has a problem or too much background."""
+        if "problem" in findings:
+            return Decision(False, findings["problem"])
+        is_full = findings["background"] <= self._max_background
+        return Decision(is_full, "" if is_full else "nearly_empty", findings["background"])
 
     def close(self) -> None:
-        """Ends the processes."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+        """End the processes."""
+        self._pool.close()
 
-    def _folders(self, item: Item) -> tuple[str, ...]:
-        root = str(item.path).removesuffix(item.record.image)
+    def _folders(self, candidate: Candidate) -> tuple[str, ...]:
+        root = str(candidate.path).removesuffix(candidate.record.image)
         return tuple(folder for folder in (root, self._folder) if folder)
 
-    def _submit(self, tasks: list[tuple[str, tuple[str, ...]]]) -> list[Future[list[Score]]]:
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(self._num_workers, get_context("spawn"), start_worker)
-        pool = self._pool
-        return [pool.submit(_check_images, chunk) for chunk in batches(tasks, _CHUNK)]
 
-
-def _check_images(tasks: Iterable[tuple[str, tuple[str, ...]]]) -> list[Score]:
+def _check_images(tasks: Iterable[tuple[str, tuple[str, ...]]]) -> list[Findings]:
     return [check_image(path, folders) for path, folders in tasks]
 
 
-def check_image(path: str, folders: Sequence[str]) -> Score:
-    """Decodes an image and measures it.
+def check_image(path: str, folders: Sequence[str]) -> Findings:
+    """Decode an image and measure it.
 
     Args:
         path: The file.
-        folders: Where it must lie, once all links are followed.
+        folders: It must be in one of these once all links are followed.
 
     Returns:
-        The score as `ImageFilter` describes it.
+        Findings as `ImageFilter` describes them.
     """
     try:
         if not _is_inside(path, folders):
@@ -147,10 +128,10 @@ def check_image(path: str, folders: Sequence[str]) -> Score:
 
 
 def background_share(image: Image.Image) -> float:
-    """Measures the share of pixels without tissue: of glass, of black, or of an even ground, whichever is larger.
+    """Return the share of pixels without tissue: of glass, of black, or of an even ground, whichever is largest.
 
     Args:
-        image: Of mode RGB.
+        image: RGB image.
 
     Returns:
         The share, from 0 to 1, rounded to four digits.

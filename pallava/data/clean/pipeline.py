@@ -1,6 +1,6 @@
-"""The two phases of cleaning: every filter's scores into a store, then one pass of decisions in the records' order.
+"""The two phases of cleaning: every filter's findings into a store, then one pass of decisions in the records' order.
 
-A stopped run finds its scores again, and decisions rest on stored scores alone, so that what comes out does not depend
+A stopped run uses its findings again, and decisions rest on stored findings alone, so that the outcome does not depend
 on kills, batches or processes.
 """
 
@@ -12,8 +12,17 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from pallava.data.clean.filters import Filter, Item, OrderedFilter, Score, StreamingFilter, SurveyFilter, Verdict
-from pallava.data.sources.base import Source
+from pallava.data.clean.filters import (
+    KEEP,
+    Candidate,
+    Decision,
+    Filter,
+    Findings,
+    OrderedFilter,
+    StreamingFilter,
+    SurveyFilter,
+)
+from pallava.data.sources.base import Labelled, Source
 from pallava.errors import PallavaError
 from pallava.io.processes import batches
 from pallava.io.store import Store
@@ -24,7 +33,7 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class Input:
-    """A source under the name that it has in the output; two sources of one set are told apart by it."""
+    """A source under its name in the output, which differs for two sources of one set."""
 
     label: str
     source: Source
@@ -32,39 +41,34 @@ class Input:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an item.
+    """The result for one candidate.
 
     Attributes:
-        item: The item.
-        verdict: The last filter's.
-        filter_name: The filter that dropped it; nothing if it is kept.
-        scores: The number that each filter's decision rested on, where there is one.
+        candidate: The candidate.
+        decision: The last filter's.
+        filter_name: The filter that dropped it; empty if it is kept.
+        scores: The number that each filter's decision rested on, if any.
     """
 
-    item: Item
-    verdict: Verdict
+    candidate: Candidate
+    decision: Decision = KEEP
     filter_name: str = ""
     scores: dict[str, float] = field(default_factory=dict)
 
 
 class Pipeline:
-    """Sources, filters in their order, and the store of scores."""
+    """Sources, filters in their order, and the store of findings."""
 
     def __init__(
-        self,
-        inputs: Sequence[Input],
-        filters: Sequence[Filter],
-        store: Store,
-        *,
-        drop_unanswered: bool = False,
+        self, inputs: Sequence[Input], filters: Sequence[Filter], store: Store, *, drop_unanswered: bool = False
     ) -> None:
-        """Notes all of them.
+        """Note all of them.
 
         Args:
-            inputs: In the order of the output.
-            filters: In the order in which they decide.
-            store: Where scores are kept.
-            drop_unanswered: Drops what an endpoint did not answer, instead of ending without a decision.
+            inputs: Sources in the order of the output.
+            filters: Filters in the order in which they decide.
+            store: Store of findings.
+            drop_unanswered: Drop what an endpoint did not answer, instead of stopping without a decision.
         """
         self._inputs = inputs
         self._filters = filters
@@ -73,117 +77,108 @@ class Pipeline:
         self._unanswered: list[UnansweredError] = []
 
     def survey(self) -> None:
-        """Shows all items to the filters that want to see them first."""
+        """Show all candidates to the filters that need to see them first."""
         filters = [each for each in self._filters if isinstance(each, SurveyFilter)]
         if filters:
-            for item in self._items("survey"):
+            for candidate in self._candidates("survey"):
                 for each in filters:
-                    if item.kind in each.kinds:
-                        each.survey(item)
+                    if candidate.kind in each.kinds:
+                        each.survey(candidate)
 
     def judge(self) -> None:
-        """Scores what is not scored yet, and stores it batch by batch.
+        """Score what has no findings yet, and store them batch by batch.
 
         Raises:
-            PallavaError: A source or a filter cannot go on, or, at the end, some requests were not answered and their
-                items are not to be dropped; what was scored stays.
+            PallavaError: A source or a filter fails, or, at the end, some requests were not answered and their
+                candidates are not to be dropped; findings so far are kept.
         """
-        for batch in batches(self._items("judge"), _BATCH):
+        for batch in batches(self._candidates("judge"), _BATCH):
             self._judge_batch(batch)
         if self._unanswered and not self._drop_unanswered:
             more = f" ({len(self._unanswered) - 1} more such batches)" if len(self._unanswered) > 1 else ""
             raise PallavaError(
-                f"{self._unanswered[0]}{more} If they fail every time, --drop-unanswered drops their rows."
+                f"{self._unanswered[0]}{more}; if they fail every time, --drop-unanswered drops their rows"
             )
 
     def decide(self) -> Iterator[Outcome]:
-        """Yields what becomes of each record, in order.
+        """Yield the outcome for each record, in order.
 
         Raises:
-            PallavaError: A score is missing, since a file or the sources changed after they were judged.
+            PallavaError: Findings are missing, since a file or the sources changed after they were judged.
         """
         for each in self._filters:
             if isinstance(each, OrderedFilter):
                 each.begin()
-        for batch in batches(self._items("decide"), _BATCH):
+        for batch in batches(self._candidates("decide"), _BATCH):
             yield from self._decide_batch(batch)
 
-    def _items(self, what: str) -> Iterator[Item]:
+    def _candidates(self, phase: str) -> Iterator[Candidate]:
         total = sum(each.source.num_bytes for each in self._inputs)
-        with tqdm(total=total, desc=what, unit="B", unit_scale=True, mininterval=1, disable=None) as bar:
+        with tqdm(total=total, desc=phase, unit="B", unit_scale=True, mininterval=1, disable=None) as bar:
             done = 0
             for each in self._inputs:
                 root = each.source.root.absolute()
                 for record in each.source:
+                    assert not isinstance(record, Labelled)  # such sources are not opened
                     if record.source != each.label:
                         record = dataclasses.replace(record, source=each.label)
-                    yield Item(record, root / record.image)
+                    yield Candidate(record, root / record.image)
                     bar.update(done + each.source.num_bytes_read - bar.n)
                 done += each.source.num_bytes
 
-    def _judge_batch(self, items: list[Item]) -> None:
+    def _judge_batch(self, candidates: list[Candidate]) -> None:
         for each in self._filters:
-            chosen = [item for item in items if item.kind in each.kinds]
+            chosen = [one for one in candidates if one.kind in each.kinds]
             is_ordered, dropped = isinstance(each, OrderedFilter), set()
-            for item, score in zip(chosen, self._score(each, chosen), strict=True):
-                if score is not None:
-                    item.shared.update(score)
-                if score is None or not (is_ordered or each.decide(item, score).keep):
-                    dropped.add(id(item))
-            items = [item for item in items if id(item) not in dropped]
+            for candidate, findings in zip(chosen, self._find(each, chosen), strict=True):
+                candidate.shared.update(findings or {})
+                if findings is None or not (is_ordered or each.decide(candidate, findings).keep):
+                    dropped.add(id(candidate))
+            candidates = [one for one in candidates if id(one) not in dropped]
 
-    def _score(self, each: Filter, items: list[Item]) -> Sequence[Score | None]:
-        """Gives the score of each item, None without an answer, and computes and stores those that are not stored."""
+    def _find(self, each: Filter, candidates: list[Candidate], *, compute: bool = True) -> Sequence[Findings | None]:
+        """Return the findings on each candidate, None without an answer; compute and store those that are missing."""
         if not each.key:
-            return each.score(items)
-        keys = [each.item_key(item) for item in items]
-        scores = self._store.get(each.key, set(keys))
-        missing = {key: item for key, item in zip(keys, items, strict=True) if key not in scores}
-        if missing:
-            scores |= self._compute(each, list(missing), list(missing.values()))
-        return [scores.get(key) for key in keys]
+            return each.score(candidates)
+        keys = [each.item_key(one) for one in candidates]
+        found = self._store.get(each.key, set(keys))
+        missing = {key: one for key, one in zip(keys, candidates, strict=True) if key not in found}
+        if missing and compute:
+            found |= self._compute(each, list(missing), list(missing.values()))
+        elif missing and not (self._drop_unanswered and isinstance(each, StreamingFilter)):
+            first = next(iter(missing.values()))
+            raise PallavaError(
+                f"'{first.path}' ({first.record.source} {first.record.id}) has no findings of the filter "
+                f"'{each.name}': images or records changed since they were judged; run `pallava data clean` again"
+            )
+        return [found.get(key) for key in keys]
 
-    def _compute(self, each: Filter, keys: list[str], items: list[Item]) -> dict[str, Score]:
-        scores: dict[str, Score] = {}
+    def _compute(self, each: Filter, keys: list[str], candidates: list[Candidate]) -> dict[str, Findings]:
+        found: dict[str, Findings] = {}
         if isinstance(each, StreamingFilter):
             try:
-                for index, score in each.iter_scores(items):
-                    scores[keys[index]] = score
-                    self._store.put(each.key, {keys[index]: score})
+                for index, findings in each.iter_scores(candidates):
+                    found[keys[index]] = findings
+                    self._store.put(each.key, {keys[index]: findings})
             except UnansweredError as error:
                 self._unanswered.append(error)
-            return scores
-        scores.update(zip(keys, each.score(items), strict=True))
-        self._store.put(each.key, scores)
-        return scores
+            return found
+        found.update(zip(keys, each.score(candidates), strict=True))
+        self._store.put(each.key, found)
+        return found
 
-    def _decide_batch(self, items: list[Item]) -> Iterator[Outcome]:
-        """Decides filter by filter, which looks scores up by batch; the ordered ones come last and go item by item."""
-        outcomes = {id(item): Outcome(item, Verdict(True)) for item in items}
+    def _decide_batch(self, candidates: list[Candidate]) -> Iterator[Outcome]:
+        """Decide filter by filter, which reads the store by batch; the ordered ones are last and see one at a time."""
+        outcomes = {id(one): Outcome(one) for one in candidates}
         for each in self._filters:
-            alive = [item for item in items if outcomes[id(item)].verdict.keep and item.kind in each.kinds]
-            for item, score in zip(alive, self._stored(each, alive), strict=True):
-                item.shared.update(score or {})
-                outcomes[id(item)] = _after(outcomes[id(item)], each, score)
+            alive = [one for one in candidates if outcomes[id(one)].decision.keep and one.kind in each.kinds]
+            for one, findings in zip(alive, self._find(each, alive, compute=False), strict=True):
+                one.shared.update(findings or {})
+                outcomes[id(one)] = _after(outcomes[id(one)], each, findings)
         return iter(outcomes.values())
 
-    def _stored(self, each: Filter, items: list[Item]) -> Sequence[Score | None]:
-        """Gives the score of each item, None for an unanswered one that is to be dropped."""
-        if not each.key:
-            return each.score(items)
-        keys = [each.item_key(item) for item in items]
-        scores = self._store.get(each.key, set(keys))
-        may_be_missing = self._drop_unanswered and isinstance(each, StreamingFilter)
-        for key, item in zip(keys, items, strict=True):
-            if key not in scores and not may_be_missing:
-                raise PallavaError(
-                    f"'{item.path}' ({item.record.source} {item.record.id}) has no score of the filter '{each.name}': "
-                    f"images or records changed since they were judged; run `pallava data clean` again"
-                )
-        return [scores.get(key) for key in keys]
 
-
-def _after(before: Outcome, each: Filter, score: Score | None) -> Outcome:
-    verdict = Verdict(False, "unanswered") if score is None else each.decide(before.item, score)
-    scores = before.scores if verdict.score is None else {**before.scores, each.name: verdict.score}
-    return Outcome(before.item, verdict, "" if verdict.keep else each.name, scores)
+def _after(before: Outcome, each: Filter, findings: Findings | None) -> Outcome:
+    decision = Decision(False, "unanswered") if findings is None else each.decide(before.candidate, findings)
+    scores = before.scores if decision.score is None else {**before.scores, each.name: decision.score}
+    return Outcome(before.candidate, decision, "" if decision.keep else each.name, scores)

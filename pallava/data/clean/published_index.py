@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
+from pallava.data.clean.filters import CAPTIONS, Candidate, Decision, Findings
 from pallava.data.sources import SOURCES
 from pallava.data.sources.base import RowDropped
 from pallava.data.sources.files import json_rows
@@ -26,32 +26,30 @@ _LEVELS = (3, 2, 1)  # relative path, base name, base name without its ending
 
 
 class PublishedIndexFilter:
-    """Keeps the captions of listed images; a name is matched on the path, then the base name, then without ending.
+    """Keep the captions of listed images; a name is matched on the path, then the base name, then without ending.
 
-    The weaker match counts only where no better one was found, for the name and for the image. That takes a survey of
-    all items. A name that matches images of several sources keeps them all and is reported, not guessed.
+    A weaker match counts only if the name and the image have no better one. That takes a survey of all candidates. A
+    name that matches images of several sources keeps them all and is reported, not guessed.
 
     Attributes:
         unread: The entries of the list that hold no name, with their positions.
     """
 
     name = "published-index"
-    kinds = APPLIES_TO["published-index"]
+    kinds = CAPTIONS
     key = ""
 
     def __init__(self, path: str | Path) -> None:
-        """Reads the list.
+        """Read the list.
 
         Raises:
-            PallavaError: It cannot be read or holds no name.
+            PallavaError: It cannot be read, or does not hold a name.
         """
         listed = read_names(Path(path))
         self._names, self.unread = listed.names, listed.unread
         if not self._names:
             first = f" ({listed.unread[0]})" if listed.unread else ""
-            raise PallavaError(
-                f"the list '{path}' holds no image name{first}; expected file names, one a line or as JSON"
-            )
+            raise PallavaError(f"found no image name in the list '{path}'{first}; expected one a line, or JSON")
         self._by_level: dict[int, dict[str, tuple[int, ...]]] = {level: {} for level in _LEVELS}
         for number, (_, name) in enumerate(self._names):
             for level, numbers in self._by_level.items():
@@ -62,60 +60,60 @@ class PublishedIndexFilter:
 
     @property
     def num_names(self) -> int:
-        """How many names are on the list."""
+        """Return the number of names on the list."""
         return len(self._names)
 
-    def survey(self, item: Item) -> None:
-        """Notes which names the item's image matches."""
-        level, numbers = self._matches(item)
+    def survey(self, candidate: Candidate) -> None:
+        """Note which names the image matches."""
+        level, numbers = self._matches(candidate)
         for number in numbers:
             if level > self._best[number]:
                 self._best[number] = level
                 self._sources[number] = frozenset()
-            if level == self._best[number] and item.record.source not in self._sources[number]:
-                self._sources[number] |= {item.record.source}
+            if level == self._best[number] and candidate.record.source not in self._sources[number]:
+                self._sources[number] |= {candidate.record.source}
 
-    def item_key(self, item: Item) -> str:
-        """The image's name."""
-        return item.record.image
+    def item_key(self, candidate: Candidate) -> str:
+        """Return the image's name."""
+        return candidate.record.image
 
-    def score(self, items: Sequence[Item]) -> list[Score]:
-        """How well the image's name is matched: 3 by its path, 2 by its base name, 1 without its ending, 0 not."""
-        return [{"match": self._match(item)} for item in items]
+    def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
+        """Return how the image's name is matched: 3 by its path, 2 by its base name, 1 without its ending, 0 not."""
+        return [{"match": self._match(each)} for each in candidates]
 
-    def decide(self, item: Item, score: Score) -> Verdict:
-        """Keeps what is matched."""
-        return Verdict(bool(score["match"]), "" if score["match"] else "not_listed", score["match"])
+    def decide(self, candidate: Candidate, findings: Findings) -> Decision:
+        """Keep what is matched."""
+        match = findings["match"]
+        return Decision(bool(match), "" if match else "not_listed", match)
 
     def unmatched(self) -> Iterator[str]:
-        """Yields the names that matched nothing."""
+        """Yield the names that match nothing."""
         return (name for number, (_, name) in enumerate(self._names) if not self._best[number])
 
     def ambiguous(self) -> Iterator[tuple[str, list[str]]]:
-        """Yields the names that matched images of several sources, with these."""
+        """Yield the names that match images of several sources, with these."""
         for number, sources in sorted(self._sources.items()):
             if len(sources) > 1:
                 yield self._names[number][1], sorted(sources)
 
-    def _matches(self, item: Item) -> tuple[int, Sequence[int]]:
-        """Finds the best level with a name for the image, and the names."""
+    def _matches(self, candidate: Candidate) -> tuple[int, Sequence[int]]:
         for level in _LEVELS:
-            numbers = self._by_level[level].get(_at_level(_normal(item.record.image), level), ())
-            if numbers := tuple(number for number in numbers if _may_be(self._names[number][0], item.record.source)):
-                return level, numbers
+            numbers = self._by_level[level].get(_at_level(_normal(candidate.record.image), level), ())
+            if found := tuple(each for each in numbers if _may_be(self._names[each][0], candidate.record.source)):
+                return level, found
         return 0, ()
 
-    def _match(self, item: Item) -> int:
-        level, numbers = self._matches(item)
+    def _match(self, candidate: Candidate) -> int:
+        level, numbers = self._matches(candidate)
         return level if any(self._best[number] == level for number in numbers) else 0
 
 
 @dataclass(frozen=True)
 class NameList:
-    """What a list of images holds.
+    """The content of a list of images.
 
     Attributes:
-        names: Source as the list spells it (nothing where it names none) and normalized name, each once.
+        names: Source as the list spells it (empty if it names none) and normalized name, each once.
         unread: The entries without a name, with their positions.
     """
 
@@ -124,11 +122,11 @@ class NameList:
 
 
 def read_names(path: Path) -> NameList:
-    """Reads a list of image names: JSON (a list, or an object by source or by image), JSON Lines, or one name a line.
+    """Read a list of image names: JSON (a list, or an object by source or by image), JSON Lines, or one name a line.
 
     Args:
         path: The file. An entry is a name, several, or an object with them under "image", "image_id", "name" or the
-            like; what is none costs itself alone.
+            like; an entry without a name costs itself alone.
 
     Raises:
         PallavaError: The file cannot be read, is an archive, or is damaged JSON.
@@ -149,35 +147,25 @@ def read_names(path: Path) -> NameList:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, str, Any]]:
-    head = _head(path)
-    if head[:1] not in ("[", "{", '"'):
-        yield from (("", position, line) for position, line in _lines(path))
-        return
-    table = _table(path) if head[:1] == "{" else None
-    if table is not None:
+    """Yield source, position and value of each entry."""
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            first = file.read(4096).lstrip()[:1]
+            if first not in ("[", "{", '"'):
+                file.seek(0)
+                yield from (("", f"line {number}", line.strip()) for number, line in enumerate(file, 1) if line.strip())
+                return
+    except OSError as error:
+        raise PallavaError(f"cannot read the list '{path}': {error.strerror}") from None
+    if first == "{" and (table := _table(path)) is not None:
         yield from _table_entries(table)
         return
     for row in json_rows(path, lambda num_bytes: None):
         yield ("", "", row) if isinstance(row, RowDropped) else ("", row.position, row.value)
 
 
-def _head(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            return file.read(4096).lstrip()
-    except OSError as error:
-        raise PallavaError(f"cannot read the list '{path}': {error.strerror}") from None
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield f"line {number}", line.strip()
-
-
 def _table(path: Path) -> dict[str, Any] | None:
-    """Reads one object; None where the file holds an object a line."""
+    """Read one object; None if the file holds an object a line."""
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError:
@@ -186,7 +174,7 @@ def _table(path: Path) -> dict[str, Any] | None:
 
 
 def _table_entries(table: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """Yields the entries of lists or objects by source, or of one object by image or by number."""
+    """Yield the entries of lists or objects by source, or of one object by image or by number."""
     if any(_names_in(table)):
         yield "", "the object", table
         return
@@ -203,7 +191,7 @@ def _table_entries(table: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
 
 def _names_in(value: Any) -> Iterator[str]:
-    """Yields the names of an entry, and an empty one for each that is none."""
+    """Yield the names of an entry, and an empty one for each that is not a name."""
     if isinstance(value, dict):
         value = next((found for key in _KEYS if (found := value.get(key)) and isinstance(found, str | list)), None)
     for each in value if isinstance(value, list) and value else [value]:
@@ -223,9 +211,9 @@ def _at_level(name: str, level: int) -> str:
 
 @cache
 def _may_be(listed: str, source: str) -> bool:
-    """Whether a source can be the one that the list names: PubMedVision_Alignment is pubmedvision and not quilt-1m.
+    """Return whether a source can be the one that the list names: PubMedVision_Alignment is pubmedvision.
 
-    A source of plain pairs can be any, and so can what the list calls by a name that is none of ours.
+    Data of the user's own can be any, and so can what the list calls by a name that is not one of ours.
     """
     known = [name for name in SOURCES if name not in _OWN and _is_alike(name, listed)]
     return not known or source.startswith(_OWN) or any(source.startswith(name) for name in known)

@@ -1,28 +1,41 @@
-"""The page about a cleaning run: what each source lost to which filter, and pictures of what was kept and dropped."""
+"""The report on a cleaning run: what each source lost to which filter, and pictures of what was kept and dropped."""
 
 from __future__ import annotations
 
+import heapq
 import json
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
-from pallava.data.clean.outputs import SUMMARY
-from pallava.data.clean.report_data import Collected, Counts, Group, Row, collect, first_of
+from pallava.data.clean.settings import DROPPED, KEPT
+from pallava.data.material import SUMMARY_NAME
 from pallava.images import ImageError, open_image
+from pallava.io.files import write_text
+from pallava.io.hashing import short_hash
+from pallava.io.records import RecordFile
 from pallava.report import page as html
 from pallava.report.plots import COLOURS, histogram
-from pallava.report.tables import percent, table
+from pallava.report.table import Table, percent
 
 PAGE = "index.html"
+Row = dict[str, Any]
+"""A line of kept.jsonl or dropped.jsonl."""
+Group = tuple[str, str]
+"""("kept", source), or (filter, reason)."""
+Counts = dict[str, Counter[float]]
+"""How often each value occurs among the "kept" and the "dropped"."""
 
 _NUM_SHOWN = 12  # pictures of a kind
 _THUMBNAIL = 192  # pixels of the longer side
 _MAX_TEXT = 110  # characters of a caption
-_KEPT, _UNREAD = "kept", "not read"
+_DIGITS = 3  # of scores, so that a million different ones take no more memory than a thousand
+_KEPT, _UNREAD = "kept", "unread"
 _UNREAD_COLOUR = "#8a8f98"
 _FILTER_COLOURS = ("#d0628f", "#c98a2b", "#4c86c6", "#b0584a", "#9a6fb0", "#6c8f3c")
 _KEPT_COLOUR = "#2f8f83"
@@ -34,37 +47,54 @@ _SCORES = {
 """Title and axis of the filters whose score is not a judge's."""
 
 
-def write_report(folder: str | Path, *, seed: int = 0) -> None:
-    """Writes ``index.html`` from what cleaning wrote; the same files give the same page.
+def describe(summary: dict[str, Any], out: str) -> str:
+    """Return what each source lost to each filter, and why, as text for the terminal.
 
     Args:
-        folder: Of the run.
-        seed: Of the records that are drawn for the contact sheets.
+        summary: The content of ``summary.json``.
+        out: The run's folder, as it is to be named.
+    """
+    parts = [_funnel(summary, str).to_text(), _reasons(summary, str).to_text()]
+    if found := summary.get("published_index"):
+        parts.append(
+            f"published list: {found['num_names']} names, {found['num_unmatched']} without a match, "
+            f"{found['num_in_several_sources']} in several sources, {found['num_without_name']} entries without a name "
+            f"({out}/{found['report']})"
+        )
+    return "\n\n".join([*parts, f"{summary['num_kept']} of {summary['num_records']} records are kept, in {out}"])
+
+
+def write_report(folder: str | Path, *, seed: int = 0) -> None:
+    """Write ``index.html`` from what cleaning wrote; the same files give the same page.
+
+    Args:
+        folder: The run's folder.
+        seed: Seed of the draw of records for the contact sheets.
 
     Raises:
         PallavaError: A file cannot be read.
     """
     folder = Path(folder)
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    summary = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
     collected = collect(folder, num_shown=_NUM_SHOWN, seed=seed)
+    settings = Table("", ["Setting", "Value"], list(_settings(summary["settings"])), is_text=True)
     parts = [
         html.heading("What cleaning kept, and what it dropped", level=1),
         _figures(summary),
         html.heading("Where the records went", "Each filter sees what those to its left have kept."),
         html.share_bars(_shares(summary), _colours(summary)),
-        _funnel(summary),
+        _funnel(summary, _number).to_html(),
         html.heading("Reasons"),
-        _reasons(summary),
+        _reasons(summary, _number).to_html(),
+        *_unread_examples(summary),
         *_published_index(summary),
         html.heading("Distributions", "The last bar of each holds the highest hundredth, too."),
         html.grid(list(_histograms(collected, summary["settings"])), is_wide=True),
         *_sheets(collected, summary),
         html.heading("Settings"),
-        table(["Setting", "Value"], list(_settings(summary["settings"])), is_text=True),
+        settings.to_html(),
     ]
-    unfinished = folder / f".{PAGE}.unfinished"
-    unfinished.write_text(html.page("Cleaning report", parts), encoding="utf-8", errors="replace")
-    unfinished.replace(folder / PAGE)
+    write_text(folder / PAGE, html.page("Cleaning report", parts), errors="replace")
 
 
 def _number(count: int) -> str:
@@ -72,13 +102,46 @@ def _number(count: int) -> str:
 
 
 def _share(count: int, total: int) -> str:
-    return percent(count / total) if total else "–"
+    return percent(count / total if total else float("nan"))
+
+
+def _dropped(summary: Row, label: str, name: str) -> dict[str, int]:
+    """Return the counts of drops by reason, of one source and one filter or of what was not read."""
+    source = summary["sources"][label]
+    return source["unread"] if name == _UNREAD else source["filters"][name]["dropped"]
+
+
+def _funnel(summary: Row, number: Callable[[int], str]) -> Table:
+    names = [_UNREAD, *summary["filters"]]
+    counts = {
+        label: [
+            source["num_records"],
+            *(sum(_dropped(summary, label, name).values()) for name in names),
+            source["num_kept"],
+        ]
+        for label, source in summary["sources"].items()
+    }
+    if len(counts) > 1:
+        counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
+    rows = [[label, *map(number, row), _share(row[-1], row[0])] for label, row in counts.items()]
+    return Table("", ["source", "read", *names, "kept", "share"], rows)
+
+
+def _reasons(summary: Row, number: Callable[[int], str]) -> Table:
+    labels, rows = list(summary["sources"]), []
+    for name in (_UNREAD, *summary["filters"]):
+        for reason in sorted({reason for label in labels for reason in _dropped(summary, label, name)}):
+            counts = [_dropped(summary, label, name).get(reason, 0) for label in labels]
+            rows.append(
+                [f"{name}: {reason}", *(number(count) if count else "" for count in counts), number(sum(counts))]
+            )
+    return Table("", ["reason", *labels, "all"], rows)
 
 
 def _figures(summary: Row) -> str:
-    sources = summary["sources"].values()
+    num_sources = len(summary["sources"])
     values = [
-        (_number(summary["num_records"]), f"records of {len(sources)} {'source' if len(sources) == 1 else 'sources'}"),
+        (_number(summary["num_records"]), f"records of {num_sources} {'source' if num_sources == 1 else 'sources'}"),
         (_number(summary["num_kept"]), "kept"),
         (_share(summary["num_kept"], summary["num_records"]), "of them"),
         (_number(summary["num_pairs"]), "pairs of image and caption"),
@@ -94,58 +157,20 @@ def _colours(summary: Row) -> dict[str, str]:
 def _shares(summary: Row) -> list[tuple[str, list[tuple[str, int]]]]:
     rows = []
     for label, source in summary["sources"].items():
-        dropped = [(name, sum(source["filters"][name]["dropped"].values())) for name in summary["filters"]]
-        parts = [(_KEPT, source["num_kept"]), *dropped, (_UNREAD, sum(source["unread"].values()))]
+        names = [*summary["filters"], _UNREAD]
+        parts = [(_KEPT, source["num_kept"]), *((name, sum(_dropped(summary, label, name).values())) for name in names)]
         rows.append((f"{label}: {_share(source['num_kept'], source['num_records'])} kept", parts))
     return rows
 
 
-def _funnel(summary: Row) -> str:
-    rows = []
-    for label, source in summary["sources"].items():
-        dropped = [sum(source["filters"][name]["dropped"].values()) for name in summary["filters"]]
-        counts = [sum(source["unread"].values()), *dropped]
-        rows.append([source["num_records"], *(-count for count in counts), source["num_kept"]])
-        rows[-1].insert(0, label)
-    if len(rows) > 1:
-        rows.append(["all", *(sum(row[column] for row in rows) for column in range(1, len(rows[0])))])
-    header = ["Source", "Records", _UNREAD, *summary["filters"], "Kept", "Share"]
-    cells = [[str(row[0]), *map(_signed, row[1:]), _share(row[-1], row[1])] for row in rows]
-    return table(header, cells)
-
-
-def _signed(count: int) -> str:
-    return f"−{_number(-count)}" if count < 0 else _number(count)
-
-
-def _reasons(summary: Row) -> str:
-    counts: dict[tuple[str, str], dict[str, int]] = {}
-    for label, source in summary["sources"].items():
-        for reason, count in source["unread"].items():
-            counts.setdefault((_UNREAD, reason), {})[label] = count
-        for name in summary["filters"]:
-            for reason, count in source["filters"][name]["dropped"].items():
-                counts.setdefault((name, reason), {})[label] = count
-    order = [_UNREAD, *summary["filters"]]
-    labels = list(summary["sources"])
-    rows = [
-        [
-            f"{name}: {reason}",
-            *(_number(of[label]) if label in of else "" for label in labels),
-            _number(sum(of.values())),
-        ]
-        for (name, reason), of in sorted(counts.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
-    ]
-    return table(["Reason", *labels, "All"], rows) + _unread_examples(summary)
-
-
-def _unread_examples(summary: Row) -> str:
+def _unread_examples(summary: Row) -> Iterator[str]:
     rows = [
         [f"{label}: {reason}", "; ".join(examples)]
         for label, source in summary["sources"].items()
         for reason, examples in source["unread_examples"].items()
     ]
-    return table(["Rows not read", "The first of them"], rows, is_text=True) if rows else ""
+    if rows:
+        yield Table("", ["Unread rows", "The first of them"], rows, is_text=True).to_html()
 
 
 def _published_index(summary: Row) -> Iterator[str]:
@@ -154,11 +179,114 @@ def _published_index(summary: Row) -> Iterator[str]:
         yield html.figures(
             [
                 (_number(index["num_names"]), "names on the list"),
-                (_number(index["num_unmatched"]), "matched nothing"),
-                (_number(index["num_in_several_sources"]), "matched several sources"),
+                (_number(index["num_unmatched"]), "without a match"),
+                (_number(index["num_in_several_sources"]), "in several sources"),
                 (_number(index["num_without_name"]), "entries without a name"),
             ]
         )
+
+
+def _settings(settings: Row) -> Iterator[list[str]]:
+    for name, value in settings.items():
+        if value is not None and name != "roots":
+            yield [name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
+
+
+# Records of the run ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Collected:
+    """Counts and samples of a run's records.
+
+    Attributes:
+        words: Words of the captions.
+        sides: Longer sides of the images in pixels.
+        scores: Scores of each filter that has some.
+        samples: A few records of each group, in the order of the draw.
+        firsts: The kept records that drawn duplicates name, by "source:id".
+    """
+
+    words: Counts = field(default_factory=lambda: defaultdict(Counter))
+    sides: Counts = field(default_factory=lambda: defaultdict(Counter))
+    scores: dict[str, Counts] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Counter)))
+    samples: dict[Group, list[Row]] = field(default_factory=dict)
+    firsts: dict[str, Row] = field(default_factory=dict)
+
+
+def collect(folder: Path, *, num_shown: int, seed: int) -> Collected:
+    """Read kept.jsonl and dropped.jsonl once, in little memory.
+
+    Args:
+        folder: The run's folder.
+        num_shown: Number of records to draw from each group.
+        seed: Seed of the draw.
+
+    Raises:
+        PallavaError: A file cannot be read.
+    """
+    collected, draw = Collected(), _Draw(num_shown, seed)
+    for row in _rows(folder / DROPPED):
+        _count(row, "dropped", collected)
+        draw.offer((row["filter"], row["reason"]), row)
+    collected.samples = draw.drawn()
+    wanted = {name for rows in collected.samples.values() for row in rows if (name := _first_of(row))}
+    draw = _Draw(num_shown, seed)
+    for row in _rows(folder / KEPT):
+        _count(row, "kept", collected)
+        draw.offer((_KEPT, row["source"]), row)
+        if (name := f"{row['source']}:{row['id']}") in wanted:
+            collected.firsts[name] = row
+    collected.samples = draw.drawn() | collected.samples
+    return collected
+
+
+def _first_of(row: Row) -> str:
+    """Return the record that a dropped duplicate repeats, as "source:id", or nothing."""
+    return row.get("detail", "").partition(" (distance ")[0] if row.get("filter") == "duplicates" else ""
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    if not path.stat().st_size:
+        return
+    file = RecordFile(path)
+    with tqdm(total=file.num_bytes, unit="B", unit_scale=True, desc="report", mininterval=1, disable=None) as bar:
+        for record in file:
+            yield record.value
+            bar.update(file.num_bytes_read - bar.n)
+
+
+def _count(row: Row, fate: str, collected: Collected) -> None:
+    if row["kind"] == "captions":
+        collected.words[fate][len(row["text"].split())] += 1
+    if "image_size" in row:
+        collected.sides[fate][max(row["image_size"])] += 1
+    for name, score in row["scores"].items():
+        collected.scores[name][fate][round(score, _DIGITS)] += 1
+
+
+class _Draw:
+    """The records of each group whose hashes are smallest: a draw that needs no count beforehand."""
+
+    def __init__(self, num_shown: int, seed: int) -> None:
+        self._num_shown, self._seed = num_shown, seed
+        self._heaps: dict[Group, list[tuple[int, int, Row]]] = defaultdict(list)
+        self._num_offered = 0
+
+    def offer(self, group: Group, row: Row) -> None:
+        rank = -int.from_bytes(short_hash(f"{self._seed}:{row['source']}:{row['id']}"), "big")
+        self._num_offered += 1
+        heap, entry = self._heaps[group], (rank, self._num_offered, row)  # rows themselves cannot be compared
+        if len(heap) < self._num_shown:
+            heapq.heappush(heap, entry)
+        elif rank > heap[0][0]:
+            heapq.heapreplace(heap, entry)
+
+    def drawn(self) -> dict[Group, list[Row]]:
+        return {group: [row for *_, row in sorted(heap, reverse=True)] for group, heap in sorted(self._heaps.items())}
+
+
+# Plots and pictures ---------------------------------------------------------------------------------------------------
 
 
 def _histograms(collected: Collected, settings: Row) -> Iterator[str]:
@@ -175,50 +303,36 @@ def _histograms(collected: Collected, settings: Row) -> Iterator[str]:
         yield card("Longer sides of the images", collected.sides, "pixels")
     for name, counts in sorted(collected.scores.items()):
         if name != "words":  # shown above
-            threshold = settings.get(_THRESHOLDS.get(name, ""))
             title, x_label = _SCORES.get(name, (f"Scores of the filter {name}", "score"))
-            yield card(title, counts, x_label, threshold)
+            yield card(title, counts, x_label, settings.get(_THRESHOLDS.get(name, "")))
 
 
 def _sheets(collected: Collected, summary: Row) -> Iterator[str]:
     folder = Path(summary["image_folder"])
-    groups = sorted(collected.samples, key=lambda group: _rank(group, summary))
-    for group in tqdm(groups, desc="thumbnails", disable=None):
-        name, what = group
+    order = [*((_KEPT, label) for label in summary["sources"]), *sorted(collected.samples)]
+    groups = sorted(
+        collected.samples,
+        key=lambda group: ([_KEPT, *summary["filters"]].index(group[0]), order.index(group)),
+    )
+    for name, what in tqdm(groups, desc="thumbnails", disable=None):
         title = f"Kept of {what}" if name == _KEPT else f"Dropped by {name}: {what}"
-        count = _count_of(group, summary)
-        cells = [_cell(row, collected, folder) for row in collected.samples[group]]
+        if name == _KEPT:
+            count = summary["sources"][what]["num_kept"]
+        else:
+            count = sum(_dropped(summary, label, name).get(what, 0) for label in summary["sources"])
+        cells = [_cell(row, collected, folder) for row in collected.samples[name, what]]
         shown = f"{len(cells)} of {_number(count)}, drawn at random." if len(cells) < count else f"All {count}."
         yield html.heading(title, shown)
         yield html.contact_sheet(cells)
 
 
-def _rank(group: Group, summary: Row) -> tuple[int, int, str]:
-    name, what = group
-    if name == _KEPT:
-        return 0, list(summary["sources"]).index(what), what
-    return 1, summary["filters"].index(name), what
-
-
-def _count_of(group: Group, summary: Row) -> int:
-    name, what = group
-    if name == _KEPT:
-        return summary["sources"][what]["num_kept"]
-    return sum(source["filters"][name]["dropped"].get(what, 0) for source in summary["sources"].values())
-
-
 def _cell(row: Row, collected: Collected, folder: Path) -> html.Cell:
     images = [_thumbnail(folder, row)]
-    if first := collected.firsts.get(first_of(row)):
+    if first := collected.firsts.get(_first_of(row)):
         images.append(_thumbnail(folder, first))
-    facts = [_why(row), _text(row)]
+    score = "" if row.get("score") is None else f"score {row['score']:.3g}"
+    facts = [f"of {row['detail']}" if row.get("detail") else score, _text(row)]
     return html.Cell(images, f"{row['source']}:{row['id']}", " · ".join(fact for fact in facts if fact))
-
-
-def _why(row: Row) -> str:
-    if row.get("detail"):
-        return f"of {row['detail']}"
-    return "" if row.get("score") is None else f"score {row['score']:.3g}"
 
 
 def _text(row: Row) -> str:
@@ -228,7 +342,7 @@ def _text(row: Row) -> str:
 
 
 def _thumbnail(folder: Path, row: Row) -> Image.Image | None:
-    """The image made small; nothing where it cannot be opened, or is a link that leaves the image folder."""
+    """Return the image made small, or None if it cannot be opened or is a link that leaves the image folder."""
     path = (folder / row["path"]).resolve()
     if row.get("reason") == "missing" or not path.is_relative_to(folder.resolve()):
         return None
@@ -238,9 +352,3 @@ def _thumbnail(folder: Path, row: Row) -> Image.Image | None:
         return None
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     return image
-
-
-def _settings(settings: Row) -> Iterator[list[str]]:
-    for name, value in settings.items():
-        if value is not None and name != "roots":
-            yield [name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]

@@ -1,109 +1,252 @@
-"""A cleaning run in its folder."""
+"""A cleaning run in its folder, and the files that it writes."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pallava.data.clean.filters import Filter
-from pallava.data.clean.outputs import DROPPED, KEPT, PAIRS, SUMMARY, Summary, image_folder_path, write_outputs
 from pallava.data.clean.pipeline import Input, Outcome, Pipeline
-from pallava.data.clean.settings import CleanSettings, Effort, make_filters, open_inputs
+from pallava.data.clean.published_index import PublishedIndexFilter
+from pallava.data.clean.settings import DROPPED, KEPT, CleanSettings, Effort, make_filters
+from pallava.data.material import SUMMARY_NAME, read_sources
+from pallava.data.sources import SOURCES
+from pallava.data.sources.base import Pair, to_json
 from pallava.errors import PallavaError
+from pallava.io.files import whole_file, write_json
+from pallava.io.processes import default_num_workers
 from pallava.io.store import Store
 
-STORE = "scores.sqlite"
+STORE, PAIRS, INDEX_REPORT = "scores.sqlite", "pairs.json", "published_index.txt"
+_MAX_EXAMPLES = 3
 
 
-@dataclass(frozen=True)
-class _Run:
-    folder: Path
-    settings: CleanSettings
-    inputs: Sequence[Input]
-    filters: Sequence[Filter]
-    image_folder: Path
+def clean(
+    sources: Sequence[str],
+    out: str | Path,
+    *,
+    splits: Sequence[str] = (),
+    columns: str | None = None,
+    num_workers: int | None = None,
+    concurrency: int = 8,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Drop what does not belong into training from data sets; an unfinished run in the output folder is resumed.
 
-
-def clean(folder: Path, settings: CleanSettings, *, effort: Effort | None = None) -> Summary:
-    """Judges and decides; goes on where an earlier run in the folder stopped.
+    ``kept.jsonl`` and ``dropped.jsonl`` hold a record a line (as `to_json` writes it) with "path" (its image relative
+    to the image folder), "scores" (number by filter), "image_size" if it is known, and for a dropped one "filter",
+    "reason" (by which drops are counted), "detail" and "score". ``pairs.json`` holds the kept captions,
+    ``summary.json`` the counts, and ``index.html`` is a report.
 
     Args:
-        folder: Where scores and outputs go.
-        settings: What to clean, and how.
-        effort: How much is done at a time.
+        sources: "NAME=ROOT" of each source, such as "quilt-1m=/data/quilt".
+        out: Output folder.
+        splits: The split to read: "SPLIT" for all sources, or "NAME=SPLIT" for one.
+        columns: Columns of a table, such as "image=file,caption=text".
+        num_workers: Number of processes that decode images (default: one for each core, at most 16).
+        concurrency: Number of requests to an endpoint at a time.
+        settings: Further settings by name, see `CleanSettings`; None means the default.
 
     Returns:
-        What ``summary.json`` holds.
+        The content of ``summary.json``.
 
     Raises:
-        PallavaError: The settings do not fit each other or the disk, or the work cannot go on; scores stay.
+        PallavaError: The settings contradict each other or the disk, or the work cannot be finished; scores so far are
+            kept.
     """
+    folder = Path(out)
+    chosen = CleanSettings.create(read_sources(sources, splits, columns), settings)
     _check_folder(folder)
-    with _opened(folder, settings, effort) as run, _writing(folder):
+    effort = Effort(default_num_workers() if num_workers is None else num_workers, concurrency)
+    inputs = _open_inputs(chosen)
+    roots = [each.source.root for each in inputs]
+    image_folder = Path(chosen.image_folder or os.path.commonpath([root.resolve() for root in roots]))
+    paths = {each.label: image_folder_path(image_folder, each.source.root) for each in inputs}
+    with ExitStack() as stack:
+        filters = make_filters(chosen, effort)
+        for each in filters:
+            stack.callback(getattr(each, "close", lambda: None))
+        stack.enter_context(_writing(folder))
         folder.mkdir(parents=True, exist_ok=True)
-        with Store(folder / STORE) as store:
-            store.write("settings", settings.to_json())
-            pipeline = _pipeline(run, store)
-            pipeline.survey()
-            pipeline.judge()
-            summary = _write(run, pipeline.decide())
-    _report(folder)
+        store = stack.enter_context(Store(folder / STORE))
+        pipeline = Pipeline(inputs, filters, store, drop_unanswered=chosen.drop_unanswered)
+        pipeline.survey()
+        pipeline.judge()
+        counts = write_outcomes(folder, pipeline.decide(), inputs, filters, paths)
+        summary = _summary(inputs, filters, counts)
+        resolved = {each.label: str(each.source.root.resolve()) for each in inputs}
+        summary |= {"image_folder": str(image_folder), "num_pairs": counts["num_pairs"]}
+        summary |= {"settings": {**chosen.to_json(), "roots": resolved}, **_index_report(folder, filters)}
+        write_json(folder / SUMMARY_NAME, summary, ensure_ascii=False)
+    from pallava.data.clean.report import write_report  # imports matplotlib, which takes a second
+
+    write_report(folder)
     return summary
 
 
-@contextmanager
-def _opened(folder: Path, settings: CleanSettings, effort: Effort | None = None) -> Iterator[_Run]:
-    """Opens and checks everything before the first byte is written; ends the filters' processes at the end."""
-    if not settings.sources:
-        raise PallavaError("there is no source; give at least one, such as --source quilt-1m=/data/quilt")
-    inputs = open_inputs(settings)
-    roots = [each.source.root for each in inputs]
-    image_folder = Path(settings.image_folder or os.path.commonpath([root.resolve() for root in roots]))
-    for root in roots:
-        image_folder_path(image_folder, root)
-    filters = make_filters(settings, effort)
+def write_outcomes(
+    folder: Path,
+    outcomes: Iterable[Outcome],
+    inputs: Sequence[Input],
+    filters: Sequence[Filter],
+    paths: Mapping[str, str],
+) -> dict[str, Any]:
+    """Write kept and dropped records and the pairs; earlier files are replaced once everything is complete.
+
+    The summary of an earlier run is removed before, so that a summary always belongs to the files beside it.
+
+    Args:
+        folder: The output folder.
+        outcomes: Outcomes of all records, in order.
+        inputs: The sources.
+        filters: The filters in the order in which they decided.
+        paths: Root of each source relative to the image folder, by its label.
+
+    Returns:
+        Counts: "num_pairs", "num_kept" by source, and "filters" by source and filter.
+    """
+    counts = {each.label: {one.name: {"num_in": 0, "dropped": {}} for one in filters} for each in inputs}
+    num_kept, num_pairs = dict.fromkeys(counts, 0), 0
+    has_pairs = any(each.source.kind == "captions" for each in inputs)
+    names = [KEPT, DROPPED, *([PAIRS] if has_pairs else [])]
     with ExitStack() as stack:
-        for each in filters:
-            stack.callback(getattr(each, "close", lambda: None))
-        yield _Run(folder, settings, inputs, filters, image_folder)
+        files = {name: stack.enter_context(whole_file(folder / name, errors="replace")) for name in names}
+        for outcome in outcomes:
+            row = _row(outcome, paths)
+            _count(outcome, counts[row["source"]], filters)
+            if outcome.filter_name:
+                files[DROPPED].write(_line(row))
+                continue
+            num_kept[row["source"]] += 1
+            files[KEPT].write(_line(row))
+            if isinstance(record := outcome.candidate.record, Pair):
+                pair = _line({"image": row["path"], "caption": record.text})
+                files[PAIRS].write((",\n" if num_pairs else "[\n") + pair[:-1])
+                num_pairs += 1
+        if has_pairs:
+            files[PAIRS].write("\n]\n" if num_pairs else "[]\n")
+        else:
+            (folder / PAIRS).unlink(missing_ok=True)
+        (folder / SUMMARY_NAME).unlink(missing_ok=True)
+    return {"num_pairs": num_pairs, "num_kept": num_kept, "filters": counts}
+
+
+def image_folder_path(image_folder: Path, root: Path) -> str:
+    """Return a root relative to the image folder, with a closing slash unless they are the same.
+
+    Raises:
+        PallavaError: The root is elsewhere.
+    """
+    try:
+        relative = root.resolve().relative_to(image_folder.resolve()).as_posix()
+    except ValueError:
+        raise PallavaError(
+            f"the root '{root}' is not in the image folder '{image_folder}'; give a folder above all roots"
+        ) from None
+    return "" if relative == "." else f"{relative}/"
+
+
+def _open_inputs(settings: CleanSettings) -> list[Input]:
+    inputs = []
+    for label, spec in zip(settings.labels, settings.sources, strict=True):
+        if not spec.name:
+            raise PallavaError(f"a source must be NAME=ROOT, such as quilt-1m=/data/quilt, got '{spec.root}'")
+        if SOURCES[spec.name].kind == "classes":
+            raise PallavaError(f"'{spec.name}' is a set of classes; only captions and questions can be cleaned")
+        folder = settings.image_folder if spec.columns else None
+        inputs.append(Input(label, spec.open(image_policy=settings.image_policy, image_folder=folder)))
+    return inputs
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder whose files are not of a cleaning run: they would be replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise PallavaError(f"the output '{folder}' is a file; give the name of a folder")
+    found = [name for name in (KEPT, DROPPED, PAIRS, SUMMARY_NAME) if (folder / name).exists()]
+    if found and not (folder / STORE).exists():
+        raise PallavaError(f"'{folder}' holds {found[0]} but not {STORE}: not a cleaning run; give another folder")
 
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Makes one sentence of a full disk or a lack of rights; files that are read tell theirs themselves."""
+    """Report a full disk or a lack of rights with the folder; errors of files that are read name them already."""
     try:
         yield
     except OSError as error:
         raise PallavaError(f"cannot write into '{folder}': {error.strerror or error}") from None
 
 
-def _pipeline(run: _Run, store: Store) -> Pipeline:
-    return Pipeline(run.inputs, run.filters, store, drop_unanswered=run.settings.drop_unanswered)
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _write(run: _Run, outcomes: Iterator[Outcome]) -> Summary:
-    roots = {each.label: str(each.source.root.resolve()) for each in run.inputs}
-    settings = {**run.settings.to_json(), "roots": roots}
-    return write_outputs(
-        run.folder, outcomes, inputs=run.inputs, filters=run.filters, image_folder=run.image_folder, settings=settings
-    )
+def _row(outcome: Outcome, paths: Mapping[str, str]) -> dict[str, Any]:
+    record, shared = outcome.candidate.record, outcome.candidate.shared
+    row = {**to_json(record), "path": paths[record.source] + record.image, "scores": outcome.scores}
+    if "width" in shared:
+        row["image_size"] = [shared["width"], shared["height"]]
+    if outcome.filter_name:
+        reason, _, detail = outcome.decision.reason.partition(" of ")
+        row |= {"filter": outcome.filter_name, "reason": reason, "detail": detail, "score": outcome.decision.score}
+    return row
 
 
-def _report(folder: Path) -> None:
-    from pallava.data.clean.report import write_report  # draws with matplotlib, which takes a second to import
+def _count(outcome: Outcome, counts: dict[str, dict[str, Any]], filters: Sequence[Filter]) -> None:
+    for each in filters:
+        if outcome.candidate.kind in each.kinds:
+            counts[each.name]["num_in"] += 1
+        if each.name == outcome.filter_name:
+            dropped, reason = counts[each.name]["dropped"], outcome.decision.reason.partition(" of ")[0]
+            dropped[reason] = dropped.get(reason, 0) + 1
+            return
 
-    write_report(folder)
+
+def _summary(inputs: Sequence[Input], filters: Sequence[Filter], counts: dict[str, Any]) -> dict[str, Any]:
+    sources = {}
+    for each in inputs:
+        tally = each.source.tally
+        sources[each.label] = {
+            "name": each.source.name,
+            "kind": each.source.kind,
+            "root": str(each.source.root.resolve()),
+            "num_records": tally.num_records,
+            "unread": dict(tally.dropped),
+            "unread_examples": dict(tally.examples),
+            "filters": counts["filters"][each.label],
+            "num_kept": counts["num_kept"][each.label],
+        }
+    return {
+        "num_records": sum(each["num_records"] for each in sources.values()),
+        "num_kept": sum(counts["num_kept"].values()),
+        "filters": [each.name for each in filters],
+        "sources": sources,
+    }
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuses a folder whose files are not of a cleaning run: they would be replaced."""
-    if folder.exists() and not folder.is_dir():
-        raise PallavaError(f"the output '{folder}' is a file; give the name of a folder")
-    found = [name for name in (KEPT, DROPPED, PAIRS, SUMMARY) if (folder / name).exists()]
-    if found and not (folder / STORE).exists():
-        raise PallavaError(
-            f"'{folder}' holds {found[0]} but no {STORE}, so it is of no cleaning run; give another folder"
-        )
+def _index_report(folder: Path, filters: Sequence[Filter]) -> dict[str, Any]:
+    """Write which listed names match nothing, which several sources, and which entries are not names."""
+    index = next((each for each in filters if isinstance(each, PublishedIndexFilter)), None)
+    if index is None:
+        (folder / INDEX_REPORT).unlink(missing_ok=True)
+        return {}
+    unmatched, ambiguous = list(index.unmatched()), list(index.ambiguous())
+    with whole_file(folder / INDEX_REPORT, errors="replace") as file:
+        file.writelines(f"several sources\t{name}\t{', '.join(sources)}\n" for name, sources in ambiguous)
+        file.writelines(f"no match\t{name}\n" for name in unmatched)
+        file.writelines(f"no name\t{entry}\n" for entry in index.unread)
+    return {
+        "published_index": {
+            "num_names": index.num_names,
+            "num_unmatched": len(unmatched),
+            "num_in_several_sources": len(ambiguous),
+            "num_without_name": len(index.unread),
+            "unmatched_examples": unmatched[:_MAX_EXAMPLES],
+            "several_sources_examples": [[name, sources] for name, sources in ambiguous[:_MAX_EXAMPLES]],
+            "without_name_examples": index.unread[:_MAX_EXAMPLES],
+            "report": INDEX_REPORT,
+        }
+    }

@@ -1,51 +1,64 @@
-"""What a user chooses for a cleaning run, as it is stored with the scores, and the filters that this makes."""
+"""The registry of filters, and the settings from which they are made. A new filter is one file, and one row here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pallava.data.clean.clip_judge import CLIP_THRESHOLD
-from pallava.data.clean.filters import APPLIES_TO, Filter
+from pallava.data.clean.duplicates import DuplicateFilter
+from pallava.data.clean.filters import BOTH_KINDS, CAPTIONS, Filter
 from pallava.data.clean.image_check import MAX_BACKGROUND, ImageFilter
-from pallava.data.clean.pipeline import Input
+from pallava.data.clean.judges import CLIP_THRESHOLD, PathologyClip, PathologyEndpoint, SpeciesEndpoint
 from pallava.data.clean.published_index import PublishedIndexFilter
-from pallava.data.clean.words import MIN_WORDS, WordsFilter
-from pallava.data.sources import SOURCES, open_source
+from pallava.data.clean.text_filters import PathologyMetadata, WordsFilter
+from pallava.data.material import SourceSpec
 from pallava.errors import PallavaError
+from pallava.judging.endpoint import Endpoint
 
 DEFAULT_FILTERS = ("words", "image", "pathology", "species", "duplicates")
 INDEX_FILTERS = ("published-index", "image")
-"""The default where a published list is given: its images have passed the paper's filters."""
+"""The default with a published list: its images have passed the paper's filters."""
 
-_TEXT_JUDGES = ("metadata", "rules")  # cost next to nothing, so they go before any image is decoded
-
-
-@dataclass(frozen=True)
-class SourceSetting:
-    """A source: its name, its root without links, and the split to read."""
-
-    name: str
-    root: str
-    split: str | None = None
+KEPT, DROPPED = "kept.jsonl", "dropped.jsonl"
+_MIN_WORDS = 20  # as in PA-LLaVA
 
 
 @dataclass(frozen=True)
 class CleanSettings:
-    """All that the outcome depends on; the options of ``pallava data clean`` describe it."""
+    """All that the outcome of cleaning depends on.
 
-    sources: tuple[SourceSetting, ...]
+    Attributes:
+        sources: The sources, in the order of the output.
+        image_folder: Folder above all roots, to which image paths are relative (default: their common folder).
+        image_policy: Treatment of rows with several images: "first", "each" or "single-only".
+        filters: Names of filters (default: `DEFAULT_FILTERS`, or `INDEX_FILTERS` with a published list).
+        min_words: Minimum number of words in a caption.
+        max_background: Maximum share of an image without tissue, 0 to 1.
+        published_index: List of image names, as PA-LLaVA published it.
+        pathology: Judge of images: "metadata", "clip", "endpoint" or "none".
+        model_name: open_clip's name of the CLIP that judges images.
+        pretrained: open_clip's tag of its weights, or a checkpoint.
+        clip_threshold: Minimum share of the pathology captions, 0 to 1.
+        pathology_url: OpenAI-compatible endpoint of the vision-language model that judges images.
+        pathology_model: Its name there.
+        species: Judge of captions: "rules", "endpoint" or "none".
+        species_url: OpenAI-compatible endpoint of the language model that judges captions.
+        species_model: Its name there.
+        drop_unanswered: Drop what an endpoint fails to answer, instead of stopping without a result.
+    """
+
+    sources: tuple[SourceSpec, ...]
     image_folder: str | None = None
     image_policy: str = "first"
-    filters: tuple[str, ...] = DEFAULT_FILTERS
-    min_words: int = MIN_WORDS
+    filters: tuple[str, ...] = ()
+    min_words: int = _MIN_WORDS
     max_background: float = MAX_BACKGROUND
     published_index: str | None = None
     pathology: str = "metadata"
-    clip_model: str | None = None
-    clip_weights: str | None = None
+    model_name: str | None = None
+    pretrained: str | None = None
     clip_threshold: float = CLIP_THRESHOLD
     pathology_url: str | None = None
     pathology_model: str | None = None
@@ -54,143 +67,155 @@ class CleanSettings:
     species_model: str | None = None
     drop_unanswered: bool = False
 
+    @classmethod
+    def create(cls, sources: Iterable[SourceSpec], values: Mapping[str, Any]) -> CleanSettings:
+        """Make settings of given values; None means the default, and paths become absolute.
+
+        Raises:
+            PallavaError: A filter or a judge is unknown, or a judge's filter is not among the filters.
+        """
+        values = {name: value for name, value in values.items() if value is not None}
+        for name in ("image_folder", "published_index"):
+            if name in values:
+                values[name] = _absolute(values[name])
+        if Path(values.get("pretrained", "")).is_file():
+            values["pretrained"] = _absolute(values["pretrained"])
+        default = INDEX_FILTERS if "published_index" in values else DEFAULT_FILTERS
+        filters = tuple(values.pop("filters", default))
+        if unknown := [name for name in filters if name not in FILTERS]:
+            raise PallavaError(f"'{unknown[0]}' is not a filter; choose from {', '.join(FILTERS)}")
+        for name, known in JUDGES.items():
+            if (judge := values.get(name, known[0])) not in known:
+                raise PallavaError(f"'{judge}' is not a judge of {name}; choose from {', '.join(known)}")
+            if values.get(name, "none") != "none" and name not in filters:
+                raise PallavaError(f"the judge '{judge}' has no effect: add {name} to the filters (--filters)")
+        specs = (replace(each, root=_absolute(each.root)) for each in sources)
+        return cls(tuple(specs), filters=filters, **values)
+
     @property
     def labels(self) -> list[str]:
-        """Names of the sources in the output: their own; "pairs-2" for the second of a name."""
+        """Return the names of the sources in the output: their own, or "pairs-2" for the second of a name."""
         names = [each.name for each in self.sources]
         counts = [names[: index + 1].count(name) for index, name in enumerate(names)]
         return [name if count == 1 else f"{name}-{count}" for name, count in zip(names, counts, strict=True)]
 
     def to_json(self) -> dict[str, Any]:
-        """Gives the settings as JSON holds them."""
-        lists = {"sources": [asdict(each) for each in self.sources], "filters": list(self.filters)}
-        return {**asdict(self), **lists}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> CleanSettings:
-        """The settings that `to_json` gave."""
-        known = {each.name: value[each.name] for each in fields(cls) if each.name in value}
-        known["sources"] = tuple(SourceSetting(**each) for each in value["sources"])
-        return cls(**{**known, "filters": tuple(value["filters"])})
-
-
-def open_inputs(settings: CleanSettings) -> list[Input]:
-    """Opens the sources.
-
-    Raises:
-        PallavaError: A source is unknown, its root does not look like it, or it holds classes.
-    """
-    for each in settings.sources:
-        if each.name not in SOURCES:
-            raise PallavaError(f"there is no source '{each.name}'; known are {', '.join(SOURCES)}")
-        if SOURCES[each.name].kind == "classes":
-            raise PallavaError(f"'{each.name}' is a set of classes; captions and questions are cleaned")
-    policy = settings.image_policy
-    return [
-        Input(label, open_source(each.name, Path(each.root), split=each.split, image_policy=policy))
-        for label, each in zip(settings.labels, settings.sources, strict=True)
-    ]
+        """Return the settings as JSON holds them."""
+        return {**asdict(self), "sources": [asdict(each) for each in self.sources], "filters": list(self.filters)}
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is done at a time, which changes nothing in the outcome.
+    """How much is done at a time, which does not change the outcome.
 
     Attributes:
-        num_workers: Processes that decode images.
-        concurrency: Requests to an endpoint under way.
+        num_workers: Number of processes that decode images.
+        concurrency: Number of requests to an endpoint at a time.
     """
 
     num_workers: int = 1
     concurrency: int = 8
 
 
-def make_filters(settings: CleanSettings, effort: Effort | None = None) -> list[Filter]:
-    """Makes the filters in the order in which they decide.
+@dataclass(frozen=True)
+class FilterRow:
+    """A row of the registry.
 
-    What costs little comes first. Duplicates come last: only among what all others keep is the first of several chosen.
+    Attributes:
+        kinds: Kinds of records that the filter looks at: "captions", "questions".
+        drops: What it drops, for the help.
+        make: Makes the filter, or None if no judge is chosen.
+    """
+
+    kinds: frozenset[str]
+    drops: str
+    make: Callable[[CleanSettings, Effort], Filter | None]
+
+
+JUDGES = {"pathology": ("metadata", "clip", "endpoint", "none"), "species": ("rules", "endpoint", "none")}
+"""Judges of the filters that have several, the default first."""
+
+
+def make_filters(settings: CleanSettings, effort: Effort | None = None) -> list[Filter]:
+    """Make the filters in the order in which they decide.
+
+    Those that read no image come first, and duplicates last: only among what all others keep is the first of several
+    chosen.
 
     Raises:
-        PallavaError: A filter is unknown, or lacks what it needs.
+        PallavaError: A filter lacks what it needs.
     """
-    names = _check_names(settings)
-    made = {name: _make_filter(name, settings, effort or Effort()) for name in APPLIES_TO if name in names}
-    order = sorted(made, key=lambda name: _rank(name, settings))
-    return [each for each in (made[name] for name in order) if each is not None]
-
-
-def _check_names(settings: CleanSettings) -> Sequence[str]:
     names = settings.filters
-    for name in names:
-        if name not in APPLIES_TO:
-            raise PallavaError(f"there is no filter '{name}'; known are {', '.join(APPLIES_TO)}")
     looks = settings.pathology in ("clip", "endpoint")
     needing = [name for name in names if name == "duplicates" or (name == "pathology" and looks)]
     if needing and "image" not in names:
         raise PallavaError(f"the filter '{needing[0]}' needs what the filter 'image' reads; add 'image' to the filters")
     if ("published-index" in names) != (settings.published_index is not None):
         raise PallavaError("the filter 'published-index' and the list (--published-index FILE) go together; give both")
-    return names
+    order = sorted((name for name in FILTERS if name in names), key=lambda name: not _is_cheap(name, settings))
+    made = [FILTERS[name].make(settings, effort or Effort()) for name in order]
+    return [each for each in made if each is not None]
 
 
-def _rank(name: str, settings: CleanSettings) -> tuple[int, int]:
+def _is_cheap(name: str, settings: CleanSettings) -> bool:
     judge = {"pathology": settings.pathology, "species": settings.species}.get(name)
-    is_cheap = name in ("published-index", "words") or judge in _TEXT_JUDGES
-    return (0 if is_cheap else 1), list(APPLIES_TO).index(name)
+    return name in ("published-index", "words") or judge in ("metadata", "rules")
 
 
-def _make_filter(name: str, settings: CleanSettings, effort: Effort) -> Filter | None:
-    if name == "published-index":
-        assert settings.published_index is not None  # checked before
-        return PublishedIndexFilter(settings.published_index)
-    if name == "words":
-        return WordsFilter(settings.min_words)
-    if name == "image":
-        folder = settings.image_folder and Path(settings.image_folder)
-        return ImageFilter(settings.max_background, num_workers=effort.num_workers, image_folder=folder or None)
-    if name == "duplicates":
-        from pallava.data.clean.duplicates import DuplicateFilter
-
-        return DuplicateFilter()
-    return _make_pathology(settings, effort) if name == "pathology" else _make_species(settings, effort)
+def _make_image(settings: CleanSettings, effort: Effort) -> Filter:
+    folder = Path(settings.image_folder) if settings.image_folder else None
+    return ImageFilter(settings.max_background, num_workers=effort.num_workers, image_folder=folder)
 
 
 def _make_pathology(settings: CleanSettings, effort: Effort) -> Filter | None:
     if settings.pathology == "metadata":
-        from pallava.data.clean.metadata_judge import PathologyMetadata
-
         return PathologyMetadata()
     if settings.pathology == "clip":
-        from pallava.data.clean.clip_judge import PathologyClip
-
-        if not settings.clip_model:
-            raise PallavaError("--pathology clip needs --clip-model, open_clip's name of a model, and --clip-weights")
-        return PathologyClip(settings.clip_model, settings.clip_weights, threshold=settings.clip_threshold)
+        if not settings.model_name:
+            raise PallavaError("the judge 'clip' needs --model-name, open_clip's name of a model, and --pretrained")
+        return PathologyClip(settings.model_name, settings.pretrained, threshold=settings.clip_threshold)
     if settings.pathology == "endpoint":
-        from pallava.data.clean.endpoint_judges import PathologyEndpoint
-
         return PathologyEndpoint(_endpoint("pathology", settings.pathology_url, settings.pathology_model, effort))
     return None
 
 
 def _make_species(settings: CleanSettings, effort: Effort) -> Filter | None:
     if settings.species == "rules":
-        from pallava.data.clean.species import SpeciesRules
+        from pallava.data.clean.species import SpeciesRules  # compiles hundreds of regular expressions
 
         return SpeciesRules()
     if settings.species == "endpoint":
-        from pallava.data.clean.endpoint_judges import SpeciesEndpoint
-
         return SpeciesEndpoint(_endpoint("species", settings.species_url, settings.species_model, effort))
     return None
 
 
-def _endpoint(name: str, url: str | None, model: str | None, effort: Effort) -> Any:
-    from pallava.judging.endpoint import Endpoint
-
+def _endpoint(name: str, url: str | None, model: str | None, effort: Effort) -> Endpoint:
     if not url or not model:
         raise PallavaError(
-            f"--{name} endpoint needs --{name}-url (such as http://localhost:8000/v1) and --{name}-model, the model's "
-            f"name there"
+            f"the judge 'endpoint' of {name} needs --{name}-url (such as http://localhost:8000/v1) and --{name}-model, "
+            "the model's name there"
         )
     return Endpoint(url, model, concurrency=effort.concurrency)
+
+
+FILTERS = {
+    "published-index": FilterRow(
+        CAPTIONS,
+        "images that are not on a list such as PCaption-0.5M's",
+        lambda settings, effort: PublishedIndexFilter(settings.published_index or ""),
+    ),
+    "words": FilterRow(CAPTIONS, "captions with few words", lambda settings, effort: WordsFilter(settings.min_words)),
+    "image": FilterRow(BOTH_KINDS, "missing, unreadable, truncated, too large or nearly empty images", _make_image),
+    "pathology": FilterRow(
+        BOTH_KINDS, "images other than pathology (--pathology metadata, clip or endpoint)", _make_pathology
+    ),
+    "species": FilterRow(BOTH_KINDS, "material that is not human (--species rules or endpoint)", _make_species),
+    "duplicates": FilterRow(
+        BOTH_KINDS, "the same image again, or nearly so, in all sources", lambda settings, effort: DuplicateFilter()
+    ),
+}
+"""All filters by name."""
+
+
+def _absolute(path: str | Path) -> str:
+    return str(Path(path).absolute())

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pallava.data.clean.clip_judge import PathologyClip
-from pallava.data.clean.filters import Filter, Item
+from pallava.data.clean.filters import Candidate, Filter
+from pallava.data.clean.judges import PathologyClip
 from pallava.data.sources.base import Pair
 from pallava.demo.fetch import fetch_slide
 from pallava.demo.micrographs import draw, random_facts
@@ -114,12 +114,12 @@ def train(folder: Path, seed: int) -> Path:
     return folder / "judge.pt"
 
 
-def items(pieces: Sequence[Image.Image], folder: Path) -> list[Item]:
+def items(pieces: Sequence[Image.Image], folder: Path) -> list[Candidate]:
     folder.mkdir(exist_ok=True)
     for number, piece in enumerate(pieces):
         piece.save(folder / f"{number}.png")
     return [
-        Item(Pair("pairs", str(number), f"{number}.png", "text"), folder / f"{number}.png")
+        Candidate(Pair("pairs", str(number), f"{number}.png", "text"), folder / f"{number}.png")
         for number in range(len(pieces))
     ]
 
@@ -195,7 +195,7 @@ def test_a_checkpoint_runs_no_code(trained: Trained, tmp_path: Path, monkeypatch
     torch.save({"state_dict": Hostile()}, "evil2.pt")
     some = items([Image.new("RGB", (50, 50))], tmp_path / "i")
     for name in ("evil.pt", "evil2.pt"):
-        with pytest.raises(PallavaError, match="cannot load the CLIP model"):
+        with pytest.raises(PallavaError, match="cannot load.*evil"):
             PathologyClip(NAME, name).score(some)
     assert not Path("touched").exists()
 
@@ -204,8 +204,8 @@ def test_a_checkpoint_runs_no_code(trained: Trained, tmp_path: Path, monkeypatch
     ("arguments", "message"),
     [
         (("ViT-B-16",), "has no weights"),
-        (("ViT-B-16", "no-such-tag"), "cannot load the CLIP model 'ViT-B-16' with the weights 'no-such-tag'"),
-        (("no-such-model", "openai"), "cannot load the CLIP model 'no-such-model'"),
+        (("ViT-B-16", "no-such-tag"), "cannot load.*'ViT-B-16'.*'no-such-tag'"),
+        (("no-such-model", "openai"), "cannot load.*'no-such-model'"),
     ],
 )
 def test_what_cannot_be_loaded_is_told(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -214,5 +214,5 @@ def test_what_cannot_be_loaded_is_told(arguments: tuple[str, ...], message: str,
 
 
 def test_a_threshold_is_a_share() -> None:
-    with pytest.raises(PallavaError, match="expected 0 to 1"):
+    with pytest.raises(PallavaError, match="50"):
         PathologyClip("ViT-B-16", "openai", threshold=50)

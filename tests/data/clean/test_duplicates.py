@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pallava.data.clean.duplicates import DuplicateFilter
-from pallava.data.clean.filters import Item, OrderedFilter, Verdict
+from pallava.data.clean.filters import Candidate, Decision, OrderedFilter
 from pallava.data.image_hashes import has_structure, perceptual_hash
 from pallava.data.sources.base import Pair, Question
 from pallava.errors import PallavaError
@@ -20,17 +20,17 @@ NEAR = "f2b92c156a951384"  # 3 bits away
 FAR = "f2b92c156a9513e8"  # 7 bits away
 
 
-def pair(source: str, name: str, image: str, text: str = "Glands.", sha256: str = "", phash: str = HASH) -> Item:
+def pair(source: str, name: str, image: str, text: str = "Glands.", sha256: str = "", phash: str = HASH) -> Candidate:
     shared = {"sha256": sha256 or image, "perceptual_hash": phash}
-    return Item(Pair(source, name, image, text), Path("/root") / image, shared)
+    return Candidate(Pair(source, name, image, text), Path("/root") / image, shared)
 
 
-def question(name: str, image: str, text: str, answer: str, sha256: str = "", phash: str = HASH) -> Item:
+def question(name: str, image: str, text: str, answer: str, sha256: str = "", phash: str = HASH) -> Candidate:
     shared = {"sha256": sha256 or image, "perceptual_hash": phash}
-    return Item(Question("vqa", name, image, text, answer), Path("/root") / image, shared)
+    return Candidate(Question("vqa", name, image, text, answer), Path("/root") / image, shared)
 
 
-def decide(*items: Item, **options: int) -> list[Verdict]:
+def decide(*items: Candidate, **options: int) -> list[Decision]:
     chosen = DuplicateFilter(**options)
     assert isinstance(chosen, OrderedFilter)
     chosen.begin()
@@ -64,10 +64,10 @@ def test_exact_and_near_duplicates_name_the_first() -> None:
         pair("pmc-oa", "4", "d.jpg", phash=FAR),
     )
     assert verdicts == [
-        Verdict(True),
-        Verdict(False, "exact duplicate of quilt-1m:1", 0.0),
-        Verdict(False, "near duplicate of quilt-1m:1 (distance 3)", 3.0),
-        Verdict(True),
+        Decision(True),
+        Decision(False, "exact duplicate of quilt-1m:1", 0.0),
+        Decision(False, "near duplicate of quilt-1m:1 (distance 3)", 3.0),
+        Decision(True),
     ]
 
 
@@ -171,4 +171,4 @@ def test_without_hashes_it_says_what_is_missing() -> None:
     chosen = DuplicateFilter()
     chosen.begin()
     with pytest.raises(PallavaError, match="needs the hashes of the filter 'image'"):
-        chosen.decide(Item(Pair("a", "1", "a.jpg", "Glands."), Path("/root/a.jpg")), {})
+        chosen.decide(Candidate(Pair("a", "1", "a.jpg", "Glands."), Path("/root/a.jpg")), {})

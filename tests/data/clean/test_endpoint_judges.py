@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pallava.data.clean.endpoint_judges import PathologyEndpoint, SpeciesEndpoint
-from pallava.data.clean.filters import Filter, Item, Score, StreamingFilter
+from pallava.data.clean.filters import Candidate, Filter, Findings, StreamingFilter
+from pallava.data.clean.judges import PathologyEndpoint, SpeciesEndpoint
 from pallava.data.sources.base import Pair
 from pallava.errors import PallavaError
 from pallava.judging.endpoint import Endpoint, UnansweredError
@@ -22,8 +22,8 @@ def endpoint(server: StubEndpoint, **settings) -> Endpoint:
     return Endpoint(server.url, "judge", concurrency=4, **settings)
 
 
-def captions(count: int) -> list[Item]:
-    return [Item(Pair("pairs", f"{n}", "a.png", f"caption {n}."), Path("/a.png")) for n in range(count)]
+def captions(count: int) -> list[Candidate]:
+    return [Candidate(Pair("pairs", f"{n}", "a.png", f"caption {n}."), Path("/a.png")) for n in range(count)]
 
 
 def number_of(text: str) -> int:
@@ -34,9 +34,9 @@ class Store:
     """What the pipeline does: asks for what is not stored, and stores each score as it comes."""
 
     def __init__(self) -> None:
-        self.scores: dict[str, Score] = {}
+        self.scores: dict[str, Findings] = {}
 
-    def run(self, judge: SpeciesEndpoint | PathologyEndpoint, items: Sequence[Item]) -> None:
+    def run(self, judge: SpeciesEndpoint | PathologyEndpoint, items: Sequence[Candidate]) -> None:
         missing = [item for item in items if judge.item_key(item) not in self.scores]
         for index, score in judge.iter_scores(missing):
             self.scores[judge.item_key(missing[index])] = score
@@ -95,7 +95,7 @@ def test_pathology_sends_the_image_and_names_its_bytes(tmp_path: Path) -> None:
     for name, colour in (("a", "pink"), ("b", "black")):
         Image.new("RGB", (20, 20), colour).save(tmp_path / f"{name}.png")
     (tmp_path / "c.png").write_bytes((tmp_path / "a.png").read_bytes())
-    items = [Item(Pair("pairs", name, f"{name}.png", name), tmp_path / f"{name}.png") for name in "abc"]
+    items = [Candidate(Pair("pairs", name, f"{name}.png", name), tmp_path / f"{name}.png") for name in "abc"]
     with stub_endpoint(lambda text, before: Act("no, it is a chart" if before else "Yes")) as server:
         judge = PathologyEndpoint(Endpoint(server.url, "judge", concurrency=1))
         scores = judge.score(items[:2])
@@ -107,9 +107,9 @@ def test_pathology_sends_the_image_and_names_its_bytes(tmp_path: Path) -> None:
     assert kinds == [["image_url", "text"]] * 2
     keys = [judge.item_key(item) for item in items]
     assert keys[0] == keys[2] != keys[1]
-    assert judge.item_key(Item(items[0].record, Path("/gone"), {"sha256": keys[0]})) == keys[0]
+    assert judge.item_key(Candidate(items[0].record, Path("/gone"), {"sha256": keys[0]})) == keys[0]
     with pytest.raises(PallavaError, match="put the filter 'image' first"):
-        judge.item_key(Item(items[0].record, Path("/gone")))
+        judge.item_key(Candidate(items[0].record, Path("/gone")))
 
 
 def test_are_filters_whose_key_names_model_and_prompt() -> None:

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from pallava.data.clean.filters import Filter, Item
-from pallava.data.clean.metadata_judge import PathologyMetadata
+from pallava.data.clean.filters import Candidate, Filter
+from pallava.data.clean.text_filters import PathologyMetadata
 from pallava.data.sources.base import Pair, Question
 
 
-def item(**metadata: Any) -> Item:
-    return Item(Pair("source", "1", "a.jpg", "text", metadata), Path("/a.jpg"))
+def item(**metadata: Any) -> Candidate:
+    return Candidate(Pair("source", "1", "a.jpg", "text", metadata), Path("/a.jpg"))
 
 
 @pytest.mark.parametrize(
@@ -48,5 +48,5 @@ def test_is_a_filter_whose_item_key_names_what_it_reads() -> None:
     assert judge.kinds == {"captions", "questions"}
     assert judge.item_key(item(modality="CT")) != judge.item_key(item(modality="MRI"))
     assert judge.item_key(item(modality="CT", other=1)) == judge.item_key(item(modality="CT", other=2))
-    question = Item(Question("pmc-vqa", "1", "a.jpg", "what?", "A"), Path("/a.jpg"))
+    question = Candidate(Question("pmc-vqa", "1", "a.jpg", "what?", "A"), Path("/a.jpg"))
     assert judge.decide(question, judge.score([question])[0]).keep

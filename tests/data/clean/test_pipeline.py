@@ -1,9 +1,9 @@
 import pytest
 
-from pallava.data.clean.filters import APPLIES_TO, Verdict
+from pallava.data.clean.filters import Decision
 from pallava.data.clean.pipeline import Input, Pipeline
-from pallava.data.clean.settings import CleanSettings, make_filters
-from pallava.data.clean.words import WordsFilter
+from pallava.data.clean.settings import FILTERS, CleanSettings, make_filters
+from pallava.data.clean.text_filters import WordsFilter
 from pallava.data.sources.base import Question
 from pallava.errors import PallavaError
 from pallava.io.store import Store
@@ -33,7 +33,7 @@ class Judge:
 
     def decide(self, item, score):
         is_long = score["length"] >= self.limit
-        return Verdict(is_long, "" if is_long else "too_short", score["length"])
+        return Decision(is_long, "" if is_long else "too_short", score["length"])
 
 
 class Streaming(Judge):
@@ -53,7 +53,7 @@ class Streaming(Judge):
 
 def decisions(store, source, filters) -> list[tuple[str, str]]:
     outcomes = Pipeline([Input("memory", source)], filters, store).decide()
-    return [(outcome.item.record.id, outcome.filter_name) for outcome in outcomes]
+    return [(outcome.candidate.record.id, outcome.filter_name) for outcome in outcomes]
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_what_an_earlier_filter_drops_is_not_asked(store, source):
         name = "words"
 
         def decide(self, item, score):
-            return Verdict(score["length"] % 2 == 0, "odd")
+            return Decision(score["length"] % 2 == 0, "odd")
 
     each = Judge()
     judge(store, source, Odd(), each)
@@ -115,7 +115,7 @@ def test_unanswered_requests_are_told_at_the_end(store, source):
     with pytest.raises(PallavaError, match=r"some failed.*1 more"):
         judge(store, source, broken)
     assert len(broken.asked) == 288, "the other batches were not asked"
-    with pytest.raises(PallavaError, match="no score"):
+    with pytest.raises(PallavaError, match="no findings"):
         decisions(store, source, [broken])
     again = Judge()
     judge(store, source, again)
@@ -125,8 +125,8 @@ def test_unanswered_requests_are_told_at_the_end(store, source):
 def test_questions_pass_filters_for_captions(store, tmp_path):
     records = [Question("memory", "q", "0.png", "Is it so?", "yes"), pair(1, text="short")]
     source = MemorySource(tmp_path, records)
-    judge(store, source, WordsFilter())
-    assert decisions(store, source, [WordsFilter()]) == [("q", ""), ("1", "words")]
+    judge(store, source, WordsFilter(20))
+    assert decisions(store, source, [WordsFilter(20)]) == [("q", ""), ("1", "words")]
 
 
 def test_an_ordered_filter_sees_the_order_and_decides_after_judging(store, source):
@@ -138,7 +138,7 @@ def test_an_ordered_filter_sees_the_order_and_decides_after_judging(store, sourc
 
         def decide(self, item, score):
             self.seen.append(item.record.id)
-            return Verdict(len(self.seen) % 2 == 1, "every second")
+            return Decision(len(self.seen) % 2 == 1, "every second")
 
     each = Ordered()
     judge(store, source, each, late := Judge())
@@ -150,8 +150,8 @@ def test_an_ordered_filter_sees_the_order_and_decides_after_judging(store, sourc
 
 def test_filters_apply_as_the_table_says(tmp_path):
     (tmp_path / "list").write_text("a.jpg")
-    settings = CleanSettings((), filters=tuple(APPLIES_TO), published_index=str(tmp_path / "list"))
+    settings = CleanSettings((), filters=tuple(FILTERS), published_index=str(tmp_path / "list"))
     filters = make_filters(settings)
-    assert {each.name: each.kinds for each in filters} == APPLIES_TO
+    assert {each.name: each.kinds for each in filters} == {name: row.kinds for name, row in FILTERS.items()}
     names = " ".join(each.name for each in filters)
     assert names == "published-index words pathology species image duplicates"

@@ -72,7 +72,7 @@ def test_an_entry_without_a_name_costs_itself(tmp_path, text, unread):
     [
         ("list.tar.gz", "", "unpack it"),
         ("list.json", "[]", "no image name"),
-        ("list.json", '[{"caption": "x"}]', r"no image name \(record 1.*caption"),
+        ("list.json", '[{"caption": "x"}]', r"no image name.*list\.json.*record 1.*caption"),
         ("list.json", '["a", ', "not JSON"),
     ],
 )

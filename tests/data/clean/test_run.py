@@ -4,17 +4,14 @@ import json
 import re
 import sqlite3
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pallava.cli import main
-from pallava.data.clean.filters import APPLIES_TO
-from pallava.data.clean.outputs import write_outputs
 from pallava.data.clean.pipeline import Pipeline
-from pallava.data.clean.run import clean
-from pallava.data.clean.settings import CleanSettings, SourceSetting
+from pallava.data.clean.run import clean, write_outcomes
+from pallava.data.clean.settings import FILTERS
 from pallava.errors import PallavaError
 from tests.tiny.endpoint import Act, stub_endpoint
 from tests.tiny.records import (
@@ -25,6 +22,7 @@ from tests.tiny.records import (
     save_quilt,
 )
 
+ENDPOINT = "--species endpoint --species-url http://x --species-model m"
 OUTPUTS = ("kept.jsonl", "dropped.jsonl", "pairs.json", "summary.json")
 
 
@@ -41,9 +39,9 @@ def trees(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def settings(trees) -> CleanSettings:
+def sources(trees) -> list[str]:
     roots = {"pubmedvision": "a/pv", "quilt-1m": "b/quilt", "pmc-oa": "b/oa"}
-    return CleanSettings(tuple(SourceSetting(name, str(trees / root)) for name, root in roots.items()))
+    return [f"{name}={trees / root}" for name, root in roots.items()]
 
 
 def read(folder: Path) -> dict[str, bytes]:
@@ -61,8 +59,8 @@ def stored(folder: Path, filter_name: str) -> int:
         return database.execute(query, [f"{filter_name}%"]).fetchone()[0]
 
 
-def test_three_sources(settings, trees, tmp_path):
-    summary = clean(tmp_path / "out", settings)
+def test_three_sources(sources, trees, tmp_path):
+    summary = clean(sources, tmp_path / "out")
     assert reasons(tmp_path / "out") == [
         ("pubmedvision", "5", "pathology", "not_microscopy"),
         ("pmc-oa", "1", "duplicates", "exact duplicate"),
@@ -86,10 +84,10 @@ def test_three_sources(settings, trees, tmp_path):
     assert kept[0]["scores"]["words"] == 25
 
 
-def test_again_with_another_threshold(settings, tmp_path, monkeypatch):
-    clean(tmp_path, settings)
+def test_again_with_another_threshold(sources, tmp_path, monkeypatch):
+    clean(sources, tmp_path)
     monkeypatch.setattr("pallava.data.clean.image_check.check_image", None)  # fails where it is called
-    summary = clean(tmp_path, replace(settings, min_words=26))
+    summary = clean(sources, tmp_path, min_words=26)
     assert summary["num_pairs"] == 0
     assert json.loads((tmp_path / "pairs.json").read_text()) == []
 
@@ -104,7 +102,7 @@ def test_an_image_that_changes_between_judging_and_deciding(tmp_path, monkeypatc
 
     monkeypatch.setattr(Pipeline, "judge", judge_and_change)
     with pytest.raises(PallavaError, match=r"0\.png.*image.*run `pallava data clean` again"):
-        clean(tmp_path / "out", CleanSettings((SourceSetting("pairs", str(tree)),)))
+        clean([f"pairs={tree}"], tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["scores.sqlite"]
 
 
@@ -114,39 +112,35 @@ def test_another_image_folder_lets_links_in_and_out_again(tmp_path):
     (tree / "1.png").symlink_to(tmp_path / "elsewhere.png")
     (tree / "2.png").unlink()
     (tree / "2.png").symlink_to(tmp_path / "nowhere.png")
-    mine = CleanSettings((SourceSetting("pairs", str(tree)),))
     outside = [("pairs", number, "image", "outside_folder") for number in "12"]
     for image_folder, dropped in (
         (None, outside),
         (str(tmp_path), [("pairs", "2", "image", "missing")]),
         (str(tree), outside),
     ):
-        clean(tmp_path / "out", replace(mine, image_folder=image_folder))
+        clean([f"pairs={tree}"], tmp_path / "out", image_folder=image_folder)
         assert reasons(tmp_path / "out") == dropped
 
 
 def test_a_picture_that_came_later_is_judged(tmp_path):
     tree = save_pairs(tmp_path / "tree", 3)
-    mine = CleanSettings((SourceSetting("pairs", str(tree)),))
     (tree / "1.png").rename(tree / "away.png")
-    assert clean(tmp_path / "out", mine)["num_kept"] == 2
+    assert clean([f"pairs={tree}"], tmp_path / "out")["num_kept"] == 2
     (tree / "away.png").rename(tree / "1.png")
-    assert clean(tmp_path / "out", mine)["num_kept"] == 3
+    assert clean([f"pairs={tree}"], tmp_path / "out")["num_kept"] == 3
 
 
 def test_two_sources_of_a_name_and_a_file(tmp_path):
     first, second = save_pairs(tmp_path / "x", 2), save_pairs(tmp_path / "y", 2, first_seed=9)
-    mine = CleanSettings((SourceSetting("pairs", str(first)), SourceSetting("pairs", str(second / "pairs.json"))))
-    summary = clean(tmp_path / "out", mine)
+    summary = clean([f"pairs={first}", f"pairs={second}/pairs.json"], tmp_path / "out")
     assert {name: each["num_kept"] for name, each in summary["sources"].items()} == {"pairs": 2, "pairs-2": 2}
     pairs = json.loads((tmp_path / "out" / "pairs.json").read_text())
     assert [each["image"] for each in pairs] == ["x/0.png", "x/1.png", "y/0.png", "y/1.png"]
 
 
-def test_the_published_list(settings, tmp_path):
+def test_the_published_list(sources, tmp_path):
     (tmp_path / "list.json").write_text(json.dumps(["pmc_2_0.jpg", "5.jpg", None, "3.jpg", "none.jpg", "PMC1_5"]))
-    mine = replace(settings, published_index=str(tmp_path / "list.json"), filters=("image", "published-index"))
-    summary = clean(tmp_path / "out", mine)
+    summary = clean(sources, tmp_path / "out", published_index=tmp_path / "list.json")
     kept = [json.loads(line)["image"] for line in (tmp_path / "out" / "kept.jsonl").read_text().splitlines()]
     assert [Path(image).name for image in kept] == ["pmc_2_0.jpg", "3.jpg", "PMC1_5.jpg"]
     assert summary["published_index"]["num_unmatched"] == 2
@@ -155,8 +149,8 @@ def test_the_published_list(settings, tmp_path):
     assert report == ["no match\t5.jpg", "no match\tnone.jpg", "no name\trecord 3 (line 1, column 26): null"]
 
 
-def test_outputs_appear_complete_or_not_at_all(settings, tmp_path):
-    clean(tmp_path, settings)
+def test_outputs_appear_complete_or_not_at_all(sources, tmp_path):
+    clean(sources, tmp_path)
     before = read(tmp_path)
 
     def broken():
@@ -164,7 +158,7 @@ def test_outputs_appear_complete_or_not_at_all(settings, tmp_path):
         yield
 
     with pytest.raises(RuntimeError):
-        write_outputs(tmp_path, broken(), inputs=[], filters=[], image_folder=tmp_path, settings={})
+        write_outcomes(tmp_path, broken(), [], [], {})
     assert read(tmp_path) == before
     assert not any(tmp_path.glob(".*unfinished"))
 
@@ -184,13 +178,12 @@ def test_both_judges_behind_an_endpoint_that_misbehaves(tmp_path):
     with stub_endpoint(script) as server:
         judges = {"pathology": "endpoint", "pathology_url": server.url, "pathology_model": "judge"}
         judges |= {"species": "endpoint", "species_url": server.url, "species_model": "judge"}
-        mine = CleanSettings((SourceSetting("pairs", str(tree)),), **judges)
-        summary = clean(tmp_path / "out", mine)
+        summary = clean([f"pairs={tree}"], tmp_path / "out", **judges)
         assert summary["sources"]["pairs"]["filters"]["species"]["dropped"] == {"unreadable_reply": 1, "non_human": 1}
         assert summary["num_kept"] == 4
         num_requests = len(server.requests)
         assert sum(server.answered.values()) == 12
-        clean(tmp_path / "out", replace(mine, max_background=0.97))
+        clean([f"pairs={tree}"], tmp_path / "out", max_background=0.97, **judges)
         assert len(server.requests) == num_requests
 
 
@@ -199,12 +192,11 @@ def test_what_a_model_refuses_that_refuses_everything_is_not_stored(tmp_path):
     tree, acts = save_pairs(tmp_path / "tree", 6), [Act("this model reads no images", status=400)]
     with stub_endpoint(lambda text, before: acts[-1]) as server:
         judges = {"pathology": "endpoint", "pathology_url": server.url, "pathology_model": "judge"}
-        mine = CleanSettings((SourceSetting("pairs", str(tree)),), **judges)
         with pytest.raises(PallavaError, match="refuses every request.*reads no images"):
-            clean(tmp_path / "out", mine)
+            clean([f"pairs={tree}"], tmp_path / "out", **judges)
         assert stored(tmp_path / "out", "pathology") == 0
         acts.append(Act("yes"))
-        assert clean(tmp_path / "out", mine)["num_kept"] == 6
+        assert clean([f"pairs={tree}"], tmp_path / "out", **judges)["num_kept"] == 6
         assert stored(tmp_path / "out", "pathology") == 6
 
 
@@ -240,9 +232,11 @@ def test_rows_that_are_never_answered_can_be_dropped(tmp_path, capsys):
 def test_the_help_says_what_each_filter_looks_at(capsys):
     with pytest.raises(SystemExit):
         main(["data", "clean", "--help"])
-    table = capsys.readouterr().out.partition("what they look at")[2]
+    table = capsys.readouterr().out.partition("looks at")[2]
     found = dict(re.findall(r"^  ([a-z-]+) +([a-z]+(?:, [a-z]+)*)  +[a-z]", table, re.M))
-    assert {name: frozenset(kinds.split(", ")) for name, kinds in found.items()} == APPLIES_TO
+    assert {name: frozenset(kinds.split(", ")) for name, kinds in found.items()} == {
+        name: row.kinds for name, row in FILTERS.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -265,26 +259,26 @@ def test_the_policy_for_rows_with_several_images_is_recorded(tmp_path, policy, n
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--source quilt-1m", "is not NAME=ROOT"),
-        ("--source quilts={t}/b/quilt", "source 'quilts'"),
+        ("--source quilt-1m", "NAME=ROOT"),
+        ("--source quilts={t}/b/quilt", "'quilts'"),
         ("--source quilt-1m={t}/none", "none"),
         ("--source quilt-1m={t}/b/oa", "quilt_1M_lookup"),
         ("--source bach={t}", "set of classes"),
-        ("--source quilt-1m={t}/b/quilt --filters words,word", "no filter 'word'"),
+        ("--source quilt-1m={t}/b/quilt --filters words,word", "'word'"),
         ("--source quilt-1m={t}/b/quilt --filters duplicates", "add 'image'"),
         ("--source quilt-1m={t}/b/quilt --filters published-index", "go together"),
         ("--source quilt-1m={t}/b/quilt --published-index {t}/none", "cannot read the list"),
-        ("--source quilt-1m={t}/b/quilt --pathology clip", "--clip-model"),
-        ("--source quilt-1m={t}/b/quilt --pathology clip --clip-model ViT-B-16", "no weights"),
+        ("--source quilt-1m={t}/b/quilt --pathology clip", "--model-name"),
+        ("--source quilt-1m={t}/b/quilt --pathology clip --model-name ViT-B-16", "no weights"),
         ("--source quilt-1m={t}/b/quilt --pathology endpoint", "--pathology-url"),
         ("--source quilt-1m={t}/b/quilt --species endpoint --species-url http://x", "--species-model"),
-        ("--source quilt-1m={t}/b/quilt --filters words --species rules", "add species to --filters"),
-        ("--source quilt-1m={t}/b/quilt --concurrency 0", "concurrency"),
+        ("--source quilt-1m={t}/b/quilt --filters words --species rules", "add species"),
+        (f"--source quilt-1m={{t}}/b/quilt {ENDPOINT} --concurrency 0", "concurrency"),
         ("--source quilt-1m={t}/b/quilt --min-words -1", "-1"),
         ("--source quilt-1m={t}/b/quilt --max-background 7", "7"),
         ("--source quilt-1m={t}/b/quilt --workers 0", "workers"),
-        ("--source quilt-1m={t}/b/quilt --image-folder {t}/a", "does not lie in the image folder"),
-        ("--source quilt-1m={t}/b/quilt --split pmc-oa=train", "names no source"),
+        ("--source quilt-1m={t}/b/quilt --image-folder {t}/a", "image folder"),
+        ("--source quilt-1m={t}/b/quilt --split pmc-oa=train", "pmc-oa=train"),
     ],
 )
 def test_a_users_mistakes(trees, tmp_path, capsys, words, message):
@@ -317,15 +311,27 @@ def test_ctrl_c_says_how_to_go_on(trees, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("pallava.data.clean.pipeline.Pipeline.judge", interrupted)
     assert main(["data", "clean", str(tmp_path / "out"), "--source", f"quilt-1m={trees}/b/quilt"]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
 
 
 def test_the_funnel_is_printed(trees, tmp_path, capsys):
     words = ["--source", f"quilt-1m={trees}/b/quilt", "--source", f"pmc-oa={trees}/b/oa", "--workers", "1"]
     assert main(["data", "clean", str(tmp_path / "my out"), *words]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert " ".join(lines[0].split()) == "source read unread words pathology species image duplicates kept"
-    assert " ".join(lines[2].split()) == "pmc-oa 6 0 1 0 0 0 1 4"
+    assert " ".join(lines[0].split()) == "source read unread words pathology species image duplicates kept share"
+    assert " ".join(lines[2].split()) == "pmc-oa 6 0 1 0 0 0 1 4 66.7 %"
     pairs, train = f"'{tmp_path}/my out/pairs.json'", f"'{tmp_path}/my out/train.jsonl'"
     command = f"python tools/dataformat.py --input {pairs} --image-folder {trees}/b --output {train}"
-    assert lines[-1] == f"go on with: {command}"
+    assert lines[-1] == f"next: {command}"
+
+
+def test_a_table_with_questions_needs_no_class(tmp_path):
+    save_picture(tmp_path / "images" / "a.png", 1)
+    save_picture(tmp_path / "images" / "b.png", 2)
+    (tmp_path / "mine.csv").write_text("file,asked,said\na.png,Is it so?,yes\nb.png,Which organ is it?,rat liver\n")
+    words = ["data", "clean", str(tmp_path / "out"), "--source", f"csv={tmp_path / 'mine.csv'}", "--workers", "1"]
+    words += ["--columns", "image=file,question=asked,answer=said", "--image-folder", str(tmp_path / "images")]
+    assert main(words) == 0
+    kept = [json.loads(line) for line in (tmp_path / "out" / "kept.jsonl").read_text().splitlines()]
+    assert [(each["path"], each["answer"]) for each in kept] == [("a.png", "yes"), ("b.png", "rat liver")]
+    assert not (tmp_path / "out" / "pairs.json").exists()

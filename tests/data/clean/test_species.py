@@ -23,7 +23,7 @@ import pytest
 
 from pallava.cli import data_clean
 from pallava.data.clean import judge_species
-from pallava.data.clean.filters import Filter, Item
+from pallava.data.clean.filters import Candidate, Filter
 from pallava.data.clean.species import SpeciesRules, find_species, judge, rules
 from pallava.data.sources.base import Pair, Question
 
@@ -163,7 +163,7 @@ def test_the_filter_drops_non_human_and_tells_the_words() -> None:
         Pair("pairs", "2", "b.png", "Kidney biopsy"),
         Question("pmc-vqa", "3", "c.png", "Which organ is it?", "A", ("rat liver", "rat lung")),
     ]
-    items = [Item(record, Path("/") / record.image) for record in records]
+    items = [Candidate(record, Path("/") / record.image) for record in records]
     scores = species.score(items)
     assert [score["found"] for score in scores] == ["mice", "", "rat"]
     verdicts = [species.decide(item, score) for item, score in zip(items, scores, strict=True)]

@@ -14,8 +14,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Literal
 
-from pallava.data.clean.filters import APPLIES_TO, Item, Score, Verdict
-from pallava.data.clean.item_keys import text_key
+from pallava.data.clean.filters import BOTH_KINDS, KEEP, Candidate, Decision, Findings
 from pallava.data.clean.species.rules import find_pairs, find_pattern, find_patterns, find_words
 
 Species = Literal["human", "non-human"]
@@ -161,18 +160,18 @@ class SpeciesRules:
     """Filter "species" by rules on words."""
 
     name = "species"
-    kinds = APPLIES_TO["species"]
+    kinds = BOTH_KINDS
     key = "species-rules-2"
 
-    def item_key(self, item: Item) -> str:
+    def item_key(self, candidate: Candidate) -> str:
         """Return a key of the text."""
-        return text_key(item)
+        return candidate.text_key
 
-    def score(self, items: Sequence[Item]) -> list[Score]:
+    def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
         """Return ``{"species": "human" or "non-human", "found": the words that decided}``."""
-        found = [find_species(item.text) for item in items]
+        found = [find_species(candidate.text) for candidate in candidates]
         return [{"species": "human" if words is None else "non-human", "found": words or ""} for words in found]
 
-    def decide(self, item: Item, score: Score) -> Verdict:
+    def decide(self, candidate: Candidate, findings: Findings) -> Decision:
         """Drop non-human material."""
-        return Verdict(True) if score["species"] == "human" else Verdict(False, "non_human")
+        return KEEP if findings["species"] == "human" else Decision(False, "non_human")

@@ -1,0 +1,243 @@
+"""Models as judges: a CLIP, and models behind an endpoint (one that looks at the image, one that reads the text)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pallava.data.clean.filters import BOTH_KINDS, KEEP, Candidate, Decision, Findings
+from pallava.devices import find_device
+from pallava.errors import PallavaError
+from pallava.images import ImageError, open_image
+from pallava.io.hashing import hash_file
+from pallava.io.processes import num_cores
+from pallava.judging.endpoint import Endpoint, Failure, Reply, Request
+from pallava.judging.prompts import (
+    CLIP_VERSION,
+    OTHER_CAPTIONS,
+    PATHOLOGY,
+    PATHOLOGY_CAPTIONS,
+    SPECIES,
+    JudgePrompt,
+)
+from pallava.open_clip_weights import made_with_quick_gelu
+
+CLIP_THRESHOLD = 0.5
+"""Images for which the pathology captions get less than half of the probability are dropped."""
+
+_NAMES_WITH_WEIGHTS = ("hf-hub:", "local-dir:")
+_MAX_READERS = 8  # threads; Pillow decodes outside of Python's lock
+_MAX_REPLY = 200  # characters of an unreadable reply that are kept
+
+
+class PathologyClip:
+    """Filter "pathology": the share of a softmax over `judging.prompts`' captions that those of pathology get.
+
+    Findings are ``{"pathology": share}``, from 0 to 1, or None for an image that cannot be opened. The threshold is
+    applied to stored findings, so that another one judges nothing again.
+    """
+
+    name = "pathology"
+    kinds = BOTH_KINDS
+
+    def __init__(
+        self,
+        model_name: str,
+        pretrained: str | Path | None = None,
+        *,
+        threshold: float = CLIP_THRESHOLD,
+        batch_size: int = 32,
+        device: str = "auto",
+    ) -> None:
+        """Keep the settings; the model is loaded with the first image.
+
+        Args:
+            model_name: open_clip's name of a model, such as "ViT-B-16", or "hf-hub:ORGANIZATION/NAME".
+            pretrained: open_clip's tag of weights, such as "laion2b_s34b_b88k", or the path of a checkpoint. Not needed
+                if the name says where the weights are ("hf-hub:", "local-dir:").
+            threshold: Smallest share that is kept, 0 to 1.
+            batch_size: Images that go through the model at a time.
+            device: Device name, or "auto".
+
+        Raises:
+            PallavaError: The weights are not named, or the threshold is not between 0 and 1.
+        """
+        if not pretrained and not model_name.startswith(_NAMES_WITH_WEIGHTS):
+            raise PallavaError(
+                f"the CLIP '{model_name}' has no weights; name a tag of open_clip.list_pretrained(), or a checkpoint"
+            )
+        if not 0 <= threshold <= 1:
+            raise PallavaError(f"the threshold of the CLIP judge must be between 0 and 1, got {threshold}")
+        self._model_name, self._pretrained = model_name, str(pretrained or "")
+        self._threshold, self._batch_size, self._device = threshold, batch_size, device
+        checkpoint = Path(self._pretrained)
+        weights = hash_file(checkpoint) if checkpoint.is_file() else self._pretrained  # a file may be replaced
+        self.key = f"pathology-clip-2/{model_name}/{weights}/captions-{CLIP_VERSION}"
+
+    def item_key(self, candidate: Candidate) -> str:
+        """Return a hash of the image's bytes."""
+        return candidate.image_key
+
+    def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
+        """Look at the images, batch by batch.
+
+        Raises:
+            PallavaError: The model cannot be loaded.
+        """
+        model = self._model
+        findings: list[Findings] = []
+        with ThreadPoolExecutor(num_cores(at_most=_MAX_READERS)) as pool:
+            for start in range(0, len(candidates), self._batch_size):
+                paths = [each.path for each in candidates[start : start + self._batch_size]]
+                pixels = list(pool.map(model.read, paths))
+                shares = iter(model.compute_shares([each for each in pixels if each is not None]))
+                findings += [{"pathology": None if each is None else round(next(shares), 6)} for each in pixels]
+        return findings
+
+    def decide(self, candidate: Candidate, findings: Findings) -> Decision:
+        """Drop what is below the threshold."""
+        share = findings["pathology"]
+        if share is None:
+            return Decision(False, "unreadable_image")
+        is_pathology = share >= self._threshold
+        return Decision(is_pathology, "" if is_pathology else "not_pathology", share)
+
+    @cached_property
+    def _model(self) -> _Clip:
+        return _Clip(self._model_name, self._pretrained or None, find_device(self._device))
+
+
+class _Clip:
+    """An open_clip model with the embedded captions (C, D), those of pathology first."""
+
+    def __init__(self, model_name: str, pretrained: str | None, device: str) -> None:
+        import open_clip  # takes seconds
+        import torch
+
+        self._device = device
+        try:
+            # open_clip reads checkpoints with weights_only, which runs no code of theirs.
+            self._network, _, self._preprocess = open_clip.create_model_and_transforms(
+                model_name, pretrained, device=device, force_quick_gelu=made_with_quick_gelu(model_name, pretrained)
+            )
+            tokens = open_clip.get_tokenizer(model_name)([*PATHOLOGY_CAPTIONS, *OTHER_CAPTIONS])
+        except Exception as error:  # RuntimeError, FileNotFoundError, UnpicklingError, KeyError and others
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise PallavaError(
+                f"cannot load the CLIP '{model_name}' with the weights '{pretrained or ''}': {reason}; "
+                "open_clip.list_pretrained() names models and their weights"
+            ) from None
+        self._network.eval()
+        with torch.inference_mode():
+            self._captions = self._network.encode_text(tokens.to(device), normalize=True)
+
+    def read(self, path: Path) -> Any:
+        """Return the pixels (3, P, P) of an image, or None if it cannot be opened."""
+        try:
+            return self._preprocess(open_image(path))
+        except ImageError:
+            return None
+
+    def compute_shares(self, pixels: list[Any]) -> list[float]:
+        """Return the share of each of B images, (3, P, P) each, that the pathology captions get."""
+        import torch
+
+        if not pixels:
+            return []
+        with torch.inference_mode():
+            images = self._network.encode_image(torch.stack(pixels).to(self._device), normalize=True)  # (B, D)
+            logits = self._network.logit_scale.exp() * images @ self._captions.T  # (B, C)
+            return logits.float().softmax(-1)[:, : len(PATHOLOGY_CAPTIONS)].sum(-1).tolist()
+
+
+class _EndpointJudge:
+    """Ask one prompt about each candidate.
+
+    Findings are ``{"answer": label, "reply": text}``. The label is one of the prompt's; or "unreadable", if the reply
+    is none of them; or "refused", if the server will not answer this very request. Both are stored, so that nothing is
+    asked twice, and dropped with a reason of their own. A request that failed for a passing reason has no findings, and
+    a later run asks it again.
+    """
+
+    name: str
+    kinds = BOTH_KINDS
+    _prompt: JudgePrompt
+    _wanted: str
+    _drop_reason: str
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self.key = f"{self.name}-endpoint/{endpoint.model}/prompt-{self._prompt.version}"
+
+    def item_key(self, candidate: Candidate) -> str:
+        """Return a hash of what the model is shown."""
+        raise NotImplementedError
+
+    def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
+        """Ask about all candidates, in order.
+
+        Raises:
+            PallavaError: As `iter_scores`.
+        """
+        found = dict(self.iter_scores(candidates))
+        return [found[index] for index in range(len(candidates))]
+
+    def iter_scores(self, candidates: Sequence[Candidate]) -> Iterator[tuple[int, Findings]]:
+        """Ask about all candidates and yield (index, findings) as answers arrive.
+
+        Raises:
+            UnansweredError: After all others were yielded, if requests failed for a passing reason.
+            PallavaError: The server cannot be reached, stopped answering, or does not have the model.
+        """
+        for index, answer in self._endpoint.iter_settled([self._request(each) for each in candidates]):
+            yield index, self._read(answer)
+
+    def decide(self, candidate: Candidate, findings: Findings) -> Decision:
+        """Keep the label that is wanted, and drop any other with a reason of its own."""
+        if findings["answer"] == self._wanted:
+            return KEEP
+        reasons = {"unreadable": "unreadable_reply", "refused": "refused_by_server"}
+        return Decision(False, reasons.get(findings["answer"], self._drop_reason))
+
+    def _request(self, candidate: Candidate) -> Request:
+        raise NotImplementedError
+
+    def _read(self, answer: Reply | Failure) -> Findings:
+        if isinstance(answer, Failure):
+            return {"answer": "refused", "reply": answer.reason[:_MAX_REPLY]}
+        return {"answer": self._prompt.read(answer.text) or "unreadable", "reply": answer.text[:_MAX_REPLY]}
+
+
+class SpeciesEndpoint(_EndpointJudge):
+    """Filter "species": a language model reads the caption (the paper asked Qwen2-7B)."""
+
+    name = "species"
+    _prompt, _wanted, _drop_reason = SPECIES, "human", "non_human"
+
+    def item_key(self, candidate: Candidate) -> str:
+        """Return a hash of the text."""
+        return candidate.text_key
+
+    def _request(self, candidate: Candidate) -> Request:
+        return Request(self._prompt.text.replace("{text}", candidate.text))
+
+
+class PathologyEndpoint(_EndpointJudge):
+    """Filter "pathology": a vision-language model looks at the image (the paper asked GLM-4V-9B)."""
+
+    name = "pathology"
+    _prompt, _wanted, _drop_reason = PATHOLOGY, "yes", "not_pathology"
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        super().__init__(endpoint)
+        self.key += f"/side-{endpoint.image_side}"
+
+    def item_key(self, candidate: Candidate) -> str:
+        """Return a hash of the image's bytes."""
+        return candidate.image_key
+
+    def _request(self, candidate: Candidate) -> Request:
+        return Request(self._prompt.text, candidate.path)
