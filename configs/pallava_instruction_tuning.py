@@ -25,6 +25,7 @@ from pallava.model import load_encoder, load_image_processor
 from pallava.training.collate import collate
 from pallava.training.dataset import PALLaVADataset
 from pallava.training.hooks.chat import SampleChatHook
+from pallava.training.hooks.config import TrainingConfigHook
 from pallava.training.hooks.random_state import RandomStateHook
 from pallava.training.llm import load_llm, load_tokenizer
 from pallava.training.model import PALLaVAModel, build_connector
@@ -188,6 +189,7 @@ custom_hooks = [
     ),
     dict(type=GroupLearningRateHook),
     dict(type=RandomStateHook),
+    dict(type=TrainingConfigHook),  # for `pallava convert`
 ]
 
 default_hooks = dict(

@@ -1,6 +1,13 @@
 """Where a command computes."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from pallava.errors import PallavaError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def find_device(name: str, local_rank: int = 0) -> str:
@@ -18,3 +25,13 @@ def find_device(name: str, local_rank: int = 0) -> str:
     except (RuntimeError, AssertionError) as error:
         raise PallavaError(f"there is no device {name!r} here ({str(error).splitlines()[0]})") from None
     return name
+
+
+def device_dtype() -> torch.dtype:
+    """Return the default type of a training: bf16 if the device has it, else fp16, and float32 on a CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.float32
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)  # emulated, it is slower than float32
+    return torch.bfloat16 if has_bf16 else torch.float16

@@ -12,7 +12,9 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint", help=".pth file, DeepSpeed folder, file inside one, work directory of a run, or archive"
     )
     parser.add_argument("out", help="model folder to write")
-    parser.add_argument("--config", help="training config; it is executed (default: the one beside the checkpoint)")
+    parser.add_argument(
+        "--config", help="training config, JSON or Python, which is executed (default: the JSON beside the checkpoint)"
+    )
     parser.add_argument("--llm", help="base language model (default: the config's)")
     parser.add_argument("--visual-encoder", help="visual encoder (default: the config's)")
     parser.add_argument(
@@ -22,6 +24,9 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=["float32", "bfloat16", "float16"], help="type of the weights (default: as the parts have)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a model folder at OUT")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="import a connector that does not come with pallava"
+    )
     unrecorded = parser.add_argument_group("settings that weights do not record (only without a config)")
     unrecorded.add_argument("--lora-alpha", type=float, help="alpha of LoRA (default: twice the rank, as published)")
     unrecorded.add_argument(
@@ -47,10 +52,15 @@ def run_convert(options: argparse.Namespace) -> int:
 
     from pallava.model.convert import convert
 
+    config, trust = options.config, options.trust_remote_code
+    if config is not None and Path(config).suffix == ".py" and Path(config).is_file():
+        from pallava.training.hooks.config import load_config
+
+        config, trust = load_config(config), True  # who names a program trusts it
     out = convert(
         options.checkpoint,
         options.out,
-        config=options.config,
+        config=config,
         llm=options.llm,
         visual_encoder=options.visual_encoder,
         merge=options.merge,
@@ -59,7 +69,8 @@ def run_convert(options: argparse.Namespace) -> int:
         lora_alpha=options.lora_alpha,
         connector_heads=options.connector_heads,
         prompt_template=options.prompt_template,
-        tell=print,
+        trust_remote_code=trust,
+        log=print,
     )
     print(f"wrote {out}")
     return 0
@@ -111,7 +122,7 @@ def run_card(options: argparse.Namespace) -> int:
       pallava card pa-llava --scores evaluation/results.json
     """
     from pallava.errors import PallavaError
-    from pallava.model.model_card import CARD, add_scores, write_model_card
+    from pallava.model.card import CARD, add_scores, write_model_card
     from pallava.model.weights import read_json
 
     card = Path(options.model) / CARD

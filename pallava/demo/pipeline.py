@@ -30,7 +30,7 @@ from pallava.demo.stamps import Step, run_steps
 from pallava.errors import PallavaError
 from pallava.evaluation.answers.items import Answered
 from pallava.evaluation.answers.predictions import read_predictions
-from pallava.model.model_card import add_scores
+from pallava.model.card import add_scores
 
 Say = Callable[[str], None]
 

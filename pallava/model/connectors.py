@@ -8,6 +8,7 @@ Letters in shape comments: I images, T tokens of a tile, M tile tokens of an ima
 width.
 """
 
+import inspect
 import json
 import os
 import pkgutil
@@ -34,6 +35,7 @@ CONNECTOR_PREFIXES = ("projector.", "connector.")
 """Prefixes of its keys in a checkpoint: the published one, and ours."""
 
 _EPS = 1e-12  # of every norm in the published connector
+_HEAD_WIDTH, _MOST_HEADS = 64, 12  # as published: 768 = 12 * 64
 ConnectorClass = TypeVar("ConnectorClass", bound=type[PreTrainedModel])
 
 
@@ -330,6 +332,50 @@ def import_name(name: str) -> Any:
         ) from None
 
 
+def build_connector(
+    visual_hidden_size: int, llm_hidden_size: int, kind: Any = ScaleInvariantConnectorConfig.model_type, **sizes: Any
+) -> Any:
+    """Build a new connector for an encoder and a language model of these widths.
+
+    Args:
+        visual_hidden_size: Width of the encoder's tokens.
+        llm_hidden_size: Width of the language model's embeddings.
+        kind: A connector as `find_connector` takes it, or a function, or its import path, that returns a connector.
+        **sizes: The other fields of its configuration; `num_attention_heads` is chosen by `choose_heads` by default.
+
+    Returns:
+        The connector, with new weights.
+
+    Raises:
+        PallavaError: There is no such connector or field.
+    """
+    widths = {"visual_hidden_size": visual_hidden_size, "llm_hidden_size": llm_hidden_size}
+    if isinstance(kind, str) and kind not in CONNECTORS:
+        kind = import_name(kind)
+    if callable(kind) and not isinstance(kind, type):
+        return kind(**widths, **sizes)
+    connector_class = find_connector(kind)
+    known = set(inspect.signature(connector_class.config_class).parameters) - {"kwargs"}
+    if unknown := sorted(sizes.keys() - known):  # transformers' configurations would take anything
+        raise PallavaError(
+            f"model.connector cannot have {', '.join(unknown)}; its fields are {', '.join(sorted(known))}"
+        )
+    if "num_attention_heads" in known and not sizes.get("num_attention_heads"):
+        sizes["num_attention_heads"] = choose_heads(visual_hidden_size)
+    return connector_class(connector_class.config_class(**widths, **sizes))
+
+
+def choose_heads(width: int) -> int:
+    """Choose a number of attention heads: each as wide as the published ones, or at most 12 that divide the width.
+
+    No weight records this number, and a config that leaves it open is read again at conversion: the choice for a width
+    must never change.
+    """
+    if width % _HEAD_WIDTH == 0:
+        return width // _HEAD_WIDTH
+    return max(heads for heads in range(1, _MOST_HEADS + 1) if width % heads == 0)
+
+
 def make_connector_config(values: Mapping[str, Any], class_name: str | None = None) -> Any:
     """Build a connector's configuration from its dictionary; imports nothing.
 
@@ -413,6 +459,29 @@ def own_connector_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     state = rename_keys(inside or state, tuple((prefix, "") for prefix in CONNECTOR_PREFIXES))
     is_published = any(key.startswith(("model.bert.", "model.mlp.model.")) for key in state)
     return rename_keys(state, CONNECTOR_RENAMES) if is_published else state
+
+
+def own_checkpoint_keys(state: Mapping[str, Tensor], config: PretrainedConfig, source: object) -> dict[str, Tensor]:
+    """Return a checkpoint's weights under our keys, from ours or the published ones.
+
+    Args:
+        state: Weights of a training checkpoint.
+        config: Configuration of the connector that they are for.
+        source: Origin of the weights, for the message.
+
+    Raises:
+        PallavaError: They were trained with cross-attention and the connector has none, or the reverse.
+    """
+    connector = own_connector_keys({k: v for k, v in state.items() if k.startswith(CONNECTOR_PREFIXES)})
+    wants, has = bool(config.add_cross_attention), any(".crossattention." in key for key in connector)
+    if connector and wants != has:
+        raise PallavaError(
+            f"'{source}' was trained {'with' if has else 'without'} cross-attention to the tiles, but this connector "
+            f"is {'with' if wants else 'without'} it; set model.connector.add_cross_attention={has} to use these "
+            "weights, or start from others"
+        )
+    others = {key: value for key, value in state.items() if not key.startswith(CONNECTOR_PREFIXES)}
+    return {**others, **{f"connector.{key}": value for key, value in connector.items()}}
 
 
 def infer_connector_config(

@@ -1,35 +1,45 @@
 """From a training checkpoint or published weights to the one folder that opens with transformers and pallava alone."""
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from torch import Tensor
-from xtuner.registry import BUILDER
 
+from pallava.devices import device_dtype
 from pallava.errors import PallavaError
-from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
-from pallava.model.loading import is_adapted
-from pallava.model.model_card import write_model_card
-from pallava.model.published import describe_weights, is_published_folder
-from pallava.model.published_weights import build_from_published, is_archive
-from pallava.model.run_config import find_config
-from pallava.model.run_description import PUBLISHED_TRAINING, describe_run
+from pallava.io.files import whole_folder
+from pallava.model import (
+    PALLaVAForConditionalGeneration,
+    PALLaVAProcessor,
+    load_encoder,
+    load_image_processor,
+    load_plip,
+)
+from pallava.model.card import write_model_card
+from pallava.model.connectors import CONNECTORS, build_connector, import_name, import_path, own_checkpoint_keys
+from pallava.model.loading import add_lora, is_adapted, open_llm, open_tokenizer
+from pallava.model.published import describe_weights, is_archive, is_published_folder, open_published
+from pallava.model.run_config import (
+    PUBLISHED_TRAINING,
+    check_training_config,
+    describe_run,
+    find_training_config,
+    read_training_config,
+)
 from pallava.model.weights import load_strictly, read_weights
-from pallava.training.model import PALLaVAModel
 
 SHARD_SIZE = "2GB"
+_OUR_PACKAGES = ("pallava", "peft", "transformers")
 
 
 def convert(
     checkpoint: str | Path,
     out: str | Path,
     *,
-    config: str | Path | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
     llm: str | None = None,
     visual_encoder: str | None = None,
     merge: bool = False,
@@ -39,150 +49,268 @@ def convert(
     connector_heads: int | None = None,
     prompt_template: str | None = None,
     max_shard_size: str = SHARD_SIZE,
-    tell: Callable[[str], None] = lambda line: None,
+    trust_remote_code: bool = False,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Writes a model folder from a checkpoint of a run, or from published weights.
+    """Write a model folder from a checkpoint of a run, or from published weights.
 
     Args:
-        checkpoint: A ``.pth`` file, a DeepSpeed folder, a file inside one, or a run's work directory (its newest). Of
-            published weights also a folder with ``projector/`` and ``llm_adapter/``, and an archive of any of them.
+        checkpoint: A ``.pth`` file, a DeepSpeed folder, a file inside one, or a run's work directory (its newest); for
+            published weights also a folder with ``projector/`` and ``llm_adapter/``, or an archive of any of them.
         out: The folder to write.
-        config: The run's config; default: the one that the run dumped into its work directory. Published weights have
-            none.
-        llm: The base language model, if not where the config says.
-        visual_encoder: The encoder, if not where the config says, or in ``plip/`` beside published weights.
-        merge: Merges LoRA into the language model instead of keeping it as an adapter beside it.
-        dtype: Of the weights written; default: as the parts come.
-        overwrite: Replaces a model folder that is there.
-        lora_alpha: Without a config: LoRA's alpha; default: twice the rank, as published.
-        connector_heads: Without a config: attention heads of the connector; default: 12, as published.
-        prompt_template: Without a config: its name; default: ``llama3_chat``, as published.
-        max_shard_size: Of each file of weights.
-        tell: Is given what was found, line by line.
+        config: The run's config: a ``training_config.json``, or its values (default: the one beside the checkpoint).
+            Published weights have none.
+        llm: Base language model (default: the config's).
+        visual_encoder: Visual encoder (default: the config's, or ``plip/`` beside published weights).
+        merge: Whether to merge LoRA into the language model instead of keeping it as an adapter beside it.
+        dtype: Type of the weights written (default: as the parts have).
+        overwrite: Whether to replace an existing model folder.
+        lora_alpha: Alpha of LoRA, without a config (default: twice the rank, as published).
+        connector_heads: Attention heads of the connector, without a config (default: 12, as published).
+        prompt_template: Name of the prompt template, without a config (default: ``llama3_chat``, as published).
+        max_shard_size: Size of each file of weights.
+        trust_remote_code: Whether to import and run what the config names and does not come with pallava, such as a
+            connector of your own.
+        log: Receives what was found, line by line.
 
     Returns:
         The folder.
 
     Raises:
-        PallavaError: A part cannot be found or read safely, the weights do not fit, or the folder holds something.
+        PallavaError: A part cannot be found or read safely, the weights do not fit, or the folder is not empty.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     check_out(out, overwrite=overwrite)
     _check_checkpoint(checkpoint, out)
-    untold: dict[str, Any] = {
+    unrecorded: dict[str, Any] = {
         "lora_alpha": lora_alpha, "connector_heads": connector_heads, "prompt_template": prompt_template
     }  # fmt: skip
-    cfg = None if is_archive(checkpoint) or is_published_folder(checkpoint) else _open_config(checkpoint, config)
-    if cfg is None:
-        network, processor = build_from_published(
-            checkpoint, out, llm=llm, visual_encoder=visual_encoder, merge=merge, dtype=dtype, tell=tell, **untold
+    is_published = is_archive(checkpoint) or is_published_folder(checkpoint)
+    values = None if is_published else _open_config(checkpoint, config)
+    if values is None:
+        network, processor = open_published(
+            checkpoint, out, llm=llm, visual_encoder=visual_encoder, merge=merge, dtype=dtype, log=log, **unrecorded
         )
         network.config.encoder_source = visual_encoder
-        _finish(network, processor, out, PUBLISHED_TRAINING, merge=merge, dtype=dtype, max_shard_size=max_shard_size)
+        _write(network, processor, out, PUBLISHED_TRAINING, merge=merge, dtype=dtype, max_shard_size=max_shard_size)
         return out
-    if any(untold.values()):
+    if any(unrecorded.values()):
         raise PallavaError(
             "--lora-alpha, --connector-heads and --prompt-template are for weights without a config, and one was given "
-            "or lies beside the checkpoint: leave them out, or move the weights away from it."
+            "or is beside the checkpoint; leave them out, or move the weights away from it"
         )
-    _set_parts(cfg, llm, visual_encoder)
+    _set_parts(values, llm, visual_encoder)
     state = read_weights(checkpoint)
     for line in describe_weights(state):
-        tell(line)
-    write_folder(cfg, state, out, merge=merge, dtype=dtype, source=checkpoint, max_shard_size=max_shard_size)
+        log(line)
+    convert_run(
+        values, state, out, merge=merge, dtype=dtype, source=checkpoint, max_shard_size=max_shard_size,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     return out
 
 
-def _check_checkpoint(checkpoint: Path, out: Path) -> None:
-    if not checkpoint.exists():
-        raise PallavaError(f"No weights at {checkpoint}: the path does not exist. Give a checkpoint file or folder.")
-    if out.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents) and any(out.iterdir()):
-        raise PallavaError(f"{out} holds the checkpoint {checkpoint}, which replacing it would delete: choose another.")
-
-
 def check_out(out: str | Path, *, overwrite: bool) -> None:
-    """Refuses to write a model folder where something else lies.
+    """Refuse to write a model folder over something else.
 
     Args:
-        out: The folder; none, or an empty one, is always right.
+        out: The folder; one that does not exist or is empty is always right.
         overwrite: Whether a model folder may be replaced.
 
     Raises:
-        PallavaError: It is a file, the working directory, holds something else than a model, or a model that may not
-            be replaced.
+        PallavaError: It is a file, the working directory, something else than a model folder, or a model folder that
+            may not be replaced.
     """
     out = Path(out)
     if out.resolve() == Path.cwd():
-        raise PallavaError("The working directory cannot be replaced by a model folder: name a folder in it.")
+        raise PallavaError("the working directory cannot be replaced by a model folder; name a folder in it")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not (out / "config.json").is_file():
-        raise PallavaError(f"{out} exists and is no model folder: nothing was written. Choose another folder.")
+        raise PallavaError(f"'{out}' exists and is not a model folder; nothing was written, choose another folder")
     if not overwrite:
-        raise PallavaError(f"{out} exists: choose another folder, or add --overwrite to replace it.")
+        raise PallavaError(f"'{out}' exists; choose another folder, or add --overwrite to replace it")
 
 
-def _open_config(checkpoint: Path, config: str | Path | None) -> Config | None:
-    if config is None:
-        return find_config(checkpoint)
-    if not Path(config).is_file():
-        raise PallavaError(f"No config at {config}: give the config file that the checkpoint was trained with.")
-    return Config.fromfile(config)
-
-
-def _set_parts(cfg: Config, llm: str | None, visual_encoder: str | None) -> None:
-    """Puts the given parts into a config, and has its language model read without a second copy of it."""
-    if llm is not None:
-        cfg.model.llm.pretrained_model_name_or_path = llm
-        cfg.train_dataloader.dataset.tokenizer.pretrained_model_name_or_path = llm
-    if visual_encoder is not None:
-        cfg.model.visual_encoder.source = visual_encoder
-        cfg.train_dataloader.dataset.image_processor.source = visual_encoder
-    cfg.model.llm.setdefault("low_cpu_mem_usage", True)
-
-
-def write_folder(
-    cfg: Any,
+def convert_run(
+    values: Mapping[str, Any],
     state: Mapping[str, Tensor],
     out: str | Path,
     *,
     merge: bool,
     source: object,
     dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
     **save_kwargs: Any,
 ) -> None:
-    """Builds the trained model from its config and weights, and writes it with its processor.
-
-    The folder appears whole or not at all: it is written under a temporary name and renamed.
+    """Build the trained model from its config and weights, and write it with its processor.
 
     Args:
-        cfg: The run's config.
+        values: The run's config, as `pallava.model.run_config.config_to_json` returns it.
         state: The trained weights, under our keys or the published ones.
-        out: The folder; replaced if it is there.
-        merge: Merges LoRA into the language model.
-        source: Where the weights come from, for messages.
-        dtype: Of the weights written; default: as the parts come.
+        out: The folder; replaced if it exists.
+        merge: Whether to merge LoRA into the language model.
+        source: Origin of the weights, for messages.
+        dtype: Type of the weights written (default: as the parts have).
+        trust_remote_code: Whether to import and run what the config names and does not come with pallava.
         **save_kwargs: Passed on to `save_pretrained`.
 
     Raises:
-        PallavaError: The weights do not fit the config's model.
+        PallavaError: The config names parts that are not known, or the weights do not fit the config's model.
     """
-    model = PALLaVAModel(**{k: v for k, v in cfg.model.items() if k not in ("type", "pretrained_pth")})
-    load_strictly(model, model.own_keys(state, source), source=source, expected=model.state_dict())
-    model.network.config.encoder_source = cfg.model.visual_encoder.get("source")
-    processor = build_processor(cfg)
-    _finish(model.network.eval(), processor, Path(out), describe_run(cfg), merge=merge, dtype=dtype, **save_kwargs)
+    check_training_config(values, source)
+    dataset = values["train_dataloader"]["dataset"]
+    network = build_network(values["model"], trust_remote_code=trust_remote_code)
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    expected = {key: value for key, value in network.state_dict().items() if key in trained}
+    own = own_checkpoint_keys(state, network.config.connector_config, source)
+    load_strictly(network, own, source=source, expected=expected)
+    network.config.encoder_source = values["model"]["visual_encoder"].get("source")
+    processor = PALLaVAProcessor(
+        _build(dataset.get("image_processor"), trust_remote_code),
+        _build(dataset.get("tokenizer"), trust_remote_code),
+        dataset.get("prompt_template"),
+    )
+    _write(network, processor, Path(out), describe_run(values), merge=merge, dtype=dtype, **save_kwargs)
 
 
-def build_processor(cfg: Any) -> PALLaVAProcessor:
-    """The processor of a run: its data set's tokenizer, image processor and template."""
-    dataset = cfg.train_dataloader.dataset
-    return PALLaVAProcessor(
-        BUILDER.build(dataset.image_processor), BUILDER.build(dataset.tokenizer), dataset.prompt_template
+def build_network(model: Mapping[str, Any], *, trust_remote_code: bool = False) -> PALLaVAForConditionalGeneration:
+    """Build the network that a config describes, with new weights where they are trained.
+
+    Args:
+        model: The config's `model`; every part is ``{"type": name, ...}``.
+        trust_remote_code: Whether to import and run parts that do not come with pallava.
+
+    Returns:
+        The network, in evaluation mode; its parameters require gradients where the run trains them.
+
+    Raises:
+        PallavaError: A part is not known, or cannot be opened.
+    """
+    if str(model.get("type")).rpartition(".")[2] != "PALLaVAModel":
+        raise PallavaError(f"the config's model.type must be PALLaVAModel, got {model.get('type')!r}")
+    llm = _build({"low_cpu_mem_usage": True, **_part(model, "llm")}, trust_remote_code)
+    encoder = _build(_part(model, "visual_encoder"), trust_remote_code)
+    connector = _build_connector(model, encoder, llm, trust_remote_code)
+    llm.requires_grad_(not model.get("freeze_llm", True))
+    encoder.requires_grad_(not model.get("freeze_visual_encoder", True))
+    if model.get("llm_lora"):
+        llm = add_lora(llm, _build(_part(model, "llm_lora"), trust_remote_code))
+    layer = model.get("vision_feature_layer", -2)
+    return PALLaVAForConditionalGeneration.from_parts(llm, encoder, connector, vision_feature_layer=layer).eval()
+
+
+def _build_connector(model: Mapping[str, Any], encoder: Any, llm: Any, trust_remote_code: bool) -> Any:
+    part = _part(model, "connector") if model.get("connector") else {}
+    name = str(part.pop("type", build_connector.__name__))
+    if not _is_ours(name, build_connector.__name__):
+        part["kind"] = name
+    known = {*CONNECTORS, *map(import_path, CONNECTORS.values())}
+    if not trust_remote_code and part.get("kind", next(iter(CONNECTORS))) not in known:
+        raise _untrusted(part["kind"])
+    return build_connector(encoder.config.hidden_size, llm.config.hidden_size, **part)
+
+
+def _load_llm(pretrained_model_name_or_path: str, torch_dtype: str | None = "auto", **options: Any) -> Any:
+    dtype = device_dtype() if torch_dtype == "auto" else torch_dtype and torch_dtype.removeprefix("torch.")
+    return open_llm(pretrained_model_name_or_path, torch_dtype=dtype, **options)
+
+
+def _load_tokenizer(pretrained_model_name_or_path: str, **options: Any) -> Any:
+    return open_tokenizer(pretrained_model_name_or_path, **options)
+
+
+# Parts by the end of the name that a config gives them; none of them is imported by that name.
+_PARTS: Mapping[str, Callable[..., Any]] = {
+    "load_llm": _load_llm,
+    "load_tokenizer": _load_tokenizer,
+    "load_encoder": load_encoder,
+    "load_plip": load_plip,
+    "load_image_processor": load_image_processor,
+    "LoraConfig": dict,  # which `add_lora` takes
+    "AutoModelForCausalLM.from_pretrained": partial(_load_llm, torch_dtype=None),
+    "AutoTokenizer.from_pretrained": _load_tokenizer,
+}
+
+
+def _build(part: Any, trust_remote_code: bool) -> Any:
+    """Build a part of a config: one of ours, or with the user's consent any other."""
+    if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+        raise PallavaError(f"a part of the config must be an object with a type, got {str(part)[:100]}")
+    options = {key: value for key, value in part.items() if key != "type"}
+    if not trust_remote_code and _wants_code(part):
+        raise _untrusted("trust_remote_code=True")
+    for name, build in _PARTS.items():
+        if _is_ours(part["type"], name):
+            return build(**options)
+    if not trust_remote_code:
+        raise _untrusted(part["type"])
+    options.pop("low_cpu_mem_usage", None)
+    return import_name(part["type"])(**options)
+
+
+def _is_ours(name: str, end: str) -> bool:
+    return name == end or (name.endswith(f".{end}") and name.partition(".")[0] in _OUR_PACKAGES)
+
+
+def _wants_code(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return bool(value.get("trust_remote_code")) or any(map(_wants_code, value.values()))
+    return isinstance(value, list) and any(map(_wants_code, value))
+
+
+def _untrusted(name: str) -> PallavaError:
+    return PallavaError(
+        f"the config of the checkpoint names {name}, which does not come with pallava; if you trust it, allow its "
+        "import by --trust-remote-code (trust_remote_code=True); if the weights have another origin, move them away "
+        "from the config, and give --llm and --visual-encoder"
     )
 
 
-def _finish(
+def _part(model: Mapping[str, Any], name: str) -> dict[str, Any]:
+    if not isinstance(model.get(name), Mapping):
+        raise PallavaError(f"the config's model.{name} must be an object with a type, got {str(model.get(name))[:100]}")
+    return dict(model[name])
+
+
+def _check_checkpoint(checkpoint: Path, out: Path) -> None:
+    if not checkpoint.exists():
+        raise PallavaError(f"no weights at '{checkpoint}': the path does not exist; give a checkpoint file or folder")
+    if out.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents) and any(out.iterdir()):
+        raise PallavaError(
+            f"'{out}' holds the checkpoint '{checkpoint}', and replacing it would delete it; choose another folder"
+        )
+
+
+def _open_config(checkpoint: Path, config: str | Path | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if config is None:
+        return find_training_config(checkpoint)
+    if isinstance(config, Mapping):
+        return dict(config)
+    if not Path(config).is_file():
+        raise PallavaError(f"no config at '{config}'; give the config that the checkpoint was trained with")
+    if Path(config).suffix == ".py":
+        raise PallavaError(f"'{config}' is a program; `pallava convert --config` executes it")
+    return read_training_config(config)
+
+
+def _set_parts(values: dict[str, Any], llm: str | None, visual_encoder: str | None) -> None:
+    """Put the given parts into a config."""
+    check_training_config(values, "config")
+    dataset = dict(values["train_dataloader"]["dataset"])
+    model = dict(values["model"])
+    given = (
+        (llm, "llm", "tokenizer", "pretrained_model_name_or_path"),
+        (visual_encoder, "visual_encoder", "image_processor", "source"),
+    )
+    for value, part, other, key in given:
+        if value is not None:
+            model[part] = {**_part(model, part), key: value}
+            dataset[other] = {**_part(dataset, other), key: value}
+    values["model"], values["train_dataloader"] = model, {**values["train_dataloader"], "dataset": dataset}
+
+
+def _write(
     network: PALLaVAForConditionalGeneration,
     processor: PALLaVAProcessor,
     out: Path,
@@ -192,7 +320,7 @@ def _finish(
     dtype: torch.dtype | None,
     **save_kwargs: Any,
 ) -> None:
-    """Merges, casts and writes, each in place: the language model is never twice in memory."""
+    """Merge, cast and write, each in place: the language model is never twice in memory."""
     if merge and is_adapted(network.llm):
         network.llm = network.llm.merge_and_unload()
         network.config.base_llm = None
@@ -200,18 +328,12 @@ def _finish(
         network = network.to(dtype)
     network.use_end_tokens(processor.end_token_ids)
     out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.unfinished")
     try:
-        network.save_pretrained(unfinished, **save_kwargs)
-        processor.save_pretrained(unfinished)
-        write_model_card(unfinished, training=training)
-        for path in unfinished.rglob("*.safetensors"):  # newer safetensors let nobody else read them
-            path.chmod((unfinished / "config.json").stat().st_mode)
-        if out.exists():
-            shutil.rmtree(out)
-        unfinished.replace(out)
+        with whole_folder(out, replace=True) as folder:
+            network.save_pretrained(folder, **save_kwargs)
+            processor.save_pretrained(folder)
+            write_model_card(folder, title=out.name, training=training)
+            for path in folder.rglob("*.safetensors"):  # newer safetensors let nobody else read them
+                path.chmod((folder / "config.json").stat().st_mode)
     except OSError as error:
-        raise PallavaError(f"Cannot write {out}: {error.strerror or error}.") from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        raise PallavaError(f"cannot write '{out}': {error.strerror or error}") from None

@@ -119,6 +119,23 @@ def is_adapted(llm: nn.Module) -> bool:
     return hasattr(llm, "peft_config")
 
 
+def add_lora(llm: nn.Module, config: Any) -> Any:
+    """Add LoRA to a language model.
+
+    Args:
+        llm: The language model.
+        config: peft's `LoraConfig`, or its fields; without `target_modules` every linear layer but the output's is
+            adapted.
+    """
+    block_broken_bitsandbytes()
+    from peft import LoraConfig, get_peft_model  # imports bitsandbytes where it finds it
+
+    config = LoraConfig(**config) if isinstance(config, Mapping) else config
+    if config.target_modules is None:
+        config.target_modules = "all-linear"  # peft leaves the output layer out
+    return get_peft_model(llm, config)  # type: ignore[arg-type]
+
+
 def load_adapter(base_llm: str | None, adapter: Path, **options: Any) -> Any:
     """Open the base language model with a LoRA adapter, through peft.
 

@@ -19,11 +19,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pallava.errors import PallavaError
+from pallava.model.card import CARD, write_model_card
 from pallava.model.configuration import PALLaVAConfig
 from pallava.model.connectors import CONNECTORS, find_connector, import_path
 from pallava.model.encoders import adapter_of, patch_tokens
 from pallava.model.loading import ADAPTER_FOLDER, find_folder, greedy, is_adapted, open_beside_llm, open_whole
-from pallava.model.model_card import CARD, write_model_card
 from pallava.model.versions import fill_defaults
 from pallava.model.weights import read_json
 from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX

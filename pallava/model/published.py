@@ -1,12 +1,13 @@
-"""Published weights without the config they were trained with: what they hold, read off their keys and shapes.
+"""Published weights, which have no config: what they hold is inferred from their keys and shapes.
 
-A checkpoint (``llm.base_model.model....lora_A.default.weight``, ``projector.model....``) or the folders ``projector/``
-and ``llm_adapter/`` become a network beside a base language model and an encoder.
+A checkpoint (``llm.base_model.model....lora_A.default.weight``, ``projector.model....``), the folders ``projector/``
+and ``llm_adapter/``, or an archive of either become a network beside a base language model and an encoder.
 """
 
 import contextlib
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,20 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from pallava.errors import PallavaError
+from pallava.io.archives import unpack
+from pallava.io.files import temporary_beside
 from pallava.model.connectors import CONNECTOR_PREFIXES, ScaleInvariantConnector, own_connector_keys
-from pallava.model.encoders import load_encoder
-from pallava.model.loading import loading_errors, open_llm
+from pallava.model.encoders import load_encoder, load_image_processor
+from pallava.model.loading import add_lora, loading_errors, open_llm, open_tokenizer
 from pallava.model.modeling import PALLaVAForConditionalGeneration
-from pallava.model.versions import block_broken_bitsandbytes
+from pallava.model.processor import PALLaVAProcessor
 from pallava.model.weights import StateDict, load_strictly, read_json, read_weights, shorten
+from pallava.prompts import get_template
 
-PROJECTOR_FOLDER, ADAPTER_FOLDER, ENCODER_FOLDER = "projector", "llm_adapter", "plip"
-PUBLISHED_HEADS, PUBLISHED_WIDTH = 12, 768
-PUBLISHED_ALPHA = 2  # times the rank
-
+_PROJECTOR, _ADAPTER, _ENCODER = "projector", "llm_adapter", "plip"  # folders of the published layout
+_HEADS, _WIDTH, _ALPHA, _TEMPLATE = 12, 768, 2, "llama3_chat"  # as published; alpha in ranks
+_GZIP, _TAR, _TAR_AT = b"\x1f\x8b", b"ustar", 257
+_ARCHIVES = (".tar", ".tgz", ".gz")
 _LORA = re.compile(r"llm\.base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.default\.weight")
 # What changes the mathematics of an adapter, and is off in the published ones.
 _OTHER_LORA = (
@@ -43,17 +47,12 @@ _OTHER_LORA = (
     "target_parameters",
     "trainable_token_indices",
 )
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Lora:
-    """A LoRA adapter as its keys and shapes show it.
-
-    Attributes:
-        rank: Of its first matrix.
-        targets: Names of the linear layers that have one, such as ``q_proj``.
-        num_modules: How many of them.
-    """
+class _Lora:
+    """Rank, names of the adapted linear layers such as ``q_proj``, and their number, inferred from keys and shapes."""
 
     rank: int
     targets: tuple[str, ...]
@@ -61,16 +60,8 @@ class Lora:
 
 
 @dataclass(frozen=True)
-class PublishedWeights:
-    """Trained weights, and what is known of them beside their shapes.
-
-    Attributes:
-        state: Under the keys of a training checkpoint.
-        source: Where they come from, for messages.
-        lora_alpha: As an ``adapter_config.json`` says; no shape tells it.
-        num_attention_heads: Of the connector, as its ``config.json`` says; no shape tells them.
-        encoder: An encoder's folder beside the weights.
-    """
+class _Published:
+    """Weights under the keys of a training checkpoint, and what descriptions beside them record."""
 
     state: StateDict
     source: Path
@@ -80,62 +71,99 @@ class PublishedWeights:
 
 
 def is_published_folder(path: Path) -> bool:
-    """Whether a folder holds a connector and an adapter in folders of their own."""
-    return (path / PROJECTOR_FOLDER).is_dir()
+    """Return whether a folder holds a connector and an adapter in folders of their own."""
+    return (path / _PROJECTOR).is_dir()
 
 
-def read_published(path: Path) -> PublishedWeights:
-    """Reads a checkpoint, or a folder with ``projector/`` and ``llm_adapter/``.
+def is_archive(path: Path) -> bool:
+    """Return whether a file is an archive, or is named like one; PyTorch's own zip does not count."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(_TAR_AT + len(_TAR))
+    return head.startswith(_GZIP) or head[_TAR_AT:] == _TAR or path.suffix in _ARCHIVES
+
+
+def open_published(
+    path: Path,
+    out: Path,
+    *,
+    llm: str | None,
+    visual_encoder: str | None,
+    merge: bool,
+    dtype: torch.dtype | None,
+    lora_alpha: float | None,
+    connector_heads: int | None,
+    prompt_template: str | None,
+    log: Log,
+) -> tuple[PALLaVAForConditionalGeneration, PALLaVAProcessor]:
+    """Open published weights beside a base language model and an encoder; no key may be left over or missing.
+
+    Args:
+        path: A file, a DeepSpeed folder, ``projector/`` and ``llm_adapter/``, or an archive of one of them.
+        out: The folder that will be written; archives are unpacked beside it.
+        llm: Folder or hub name of the base language model.
+        visual_encoder: Source of the encoder, or an archive of it (default: ``plip/`` beside the weights).
+        merge: Whether the base language model's weights are needed. If not, they stay on the meta device and take no
+            memory, which is enough to write a folder with an adapter.
+        dtype: Type of the base language model's weights (default: as they are stored).
+        lora_alpha: Alpha of LoRA (default: as ``adapter_config.json`` says, or twice the rank, as published).
+        connector_heads: Attention heads of the connector (default: as its ``config.json`` says, or 12, as published).
+        prompt_template: Name of the prompt template of the training (default: ``llama3_chat``, as published).
+        log: Receives what was found, line by line.
+
+    Returns:
+        The network, and its processor.
 
     Raises:
-        PallavaError: It cannot be read safely, or holds a part that would be left unread.
+        PallavaError: A part is not named, cannot be read safely or does not fit.
     """
-    if not is_published_folder(path):
-        return PublishedWeights(read_weights(path), path)
-    if (path / "visual_encoder_adapter").exists():
-        raise PallavaError(f"{path} holds visual_encoder_adapter, which is not read: merge it into the encoder first.")
-    state = {
-        key if key.startswith(CONNECTOR_PREFIXES) else f"projector.{key}": value
-        for key, value in read_weights(path / PROJECTOR_FOLDER).items()
-    }
-    described = path / PROJECTOR_FOLDER / "config.json"
-    heads = _number(read_json(described), "num_attention_heads", described) if described.is_file() else None
-    alpha = None
-    if (path / ADAPTER_FOLDER).is_dir():
-        alpha = _read_alpha(path / ADAPTER_FOLDER / "adapter_config.json")
-        state |= {
-            "llm." + re.sub(r"\.lora_([AB])\.weight$", r".lora_\1.default.weight", key): value
-            for key, value in read_weights(path / ADAPTER_FOLDER).items()
-        }
-    encoder = path / ENCODER_FOLDER
-    return PublishedWeights(state, path, alpha, int(heads) if heads else None, encoder if encoder.is_dir() else None)
-
-
-def find_lora(state: Mapping[str, Tensor]) -> Lora | None:
-    """Reads rank and targets off a checkpoint's keys; None where it has no LoRA."""
-    found = {key: match for key in state if (match := _LORA.fullmatch(key))}
-    ranks = [int(state[key].shape[0]) for key, match in found.items() if match["half"] == "A" and state[key].dim()]
-    if not ranks:
-        return None
-    modules = {match["module"] for match in found.values()}
-    return Lora(ranks[0], tuple(sorted({module.rpartition(".")[2] for module in modules})), len(modules))
+    with _unpacked(path, out) as source:
+        weights = _read(source)
+        encoder = visual_encoder or weights.encoder
+        if llm is None or encoder is None:
+            raise PallavaError(
+                f"no config beside '{path}'; name the one it was trained with by --config, or, for published weights, "
+                "which have none, the base language model by --llm and the folder plip by --visual-encoder"
+            )
+        for line in describe_weights(weights.state):
+            log(line)
+        lora = _find_lora(weights.state)
+        alpha = _choose_alpha(weights, lora, lora_alpha, log) if lora else 1.0
+        heads = _choose_heads(weights, connector_heads, log)
+        with _unpacked(Path(encoder), out) as opened:
+            opened_source = str(opened) if opened != Path(encoder) else str(encoder)  # or timm: and its name
+            processor = _open_processor(opened_source, llm, prompt_template, log)
+            connector, adapter = _split(weights)
+            opened_connector = ScaleInvariantConnector.from_published(connector, heads, weights.source)
+            if merge or lora is None:
+                base = open_llm(llm, torch_dtype=dtype or "auto", low_cpu_mem_usage=True)  # once in memory
+            else:
+                base = _describe_base(llm, dtype)
+            if adapter:
+                base = _add_lora(base, adapter, lora, alpha, weights.source)
+            with loading_errors(opened_source, "visual encoder"):
+                visual = load_encoder(opened_source)
+            network = PALLaVAForConditionalGeneration.from_parts(base, visual, opened_connector).eval()
+    return network, processor
 
 
 def describe_weights(state: Mapping[str, Tensor]) -> list[str]:
-    """Says in lines what a checkpoint holds: every key, LoRA, and whether the connector reads the tiles."""
+    """Return in lines what a checkpoint holds: every key, LoRA, and whether the connector reads the tiles."""
     connector = {key for key in state if key.startswith(CONNECTOR_PREFIXES)}
-    of_lora = {key for key in state if _LORA.fullmatch(key)}
+    in_lora = {key for key in state if _LORA.fullmatch(key)}
     left_out = {key for key in connector if key.endswith("embeddings.position_ids")}
-    counts = {"of LoRA": of_lora, "of the connector": connector - left_out, "of other parts": set(state) - connector}
-    counts["of other parts"] -= of_lora
+    counts = {
+        "of LoRA": in_lora, "of the connector": connector - left_out, "of other parts": set(state) - connector - in_lora
+    }  # fmt: skip
     parts = [f"{len(keys)} {name}" for name, keys in counts.items() if keys]
     parts += [f"left out: {key}, a buffer that is never read" for key in sorted(left_out)]
-    lora = find_lora(state)
-    lines = [f"keys: {len(state)}, {', '.join(parts)}"]
-    lines.append(
-        f"LoRA: rank {lora.rank} on {lora.num_modules} layers ({', '.join(lora.targets)})" if lora else "LoRA: none"
-    )
-    return [*lines, _describe_cross_attention(connector)]
+    lora = _find_lora(state)
+    return [
+        f"keys: {len(state)}, {', '.join(parts)}",
+        f"LoRA: rank {lora.rank} on {lora.num_modules} layers ({', '.join(lora.targets)})" if lora else "LoRA: none",
+        _describe_cross_attention(connector),
+    ]
 
 
 def _describe_cross_attention(connector: set[str]) -> str:
@@ -148,55 +176,111 @@ def _describe_cross_attention(connector: set[str]) -> str:
     return f"cross-attention: present in {len(reading)} of {len(layers)} layers: the tiles are read"
 
 
-def build_published(
-    weights: PublishedWeights,
-    llm: str,
-    encoder: str | Path,
-    *,
-    lora_alpha: float,
-    num_attention_heads: int,
-    dtype: torch.dtype | None = None,
-    with_base: bool = False,
-) -> PALLaVAForConditionalGeneration:
-    """Puts published weights beside a base language model and an encoder; no key may be left over or missing.
+def _find_lora(state: Mapping[str, Tensor]) -> _Lora | None:
+    found = {key: match for key in state if (match := _LORA.fullmatch(key))}
+    ranks = [int(state[key].shape[0]) for key, match in found.items() if match["half"] == "A" and state[key].dim()]
+    if not ranks:
+        return None
+    modules = {match["module"] for match in found.values()}
+    return _Lora(ranks[0], tuple(sorted({module.rpartition(".")[2] for module in modules})), len(modules))
 
-    Args:
-        weights: The connector and, if there is any, LoRA.
-        llm: Folder or hub name of the base language model.
-        encoder: Source of the encoder, as for `load_encoder`.
-        lora_alpha: LoRA's scale times its rank.
-        num_attention_heads: Of the connector.
-        dtype: Of the base language model; default: as it is stored.
-        with_base: Whether its weights are read. Without, they stay on the meta device and take no memory: enough to
-            write a folder with an adapter.
 
-    Raises:
-        PallavaError: The weights do not fit, are not finite, or a part cannot be opened.
-    """
-    state, source = weights.state, weights.source
+@contextlib.contextmanager
+def _unpacked(path: Path, beside: Path) -> Iterator[Path]:
+    """Yield a path itself, or the content of an archive, unpacked beside the output and removed afterwards."""
+    if not is_archive(path):
+        yield path
+        return
+    folder = temporary_beside(beside)
+    try:
+        unpack([path], folder)
+        yield _only_entry(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _only_entry(folder: Path) -> Path:
+    """Enter folders that hold one thing, as the published archives do; additions of macOS do not count."""
+    inside = [path for path in folder.iterdir() if not path.name.startswith("._") and path.name != "__MACOSX"]
+    if len(inside) != 1 or is_published_folder(folder):
+        return folder
+    return _only_entry(inside[0]) if inside[0].is_dir() else inside[0]
+
+
+def _read(path: Path) -> _Published:
+    """Read a checkpoint, or a folder with ``projector/`` and ``llm_adapter/``; no part may be left unread."""
+    if not is_published_folder(path):
+        return _Published(read_weights(path), path)
+    if (path / "visual_encoder_adapter").exists():
+        raise PallavaError(f"'{path}' holds visual_encoder_adapter, which is not read; merge it into the encoder first")
+    state = {
+        key if key.startswith(CONNECTOR_PREFIXES) else f"projector.{key}": value
+        for key, value in read_weights(path / _PROJECTOR).items()
+    }
+    described = path / _PROJECTOR / "config.json"
+    heads = _number(read_json(described), "num_attention_heads", described) if described.is_file() else None
+    alpha = None
+    if (path / _ADAPTER).is_dir():
+        alpha = _read_alpha(path / _ADAPTER / "adapter_config.json")
+        state |= {
+            "llm." + re.sub(r"\.lora_([AB])\.weight$", r".lora_\1.default.weight", key): value
+            for key, value in read_weights(path / _ADAPTER).items()
+        }
+    encoder = path / _ENCODER
+    return _Published(state, path, alpha, int(heads) if heads else None, encoder if encoder.is_dir() else None)
+
+
+def _split(weights: _Published) -> tuple[StateDict, StateDict]:
+    """Return the connector and LoRA under the keys of their modules; no key may be left over."""
+    state = weights.state
     connector = {key: value for key, value in state.items() if key.startswith(CONNECTOR_PREFIXES)}
     adapter = {key.removeprefix("llm."): value for key, value in state.items() if _LORA.fullmatch(key)}
-    known = {*connector, *(f"llm.{key}" for key in adapter)}
-    if unknown := sorted(set(state) - known):
+    if unknown := sorted(set(state) - {*connector, *(f"llm.{key}" for key in adapter)}):
         raise PallavaError(
-            f"{source} holds {len(unknown)} keys that are of no part of PA-LLaVA: {shorten(unknown)}. Expected "
-            "projector... and llm.base_model.model....lora_A.default.weight; give --config if a config describes them."
+            f"'{weights.source}' holds {len(unknown)} keys that are in no part of PA-LLaVA: {shorten(unknown)}; "
+            "expected projector... and llm.base_model.model....lora_A.default.weight; give --config if there is one"
         )
-    opened = ScaleInvariantConnector.from_published(own_connector_keys(connector), num_attention_heads, source)
-    if with_base:
-        base = open_llm(llm, torch_dtype=dtype or "auto", low_cpu_mem_usage=True)  # once in memory
-    else:
-        base = _describe_base(llm, dtype)
-    if adapter:
-        lora = find_lora(state)
-        base = _add_lora(base, adapter, lora, lora_alpha, source)
+    return own_connector_keys(connector), adapter
+
+
+def _choose_alpha(weights: _Published, lora: _Lora, given: float | None, log: Log) -> float:
+    alpha = given or weights.lora_alpha or float(_ALPHA * lora.rank)
+    reason = "twice the rank, as published; the weights do not record it, change it by --lora-alpha"
+    if given or weights.lora_alpha:
+        reason = "as given" if given else "as adapter_config.json says"
+    log(f"LoRA alpha: {alpha:g} ({reason})")
+    return alpha
+
+
+def _choose_heads(weights: _Published, given: int | None, log: Log) -> int:
+    heads = given or weights.num_attention_heads
+    width = next((value.numel() for key, value in weights.state.items() if key.endswith(".norm.weight")), 0)
+    if heads is None and width != _WIDTH:
+        raise PallavaError(
+            f"the connector in '{weights.source}' is {width} wide, the published one {_WIDTH}; give its number of "
+            "attention heads, which no weight records, by --connector-heads"
+        )
+    reason = "as given" if given else "as its config.json says" if heads else "as published"
+    log(f"attention heads of the connector: {heads or _HEADS} ({reason})")
+    return heads or _HEADS
+
+
+def _open_processor(encoder: str, llm: str, name: str | None, log: Log) -> PALLaVAProcessor:
+    tokenizer = open_tokenizer(llm)
+    template = get_template(name or _TEMPLATE)
+    if template.suffix_as_eos and template.suffix not in tokenizer.get_vocab():
+        raise PallavaError(
+            f"the tokenizer of '{llm}' does not know {template.suffix}, with which {name or _TEMPLATE} ends an answer; "
+            "give the template that the weights were trained with by --prompt-template"
+        )
+    log(f"prompt template: {name or _TEMPLATE} ({'as given' if name else 'as published'})")
     with loading_errors(encoder, "visual encoder"):
-        visual_encoder = load_encoder(encoder)
-    return PALLaVAForConditionalGeneration.from_parts(base, visual_encoder, opened).eval()
+        image_processor = load_image_processor(encoder)
+    return PALLaVAProcessor(image_processor, tokenizer, template)
 
 
 def _describe_base(llm: str, dtype: torch.dtype | None) -> Any:
-    """The base language model without its weights."""
+    """Build the base language model without its weights."""
     with loading_errors(llm), init_empty_weights(include_buffers=False):
         config = AutoConfig.from_pretrained(llm, trust_remote_code=False)
         model = AutoModelForCausalLM.from_config(
@@ -207,40 +291,38 @@ def _describe_base(llm: str, dtype: torch.dtype | None) -> Any:
     return model
 
 
-def _add_lora(base: Any, adapter: StateDict, lora: Lora | None, alpha: float, source: Path) -> Any:
+def _add_lora(base: Any, adapter: StateDict, lora: _Lora | None, alpha: float, source: Path) -> Any:
     if lora is None:
-        raise PallavaError(f"{source} holds LoRA's matrices B without any A: {shorten(sorted(adapter))}.")
+        raise PallavaError(f"'{source}' holds LoRA's matrices B without any A: {shorten(sorted(adapter))}")
     width = max(base.config.hidden_size, base.config.intermediate_size)
     if not 0 < lora.rank <= width:
-        raise PallavaError(f"{source} has LoRA of rank {lora.rank}, but {base.config.name_or_path} is {width} wide.")
-    block_broken_bitsandbytes()
-    from peft import LoraConfig, get_peft_model  # imports bitsandbytes where it finds it
-
-    config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=list(lora.targets), task_type="CAUSAL_LM")  # type: ignore[arg-type]
+        raise PallavaError(f"'{source}' has LoRA of rank {lora.rank}, but {base.config.name_or_path} is {width} wide")
     try:
-        model = get_peft_model(base, config)
+        model = add_lora(base, {
+            "r": lora.rank, "lora_alpha": alpha, "target_modules": list(lora.targets), "task_type": "CAUSAL_LM"
+        })  # fmt: skip
     except ValueError as error:  # a target that the base has not
-        raise PallavaError(f"LoRA of {source} does not fit {base.config.name_or_path}: {error}") from None
+        raise PallavaError(f"LoRA of '{source}' does not fit {base.config.name_or_path}: {error}") from None
     expected = {key: value for key, value in model.state_dict().items() if ".lora_" in key}
     load_strictly(model, adapter, source=source, expected=expected)
     return model
 
 
 def _read_alpha(file: Path) -> float:
-    """LoRA's alpha; refuses what would make another model of the same weights."""
+    """Read LoRA's alpha; refuse what would make another model of the same weights."""
     if not file.is_file():
-        raise PallavaError(f"No {file.name} in {file.parent}: an adapter needs it.")
+        raise PallavaError(f"no {file.name} in '{file.parent}': an adapter needs it")
     values = read_json(file)
     kind = values.get("peft_type") if isinstance(values, dict) else None
     if kind != "LORA":
-        raise PallavaError(f"{file} describes an adapter of type {kind}; only LORA is read.")
+        raise PallavaError(f"'{file}' describes an adapter of type {kind}; only LORA is read")
     wrong = [name for name in _OTHER_LORA if values.get(name)]
     wrong += ["bias"] if values.get("bias", "none") != "none" else []
     if wrong:
-        raise PallavaError(f"{file} asks for {', '.join(wrong)}, which published weights of PA-LLaVA do not have.")
+        raise PallavaError(f"'{file}' asks for {', '.join(wrong)}, which published weights of PA-LLaVA do not have")
     alpha, rank = _number(values, "lora_alpha", file), _number(values, "r", file)
     if alpha is None or rank is None:
-        raise PallavaError(f"{file} does not tell r and lora_alpha.")
+        raise PallavaError(f"'{file}' must have r and lora_alpha, got {', '.join(values)}")
     return alpha * rank**0.5 if values.get("use_rslora") else alpha  # which scales by the square root of the rank
 
 
@@ -249,5 +331,5 @@ def _number(values: Any, name: str, file: Path) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
-        raise PallavaError(f"{file} says {name} = {value!r}: expected a number above 0.")
+        raise PallavaError(f"'{file}' says {name} = {value!r}: expected a number above 0")
     return value

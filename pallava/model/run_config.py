@@ -1,125 +1,153 @@
-"""The config of a run, as the run dumped it beside its checkpoints: found, and read without running it.
+"""The config of a run as JSON, which training writes into the work directory: written, found, read, described."""
 
-A config is a program. One that the user names is run, as every trainer does; one that merely lies beside weights, which
-may have come from anywhere, is read as data, and may name no parts but those that our configs name.
-"""
-
-import ast
-from collections.abc import Callable
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-from mmengine.utils import get_object_from_string
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from pallava.errors import PallavaError
-from pallava.model import load_encoder, load_image_processor, load_plip
-from pallava.training.llm import load_llm, load_tokenizer
-from pallava.training.model import PALLaVAModel, build_connector
+from pallava.io.files import write_json
+from pallava.model.weights import read_json
 
-_MUST_HAVE = ("model", "train_dataloader")
-_OUR_PACKAGES = ("pallava", "peft", "transformers")
-_KNOWN_PARTS: tuple[Callable[..., Any], ...] = (
-    PALLaVAModel,
-    build_connector,
-    load_encoder,
-    load_image_processor,
-    load_llm,
-    load_plip,
-    load_tokenizer,
-    LoraConfig,
-    AutoModelForCausalLM.from_pretrained,
-    AutoTokenizer.from_pretrained,
-)
+CONFIG_FILE = "training_config.json"
+_NAME = "config_file"  # key of the name of the Python file that the config was
+_DUMPED = re.compile(r"^model = dict\(.*^train_dataloader = dict\(", re.MULTILINE | re.DOTALL)
+_MOST_CHARACTERS = 1 << 20  # of a config
 
-
-class _Program(Exception):
-    """A file does more than to give values names."""
+# As the paper describes its data, https://arxiv.org/abs/2408.09530.
+PUBLISHED_TRAINING: Mapping[str, Any] = {
+    "data": (
+        {"name": "PCaption-0.5M: captions of PubMedVision, PMC-OA and Quilt-1M, cleaned", "num_records": 518_413},
+        {"name": "PathVQA, training questions", "num_records": 19_755},
+        {"name": "PMC-VQA, questions on pathology", "num_records": 15_788},
+    ),
+    "source": "weights without a config, as PA-LLaVA's authors publish theirs; the data are those of their paper",
+}
 
 
-def find_config(checkpoint: Path) -> Config | None:
-    """Reads the config that a run dumped into its work directory, beside its checkpoints; None if there is none.
+def config_to_json(values: Any) -> Any:
+    """Turn a loaded config into plain JSON values.
+
+    Args:
+        values: Mappings, sequences and plain values, at any depth. Classes and functions, under ``type`` or anywhere
+            else, become their import path; other objects become their `str`.
+
+    Returns:
+        The same in dictionaries, lists, strings, numbers, booleans and None.
+    """
+    if isinstance(values, Mapping):
+        return {str(key): config_to_json(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple, set, frozenset)):
+        return [config_to_json(value) for value in values]
+    if values is None or isinstance(values, (bool, int, float, str)):
+        return values
+    owner = getattr(values, "__self__", None)  # of `AutoTokenizer.from_pretrained` the class that it was taken from
+    if isinstance(owner, type):
+        return f"{owner.__module__}.{owner.__qualname__}.{values.__name__}"
+    name = getattr(values, "__qualname__", None)
+    return f"{values.__module__}.{name}" if name else str(values)
+
+
+def training_config(values: Mapping[str, Any], config_file: str | Path | None = None) -> dict[str, Any]:
+    """Turn a run's loaded config into the JSON that `pallava convert` reads.
+
+    Args:
+        values: The loaded config.
+        config_file: Python file that it came from; its name alone is kept.
+    """
+    return {**config_to_json(values), _NAME: Path(config_file).name if config_file else None}
+
+
+def write_training_config(
+    work_dir: str | Path, values: Mapping[str, Any], config_file: str | Path | None = None
+) -> Path:
+    """Write a run's config into its work directory; takes what `training_config` takes.
+
+    Returns:
+        The file.
+    """
+    path = Path(work_dir) / CONFIG_FILE
+    write_json(path, training_config(values, config_file))
+    return path
+
+
+def read_training_config(path: str | Path) -> dict[str, Any]:
+    """Read a config that `write_training_config` wrote; nothing in it is executed or imported.
 
     Raises:
-        PallavaError: There are several, or it names parts that are not ours.
+        PallavaError: The file does not exist, or is not such a config.
     """
-    for folder in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
-        found = {path: values for path in sorted(folder.glob("*.py")) if (values := _read_values(path)) is not None}
-        if len(found) > 1:
-            names = ", ".join(path.name for path in found)
-            raise PallavaError(f"{folder} holds several configs ({names}): name the checkpoint's own with --config.")
-        for path, values in found.items():
-            _check_parts(values, path)
-            return Config(values)
-    return None
-
-
-def _read_values(path: Path) -> dict[str, Any] | None:
-    """The values of a dumped config; None for any other program."""
-    try:
-        values = _evaluate(ast.parse(path.read_text(encoding="utf-8")))
-    except (_Program, SyntaxError, ValueError, RecursionError, MemoryError, OSError):
-        return None
-    return values if all(isinstance(values.get(name), dict) for name in _MUST_HAVE) else None
-
-
-def _evaluate(module: ast.Module) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for statement in module.body:
-        if not (isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)):
-            raise _Program
-        values[statement.targets[0].id] = _value(statement.value)
+    values = read_json(Path(path))
+    check_training_config(values, path)
     return values
 
 
-def _value(node: ast.expr) -> Any:
-    """A literal, in which ``dict(...)`` may stand."""
-    if isinstance(node, (ast.List, ast.Tuple, ast.Set)):
-        kind = {ast.List: list, ast.Tuple: tuple, ast.Set: set}[type(node)]
-        return kind(_value(each) for each in node.elts)
-    if isinstance(node, ast.Dict):
-        return {_value(key): _value(value) for key, value in zip(node.keys, node.values, strict=True) if key}
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
-        return {str(each.arg): _value(each.value) for each in node.keywords}
+def check_training_config(values: Any, source: object) -> None:
+    """Check that a config has the parts that a model folder is made from.
+
+    Raises:
+        PallavaError: A part is missing.
+    """
+    found = values if isinstance(values, Mapping) else {}
+    loader = found.get("train_dataloader")
+    dataset = loader.get("dataset") if isinstance(loader, Mapping) else None
+    for name, part in (("train_dataloader.dataset", dataset), ("model", found.get("model"))):
+        if not isinstance(part, Mapping):
+            raise PallavaError(f"'{source}' is not the config of a training: {name} must be an object, got {part!r}")
+
+
+def find_training_config(checkpoint: Path) -> dict[str, Any] | None:
+    """Read the config beside a checkpoint, if there is one.
+
+    Args:
+        checkpoint: A checkpoint, a file inside one, or a work directory.
+
+    Raises:
+        PallavaError: It is not valid, it is one of several, or there is only one in Python, which is a program.
+    """
+    for folder in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
+        programs = {path.name for path in sorted(folder.glob("*.py")) if _is_config(path)}
+        values = read_training_config(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else None
+        if values is None and programs:
+            raise PallavaError(
+                f"'{folder}' has a config in Python ({', '.join(sorted(programs))}) but no {CONFIG_FILE}; if you trust "
+                "it, name it by --config FILE, which executes it; if it is not the weights' own, move them away from it"
+            )
+        if values is not None and (others := programs - {values.get(_NAME)}) and values.get(_NAME):
+            names = ", ".join(sorted({*others, values[_NAME]}))
+            raise PallavaError(f"'{folder}' holds several configs ({names}); name the checkpoint's own by --config")
+        if values is not None:
+            return values
+    return None
+
+
+def _is_config(path: Path) -> bool:
     try:
-        return ast.literal_eval(node)
-    except (ValueError, TypeError):
-        raise _Program from None
-
-
-def _check_parts(values: dict[str, Any], path: Path) -> None:
-    dataset = values["train_dataloader"].get("dataset")
-    dataset = dataset if isinstance(dataset, dict) else {}
-    read = [values["model"], dataset.get("tokenizer"), dataset.get("image_processor")]
-    for part in (inner for outer in read for inner in _parts_in(outer)):
-        if not _is_known(part["type"]):
-            reason = f"names {part['type']}, which is not one of our parts"
-        elif part.get("trust_remote_code"):
-            reason = "wants to run code that comes with a model (trust_remote_code)"
-        else:
-            continue
-        raise PallavaError(
-            f"{path} lies beside the checkpoint and {reason}. If you trust it, name it by --config; if the weights are "
-            "another's, move them away from it, and give --llm and --visual-encoder."
-        )
-
-
-def _is_known(name: object) -> bool:
-    if not isinstance(name, str):
-        return False
-    if name.split(".")[0] not in _OUR_PACKAGES:  # a name in xtuner's registry
-        return name in {part.__name__ for part in _KNOWN_PARTS}
-    try:
-        return get_object_from_string(name) in _KNOWN_PARTS
-    except (ImportError, AttributeError, ValueError):
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return bool(_DUMPED.search(file.read(_MOST_CHARACTERS)))
+    except OSError:
         return False
 
 
-def _parts_in(value: Any) -> list[dict[str, Any]]:
-    """All dictionaries with a type, however deep."""
-    if isinstance(value, dict):
-        inner = [part for each in value.values() for part in _parts_in(each)]
-        return [value, *inner] if "type" in value else inner
-    return [part for each in value for part in _parts_in(each)] if isinstance(value, (list, tuple)) else []
+def describe_run(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's data and settings for the model card; what a config does not have is left out.
+
+    Args:
+        values: The run's config, as `read_training_config` returns it.
+    """
+    model, loader = values["model"], values["train_dataloader"]
+    dataset, loop = loader["dataset"], values.get("train_cfg") or {}
+    started_from = model.get("pretrained_pth")
+    settings = {
+        "config": values.get(_NAME),
+        "started from": Path(started_from).name if started_from else None,
+        "epochs": loop.get("max_epochs"),
+        "steps": loop.get("max_iters"),
+        "batch size of a process": loader.get("batch_size"),
+        "learning rate": ((values.get("optim_wrapper") or {}).get("optimizer") or {}).get("lr"),
+        "LoRA rank": (model.get("llm_lora") or {}).get("r"),
+        "prompt template": dataset.get("prompt_template"),
+        "context length": dataset.get("context_length"),
+    }
+    data = [dataset["data_path"]] if dataset.get("data_path") else []
+    return {"data": data, **{name: value for name, value in settings.items() if value is not None}}

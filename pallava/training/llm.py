@@ -6,8 +6,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from xtuner.registry import BUILDER
 
+from pallava.devices import device_dtype
 from pallava.model.loading import open_llm, open_tokenizer
-from pallava.training.optimizer import device_dtype
 
 
 @BUILDER.register_module()

@@ -1,6 +1,5 @@
 """The model as xtuner trains it: which parts are frozen, what is saved, where weights come from."""
 
-import inspect
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -9,62 +8,21 @@ import torch
 from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
-from peft import get_peft_model
 from torch import Tensor, nn
 from xtuner.registry import BUILDER
 
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration
-from pallava.model.connectors import (
-    CONNECTORS,
-    check_reopenable,
-    find_connector,
-    import_name,
-    own_connector_keys,
-)
-from pallava.model.loading import loading_errors
+from pallava.model.connectors import build_connector, check_reopenable, own_checkpoint_keys
+from pallava.model.convert import check_out, convert_run
+from pallava.model.loading import add_lora, loading_errors
+from pallava.model.run_config import training_config
 from pallava.model.weights import StateDict, load_strictly, read_weights, shorten
-
-_HEAD_WIDTH, _MOST_HEADS = 64, 12  # as published: 768 = 12 * 64
 
 Part = dict[str, Any]
 """A part of the model as a config names it: ``dict(type=..., ...)``."""
 
-
-@BUILDER.register_module()
-def build_connector(
-    visual_hidden_size: int, llm_hidden_size: int, kind: str | type = "pallava_connector", **sizes: Any
-) -> Any:
-    """Build a new connector for an encoder and a language model of these widths.
-
-    Args:
-        visual_hidden_size: Width of the encoder's tokens.
-        llm_hidden_size: Width of the language model's embeddings.
-        kind: A `model_type` in `pallava.model.connectors.CONNECTORS`, the import path of a class, or the class.
-        **sizes: The other fields of its configuration; `num_attention_heads` is chosen by `choose_heads` by default.
-
-    Raises:
-        PallavaError: There is no such connector or field.
-    """
-    connector_class = find_connector(kind)
-    known = set(inspect.signature(connector_class.config_class).parameters) - {"kwargs"}
-    if unknown := sorted(sizes.keys() - known):  # transformers' configurations would take anything
-        raise PallavaError(f"model.connector has no {', '.join(unknown)}; its fields are {', '.join(sorted(known))}")
-    if "num_attention_heads" in known and not sizes.get("num_attention_heads"):
-        sizes["num_attention_heads"] = choose_heads(visual_hidden_size)
-    widths = {"visual_hidden_size": visual_hidden_size, "llm_hidden_size": llm_hidden_size}
-    return connector_class(connector_class.config_class(**widths, **sizes))
-
-
-def choose_heads(width: int) -> int:
-    """How many heads of attention suit a width: as wide as the published ones, or the most up to 12 that divide it.
-
-    No weight tells this number, and a config that leaves it open is read again at conversion: for no width may what is
-    chosen change.
-    """
-    if width % _HEAD_WIDTH == 0:
-        return width // _HEAD_WIDTH
-    return max(heads for heads in range(1, _MOST_HEADS + 1) if width % heads == 0)
+BUILDER.register_module(module=build_connector)
 
 
 @MODELS.register_module()
@@ -109,7 +67,7 @@ class PALLaVAModel(BaseModel):
         self.llm.requires_grad_(not freeze_llm)
         self.visual_encoder.requires_grad_(not freeze_visual_encoder)
         if llm_lora is not None:
-            self.llm = _add_lora(self.llm, llm_lora)
+            self.llm = add_lora(self.llm, BUILDER.build(llm_lora) if isinstance(llm_lora, dict) else llm_lora)
         # The same modules as one network, kept out of the module tree: no parameter has two names.
         self.__dict__["network"] = PALLaVAForConditionalGeneration.from_parts(
             self.llm, self.visual_encoder, self.connector, vision_feature_layer=vision_feature_layer
@@ -124,15 +82,12 @@ class PALLaVAModel(BaseModel):
     def _build_connector(self, connector: Part | nn.Module | None) -> Any:
         if isinstance(connector, nn.Module):
             return connector
-        widths = {
-            "visual_hidden_size": self.visual_encoder.config.hidden_size,
-            "llm_hidden_size": self.llm.config.hidden_size,
-        }
-        part = {"type": build_connector, **widths, **(connector or {})}
-        kind = import_name(part["type"]) if isinstance(part["type"], str) and "." in part["type"] else part["type"]
-        if isinstance(kind, type) or kind in CONNECTORS:
-            part.update(type=build_connector, kind=kind)
-        return BUILDER.build(part)
+        part = dict(connector or {})
+        kind = part.pop("type", build_connector)
+        widths = (self.visual_encoder.config.hidden_size, self.llm.config.hidden_size)
+        if kind is build_connector or str(kind).rpartition(".")[2] == build_connector.__name__:
+            return build_connector(*widths, **part)
+        return build_connector(*widths, kind=kind, **part)
 
     def _tag_parameters(self) -> None:
         """Says on each parameter which learning rate is its own: the optimizer is given no names."""
@@ -214,16 +169,7 @@ class PALLaVAModel(BaseModel):
         Raises:
             PallavaError: They were trained with cross-attention and this connector has none, or the reverse.
         """
-        state = own_checkpoint_keys(state)
-        wants = self.connector.config.add_cross_attention
-        has = any(".crossattention." in key for key in state)
-        if wants != has and any(key.startswith("connector.") for key in state):
-            raise PallavaError(
-                f"{source} was trained {'with' if has else 'without'} cross-attention to the tiles, but this model has "
-                f"its connector {'with' if wants else 'without'}: set model.connector.add_cross_attention={has} to go "
-                "on with these weights, or start from others."
-            )
-        return state
+        return own_checkpoint_keys(state, self.connector.config, source)
 
     def to_hf(
         self,
@@ -247,8 +193,6 @@ class PALLaVAModel(BaseModel):
         Raises:
             PallavaError: Another format, the checkpoint lacked a trained weight, or the folder holds something else.
         """
-        from pallava.model.convert import check_out, write_folder  # builds a PALLaVAModel itself
-
         if save_format not in ("xtuner", "huggingface"):
             raise PallavaError(
                 f"--save-format {save_format} is another model's: use xtuner (adapter) or huggingface (merged)."
@@ -258,23 +202,16 @@ class PALLaVAModel(BaseModel):
         state = self.state_dict()
         if missing := sorted(key for key, value in state.items() if value.is_meta):
             raise PallavaError(f"The checkpoint lacks {len(missing)} trained weights: {shorten(missing)}.")
-        write_folder(
-            cfg,
+        convert_run(
+            training_config(cfg.to_dict(), cfg.filename),
             state,
             save_dir,
             merge=save_format == "huggingface",
             dtype=torch.float32 if fp32 else torch.float16,
             source="the checkpoint",
+            trust_remote_code=True,  # the user named the config, and it has been executed
             **sizes,
         )
-
-
-def own_checkpoint_keys(state: Mapping[str, Tensor]) -> StateDict:
-    """A checkpoint's weights under our keys, from ours or the published ones (``projector.``)."""
-    connector = {k: v for k, v in state.items() if k.startswith(("projector.", "connector."))}
-    others = {k: v for k, v in state.items() if k not in connector}
-    renamed = own_connector_keys(connector) if connector else {}
-    return {**others, **{f"connector.{key}": value for key, value in renamed.items()}}
 
 
 def _build(part: Part | nn.Module) -> Any:
@@ -287,10 +224,3 @@ def _build_llm(part: Part | nn.Module) -> Any:
         llm = _build(part)
     llm.config.use_cache = False
     return llm
-
-
-def _add_lora(llm: nn.Module, lora: Part) -> Any:
-    config = lora if not isinstance(lora, dict) else BUILDER.build(lora)
-    if config.target_modules is None:
-        config.target_modules = "all-linear"  # peft leaves the output layer out
-    return get_peft_model(llm, config)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
+from pallava.devices import device_dtype
 from pallava.errors import PallavaError
 
 PRECISIONS = ("auto", "bfloat16", "float16", "float32")
@@ -80,14 +81,6 @@ def precise_optim_wrapper(optimizer: torch.optim.Optimizer, precision: str = "au
     # bf16 has the range of float32 and needs no loss scale.
     loss_scale: Any = "dynamic" if precision == "float16" else {"enabled": False}
     return AmpOptimWrapper(optimizer=optimizer, dtype=precision, loss_scale=loss_scale, **options)
-
-
-def device_dtype() -> torch.dtype:
-    """What a training computes in by default: bf16 where the device has it, else fp16, float32 on a CPU."""
-    if not torch.cuda.is_available():
-        return torch.float32
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)  # emulated, it is slower than float32
-    return torch.bfloat16 if has_bf16 else torch.float16
 
 
 class GroupLearningRateHook(Hook):

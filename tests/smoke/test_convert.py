@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from tests.model.test_published import CHECKPOINT, assert_recorded
 from tests.smoke.test_training import environment, train
 from tests.tiny import golden
 from tests.tiny.training import save_data, save_parts, write_config
-from tests.training.test_published import CHECKPOINT, assert_recorded
 
 pytestmark = pytest.mark.smoke
 

@@ -14,10 +14,10 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from packaging.requirements import Requirement
 
+from pallava.devices import device_dtype
 from pallava.errors import PallavaError
 from pallava.training import compat
 from pallava.training.compat import checkpoints, deepspeed, device
-from pallava.training.optimizer import device_dtype
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a work-around for machines without a GPU")
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from pallava.devices import device_dtype
 from pallava.errors import PallavaError
 from pallava.training.llm import load_llm, load_tokenizer
-from pallava.training.optimizer import device_dtype
 from tests.tiny.training import save_parts
 
 

@@ -10,7 +10,8 @@ from peft import LoraConfig
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from pallava.errors import PallavaError
-from pallava.training.model import PALLaVAModel, build_connector, choose_heads
+from pallava.model.connectors import build_connector, choose_heads
+from pallava.training.model import PALLaVAModel
 from tests.model.test_weights import save_malicious
 from tests.tiny import golden
 
@@ -151,7 +152,7 @@ def test_malicious_pretrained_weights_execute_nothing(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_size_of_the_connector_is_named() -> None:
-    with pytest.raises(PallavaError, match="model.connector has no num_layers.*num_hidden_layers"):
+    with pytest.raises(PallavaError, match="num_layers.*num_hidden_layers"):
         build_connector(24, 16, num_layers=3)
 
 

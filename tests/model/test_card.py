@@ -1,14 +1,16 @@
 """The card says what the model is, and takes scores without losing what was written by hand."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
 from pallava.cli import main
 from pallava.errors import PallavaError
-from pallava.model.model_card import add_scores, write_model_card
+from pallava.model.card import add_scores, write_model_card
 from tests.tiny import golden
 
 SCORE = {"value": 0.5, "low": 0.25, "high": 0.75, "count": 8, "definition": "Share of equal answers."}
@@ -38,7 +40,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_saving_writes_a_card(folder: Path) -> None:
     card = (folder / "README.md").read_text()
-    assert card.startswith("---\nlicense: other\n")
+    assert card.startswith("---\n")
+    assert "\nlicense: other\n" in card.split("---")[1]
     assert "pipeline_tag: image-text-to-text" in card
     assert "research only. Not for diagnosis" in card
     assert "tiles of 32 pixels" in card
@@ -59,13 +62,12 @@ def test_a_model_that_ignores_the_tiles_says_so(tmp_path: Path) -> None:
     assert "overview alone" in (tmp_path / "model" / "README.md").read_text()
 
 
-def test_the_name_is_the_folders_also_while_it_is_written(folder: Path) -> None:
+def test_the_title_is_the_folders_name_or_given(folder: Path) -> None:
     assert "\n# model\n" in (folder / "README.md").read_text()
-    unfinished = folder.rename(folder.with_name(".pa-llava.123.unfinished"))
-    assert "\n# pa-llava\n" in write_model_card(unfinished).read_text()
+    assert "\n# pa-llava\n" in write_model_card(folder, title="pa-llava").read_text()
 
 
-def test_training_is_told(folder: Path) -> None:
+def test_training_is_described(folder: Path) -> None:
     data = ["/data/instruct.jsonl", {"name": "PathVQA", "num_records": 19755, "terms": "MIT"}]
     card = write_model_card(folder, training={"data": data, "steps": 1000}).read_text()
     assert "| instruct.jsonl |" in card
@@ -112,6 +114,53 @@ def test_names_from_elsewhere_stay_in_their_cell(folder: Path) -> None:
     assert "<script>" not in text
 
 
+def test_a_bar_does_not_break_the_table(folder: Path) -> None:
+    scores = {"recall of a|b": SCORE, "<i>": {**SCORE, "definition": "of a|b"}}
+    controls = {"c|d": {"recall of a|b": SCORE}}
+    add_scores(folder, {**RESULTS, "data": {"test": {"scores": scores, "controls": controls}}})
+    text = (folder / "README.md").read_text()
+    lines = [line for line in text.split("<!-- scores -->")[1].splitlines() if line.startswith("|")]
+    assert lines[0] == "| score | n | model | c\\|d |"
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {5}
+    assert "- &lt;i>: of a\\|b" in text
+
+
+def test_the_hub_sees_the_scores(folder: Path) -> None:
+    other = {"task": "zero-shot", "data": {"bach": {"metrics": {"accuracy": {**SCORE, "value": 1.0}}}}}
+    again = {**RESULTS, "data": {"test": {"scores": {"exact_match": {**SCORE, "value": 0.9}, "f1": {"value": None}}}}}
+    for results in (RESULTS, other, again):
+        add_scores(folder, results)
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.model_name == "model"
+    found = {
+        (each.task_name, each.dataset_name, each.metric_name): each.metric_value for each in card.data.eval_results
+    }
+    assert found == {("pathvqa", "test", "exact_match"): 0.9, ("zero-shot", "bach", "accuracy"): 1.0}
+    assert card.data.license_name == "see-licences-below"
+
+
+@pytest.mark.parametrize("front", ["", "---\nlicense: [\n---\n", "---\nmodel-index: nonsense\n---\n"])
+def test_front_matter_by_hand_stays(front: str, folder: Path) -> None:
+    card = folder / "README.md"
+    card.write_text(front + card.read_text().split("---\n", 2)[2])
+    add_scores(folder, RESULTS)
+    text = card.read_text()
+    assert text.startswith(front)
+    assert "model-index:\n" not in text
+    assert "0.500 [" in text
+
+
+@pytest.mark.parametrize("kind", ["pallava_mlp", "somebodys"])
+def test_the_connector_is_described_from_its_configuration(kind: str, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["connector_config"] = {"model_type": kind, "projection_depth": 3}
+    config["connector_class"] = "somebodys.Connector" if kind == "somebodys" else None
+    (folder / "config.json").write_text(json.dumps(config))
+    row = next(line for line in write_model_card(folder).read_text().splitlines() if line.startswith("| connector"))
+    assert "cross-attention" not in row
+    assert ("MLP of 3 layers" if kind == "pallava_mlp" else "somebodys.Connector") in row
+
+
 @pytest.mark.parametrize(
     "results", [{}, {"task": "x", "data": {"a": {}}}, {"task": "x", "data": {"a": {"scores": {"b": 1}}}}]
 )
@@ -126,8 +175,8 @@ def test_errors_of_the_command(folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert main(["card", str(tmp_path)]) == 2
     assert "no config.json" in capsys.readouterr().err
     assert main(["card", str(folder), "--scores", str(tmp_path / "none.json")]) == 2
-    assert "No results at" in capsys.readouterr().err
+    assert "none.json" in capsys.readouterr().err
     (folder / "README.md").write_text("no place")
     (tmp_path / "results.json").write_text(json.dumps(RESULTS))
     assert main(["card", str(folder), "--scores", str(tmp_path / "results.json")]) == 2
-    assert "no place for scores" in capsys.readouterr().err
+    assert "place for scores" in capsys.readouterr().err

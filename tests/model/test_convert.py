@@ -3,6 +3,7 @@
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from pallava.cli import main
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 from pallava.model.convert import convert
+from pallava.model.run_config import CONFIG_FILE, write_training_config
 from pallava.model.weights import read_weights
 from pallava.training.model import PALLaVAModel
 from tests.model.test_encoders import save_encoder
@@ -22,22 +24,26 @@ from tests.model.test_weights import save_malicious
 from tests.tiny import golden
 from tests.tiny import training as tiny
 
-CONFIG = """
-model = dict(
-    type="pallava.training.model.PALLaVAModel",
-    llm=dict(type="pallava.training.llm.load_llm", pretrained_model_name_or_path={folder!r} "/llm"),
-    visual_encoder=dict(type="pallava.model.load_plip", source={folder!r} "/plip"),
-    connector=dict(type="pallava.training.model.build_connector", num_hidden_layers=2, num_attention_heads=4,
-                   intermediate_size=32),
-    llm_lora=dict(type="peft.LoraConfig", r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"),
-    pretrained_pth="not/read.pth",
-)
-train_dataloader = dict(dataset=dict(
-    tokenizer=dict(type="pallava.training.llm.load_tokenizer", pretrained_model_name_or_path={folder!r} "/llm"),
-    image_processor=dict(type="pallava.model.load_image_processor", source={folder!r} "/plip"),
-    prompt_template="qwen_chat",
-))
-"""
+
+def run_config(folder: Path) -> dict[str, Any]:
+    """The config of the recorded checkpoint, with its parts in a folder."""
+    llm = {"pretrained_model_name_or_path": f"{folder}/llm"}
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+    lora = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    model = {
+        "type": "pallava.training.model.PALLaVAModel",
+        "llm": {"type": "pallava.training.llm.load_llm", **llm},
+        "visual_encoder": {"type": "pallava.model.load_plip", "source": f"{folder}/plip"},
+        "connector": {"type": "pallava.training.model.build_connector", **sizes},
+        "llm_lora": {"type": "peft.LoraConfig", **lora},
+        "pretrained_pth": "not/read.pth",
+    }
+    dataset = {
+        "tokenizer": {"type": "pallava.training.llm.load_tokenizer", **llm},
+        "image_processor": {"type": "pallava.model.load_image_processor", "source": f"{folder}/plip"},
+        "prompt_template": "qwen_chat",
+    }
+    return {"model": model, "train_dataloader": {"dataset": dataset}}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, smollm2_tokenizer: PreTrainedT
     golden.published_plip_folder(folder / "plip")
     work_dir = folder / "work_dir"
     work_dir.mkdir()
-    (work_dir / "config.py").write_text(CONFIG.format(folder=str(folder)))
+    write_training_config(work_dir, run_config(folder), "tiny.py")
     (work_dir / "iter_10.pth").write_bytes((golden.GOLDEN / "stage_checkpoint.pth").read_bytes())
     return work_dir
 
@@ -97,7 +103,7 @@ def test_a_deepspeed_folder_or_a_file_inside_one(run: Path, tmp_path: Path) -> N
     optimizer = folder / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"
     torch.save({"optimizer_state_dict": {}, "ds_version": "0.19"}, optimizer)
     for index, source in enumerate((folder, folder / "mp_rank_00_model_states.pt", optimizer)):
-        assert_recorded(convert(source, tmp_path / f"out{index}", config=run / "config.py"))
+        assert_recorded(convert(source, tmp_path / f"out{index}", config=run / CONFIG_FILE))
 
 
 def test_parts_may_be_given(run: Path, tmp_path: Path) -> None:
@@ -117,7 +123,7 @@ def test_what_is_no_model_folder_is_never_replaced(run: Path, tmp_path: Path, ov
     precious.parent.mkdir()
     precious.write_text("mine")
     for out in (precious.parent, precious):
-        with pytest.raises(PallavaError, match="is no model folder"):
+        with pytest.raises(PallavaError, match="is not a model folder"):
             convert(run / "iter_10.pth", out, overwrite=overwrite)
     assert precious.read_text() == "mine"
 
@@ -125,9 +131,9 @@ def test_what_is_no_model_folder_is_never_replaced(run: Path, tmp_path: Path, ov
 def test_xtuners_command_replaces_no_work_directory(run: Path, tmp_path: Path) -> None:
     """It makes the folder that it is given, and takes any that is there."""
     shutil.copytree(run, tmp_path / "work_dir")
-    cfg = Config.fromfile(run / "config.py")
+    cfg = Config(run_config(run.parent))
     model = PALLaVAModel(**{k: v for k, v in cfg.model.items() if k not in ("type", "pretrained_pth")})
-    with pytest.raises(PallavaError, match="is no model folder"):
+    with pytest.raises(PallavaError, match="is not a model folder"):
         model.to_hf(cfg, str(tmp_path / "work_dir"), fp32=True)
     assert (tmp_path / "work_dir" / "iter_10.pth").is_file()
     (tmp_path / "empty").mkdir()
@@ -136,19 +142,19 @@ def test_xtuners_command_replaces_no_work_directory(run: Path, tmp_path: Path) -
 
 
 def test_xtuners_command_needs_every_trained_weight(run: Path, tmp_path: Path) -> None:
-    cfg = Config.fromfile(run / "config.py")
+    cfg = Config(run_config(run.parent))
     with init_empty_weights(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of transformers, on weights that go nowhere
         model = PALLaVAModel(**{k: v for k, v in cfg.model.items() if k not in ("type", "pretrained_pth")})
-    with pytest.raises(PallavaError, match="The checkpoint lacks .* trained weights: connector"):
+    with pytest.raises(PallavaError, match="lacks .* trained weights: connector"):
         model.to_hf(cfg, str(tmp_path / "out"), fp32=True)
 
 
 def test_a_folder_that_holds_the_checkpoint_is_not_replaced(run: Path, tmp_path: Path) -> None:
     out = convert(run / "iter_10.pth", tmp_path / "out")
     checkpoint = shutil.copy(run / "iter_10.pth", out)
-    with pytest.raises(PallavaError, match="which replacing it would delete"):
-        convert(checkpoint, out, config=run / "config.py", overwrite=True)
+    with pytest.raises(PallavaError, match="replacing it would delete"):
+        convert(checkpoint, out, config=run / CONFIG_FILE, overwrite=True)
     assert Path(checkpoint).is_file()
 
 
@@ -156,7 +162,7 @@ def test_an_empty_folder_is_filled(run: Path, tmp_path: Path, monkeypatch: pytes
     (tmp_path / "out").mkdir()
     assert_recorded(convert(run / "iter_10.pth", tmp_path / "out"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PallavaError, match="The working directory cannot be replaced"):
+    with pytest.raises(PallavaError, match="working directory"):
         convert(run / "iter_10.pth", ".", overwrite=True)
 
 
@@ -168,14 +174,14 @@ def test_a_model_folder_stays_until_another_is_whole(run: Path, tmp_path: Path) 
     broken = {k: v for k, v in read_weights(run / "iter_10.pth").items() if "norm.weight" not in k}
     torch.save(broken, tmp_path / "broken.pth")
     with pytest.raises(PallavaError, match="missing: connector.norm.weight"):
-        convert(tmp_path / "broken.pth", out, config=run / "config.py", overwrite=True)
+        convert(tmp_path / "broken.pth", out, config=run / CONFIG_FILE, overwrite=True)
     assert (out / "precious.txt").read_text() == "mine"
 
 
 def test_a_malicious_checkpoint_executes_nothing(run: Path, tmp_path: Path) -> None:
     proof = tmp_path / "executed"
     with pytest.raises(PallavaError, match="nothing in it was executed"):
-        convert(save_malicious(tmp_path / "a.pth", proof), tmp_path / "out", config=run / "config.py")
+        convert(save_malicious(tmp_path / "a.pth", proof), tmp_path / "out", config=run / CONFIG_FILE)
     assert not proof.exists()
     assert not (tmp_path / "out").exists()
 
@@ -196,7 +202,7 @@ def test_another_encoder_is_converted_and_answers(kind: str, tmp_path: Path, cap
     cfg = Config.fromfile(config)
     for part in (cfg.model.visual_encoder, cfg.train_dataloader.dataset.image_processor):
         part.update(options)
-    cfg.dump(config)
+    write_training_config(tmp_path, cfg.to_dict(), config)
     model = PALLaVAModel(**{key: value for key, value in cfg.model.items() if key != "type"})
     torch.save({"state_dict": model.state_dict()}, tmp_path / "iter_8.pth")
     assert main(["convert", str(tmp_path / "iter_8.pth"), str(tmp_path / "model"), "--merge"]) == 0

@@ -2,14 +2,18 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
 from pallava import __version__
 from pallava.errors import PallavaError
+from pallava.io.files import write_text
 from pallava.model.connectors import describe_connector
 from pallava.model.weights import read_json
+from pallava.report.table import Table, escape_markdown
 
 CARD = "README.md"
 _SCORES_BEGIN, _SCORES_END = "<!-- scores -->", "<!-- end of scores -->"
@@ -29,11 +33,11 @@ _USE = """    import pallava.model  # makes transformers' Auto classes and pipel
 
 `pallava chat FOLDER --image slide.png` asks on the command line. Pictures go through `open_image`, as in training."""
 
-_LIMITS = """**For research only. Not for diagnosis, not for any decision about a patient, and no medical device.**
+_LIMITS = """**For research only. Not for diagnosis, not for any decision about a patient, and not a medical device.**
 
 - Answers can be wrong, incomplete or made up, and sound sure of themselves. Nothing in an answer says how sure it is.
-- It reads an image scaled to an overview and a canvas of at most eight tiles: a whole slide loses its detail, and a
-  picture other than of human tissue under a microscope is answered as if it were one.
+- The model reads an image scaled to an overview and a canvas of at most eight tiles: a whole slide loses its detail,
+  and a picture other than of human tissue under a microscope is answered as if it were one.
 - Public training pictures come from publications, teaching files and social media: organs, stains, scanners, labs and
   people are not represented evenly, rare findings hardly. Scores on public sets need not hold in another laboratory.
 - Many questions of public sets can be answered without looking at the image: read a score beside its controls.
@@ -43,50 +47,53 @@ _LIMITS = """**For research only. Not for diagnosis, not for any decision about 
 def write_model_card(
     folder: str | os.PathLike[str],
     *,
+    title: str | None = None,
     training: Mapping[str, Any] | None = None,
     scores: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes the model card of a model folder, in the place of the one that is there.
+    """Write the model card of a model folder, over an existing one.
 
     Args:
-        folder: With the model's ``config.json``.
-        training: What it was trained on and how: `data`, names of files or sets, or mappings of `name`, `terms` and
-            `num_records`; any other key is a setting by its name. None where nothing is known.
-        scores: Of ``pallava evaluate``, as its ``results.json`` has them.
+        folder: The model folder, with its ``config.json``.
+        title: Name of the model (default: that of the folder).
+        training: Data and settings of the training: `data`, names of files or sets, or mappings of `name`, `terms` and
+            `num_records`; any other key is a setting by its name. None if nothing is known.
+        scores: Content of a ``results.json`` of ``pallava evaluate``.
 
     Returns:
         The card.
 
     Raises:
-        PallavaError: There is no model, or the scores have another form.
+        PallavaError: The folder is not a model folder, or the scores have another form.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise PallavaError(f"No model folder at {folder}: it has no config.json.")
+        raise PallavaError(f"no model folder at '{folder}': no config.json in it")
     config = read_json(folder / "config.json")
+    title = title or folder.resolve().name
     sections = (
-        _front_matter(config),
-        f"# {_title(folder)}",
+        f"# {title}",
         "A [PA-LLaVA](https://arxiv.org/abs/2408.09530): answers questions about human pathology images. Written by "
         f"pallava {__version__}.",
         "## Limits\n\n" + _LIMITS,
         "## Parts\n\n" + _table(("part", "what it is"), list(_parts(config, folder))),
-        "## Use\n\n" + _USE.replace("FOLDER", _title(folder)),
+        "## Use\n\n" + _USE.replace("FOLDER", title),
         "## Training\n\n" + _training(training or {}),
         f"## Scores\n\n{_SCORES_BEGIN}\n{_NO_SCORES}\n{_SCORES_END}",
         "## Licences\n\n" + _licences(config),
     )
-    card = folder / CARD
-    _replace(card, "\n\n".join(sections) + "\n")
-    return add_scores(folder, scores) if scores else card
+    _write(folder / CARD, f"---\n{_card_data(config).to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
+    return add_scores(folder, scores) if scores else folder / CARD
 
 
 def add_scores(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> Path:
-    """Puts scores into a model card; those of the same task and data are replaced, and all else stays as it is.
+    """Add scores to a model card, in its text and, for the Hugging Face hub, in its ``model-index``.
+
+    Scores of the same task and data are replaced; everything else stays as it is.
 
     Args:
-        folder: With the card; it is written if there is none.
-        results: What ``results.json`` of ``pallava evaluate`` holds.
+        folder: The model folder; a card is written if it has none.
+        results: Content of a ``results.json`` of ``pallava evaluate``.
 
     Returns:
         The card.
@@ -94,71 +101,98 @@ def add_scores(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> Pa
     Raises:
         PallavaError: The results have another form, or the card has lost its place for scores.
     """
-    card = Path(folder) / CARD
+    path = Path(folder) / CARD
     shown = dict(_score_sections(results))
-    if not card.is_file():
+    if not path.is_file():
         write_model_card(folder)
-    text = card.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(_SCORES_BEGIN)
+    content = path.read_text(encoding="utf-8")
+    before, begin, rest = content.partition(_SCORES_BEGIN)
     inside, end, after = rest.partition(_SCORES_END)
     if not begin or not end:
         raise PallavaError(
-            f"{card} has no place for scores: put the lines {_SCORES_BEGIN} and {_SCORES_END} where they shall stand."
+            f"'{path}' has lost its place for scores; put the lines {_SCORES_BEGIN} and {_SCORES_END} where they belong"
         )
     known = {part.split("\n", 1)[0]: part.strip() for part in inside.split(_TASK_HEADING)[1:]}
     sections = [_TASK_HEADING + part for part in {**known, **shown}.values()]
-    _replace(card, before + begin + "\n" + "\n\n".join(sections) + "\n" + end + after)
-    return card
+    text = before + begin + "\n" + "\n\n".join(sections) + "\n" + end + after
+    _write(path, _with_index(text, results))
+    return path
 
 
-def _front_matter(config: Mapping[str, Any]) -> str:
-    """What the Hugging Face hub reads of a card."""
+def _card_data(config: Mapping[str, Any]) -> ModelCardData:
+    """Return what the Hugging Face hub reads of a card."""
     base = _base(config)
-    lines = ["license: other", "license_name: see-licences-below", "language: en", "library_name: transformers"]
-    lines += [
-        "pipeline_tag: image-text-to-text",
-        "tags:",
-        *(f"- {tag}" for tag in ("pathology", "pa-llava", "medical")),
-    ]
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", base):
-        lines.append(f"base_model: {base}")
-    return "\n".join(["---", *lines, "---"])
+    return ModelCardData(
+        base_model=base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None,
+        language="en",
+        library_name="transformers",
+        license="other",
+        license_name="see-licences-below",
+        pipeline_tag="image-text-to-text",
+        tags=["pathology", "pa-llava", "medical"],
+    )
 
 
-def _title(folder: Path) -> str:
-    """The folder's name, also while it is being written under another one."""
-    return re.sub(r"^\.(.+?)\.\d+\.unfinished$", r"\1", folder.resolve().name)
+def _with_index(text: str, results: Mapping[str, Any]) -> str:
+    """Put the results into the ``model-index`` of a card, unless its front matter was removed or cannot be read."""
+    try:
+        card = ModelCard(text)
+    except Exception:  # of YAML by hand
+        return text
+    if not text.startswith("---"):
+        return text
+    new = list(_index(results))
+    replaced = {(each.task_name, each.dataset_name) for each in new}
+    old = [each for each in card.data.eval_results or [] if (each.task_name, each.dataset_name) not in replaced]
+    heading = re.search(r"^# (.+)$", card.text, re.MULTILINE)
+    card.data.model_name = card.data.model_name or (heading[1].strip() if heading else "PA-LLaVA")
+    card.data.eval_results = old + new or None
+    return str(card)
+
+
+def _index(results: Mapping[str, Any]) -> Iterator[EvalResult]:
+    kind = {True: "visual-question-answering", False: "zero-shot-image-classification"}
+    for name, result in results["data"].items():
+        dataset = escape_markdown(name)
+        for metric, score in (result.get("scores") or result["metrics"]).items():
+            if score["value"] is not None and score["value"] == score["value"]:
+                yield EvalResult(
+                    task_type=kind["scores" in result],
+                    task_name=str(results["task"]),
+                    dataset_type=re.sub(r"[^\w.-]+", "-", dataset),
+                    dataset_name=dataset,
+                    metric_type=str(metric),
+                    metric_name=str(metric),
+                    metric_value=float(score["value"]),
+                )
 
 
 def _parts(config: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
     llm, encoder = config.get("text_config", {}), config.get("vision_config", {})
-    connector = config.get("connector_config", {})
     adapter = folder / "adapter" / "adapter_config.json"
     kind = f"{llm.get('model_type', 'llama')}, {llm.get('hidden_size', '?')} wide"
     yield "language model", f"{_name(_base(config)) or 'not named'} ({kind})"
     if adapter.is_file():
         lora = read_json(adapter)
-        yield (
-            "LoRA",
-            f"in `adapter/`, rank {lora.get('r')}, alpha {lora.get('lora_alpha')}; the language model is apart",
-        )
+        scale = f"rank {lora.get('r')}, alpha {lora.get('lora_alpha')}"
+        yield "LoRA", f"in `adapter/`, {scale}; the language model is not in this folder"
     else:
-        yield "weights", "whole, the language model's among them"
+        yield "weights", "whole, with those of the language model"
     yield (
         "encoder",
         f"{encoder.get('model_type', 'clip_vision_model')}, tiles of {encoder.get('image_size', 224)} pixels, hidden "
         f"state {config.get('vision_feature_layer', -2)}",
     )
-    yield "connector", describe_connector(connector, config.get("connector_class"))
+    yield "connector", describe_connector(config.get("connector_config", {}), config.get("connector_class"))
 
 
 def _base(config: Mapping[str, Any]) -> str:
-    """Name or path of the language model; of one that was merged in, where its configuration came from."""
+    """Return name or path of the language model; of one that was merged in, the source of its configuration."""
     return str(config.get("base_llm") or config.get("text_config", {}).get("_name_or_path") or "")
 
 
 def _name(given: str) -> str:
-    """A hub name as it is; of a path its last part, since the rest says where it lay and not what it is."""
+    """Return a hub name unchanged, and the last part of a path: the rest says where it was and not what it is."""
     return given if given.count("/") < 2 and not given.startswith((".", "/", "~")) else Path(given).name
 
 
@@ -172,8 +206,8 @@ def _training(training: Mapping[str, Any]) -> str:
             (_name(str(each["name"])), str(each.get("num_records", "")), each.get("terms", "see the data's own page"))
         )
     settings = [(name, str(value)) for name, value in training.items() if name != "data"]
-    tables = [_table(("data", "records", "terms"), rows)] if rows else []
-    return "\n\n".join(tables + ([_table(("setting", "value"), settings)] if settings else []))
+    tables = [(("data", "records", "terms"), rows), (("setting", "value"), settings)]
+    return "\n\n".join(_table(header, content) for header, content in tables if content)
 
 
 def _licences(config: Mapping[str, Any]) -> str:
@@ -190,7 +224,7 @@ def _licences(config: Mapping[str, Any]) -> str:
 
 
 def _stated_licence(folder: Path) -> str | None:
-    """The licence that a model's own card states in its front matter, if it lies beside the weights."""
+    """Return the licence in the front matter of a model's own card, if it is beside the weights."""
     card = folder / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     front = text.split("---")[1] if text.startswith("---") and text.count("---") > 1 else ""
@@ -199,24 +233,23 @@ def _stated_licence(folder: Path) -> str | None:
 
 
 def _score_sections(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Heading, and section with it, for each data set of the results."""
+    """Yield heading, and section with it, for each data set of the results."""
     data = results.get("data")
     if not isinstance(data, Mapping) or "task" not in results:
-        raise PallavaError("these are no results of `pallava evaluate`: expected `task` and, by name, `data`.")
+        raise PallavaError("results of `pallava evaluate` must have `task` and, by name, `data`")
     for name, result in data.items():
         scores = result.get("scores") or result.get("metrics")
         if not isinstance(scores, Mapping):
-            raise PallavaError(f"the results on {name} hold no scores")
-        heading = _cell(f"{results['task']}: {name}")
+            raise PallavaError(f"the results on {name} must have scores, got {', '.join(result) or 'nothing'}")
+        if wrong := [each for each, score in scores.items() if not isinstance(score, Mapping) or "value" not in score]:
+            raise PallavaError(f"the results on {name} must have a value of the score {wrong[0]}")
+        heading = escape_markdown(f"{results['task']}: {name}")
         yield heading, "\n\n".join([heading, *_scores(scores, result)])
 
 
 def _scores(scores: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[str]:
     controls = result.get("controls") or {}
     count = result.get("num_questions", result.get("num_images", ""))
-    for name, score in scores.items():
-        if not isinstance(score, Mapping) or "value" not in score:
-            raise PallavaError(f"the results hold no value of the score {name}")
     rows = [
         (
             name,
@@ -229,7 +262,9 @@ def _scores(scores: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[st
     yield _table(("score", "n", "model", *controls), rows)
     yield f"In brackets: {result['interval']}." if "interval" in result else "In brackets: 95 % intervals."
     definitions = [
-        f"- {_cell(name)}: {_cell(each['definition'])}" for name, each in scores.items() if "definition" in each
+        f"- {escape_markdown(name)}: {escape_markdown(each['definition'])}"
+        for name, each in scores.items()
+        if "definition" in each
     ]
     if definitions:
         yield "\n".join(definitions)
@@ -242,20 +277,12 @@ def _estimate(score: Mapping[str, Any]) -> str:
     return f"{number(score['value'])} [{number(score.get('low'))}, {number(score.get('high'))}]"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+def _table(header: tuple[str, ...], rows: list[Any]) -> str:
+    return Table("", header, rows).to_markdown()
 
 
-def _cell(text: str) -> str:
-    """Text of others inside Markdown: no line break, no new column, no tag, no end of the scores."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def _replace(card: Path, text: str) -> None:
-    unfinished = card.with_name(f".{card.name}.unfinished")
+def _write(card: Path, text: str) -> None:
     try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(card)
+        write_text(card, text)
     except OSError as error:
-        raise PallavaError(f"cannot write {card}: {error.strerror}") from None
+        raise PallavaError(f"cannot write '{card}': {error.strerror or error}") from None

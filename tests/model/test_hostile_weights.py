@@ -17,12 +17,13 @@ from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, load_encoder
 from pallava.model.clip import convert_encoder
 from pallava.model.convert import convert
+from pallava.model.run_config import write_training_config
 from pallava.model.weights import read_weights
 from pallava.training.llm import load_llm, load_tokenizer
+from tests.model.test_convert import run_config
+from tests.model.test_published import CHECKPOINT, UNTOLD, pack, parts, save_deepspeed, save_layout
 from tests.model.test_weights import Malicious
 from tests.tiny import golden
-from tests.training.test_convert import CONFIG
-from tests.training.test_published import CHECKPOINT, UNTOLD, pack, parts, save_deepspeed, save_layout
 
 __all__ = ["parts"]
 
@@ -112,7 +113,8 @@ def test_code_beside_the_weights_is_not_run(parts: dict[str, Any], tmp_path: Pat
     convert(source, tmp_path / "out", **parts, prompt_template="qwen_chat")
     shutil.copy(CHECKPOINT, tmp_path / "a.pth")
     (tmp_path / "config.py").write_text(program)
-    convert(tmp_path / "a.pth", tmp_path / "out2", **parts, **UNTOLD)
+    with pytest.raises(PallavaError, match=r"config in Python \(config.py\)"):
+        convert(tmp_path / "a.pth", tmp_path / "out2", **parts, **UNTOLD)
     assert not proof.exists()
 
 
@@ -239,7 +241,7 @@ def test_a_broken_base_wherever_it_is_opened(how: str, parts: dict[str, Any], tm
     shutil.copytree(parts["llm"], llm)
     shutil.copytree(parts["visual_encoder"], tmp_path / "parts" / "plip")
     work_dir.mkdir()
-    (work_dir / "config.py").write_text(CONFIG.format(folder=str(llm.parent)))
+    write_training_config(work_dir, run_config(llm.parent))
     checkpoint = Path(shutil.copy(CHECKPOINT, work_dir / "iter_10.pth"))
     out = convert(checkpoint, tmp_path / "adapted")
     reason = _break_base(llm, how)
@@ -308,7 +310,7 @@ def test_broken_numbers_in_the_other_parts(place: str, parts: dict[str, Any], tm
         ),
         ("llm_adapter/adapter_config.json", {"peft_type": "IA3"}, "type IA3"),
         ("llm_adapter/adapter_config.json", {"peft_type": "LORA", "r": 4, "lora_alpha": "8"}, "lora_alpha = '8'"),
-        ("llm_adapter/adapter_config.json", {"peft_type": "LORA"}, "does not tell"),
+        ("llm_adapter/adapter_config.json", {"peft_type": "LORA"}, "r and lora_alpha"),
         ("llm_adapter/adapter_config.json", [], "type None"),
         ("projector/config.json", {"num_attention_heads": -1}, "num_attention_heads = -1"),
     ],
@@ -391,10 +393,10 @@ def test_pickles_of_weights_are_opened_in_two_places_and_safely() -> None:
     """Here, and where xtuner resumes a run's own checkpoints."""
     package = Path(convert.__globals__["__file__"]).parents[1]
     lines = {
-        (path.name, line.strip())
+        (path.relative_to(package).as_posix(), line.strip())
         for path in package.rglob("*.py")
         for line in path.read_text(encoding="utf-8").splitlines()
         if "torch.load(" in line or "pickle.load" in line or "Unpickler(" in line
     }
-    assert {name for name, _ in lines} == {"weights.py", "pickles.py"}
-    assert all("weights_only=True" in line for name, line in lines if name == "weights.py")
+    assert {name for name, _ in lines} == {"model/weights.py", "training/compat/checkpoints.py", "io/pickles.py"}
+    assert all("weights_only=True" in line for name, line in lines if name != "io/pickles.py")

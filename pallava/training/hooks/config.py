@@ -1,0 +1,27 @@
+"""The config of a run beside its checkpoints, for `pallava convert`."""
+
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from pallava.model.run_config import training_config, write_training_config
+
+
+@HOOKS.register_module()
+class TrainingConfigHook(Hook):
+    """Write the config as JSON into the work directory, which a conversion reads and does not execute."""
+
+    def before_run(self, runner: Any) -> None:
+        """Write the file, on the main process."""
+        if is_main_process():
+            write_training_config(runner.work_dir, runner.cfg.to_dict(), runner.cfg.filename)
+
+
+def load_config(path: str | Path) -> dict[str, Any]:
+    """Execute a config in Python, and return it as `pallava.model.convert.convert` takes it."""
+    config = Config.fromfile(path)
+    return training_config(config.to_dict(), path)

@@ -1,0 +1,141 @@
+"""The config beside a checkpoint: found, read and described, and never executed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mmengine.config import Config
+from transformers import AutoTokenizer
+
+from pallava.config_files import find_config
+from pallava.errors import PallavaError
+from pallava.model.card import write_model_card
+from pallava.model.convert import convert_run
+from pallava.model.run_config import (
+    CONFIG_FILE,
+    PUBLISHED_TRAINING,
+    config_to_json,
+    describe_run,
+    find_training_config,
+    training_config,
+    write_training_config,
+)
+from pallava.training.hooks.config import load_config
+from pallava.training.llm import load_llm
+
+DUMPED = "model = dict(type='PALLaVAModel', llm=dict(type='load_llm'))\ntrain_dataloader = dict(dataset=dict())\n"
+VALUES: dict[str, Any] = {"model": {"type": "PALLaVAModel"}, "train_dataloader": {"dataset": {}}}
+
+
+@pytest.mark.parametrize("name", ["pallava_domain_alignment", "pallava_instruction_tuning"])
+def test_a_config_survives_as_json(name: str, tmp_path: Path) -> None:
+    config = Config.fromfile(find_config(name))
+    write_training_config(tmp_path, config.to_dict(), config.filename)
+    found = find_training_config(tmp_path / "iter_8.pth")
+    assert found is not None
+    assert found["config_file"] == f"{name}.py"
+    assert found["model"]["llm"]["type"] == "pallava.training.llm.load_llm"
+    assert found == load_config(find_config(name))
+    config.dump(tmp_path / "dumped.py")
+    assert {**load_config(tmp_path / "dumped.py"), "config_file": f"{name}.py"} == found
+
+
+def test_callables_become_their_import_paths() -> None:
+    values = {"a": load_llm, "b": (AutoTokenizer.from_pretrained, {1: {2}}), "c": Path("x"), "d": [None, True, 1.5]}
+    found = config_to_json(values)
+    assert json.loads(json.dumps(found)) == found
+    assert found["a"] == "pallava.training.llm.load_llm"
+    assert found["b"] == ["transformers.models.auto.tokenization_auto.AutoTokenizer.from_pretrained", {"1": [2]}]
+    assert found["c"] == "x"
+    assert found["d"] == [None, True, 1.5]
+
+
+@pytest.mark.parametrize("is_json_there", [True, False])
+@pytest.mark.parametrize("program", ["{dumped}", "open({proof!r}, 'w')\n{dumped}", "import os\n{dumped}x = 1\n"])
+def test_a_program_is_never_executed(program: str, is_json_there: bool, tmp_path: Path) -> None:
+    proof = tmp_path / "executed"
+    (tmp_path / "config.py").write_text(program.format(proof=str(proof), dumped=DUMPED))
+    if is_json_there:
+        write_training_config(tmp_path, VALUES, "config.py")
+        assert find_training_config(tmp_path / "iter_8.pth") is not None
+    else:
+        with pytest.raises(PallavaError, match=r"config.py.*--config"):
+            find_training_config(tmp_path / "iter_8.pth")
+    assert not proof.exists()
+
+
+def test_other_programs_do_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "zero_to_fp32.py").write_text("import torch\n")  # DeepSpeed leaves it beside its checkpoints
+    assert find_training_config(tmp_path / "iter_8.pth") is None
+
+
+def test_one_of_several(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(DUMPED)
+    write_training_config(tmp_path, VALUES, "a.py")
+    assert find_training_config(tmp_path / "iter_8.pth") is not None
+    (tmp_path / "b.py").write_text(DUMPED)
+    with pytest.raises(PallavaError, match=r"several configs \(a.py, b.py\)"):
+        find_training_config(tmp_path / "iter_8.pth")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "not JSON"),
+        ("[]", "train_dataloader.dataset"),
+        ("{}", "train_dataloader.dataset"),
+        ('{"train_dataloader": {"dataset": {"x": 1}}}', "model"),
+    ],
+)
+def test_what_is_not_a_config(text: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / CONFIG_FILE).write_text(text)
+    with pytest.raises(PallavaError, match=reason):
+        find_training_config(tmp_path / "iter_8.pth")
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ({"type": "os.mkdir", "path": "{proof}"}, "os.mkdir"),
+        ({"type": "PALLaVAModel", "llm": {"type": "os.mkdir", "path": "{proof}"}}, "os.mkdir"),
+        ({"type": "PALLaVAModel", "llm": {"type": "evil.load_llm"}}, "evil.load_llm"),
+        ({"type": "PALLaVAModel", "llm": {"type": "pallava.cli.main"}}, "pallava.cli.main"),
+        ({"type": "PALLaVAModel", "llm": {"type": "pallava.model.weights.os.mkdir", "path": "{proof}"}}, "os.mkdir"),
+        ({"type": "PALLaVAModel", "llm": {"type": "load_llm", "trust_remote_code": True}}, "trust_remote_code"),
+        ({"type": "PALLaVAModel", "llm": {"type": "load_llm", "a": [{"trust_remote_code": 1}]}}, "trust_remote_code"),
+        ({"type": "PALLaVAModel", "llm": {"type": ["load_llm"]}}, "load_llm"),
+        ({"type": "PALLaVAModel", "llm": {}}, "type"),
+        ({"type": "PALLaVAModel"}, "model.llm"),
+    ],
+)
+def test_a_config_beside_weights_names_only_our_parts(model: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    proof = tmp_path / "executed"
+    values = json.loads(json.dumps({**VALUES, "model": model}).replace("{proof}", str(proof)))
+    with pytest.raises(PallavaError, match=reason):
+        convert_run(values, {}, tmp_path / "out", merge=False, source="test")
+    assert not proof.exists()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["pallava_domain_alignment", "pallava_instruction_tuning"])
+def test_a_config_is_described(name: str) -> None:
+    described = describe_run(load_config(find_config(name)))
+    assert described["data"] == [f"./data/{name.removeprefix('pallava_')}.jsonl"]
+    assert described["config"] == f"{name}.py"
+    assert described["prompt template"] == "llama3_chat"
+    assert described["learning rate"] > 0
+    assert described["LoRA rank"] > 0
+    assert "epochs" in described or "steps" in described
+
+
+def test_a_card_takes_both(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    described = describe_run(load_config(find_config("pallava_instruction_tuning")))
+    assert "| instruction_tuning.jsonl |" in write_model_card(tmp_path, training=described).read_text()
+    card = write_model_card(tmp_path, training=PUBLISHED_TRAINING).read_text()
+    assert "| PathVQA, training questions | 19755 |" in card
+
+
+def test_a_bare_config_is_described() -> None:
+    assert describe_run(training_config(VALUES)) == {"data": []}
