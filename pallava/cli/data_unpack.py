@@ -1,8 +1,8 @@
-"""Unpacks downloaded zip, tar or tar.gz files into one new folder, or refuses them as a whole.
+"""Unpack downloaded zip, tar or tar.gz files into one new folder, or refuse them as a whole.
 
-Refused are members that would leave the folder, links, devices, encrypted members, and whatever unpacks to more than
-it says, than is plausible for its size, or than --max-gb. Archives inside of an archive are left packed. Files get the
-dates that the archive gives them.
+An archive is refused if a member would leave the folder, is a link, a device or encrypted, or if it unpacks to more
+than it declares, than is plausible for its size, or than --max-gb. Archives inside of an archive are left packed. Files
+get the dates that the archive records.
 
 Examples:
   pallava data unpack downloads/images_2.zip data/PMC-VQA/images_2
@@ -16,17 +16,19 @@ from pallava.io.archives import MAX_GB, unpack
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options."""
-    parser.add_argument("archive", nargs="+", help="a file; its kind is told by its content")
-    parser.add_argument("out", help="folder to make; must not exist")
-    parser.add_argument("--flat", action="store_true", help="leave out the folders that are in the archives")
-    parser.add_argument("--max-gb", type=float, default=MAX_GB, help="most that may come out (default: %(default)g)")
+    """Declare the options."""
+    parser.add_argument("archive", nargs="+", help="zip, tar or tar.gz file; its content decides which")
+    parser.add_argument("out", help="folder to make; it must not exist")
+    parser.add_argument("--flat", action="store_true", help="leave out the folders in the archives")
+    parser.add_argument(
+        "--max-gb", type=float, default=MAX_GB, help="maximum unpacked size in GB (default: %(default)g)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Unpacks."""
+    """Unpack."""
     if not options.max_gb > 0:
-        raise PallavaError(f"--max-gb is a number above 0, not {options.max_gb:g}")
+        raise PallavaError(f"--max-gb must be above 0, got {options.max_gb:g}")
     unpacked = unpack(options.archive, options.out, max_gb=options.max_gb, is_flat=options.flat)
     print(f"{options.out}: {unpacked.num_files} files, {unpacked.num_bytes / 1e9:.2f} GB")
     return 0

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from pallava.errors import PallavaError
 from pallava.images import ImageError, image_size, open_image
+from pallava.io.files import real_path
 from pallava.io.processes import batches, map_in_order
-from pallava.io.real_paths import real_path
 from pallava.io.records import Entry, RecordFile
 from pallava.prompts import CAPTION_PROMPTS, IMAGE_TOKEN
 

@@ -1,39 +1,48 @@
-"""Unpacking archives of unknown origin: what they declare is checked first, and what they give while it comes."""
+"""Unpack archives of unknown origin: check what they declare first, and what they yield while it is written.
+
+`tarfile`'s data filter and `zipfile`'s `extract` mend or allow what is refused here (absolute names, links inside), and
+neither limits what a member unpacks to; so members are read as streams, and every file is written by this module.
+"""
 
 from __future__ import annotations
 
 import calendar
+import filecmp
 import gzip
 import os
+import re
 import shutil
 import stat
 import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, BinaryIO
+
+from tqdm import tqdm
 
 from pallava.errors import PallavaError
-from pallava.io.archive_writer import MemberWriter, check_ratio, inner_name
+from pallava.io.files import whole_folder
 
 MAX_GB = 200.0
-"""Default cap of what an archive may unpack to, in GB of 10^9 bytes."""
+"""Default limit of the unpacked size of an archive, in GB of 10^9 bytes."""
 
+# Pictures hardly shrink and tables shrink by ten; deflate can shrink by a thousand, which only a bomb does.
+_MAX_RATIO = 100
+_SMALL = 8 << 20  # too little to do harm, however well it was packed
+_MAX_MEMBERS = 10_000_000
 _MAX_HEADER = 16 << 20
 _CHUNK = 1 << 20
+_LAST_SECOND = (1 << 31) - 1  # what all file systems can hold
+_AGAIN = ".again"
+_DRIVE = re.compile("[A-Za-z]:")
 _DAMAGED = (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)  # type: ignore[attr-defined]
-_KINDS = "zip, tar and tar.gz"
 
 
 @dataclass(frozen=True)
 class Unpacked:
-    """What was written.
-
-    Attributes:
-        num_files: Files.
-        num_bytes: Their sizes together.
-    """
+    """Number of files that were written, and the sum of their sizes."""
 
     num_files: int
     num_bytes: int
@@ -42,17 +51,17 @@ class Unpacked:
 def unpack(
     archives: Sequence[str | Path], out: str | Path, *, max_gb: float = MAX_GB, is_flat: bool = False
 ) -> Unpacked:
-    """Unpacks zip, tar or tar.gz files into one new folder, which appears complete or not at all.
+    """Unpack zip, tar or tar.gz files into one new folder, which appears complete or not at all.
 
-    All are refused if one member would leave the folder, is a link or a device, is encrypted, if two members of
-    other content have one name, or if more comes out than is allowed, declared, or plausible for an archive's size.
-    Archives inside are left packed.
+    All are refused if one member would leave the folder, is a link or a device or is encrypted, if two members of
+    other content have one name, or if more is unpacked than is allowed, declared, or plausible for an archive's size.
+    Archives inside are left packed. Files get the dates that the archive records.
 
     Args:
-        archives: The files; their kinds are told by their content.
+        archives: The files; their kinds are detected by their content.
         out: The folder to make; must not exist.
-        max_gb: Most that may come out of all of them, in GB.
-        is_flat: Whether the folders in the archives are left out, so that all files lie in the new folder itself.
+        max_gb: Maximum unpacked size of all of them, in GB.
+        is_flat: Whether to leave out the folders in the archives, so that all files are in the new folder itself.
 
     Raises:
         PallavaError: An archive is refused, damaged or of another kind, or the folder exists.
@@ -61,37 +70,22 @@ def unpack(
     if os.path.lexists(out):
         raise PallavaError(f"'{out}' exists already; give another folder, or remove it")
     kinds = {Path(archive): _kind(Path(archive)) for archive in archives}
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.unfinished")
     num_files = num_bytes = 0
     try:
-        unfinished.mkdir(parents=True)
-        for archive, kind in kinds.items():
-            writer = MemberWriter(archive, unfinished, int(max_gb * 1e9) - num_bytes, is_flat=is_flat)
-            _unpack_one(archive, kind, writer)
-            num_files, num_bytes = num_files + writer.num_files, num_bytes + writer.num_bytes
-        unfinished.replace(out)
+        with whole_folder(out) as folder:
+            for archive, kind in kinds.items():
+                writer = _MemberWriter(archive, folder, int(max_gb * 1e9) - num_bytes, is_flat=is_flat)
+                _unpack_one(archive, kind, writer)
+                num_files, num_bytes = num_files + writer.num_files, num_bytes + writer.num_bytes
     except OSError as error:
         raise PallavaError(f"cannot write '{out}': {error.strerror}") from None
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return Unpacked(num_files, num_bytes)
-
-
-def _unpack_one(archive: Path, kind: str, writer: MemberWriter) -> None:
-    try:
-        with writer.bar:
-            (_unpack_zip if kind == "zip" else _unpack_tar)(archive, writer)
-    except PallavaError as refusal:
-        raise PallavaError(f"'{archive}' is not unpacked: {refusal}") from None
-    except Exception as error:  # readers of damaged archives raise whatever they stumble over
-        reason = str(error) or type(error).__name__
-        raise PallavaError(f"'{archive}' is not unpacked: damaged or unsupported ({reason})") from error
 
 
 def _kind(archive: Path) -> str:
     try:
         with archive.open("rb") as file:
-            head = file.read(512)
+            head = file.read(tarfile.BLOCKSIZE)
     except OSError as error:
         raise PallavaError(f"cannot read '{archive}': {error.strerror}") from None
     if head.startswith(b"\x1f\x8b"):
@@ -102,11 +96,21 @@ def _kind(archive: Path) -> str:
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
         return "tar"
     except tarfile.TarError:
-        pass
-    raise PallavaError(f"'{archive}' is no archive of a known kind ({_KINDS}); it starts with {head[:8]!r}")
+        raise PallavaError(f"'{archive}' must be a zip, tar or tar.gz archive, got {head[:8]!r}") from None
 
 
-def _unpack_zip(archive: Path, writer: MemberWriter) -> None:
+def _unpack_one(archive: Path, kind: str, writer: _MemberWriter) -> None:
+    try:
+        with writer.bar:
+            (_unpack_zip if kind == "zip" else _unpack_tar)(archive, writer)
+    except PallavaError as refusal:
+        raise PallavaError(f"'{archive}' is refused: {refusal}") from None
+    except Exception as error:  # readers of damaged archives raise whatever they stumble over
+        reason = str(error) or type(error).__name__
+        raise PallavaError(f"'{archive}' is damaged or unsupported: {reason}") from error
+
+
+def _unpack_zip(archive: Path, writer: _MemberWriter) -> None:
     with zipfile.ZipFile(archive) as file:
         members = file.infolist()
         for member in members:
@@ -118,13 +122,12 @@ def _unpack_zip(archive: Path, writer: MemberWriter) -> None:
                 writer.make_folder(member.filename)
                 continue
             with file.open(member) as source:
-                writer.write(
-                    member.filename, source, member.file_size, member.compress_size, modified=_seconds(member.date_time)
-                )
+                modified = _zip_seconds(member.date_time)
+                writer.write(member.filename, source, member.file_size, member.compress_size, modified=modified)
 
 
-def _seconds(date_time: tuple[int, int, int, int, int, int]) -> int:
-    """Seconds since 1970 of a zip's date, which has no time zone: taken as UTC it is the same everywhere."""
+def _zip_seconds(date_time: tuple[int, int, int, int, int, int]) -> int:
+    """Return seconds since 1970; a zip's date has no time zone, and taken as UTC it is the same everywhere."""
     try:
         return calendar.timegm(date_time)
     except ValueError:  # month 0
@@ -132,16 +135,15 @@ def _seconds(date_time: tuple[int, int, int, int, int, int]) -> int:
 
 
 def _check_zip_member(member: zipfile.ZipInfo) -> None:
-    inner_name(member.filename)
-    kind = stat.S_IFMT(member.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+    _inner_name(member.filename)
+    if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise PallavaError(f"its member {member.filename!r} is a link or a device, not a file")
     # The decompressors of other methods cannot be told to stop.
     if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise PallavaError(f"its member {member.filename!r} is encrypted, or packed by another method than deflate")
 
 
-def _unpack_tar(archive: Path, writer: MemberWriter) -> None:
+def _unpack_tar(archive: Path, writer: _MemberWriter) -> None:
     with archive.open("rb") as raw:
         is_packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
@@ -159,7 +161,7 @@ class _TarInfo(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, tarfile: Any) -> Any:
-        """Reads the next header."""
+        """Read the next header."""
         try:
             return super().fromtarfile(tarfile)
         except _DAMAGED as error:
@@ -170,15 +172,14 @@ def _tar_members(file: tarfile.TarFile, metered: _Metered) -> Iterator[tarfile.T
     while True:
         metered.header_left = _MAX_HEADER
         member = file.next()
+        metered.header_left = None
         if member is None:
-            metered.header_left = None
             return
         file.members = []  # type: ignore[attr-defined]  # else a million of them are kept
-        metered.header_left = None
         yield member
 
 
-def _unpack_tar_member(file: tarfile.TarFile, member: tarfile.TarInfo, writer: MemberWriter) -> None:
+def _unpack_tar_member(file: tarfile.TarFile, member: tarfile.TarInfo, writer: _MemberWriter) -> None:
     if member.isdir():
         writer.make_folder(member.name)
     elif not member.isreg() or member.issparse():
@@ -193,19 +194,101 @@ def _unpack_tar_member(file: tarfile.TarFile, member: tarfile.TarInfo, writer: M
 class _Metered:
     """A stream that counts, so that neither headers nor gaps between files can be a bomb."""
 
-    def __init__(self, stream: BinaryIO, writer: MemberWriter) -> None:
-        self._stream = stream
-        self._writer = writer
+    def __init__(self, stream: BinaryIO, writer: _MemberWriter) -> None:
+        self._stream, self._writer = stream, writer
         self._num_bytes = 0
         self.header_left: int | None = _MAX_HEADER
 
     def read(self, size: int = -1) -> bytes:
-        """Reads on."""
         content = self._stream.read(size)
         self._num_bytes += len(content)
-        check_ratio("the archive", self._num_bytes, self._writer.archive_bytes)
+        _check_ratio("the archive", self._num_bytes, self._writer.archive_bytes)
         if self.header_left is not None:
             self.header_left -= len(content)
             if self.header_left < 0:
                 raise PallavaError(f"a header of more than {_MAX_HEADER} bytes")
         return content
+
+
+class _MemberWriter:
+    """Writes the members of one archive below a folder, and counts them and their bytes."""
+
+    def __init__(self, archive: Path, folder: Path, max_bytes: int, *, is_flat: bool) -> None:
+        self._folder, self._is_flat = folder, is_flat
+        self.num_files = self.num_bytes = self._num_members = 0
+        self.archive_bytes, self.max_bytes = archive.stat().st_size, max_bytes
+        self.bar = tqdm(unit="B", unit_scale=True, desc=f"unpacking {archive.name}", mininterval=1, disable=None)
+
+    def check_declared(self, num_bytes: int) -> None:
+        size, free = f"{num_bytes / 1e9:.1f} GB", shutil.disk_usage(self._folder).free
+        if num_bytes > self.max_bytes:
+            allowed = f"{self.max_bytes / 1e9:.1f} GB are allowed; raise --max-gb if you trust it"
+            raise PallavaError(f"it unpacks to {size}, and {allowed}")
+        if num_bytes > free:
+            raise PallavaError(f"it unpacks to {size}, and {free / 1e9:.1f} GB of the disk are free")
+
+    def make_folder(self, name: str) -> None:
+        path = self._target(name)
+        if not self._is_flat:
+            path.mkdir(parents=True, exist_ok=True)
+
+    def write(
+        self, name: str, source: IO[bytes], declared: int, packed: int | None = None, *, modified: float = 0
+    ) -> None:
+        """Write a file of the archive, and refuse it as soon as more comes than its headers declare or is plausible."""
+        path = self._target(name)
+        if self._is_flat and ("__MACOSX" in PurePosixPath(name).parts or path.name == ".DS_Store"):
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_again = path.is_file()
+        target = path.with_name(path.name + _AGAIN) if is_again else path
+        self._copy(name, source, target, declared, packed)
+        seconds = min(max(int(modified), 0), _LAST_SECOND)
+        os.utime(target, (seconds, seconds))  # the same on every machine, as keys of stored scores must be
+        if is_again:
+            if not filecmp.cmp(path, target, shallow=False):
+                raise PallavaError(f"it holds a second file '{path.name}' of other content for the same place")
+            target.unlink()
+
+    def _copy(self, name: str, source: IO[bytes], target: Path, declared: int, packed: int | None) -> None:
+        num_bytes = 0
+        with target.open("xb") as file:
+            while chunk := source.read(_CHUNK):
+                num_bytes += len(chunk)
+                self._check(name, num_bytes, declared, packed, len(chunk))
+                file.write(chunk)
+        if num_bytes != declared:
+            raise PallavaError(f"'{name}' ends after {num_bytes} of {declared} bytes")
+        self.num_files += 1
+
+    def _check(self, name: str, num_bytes: int, declared: int, packed: int | None, new: int) -> None:
+        self.num_bytes += new
+        self.bar.update(new)
+        if num_bytes > declared:
+            raise PallavaError(f"'{name}' is larger than the {declared} bytes that its header says")
+        if packed is not None:
+            _check_ratio(f"'{name}'", num_bytes, packed)
+        _check_ratio("the unpacked content", self.num_bytes, self.archive_bytes)
+        if self.num_bytes > self.max_bytes:
+            raise PallavaError(f"it unpacks to more than {self.max_bytes / 1e9:.1f} GB; raise --max-gb if you trust it")
+
+    def _target(self, name: str) -> Path:
+        self._num_members += 1
+        if self._num_members > _MAX_MEMBERS:
+            raise PallavaError(f"it has more than {_MAX_MEMBERS} members")
+        path = _inner_name(name)
+        return self._folder / (path.name if self._is_flat else path)
+
+
+def _check_ratio(what: str, num_bytes: int, packed: int) -> None:
+    if num_bytes > max(_SMALL, _MAX_RATIO * packed):
+        raise PallavaError(f"{what} grows to over {_MAX_RATIO} times its packed size ({packed} bytes), as a bomb does")
+
+
+def _inner_name(name: str) -> PurePosixPath:
+    path = PurePosixPath(name.replace("\\", "/"))  # as Windows would read it
+    if path.is_absolute() or ".." in path.parts or _DRIVE.match(name):
+        raise PallavaError(f"its member {name!r} would be written outside of the folder")
+    if "\0" in name:
+        raise PallavaError(f"the name of its member {name!r} must not contain a null character")
+    return path

@@ -14,9 +14,9 @@ from pallava.data.image_hashes import perceptual_hash
 from pallava.data.training_file import MAX_PIXELS
 from pallava.errors import PallavaError
 from pallava.images import ImageError, image_size, open_image
+from pallava.io.files import real_folder, real_path
 from pallava.io.hashing import hash_file
 from pallava.io.processes import WorkerPool, batches
-from pallava.io.real_paths import real_folder, real_path
 
 MAX_BACKGROUND = 0.98
 """Images with a larger share of background are nearly empty. A smear can hold few cells, so the limit is high."""
