@@ -17,12 +17,11 @@ from pallava.io.archives import MAX_GB, unpack
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("archive", nargs="+", help="zip, tar or tar.gz file; its content decides which")
-    parser.add_argument("out", help="folder to make; it must not exist")
-    parser.add_argument("--flat", action="store_true", help="leave out the folders in the archives")
-    parser.add_argument(
-        "--max-gb", type=float, default=MAX_GB, help="maximum unpacked size in GB (default: %(default)g)"
-    )
+    add = parser.add_argument
+    add("archive", nargs="+", help="zip, tar or tar.gz file; its content decides which")
+    add("out", help="folder to make; it must not exist")
+    add("--flat", action="store_true", help="leave out the folders in the archives")
+    add("--max-gb", type=float, default=MAX_GB, help="maximum unpacked size in GB (default: %(default)g)")
 
 
 def run(options: argparse.Namespace) -> int:

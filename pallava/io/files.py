@@ -107,7 +107,7 @@ def write_json(path: str | Path, value: Any, **json_options: Any) -> None:
 
 
 def real_path(path: str) -> str:
-    """Return a path without links, for a path in its simplest form; links of a folder are followed once for its files."""
+    """Return a path without links, for one in its simplest form; a folder is looked up once for all of its files."""
     folder, name = os.path.split(path)
     real = os.path.join(real_folder(folder), name)  # noqa: PTH118 - a tenth of the time of Path
     return os.path.realpath(real) if os.path.islink(real) else real  # noqa: PTH114

@@ -1,4 +1,4 @@
-"""Reading pickles of unknown origin: builtin containers and scalars, and nothing that could run code."""
+"""Read pickles of unknown origin: builtin containers and scalars, and nothing that could run code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from pallava.errors import PallavaError
 
 MAX_BYTES = 1 << 30
-"""Largest pickle that is read; the largest of PathVQA has some megabytes."""
+"""Size of the largest pickle that is read, in bytes; the largest of PathVQA has some megabytes."""
 
 # Codes that bring objects from outside of the pickle, and one that reserves memory before it has the bytes.
 _REFUSED_CODES = {
@@ -26,11 +26,11 @@ _REFUSED_CODES = {
     "BYTEARRAY8": "a bytearray",
 }
 _MADE: dict[str, Callable[..., Any]] = {"set": set, "frozenset": frozenset, "complex": complex}
-_EXPECTED = "only dicts, lists, tuples, sets, text, numbers, booleans and None are read from a pickle"
+_EXPECTED = "a pickle must hold only dicts, lists, tuples, sets, text, numbers, booleans and None"
 
 
 def load_plain(path: str | Path) -> Any:
-    """Reads a pickle that holds builtin containers and scalars alone.
+    """Read a pickle that holds builtin containers and scalars alone.
 
     Raises:
         PallavaError: The file asks for anything else, which the message names, or is damaged or too large.
@@ -38,7 +38,7 @@ def load_plain(path: str | Path) -> Any:
     path = Path(path)
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise PallavaError(f"'{path}' has {path.stat().st_size} bytes; pickles of up to {MAX_BYTES} are read")
+            raise PallavaError(f"'{path}' must have at most {MAX_BYTES} bytes, got {path.stat().st_size} bytes")
         content = path.read_bytes()
     except OSError as error:
         raise PallavaError(f"cannot read '{path}': {error.strerror}") from None
@@ -46,16 +46,14 @@ def load_plain(path: str | Path) -> Any:
         _check_codes(content)
         return _PlainUnpickler(content).load()
     except _Refused as refused:
-        raise PallavaError(f"'{path}' is refused, for it asks for {refused}: {_EXPECTED}") from None
+        raise PallavaError(f"'{path}' asks for {refused}; {_EXPECTED}") from None
     except Exception as error:  # a damaged pickle raises whatever its codes stumble over
         reason = str(error) or type(error).__name__
-        raise PallavaError(
-            f"'{path}' is not a pickle that can be read: damaged, or of another format ({reason})"
-        ) from None
+        raise PallavaError(f"'{path}' is not a readable pickle: damaged, or of another format ({reason})") from None
 
 
 class _Refused(Exception):
-    """What a pickle asks for, and must not get."""
+    """The message names what the pickle asks for."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -69,7 +67,7 @@ class _PlainUnpickler(pickle.Unpickler):
         return lambda *values: self._make(name, *values)  # no object, whose state a pickle could set
 
     def _make(self, name: str, *values: Any) -> Any:
-        """Makes a set or a complex number, for which older protocols have no code."""
+        """Make a set or a complex number, for which older protocols have no code."""
         self._num_left -= sum(len(value) for value in values if isinstance(value, Sized))
         if self._num_left < 0:
             raise _Refused("more elements than it holds")
@@ -80,7 +78,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _check_codes(content: bytes) -> None:
-    """Refuses what `find_class` is not asked about, and numbers that reserve memory out of proportion."""
+    """Refuse what does not go through `find_class`, and numbers that reserve memory out of proportion."""
     for code, argument, _ in pickletools.genops(content):
         if code.name in _REFUSED_CODES:
             raise _Refused(_REFUSED_CODES[code.name])

@@ -82,7 +82,7 @@ def test_code_is_not_run(path: Path, protocol: int):
     content = pickle.dumps([{"question": "what?"}, Attack(target)], protocol=protocol)
     message = refusal(path, content)
     assert "asks for io.open" in message
-    assert "only dicts, lists" in message
+    assert "dicts, lists" in message
     assert not target.exists()
     pickle.loads(content)  # the attack is one
     assert target.exists()
@@ -114,8 +114,8 @@ def test_objects_are_named(path: Path, value: Any, name: str):
         (b"\x80\x02K\x01Q.", "kept elsewhere"),
         (b"\x80\x05\x97.", "kept elsewhere"),
         (b"\x80\x02]r" + struct.pack("<I", 2**31 - 1) + b".", "place 2147483647 of its memory"),
-        (b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b".", "cannot be read|not a pickle"),
-        (b"\x80\x04B" + struct.pack("<I", 2**31) + b"a.", "not a pickle"),
+        (b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b".", "readable pickle"),
+        (b"\x80\x04B" + struct.pack("<I", 2**31) + b"a.", "readable pickle"),
     ],
 )
 def test_codes_that_are_refused(path: Path, content: bytes, what: str):
@@ -127,11 +127,11 @@ def test_codes_that_are_refused(path: Path, content: bytes, what: str):
     "content", [b"", b"PK\x03\x04", b"\x80\x09.", b"<html>", b"\x80\x04]", b"\x80\x02]]s.", b"]]s."]
 )
 def test_damage(path: Path, content: bytes):
-    assert "not a pickle that can be read" in refusal(path, content)
+    assert "readable pickle" in refusal(path, content)
 
 
 def test_a_reduce_of_plain_values_is_an_error(path: Path):
-    assert "not a pickle that can be read" in refusal(path, b"S'text'\n(tR.")
+    assert "readable pickle" in refusal(path, b"S'text'\n(tR.")
 
 
 def test_missing_and_too_large(path: Path, monkeypatch):
