@@ -63,17 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(data: Path, model: Path, limit: int | None) -> dict[str, tuple[int, Any]]:
     """Number of pictures and results for each kind of thing that is drawn."""
     from pallava.demo.material import read_pictures
-    from pallava.evaluation.encoders.pointing import Read, play
+    from pallava.evaluation.encoders.pointing import ReadImage, play
     from pallava.model import PALLaVAProcessor
     from pallava.model.attention import load_eyes, read_tiles
     from pallava.tiling import make_tiles
 
     eyes, spec = load_eyes(model), PALLaVAProcessor.from_pretrained(model).tile_spec
-    reads: dict[str, list[Read]] = {}
+    reads: dict[str, list[ReadImage]] = {}
     for picture in tqdm(read_pictures(data, "test")[:limit], desc="pictures", disable=None, file=sys.stderr):
         attention = read_tiles(eyes, make_tiles(picture.image, spec))
         for kind, spots in things_of(picture):
-            reads.setdefault(kind, []).append(Read(attention, picture.image.size, spots))
+            reads.setdefault(kind, []).append(ReadImage(attention, picture.image.size, spots))
     first = "mitotic figure"
     kinds = sorted(reads, key=lambda kind: (kind != first, kind))
     return {kind: (len(reads[kind]), play(reads[kind], spec)) for kind in kinds}

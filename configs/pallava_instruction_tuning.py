@@ -49,7 +49,7 @@ image_folder = "./data/images"
 # Text
 prompt_template = "llama3_chat"
 context_length = 2048  # text and visual tokens together
-num_visual_tokens = None  # an image's: as many as the encoder gives for a tile, 196 for PLIP
+num_visual_tokens = None  # most of an image; None: computed from encoder and connector, 196 for PLIP
 
 # Scheduler and optimizer
 batch_size = 6  # per process
@@ -81,18 +81,20 @@ tokenizer = dict(type=load_tokenizer, pretrained_model_name_or_path=llm_name_or_
 
 image_processor = dict(type=load_image_processor, source=plip_path)
 
+connector = dict(
+    type=build_connector,
+    num_hidden_layers=6,
+    num_attention_heads=None,  # follows the encoder's width: 12 for PLIP
+    intermediate_size=3072,
+    dropout=0.1,
+    add_cross_attention=True,
+)
+
 model = dict(
     type=PALLaVAModel,
     llm=dict(type=load_llm, pretrained_model_name_or_path=llm_name_or_path),
     visual_encoder=dict(type=load_encoder, source=plip_path),
-    connector=dict(
-        type=build_connector,
-        num_hidden_layers=6,
-        num_attention_heads=None,  # follows the encoder's width: 12 for PLIP
-        intermediate_size=3072,
-        dropout=0.1,
-        add_cross_attention=True,
-    ),
+    connector=connector,
     freeze_llm=True,
     freeze_visual_encoder=True,
     llm_lora=dict(
@@ -124,6 +126,7 @@ train_dataloader = dict(
         prompt_template=prompt_template,
         context_length=context_length,
         num_visual_tokens=num_visual_tokens,
+        connector=connector,
     ),
     # Rows of like length, and with or without an image, stand together: less padding, and no rank waits for another.
     sampler=dict(
@@ -175,9 +178,15 @@ train_cfg = dict(type=TrainLoop, max_epochs=max_epochs)
 #######################################################################
 #                           PART 5  Runtime                           #
 #######################################################################
-custom_hooks = [
-    dict(type=DatasetInfoHook, tokenizer=tokenizer),
-    dict(
+default_hooks = dict(
+    timer=dict(type=IterTimerHook),
+    logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=10),
+    param_scheduler=dict(type=ParamSchedulerHook),
+    checkpoint=dict(type=CheckpointHook, by_epoch=False, interval=save_steps, max_keep_ckpts=save_total_limit),
+    sampler_seed=dict(type=DistSamplerSeedHook),
+    dataset_info=dict(type=DatasetInfoHook, tokenizer=tokenizer),
+    group_learning_rates=dict(type=GroupLearningRateHook),
+    sample_chat=dict(
         type=SampleChatHook,
         tokenizer=tokenizer,
         image_processor=image_processor,
@@ -187,18 +196,10 @@ custom_hooks = [
         every_n_iters=sample_chat_steps,
         max_new_tokens=256,
     ),
-    dict(type=GroupLearningRateHook),
-    dict(type=RandomStateHook),
-    dict(type=TrainingConfigHook),  # for `pallava convert`
-]
-
-default_hooks = dict(
-    timer=dict(type=IterTimerHook),
-    logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=10),
-    param_scheduler=dict(type=ParamSchedulerHook),
-    checkpoint=dict(type=CheckpointHook, by_epoch=False, interval=save_steps, max_keep_ckpts=save_total_limit),
-    sampler_seed=dict(type=DistSamplerSeedHook),
+    random_states=dict(type=RandomStateHook),
+    training_config=dict(type=TrainingConfigHook),  # for `pallava convert`
 )
+custom_hooks = []  # your own: dict(type="my_hooks.MyHook")
 
 env_cfg = dict(
     cudnn_benchmark=False,

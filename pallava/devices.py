@@ -1,4 +1,4 @@
-"""Where a command computes."""
+"""The device that a command computes on."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ if TYPE_CHECKING:
 
 
 def find_device(name: str, local_rank: int = 0) -> str:
-    """The device of that name; of "auto" a GPU if there is one, of several processes to each its own.
+    """Return the name of an available device.
+
+    Args:
+        name: Such as ``cpu`` or ``cuda:1``; ``auto`` is a GPU if one is available.
+        local_rank: Number of this process on its machine: each gets its own GPU.
 
     Raises:
-        PallavaError: There is no such device.
+        PallavaError: The device is not available.
     """
     import torch
 
@@ -23,7 +27,8 @@ def find_device(name: str, local_rank: int = 0) -> str:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise PallavaError(f"there is no device {name!r} here ({str(error).splitlines()[0]})") from None
+        reason = str(error).splitlines()[0]
+        raise PallavaError(f"device {name!r} is not available; choose auto, cpu or cuda ({reason})") from None
     return name
 
 

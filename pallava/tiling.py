@@ -26,6 +26,9 @@ PUBLISHED_CANVASES: tuple[tuple[int, int], ...] = tuple(
 )
 """The 15 grids (columns, rows) of 4 to 8 tiles; of equally good ones the earlier is taken."""
 
+MAX_TILES = max(columns * rows for columns, rows in PUBLISHED_CANVASES)
+"""Largest number of tiles of an image, its overview not counted."""
+
 
 @dataclass(frozen=True)
 class TileSpec:
@@ -36,12 +39,14 @@ class TileSpec:
         mean: Mean of each channel, for values between 0 and 1.
         std: Standard deviation of each channel, likewise.
         resample: Pillow's number of the filter (3 is bicubic).
+        overview_only: Whether no tiles are cut, because the model does not read them.
     """
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     resample: int = int(Image.Resampling.BICUBIC)
+    overview_only: bool = False
 
     @classmethod
     def from_image_processor(cls, processor: CLIPImageProcessor) -> TileSpec:
@@ -95,11 +100,13 @@ def make_tiles(
         canvases: Grids (columns, rows) to choose from.
 
     Returns:
-        float32 of shape (1+N, 3, P, P): the overview, then the tiles row by row.
+        float32 of shape (1+N, 3, P, P): the overview, then the tiles row by row; N is 0 with `overview_only`.
     """
     image = open_image(image)
     size = spec.size
     overview = np.asarray(image.resize((size, size), spec.resample))  # (P, P, 3)
+    if spec.overview_only:
+        return _normalize(torch.from_numpy(overview.copy())[None], spec)
     canvas = np.asarray(_fit(image, choose_canvas(image.size, size, canvases), spec.resample))  # (R*P, C*P, 3)
     rows, columns = canvas.shape[0] // size, canvas.shape[1] // size
     tiles = canvas.reshape(rows, size, columns, size, 3).transpose(0, 2, 1, 3, 4)  # (R, C, P, P, 3)

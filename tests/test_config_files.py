@@ -1,10 +1,53 @@
-"""A config that Python cannot read is refused before anything starts."""
+"""Settings that would change nothing are refused, and so is a config that Python cannot read."""
 
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 from pallava.cli import main
+from pallava.config_files import config_names, find_config
+from pallava.errors import PallavaError
+from pallava.training.failures import check_options
+
+NAMES = sorted(config_names())
+
+
+def set_option(name: str, option: str) -> Config:
+    config = Config.fromfile(find_config(name))
+    config.merge_from_dict(dict([option.split("=")]))  # as xtuner's trainer does it
+    return config
+
+
+@pytest.mark.parametrize(
+    ("option", "advice"),
+    [
+        ("lr=1e-5", "optim_wrapper.optimizer.lr"),
+        ("max_epochs=1", "train_cfg.max_epochs"),
+        ("tokenizer.padding_side=left", "train_dataloader.dataset.tokenizer.padding_side"),
+        ("llm_name_or_path=x", "config copy"),
+        ("train_dataloader.dataset.tokenizr.padding_side=left", "train_dataloader.dataset.tokenizer.padding_side"),
+        ("param_scheduler.7.end=3", "param_scheduler.1.end"),
+        ("default_hooks.sample_chats.every_n_iters=3", "default_hooks.sample_chat.every_n_iters"),
+        ("modl.freeze_llm=False", "model.freeze_llm"),
+    ],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_option_that_would_change_nothing(name: str, option: str, advice: str) -> None:
+    with pytest.raises(PallavaError) as refusal:
+        set_option(name, option)
+    assert option.split("=")[0] in str(refusal.value)
+    assert advice in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_trainer_reads_may_be_set(name: str) -> None:
+    assert set_option(name, "optim_wrapper.optimizer.lr=1e-5").optim_wrapper.optimizer.lr == "1e-5"
+    assert set_option(name, "model.llm.torch_dtype=bfloat16").model.llm.torch_dtype == "bfloat16"  # a new setting
+    assert set_option(name, "param_scheduler.1.end=3").param_scheduler[1].end == "3"
+    assert set_option(name, "default_hooks.sample_chat.every_n_iters=7").default_hooks.sample_chat.every_n_iters == "7"
+    assert set_option(name, "work_dir=x").work_dir == "x"
+    check_options({}, {"randomness": {}, "resume": True, "strategy": {}})
 
 
 def test_a_config_that_is_not_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,11 @@
 """Every config loads, dumps, reloads and builds; the demo's differ from the published ones where they say so."""
 
+import json
 import re
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 from pallava.cli import main
 from pallava.config_files import config_names, configs_dir, find_config
 from pallava.errors import PallavaError
+from pallava.training.hooks.config import TrainingConfigHook
 from pallava.training.model import PALLaVAModel
 from pallava.training.optimizer import grouped_adamw
 
@@ -58,18 +61,18 @@ READ_BY = {
         "model.llm.pretrained_model_name_or_path",
         "tokenizer.pretrained_model_name_or_path",
         "train_dataloader.dataset.tokenizer.pretrained_model_name_or_path",
-        "custom_hooks.0.tokenizer.pretrained_model_name_or_path",
-        "custom_hooks.1.tokenizer.pretrained_model_name_or_path",
+        "default_hooks.dataset_info.tokenizer.pretrained_model_name_or_path",
+        "default_hooks.sample_chat.tokenizer.pretrained_model_name_or_path",
     ),
     "plip_path": (
         "model.visual_encoder.source",
         "image_processor.source",
         "train_dataloader.dataset.image_processor.source",
-        "custom_hooks.1.image_processor.source",
+        "default_hooks.sample_chat.image_processor.source",
     ),
     "data_path": ("train_dataloader.dataset.data_path",),
     "image_folder": ("train_dataloader.dataset.image_folder",),
-    "prompt_template": ("train_dataloader.dataset.prompt_template", "custom_hooks.1.prompt_template"),
+    "prompt_template": ("train_dataloader.dataset.prompt_template", "default_hooks.sample_chat.prompt_template"),
     "context_length": ("train_dataloader.dataset.context_length",),
     "num_visual_tokens": ("train_dataloader.dataset.num_visual_tokens",),
     "batch_size": ("train_dataloader.batch_size",),
@@ -85,9 +88,9 @@ READ_BY = {
     "precision": ("optim_wrapper.precision",),
     "save_steps": ("default_hooks.checkpoint.interval",),
     "save_total_limit": ("default_hooks.checkpoint.max_keep_ckpts",),
-    "sample_images": ("custom_hooks.1.images",),
-    "sample_questions": ("custom_hooks.1.questions",),
-    "sample_chat_steps": ("custom_hooks.1.every_n_iters",),
+    "sample_images": ("default_hooks.sample_chat.images",),
+    "sample_questions": ("default_hooks.sample_chat.questions",),
+    "sample_chat_steps": ("default_hooks.sample_chat.every_n_iters",),
 }
 DEMO_TOP = {
     "llm_name_or_path",
@@ -111,7 +114,11 @@ DEMO_KEYS = DEMO_TOP | {key for top in DEMO_TOP for key in READ_BY[top]}
 DEMO_KEYS |= {"warmup_ratio", "param_scheduler.0.end", "param_scheduler.1.begin", "default_hooks.logger.interval"}
 DEMO_KEYS |= {f"model.connector.{key}" for key in ("num_hidden_layers", "num_attention_heads", "intermediate_size")}
 DEMO_KEYS |= {f"model.llm_lora.{key}" for key in ("r", "lora_alpha", "lora_dropout")}
-DEMO_KEYS |= {"model.connector.dropout", "model.use_activation_checkpointing", "custom_hooks.1.max_new_tokens"}
+DEMO_KEYS |= {
+    "model.connector.dropout",
+    "model.use_activation_checkpointing",
+    "default_hooks.sample_chat.max_new_tokens",
+}
 DIFFERENT = {
     f"demo/{STAGES[0]}": DEMO_KEYS,
     f"demo/{STAGES[1]}": DEMO_KEYS
@@ -228,6 +235,18 @@ def published_parts():
 def tiny_parts():
     sizes = {"hidden_size": 24, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 12}
     return LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes)), CLIPVisionModel(CLIPVisionConfig(**sizes))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_config_is_kept_as_json(name, tmp_path):
+    config = Config.fromfile(find_config(name))
+    (hook,) = (hook for hook in config.default_hooks.values() if hook["type"] is TrainingConfigHook)
+    hook["type"]().before_run(SimpleNamespace(work_dir=tmp_path, cfg=config))
+    kept = json.loads((tmp_path / "training_config.json").read_text())
+    assert kept["config_file"] == f"{Path(name).name}.py"
+    assert kept["model"]["type"] == "pallava.training.model.PALLaVAModel"
+    assert kept["model"]["llm"]["pretrained_model_name_or_path"] == config.llm_name_or_path
+    assert kept["train_dataloader"]["dataset"]["image_processor"]["source"] == config.plip_path
 
 
 def test_names_that_are_none():

@@ -10,20 +10,21 @@ with read_base():
 
 __import__("pallava.training")
 
+__chat = default_hooks.sample_chat
 # A value that the published config computed from another one has its full key here: it would keep the old one.
 llm_name_or_path = model.llm.pretrained_model_name_or_path = "./demo/llm"
 pretrained_pth = model.pretrained_pth = "./demo/stage1"
 plip_path = model.visual_encoder.source = "./demo/plip/encoder"
 data_path = train_dataloader.dataset.data_path = "./demo/data/instruction_tuning.jsonl"
 image_folder = train_dataloader.dataset.image_folder = "./demo/data/images"
-sample_images = custom_hooks[1].images = ["./demo/data/sample.png"]
-for __part in (tokenizer, train_dataloader.dataset.tokenizer, custom_hooks[0].tokenizer, custom_hooks[1].tokenizer):
-    __part.pretrained_model_name_or_path = llm_name_or_path
-for __part in (image_processor, train_dataloader.dataset.image_processor, custom_hooks[1].image_processor):
-    __part.source = plip_path
+sample_images = __chat.images = ["./demo/data/sample.png"]
+for __part in (train_dataloader.dataset, default_hooks.dataset_info, __chat):
+    __part.tokenizer.pretrained_model_name_or_path = tokenizer.pretrained_model_name_or_path = llm_name_or_path
+for __part in (train_dataloader.dataset, __chat):
+    __part.image_processor.source = image_processor.source = plip_path
 
 context_length = train_dataloader.dataset.context_length = 256
-prompt_template = train_dataloader.dataset.prompt_template = custom_hooks[1].prompt_template = "qwen_chat"
+prompt_template = train_dataloader.dataset.prompt_template = __chat.prompt_template = "qwen_chat"
 
 # Smaller parts. Without dropout and recomputation a few hundred steps go further.
 model.connector.update(num_hidden_layers=2, num_attention_heads=4, intermediate_size=768, dropout=0.0)
@@ -41,6 +42,6 @@ lr = optim_wrapper.optimizer.lr = 1e-3
 save_steps = default_hooks.checkpoint.interval = 1000
 save_total_limit = default_hooks.checkpoint.max_keep_ckpts = 1
 default_hooks.logger.interval = 5
-sample_questions = custom_hooks[1].questions = ["Describe the image.", "Is there necrosis?"]
-custom_hooks[1].max_new_tokens = 32
-sample_chat_steps = custom_hooks[1].every_n_iters = 1000
+sample_questions = __chat.questions = ["Describe the image.", "Is there necrosis?"]
+__chat.max_new_tokens = 32
+sample_chat_steps = __chat.every_n_iters = 1000

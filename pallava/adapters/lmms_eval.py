@@ -6,15 +6,18 @@ It implements the chat interface of lmms-eval (docs/guides/model_guide.md there)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+import torch
 from accelerate import Accelerator
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-from pallava.adapters.folder import Message, ModelFolder
 from pallava.errors import PallavaError
+from pallava.model import answer, load
+
+Message: TypeAlias = Mapping[str, Any]
 
 _MAX_NEW_TOKENS = 256
 _PASSED_ON = ("max_new_tokens", "num_beams", "repetition_penalty", "length_penalty", "min_new_tokens")
@@ -25,14 +28,14 @@ class PALLaVA(lmms):
     """A model folder as lmms-eval asks it.
 
     Args:
-        pretrained: The folder.
-        base_llm: Where the base language model lies, if the folder holds an adapter to it.
-        device: Such as "cuda:0"; default: each process's GPU if there is one.
-        batch_size: Questions at once.
+        pretrained: The model folder.
+        base_llm: Base language model of a folder with an adapter (default: the one that the folder names).
+        device: Name of the device, such as "cuda:0" (default: the GPU of each process, or else the CPU).
+        batch_size: Number of questions at once.
         max_batch_size: Not used.
 
     Raises:
-        PallavaError: There is no model, or the batch size is no number.
+        PallavaError: The folder cannot be opened, or the batch size is not a positive number.
     """
 
     is_simple = False
@@ -47,34 +50,35 @@ class PALLaVA(lmms):
     ) -> None:
         super().__init__()
         if not str(batch_size).isdecimal() or not int(batch_size):
-            raise PallavaError(f"the batch size is {batch_size!r}; expected a number such as 16")
+            raise PallavaError(f"batch_size must be a number such as 16, got {batch_size!r}")
         self.batch_size = int(batch_size)
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         if device is None or self._world_size > 1:  # one device for all processes would be the first GPU's
             device = "auto"
-        self._folder = ModelFolder(str(pretrained), base_llm=base_llm, device=device)
-        self.device = self._folder.device
+        self._model, self._processor = load(str(pretrained), device, base_llm=base_llm)
+        self.device = torch.device(self._model.device)
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """Answers each request, in order; those with equal options share batches.
+        """Answer each request, in order; those with equal options share batches.
 
         Raises:
-            PallavaError: A request holds something else than texts and images.
+            PallavaError: A request has a part that is neither a text nor an image.
         """
         answers: dict[int, str] = {}
         with tqdm(total=len(requests), desc="pallava", disable=self.rank != 0) as bar:
             for numbers in self._batches(requests):
                 own = [requests[number].args for number in numbers]
-                said = self._folder.answer([self._conversation(each) for each in own], **_options(own[0][2]))
-                for number, arguments, answer in zip(numbers, own, said, strict=True):
-                    answers[number] = _cut(answer, arguments[2].get("until", ()))
+                conversations = [self._conversation(each) for each in own]
+                texts = answer(self._model, self._processor, conversations, **_options(own[0][2]))
+                for number, arguments, text in zip(numbers, own, texts, strict=True):
+                    answers[number] = _cut(text, arguments[2].get("until", ()))
                     self.cache_hook.add_partial("generate_until", (arguments[0], arguments[2]), answers[number])
                 bar.update(len(numbers))
         return [answers[number] for number in range(len(requests))]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Not there: PA-LLaVA answers in words, as it is trained and evaluated.
+        """Refuse: PA-LLaVA answers in words, as it is trained and evaluated.
 
         Raises:
             PallavaError: Always.
@@ -82,7 +86,7 @@ class PALLaVA(lmms):
         raise PallavaError("pallava answers by generation; choose tasks with output_type generate_until")
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
-        """Not there.
+        """Refuse.
 
         Raises:
             PallavaError: Always.
@@ -90,7 +94,7 @@ class PALLaVA(lmms):
         raise PallavaError("pallava answers one question at a time; choose tasks with output_type generate_until")
 
     def _batches(self, requests: Sequence[Instance]) -> Iterator[list[int]]:
-        """Numbers of requests, those with equal options and texts of like length together."""
+        """Yield numbers of requests, those with equal options and texts of similar length together."""
         groups: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(repr(sorted(_options(request.args[2]).items())), []).append(number)
@@ -108,24 +112,24 @@ class PALLaVA(lmms):
 
 
 def _part(part: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A part of a message: lmms-eval has the image itself, or its path, under ``url``."""
+    """Translate a part of a message: lmms-eval has the image itself, or its path, under ``url``."""
     if part["type"] == "text":
         return part
     if part["type"] == "image":
         return {"type": "image", "image": part["url"]}
-    raise PallavaError(f"pallava reads texts and images, and the task has a {part['type']}")
+    raise PallavaError(f"message parts must be texts or images, got a {part['type']}")
 
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The task's wishes in the words of transformers' `generate`; sampling only where the task wants it."""
+    """Translate a task's options to those of transformers' `generate`; sample only where the task asks for it."""
     options = {"max_new_tokens": _MAX_NEW_TOKENS, **{k: given[k] for k in _PASSED_ON if given.get(k) is not None}}
     if (given.get("temperature") or 0) > 0 and given.get("do_sample", True):
         options |= {"do_sample": True, **{k: given[k] for k in _SAMPLING if given.get(k) is not None}}
     return options
 
 
-def _cut(answer: str, until: str | Sequence[str]) -> str:
-    """The answer up to the first of the task's stop strings."""
+def _cut(text: str, until: str | Sequence[str]) -> str:
+    """Cut an answer before the first of the task's stop strings."""
     for stop in [until] if isinstance(until, str) else until:
-        answer = answer.split(stop)[0] if stop else answer
-    return answer
+        text = text.split(stop)[0] if stop else text
+    return text

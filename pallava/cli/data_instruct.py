@@ -29,16 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the file and print the counts of each source."""
-    from pallava.data.instruction import write_instruction_file
-    from pallava.data.material import open_records, read_sources
+    from pallava.data.material import read_sources
+    from pallava.data.training_file import write_training_file
 
-    specs = read_sources(options.source, options.split, options.columns, default_split="train")
-    summary = write_instruction_file(
-        [open_records(spec, image_folder=options.image_folder if spec.columns else None) for spec in specs],
+    summary = write_training_file(
+        read_sources(options.source, options.split, options.columns, default_split="train"),
         options.out,
+        image_folder=options.image_folder,
         weights=_read_weights(options.weights),
         seed=options.seed,
-        image_folder=options.image_folder,
     )
     print(f"{'source':<16}{'records':>10}{'questions':>11}{'weight':>8}{'rows':>10}")
     for name, count in summary.sources.items():

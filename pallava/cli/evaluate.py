@@ -27,10 +27,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pallava.devices import find_device
 from pallava.errors import PallavaError
 
-_BATCH_SIZE = 64
 _ASKED = {
     "pathvqa": "questions of PathVQA",
     "pmc-vqa": "questions of PMC-VQA",
@@ -152,11 +150,26 @@ def _run_model(options: argparse.Namespace, data: dict[str, tuple[str, Path]]) -
 
 
 def _run_encoder(options: argparse.Namespace, data: dict[str, tuple[str, Path]]) -> int:
+    from pallava.evaluation.encoders import evaluate_encoder
     from pallava.evaluation.report import as_text, tables, write_report
 
     out = options.out or Path("evaluation")
-    results = _with_encoder(options, data)
-    report = {"model": options.model, "task": options.task, "kind": "encoder", "data": results}
+    report = evaluate_encoder(
+        options.model,
+        options.task,
+        data,
+        model_name=options.model_name,
+        pretrained=options.pretrained,
+        class_set=getattr(options, "class_set", None),
+        templates=getattr(options, "template", None) or (),
+        image_folder=getattr(options, "image_folder", None),
+        split=options.split,
+        cache=options.cache,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        device=options.device,
+    )
+    results = report["data"]
     write_report(report, out)
     print("\n\n".join(map(as_text, tables(report))))
     for name, result in results.items():
@@ -164,35 +177,6 @@ def _run_encoder(options: argparse.Namespace, data: dict[str, tuple[str, Path]])
             print(f"{name}: left out {count} x {reason}")
     print(f"\n{out / 'index.html'}")
     return 0
-
-
-def _with_encoder(options: argparse.Namespace, data: dict[str, tuple[str, Path]]) -> dict[str, Any]:
-    from pallava.evaluation.encoders import retrieval, zero_shot
-    from pallava.evaluation.encoders.embeddings import EmbeddingCache, default_cache
-    from pallava.evaluation.encoders.load import load_encoder
-
-    # Read first: a wrong path should not be told after the minutes that a large model takes to load.
-    read = {label: _read(options, name, path) for label, (name, path) in data.items()}
-    encoder = load_encoder(
-        options.model,
-        model_name=options.model_name,
-        pretrained=options.pretrained,
-        device=find_device(options.device),
-    )
-    cache = EmbeddingCache(options.cache or default_cache(), encoder)
-    if options.task == "retrieval":
-        how = {"batch_size": options.batch_size or _BATCH_SIZE, "seed": options.seed}
-        return {label: retrieval.evaluate(encoder, captioned, cache, **how) for label, captioned in read.items()}
-    runner = zero_shot.by_embedding(encoder, cache, batch_size=options.batch_size or _BATCH_SIZE)
-    return {label: zero_shot.evaluate(runner, labelled, seed=options.seed) for label, labelled in read.items()}
-
-
-def _read(options: argparse.Namespace, name: str, path: Path) -> Any:
-    from pallava.evaluation.examples import read_captioned
-
-    if options.task == "retrieval":
-        return read_captioned(path, name, image_folder=options.image_folder, split=options.split)
-    return read_classes(options, name, path)
 
 
 def read_classes(options: argparse.Namespace, name: str, path: Path) -> Any:

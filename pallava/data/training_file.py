@@ -1,34 +1,39 @@
-"""From pairs of image and caption to the JSONL that training reads.
+"""Training files: captions below a drawn prompt, or questions of several sources merged by weight.
 
-Each row depends on its record, its number and the seed alone, so that any number of workers writes the same bytes.
+The row of a caption depends on its record, its number and the seed alone, so that any number of workers writes the
+same bytes, and memory stays small for millions of them. Questions are shuffled, and therefore held in memory.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from pallava.data.material import Conversation, Records, SourceSpec, common_folder, open_records, read_source
+from pallava.data.sources.base import Question, Record, printable
+from pallava.data.training_row import is_file_name
 from pallava.errors import PallavaError
 from pallava.images import ImageError, image_size, open_image
-from pallava.io.files import real_path
+from pallava.io.files import real_path, whole_file
+from pallava.io.hashing import short_hash
 from pallava.io.processes import batches, map_in_order
 from pallava.io.records import Entry, RecordFile
-from pallava.prompts import CAPTION_PROMPTS, IMAGE_TOKEN
+from pallava.prompts import CAPTION_PROMPTS, IMAGE_TOKEN, build_choice_question, build_question
 
 MAX_PIXELS = 16_777_216
-"""Images of more pixels are left out, as PA-LLaVA left them out."""
+"""Default cap in pixels for images of captions, as in PA-LLaVA."""
 
 REASONS = ("missing", "unreadable", "too_large", "empty_caption", "outside_folder", "malformed")
-"""Why a record can be left out."""
+"""Reasons to leave out a caption."""
 
 _BATCH = 256
 _ENCODER = json.JSONEncoder(ensure_ascii=False)  # made once, since json.dumps makes one for each row
@@ -36,103 +41,152 @@ _EXAMPLES = 3
 
 
 @dataclass
-class Summary:
-    """What became of the records.
+class SourceCount:
+    """Counts of one source.
 
     Attributes:
-        num_records: Records read.
-        num_written: Rows written.
-        left_out: Count of records left out, for each of `REASONS`.
-        examples: The first few of each reason, with their positions.
+        weight: How often each of its rows is taken.
+        num_records: Number of its records, including those that its reader could not use.
+        num_questions: Number of questions that can be trained on.
+        num_written: Number of rows written.
+        dropped: Number of records left out, by reason.
     """
 
+    weight: float = 1.0
     num_records: int = 0
+    num_questions: int = 0
     num_written: int = 0
-    left_out: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
-    examples: dict[str, list[str]] = field(default_factory=lambda: {reason: [] for reason in REASONS})
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class TrainingFileSummary:
+    """What became of the records of a training file.
+
+    Attributes:
+        image_folder: The folder that image names in the file are relative to.
+        sources: Counts by name of the source; pairs of image and caption are named by the stem of their file.
+        examples: The first few records left out, by reason.
+    """
+
+    image_folder: str
+    sources: dict[str, SourceCount] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def num_records(self) -> int:
+        """Number of records read."""
+        return sum(count.num_records for count in self.sources.values())
+
+    @property
+    def num_written(self) -> int:
+        """Number of rows in the file."""
+        return sum(count.num_written for count in self.sources.values())
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Number of records left out, by reason."""
+        total: Counter[str] = Counter()
+        for count in self.sources.values():
+            total.update(count.dropped)
+        return dict(total)
 
     def to_dict(self) -> dict[str, Any]:
-        """Gives the counts and examples as JSON holds them."""
-        return {**vars(self)}
+        """Return the counts and examples as JSON values."""
+        totals = {name: getattr(self, name) for name in ("num_records", "num_written", "left_out")}
+        return {**totals, **asdict(self)}
+
+    def source(self, name: str) -> SourceCount:
+        """Return the counts of a source, which start at zero."""
+        return self.sources.setdefault(name, SourceCount())
+
+    def leave_out(self, source: str, record: _LeftOut) -> None:
+        """Count a record that is left out."""
+        counts, examples = self.source(source).dropped, self.examples.setdefault(record.reason, [])
+        counts[record.reason] = counts.get(record.reason, 0) + 1
+        if len(examples) < _EXAMPLES:
+            examples.append(": ".join(filter(None, (record.position, record.detail))))
 
 
-class _Reject(NamedTuple):
+class _LeftOut(NamedTuple):
     reason: str
     position: str
-    detail: str
+    detail: str = ""
 
 
-class _LeftOut(Exception):
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-@dataclass(frozen=True)
-class _Settings:
-    root: str  # the image folder without links, with a closing separator
-    prompts: tuple[str, ...]
-    seed: int
-    max_pixels: int
-    id_prefix: str
-    decodes: bool
+_Results = Iterator[tuple[str, bytes | _LeftOut]]  # each with the name of its source
 
 
 def write_training_file(
-    source: str | Path,
-    image_folder: str | Path,
+    sources: str | Path | Sequence[str | SourceSpec | Records],
     output: str | Path,
     *,
-    prompts: Sequence[str] = CAPTION_PROMPTS,
+    image_folder: str | Path | None = None,
     seed: int = 0,
+    prompts: Sequence[str] = CAPTION_PROMPTS,
     max_pixels: int = MAX_PIXELS,
-    num_workers: int = 1,
     id_prefix: str | None = None,
-    decodes: bool = False,
+    decode_images: bool = False,
+    num_workers: int = 1,
+    weights: Mapping[str, float] | None = None,
     left_out: str | Path | None = None,
-) -> Summary:
-    """Writes a training file from a JSON list or JSONL of ``{"image", "caption"}``.
+) -> TrainingFileSummary:
+    """Write the training file of domain alignment (captions) or of instruction tuning (questions).
 
-    Of the images only the headers are read, unless they are decoded. The output appears complete or not at all.
+    It appears complete or not at all. Of the images of captions only the headers are read, unless they are decoded;
+    those of questions are not opened (`pallava data check` does it).
 
     Args:
-        source: The pairs.
-        image_folder: What the records' image names are relative to.
-        output: The JSONL to write; a file that is there is replaced at the end.
-        prompts: Wordings of the question, one of which is drawn for each row.
-        seed: Of the draws.
-        max_pixels: Larger images are left out.
-        num_workers: Processes that read images; the output does not depend on it.
-        id_prefix: What ids begin with; the stem of the source's name if None.
-        decodes: Whether to find damage behind the header too, at some hundred times the cost.
-        left_out: JSONL to write, with reason, position and detail of every record that is left out, be it all of them.
+        sources: For captions the path of a JSON list or JSONL of ``{"image", "caption"}``; for questions a list of
+            data sets: ``NAME=ROOT`` (its split "train"), the kept.jsonl of cleaning, a `SourceSpec` or open records.
+        output: The JSONL to write; an existing one is replaced at the end.
+        image_folder: The folder that image names are relative to; required for captions, and by default the deepest
+            folder that holds all roots for questions.
+        seed: Random seed of prompts and their order (captions), or of fractions of weights and the order of rows.
+        prompts: Wordings of the request for a caption, one of which is drawn for each row.
+        max_pixels: The cap on width times height of a caption's image.
+        id_prefix: The beginning of captions' ids; the stem of the source's name and a hyphen by default.
+        decode_images: Whether to find damage behind the headers of captions' images, at some hundred times the cost.
+        num_workers: Number of processes that read captions' images; the output does not depend on it.
+        weights: How often to take each row, by name of the source; 1 for others. A weight of 1.5 takes every row once
+            and half of them, drawn by the seed, a second time.
+        left_out: JSONL to write with reason, position and detail of every record that is left out, even if all are.
 
     Returns:
         Counts of what was written and left out.
 
     Raises:
-        PallavaError: The source is not JSON (with the position), a folder is missing, or no row is left.
+        PallavaError: A source cannot be read (with the position), an argument is not usable, or no row is left.
     """
-    source, image_folder, output = Path(source), Path(image_folder), Path(output).resolve()
-    rejects = None if left_out is None else Path(left_out).resolve()
-    _check_arguments(source, image_folder, output, prompts, num_workers)
-    _check_rejects(rejects, source, output)
-    prefix = f"{source.stem}-" if id_prefix is None else id_prefix
-    root = str(image_folder.resolve()).rstrip(os.sep) + os.sep
-    settings = _Settings(root, tuple(prompts), seed, max_pixels, prefix, decodes)
-    with _replacing(output) as rows:
-        with _replacing(rejects) if rejects else nullcontext() as rejects_file:
-            summary = _write(RecordFile(source), rows, rejects_file, settings, num_workers)
-        if not summary.num_written:
-            raise PallavaError(f"no row to write from '{source}': {_describe(summary)}")
+    output = Path(output).resolve()
+    list_path = None if left_out is None else Path(left_out).resolve()
+    if isinstance(sources, str | Path):
+        source = Path(sources)
+        _check_outputs(output, list_path, source)
+        if image_folder is None or not Path(image_folder).is_dir():
+            raise PallavaError(f"the image folder '{image_folder}' is not a folder")
+        if not prompts:
+            raise PallavaError("prompts must hold at least one prompt to draw from")
+        root = str(Path(image_folder).resolve()).rstrip(os.sep) + os.sep
+        prefix = f"{source.stem}-" if id_prefix is None else id_prefix
+        make_rows = _CaptionRows(root, tuple(prompts), seed, max_pixels, prefix, decode_images)
+        summary = TrainingFileSummary(root, examples={reason: [] for reason in REASONS})
+        results = _caption_results(source, make_rows, num_workers, summary)
+    else:
+        _check_outputs(output, list_path)
+        records = [_open(each, image_folder) for each in sources]
+        folder = Path(image_folder).resolve() if image_folder else common_folder(records)
+        summary = TrainingFileSummary(str(folder))
+        results = _question_results(records, folder, weights or {}, seed, summary)
+    _write(results, output, list_path, summary)
     return summary
 
 
 def read_prompts(path: str | Path) -> tuple[str, ...]:
-    """Reads question wordings, one a line.
+    """Read question wordings, one a line.
 
     Raises:
-        PallavaError: The file cannot be read, holds no wording, or a wording holds an image marker.
+        PallavaError: The file cannot be read, has no wording, or a wording with an image marker.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
@@ -140,161 +194,216 @@ def read_prompts(path: str | Path) -> tuple[str, ...]:
         raise PallavaError(f"cannot read the prompts file '{path}': {error}") from None
     for number, line in enumerate(lines, 1):
         if IMAGE_TOKEN in line:
-            raise PallavaError(f"'{path}', line {number}: {IMAGE_TOKEN} is added by itself; leave it out")
+            raise PallavaError(f"'{path}', line {number}: {IMAGE_TOKEN} is added automatically; leave it out")
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
-        raise PallavaError(f"the prompts file '{path}' holds no prompt; expected one a line")
+        raise PallavaError(f"the prompts file '{path}' has no prompt; expected one on each line")
     return prompts
 
 
-def _check_arguments(source: Path, image_folder: Path, output: Path, prompts: Sequence[str], num_workers: int) -> None:
-    if not image_folder.is_dir():
-        raise PallavaError(f"the image folder '{image_folder}' is not a folder")
-    if output.is_dir():
-        raise PallavaError(f"the output '{output}' is a folder; give the name of a file")
-    if output.exists() and source.exists() and output.samefile(source):
-        raise PallavaError(f"input and output are the same file, '{output}'; give the output another name")
-    if not prompts:
-        raise PallavaError("there is no prompt to draw from")
-    if num_workers < 1:
-        raise PallavaError(f"the number of workers is {num_workers}; expected 1 or more")
+def question_text(question: Question) -> str:
+    """Return the question without image marker, and with its options if it has some."""
+    text = question.question.replace(IMAGE_TOKEN, "")
+    return build_choice_question(text, question.options) if question.options else text
 
 
-def _check_rejects(rejects: Path | None, source: Path, output: Path) -> None:
-    if rejects is None:
-        return
-    if rejects.is_dir():
-        raise PallavaError(f"the list of what is left out, '{rejects}', is a folder; give the name of a file")
-    if rejects in (source.resolve(), output):
-        raise PallavaError(f"the list of what is left out would replace '{rejects}'; give it another name")
+def _check_outputs(output: Path, list_path: Path | None, source: Path | None = None) -> None:
+    for path in filter(None, (output, list_path)):
+        if path.is_dir():
+            raise PallavaError(f"the output '{path}' is a folder; give the name of a file")
+        if path.exists() and source is not None and source.exists() and path.samefile(source):
+            raise PallavaError(f"input and output are the same file, '{path}'; give the output another name")
+    if list_path == output:
+        raise PallavaError(f"the list of what is left out would replace '{output}'; give it another name")
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file that appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with unfinished.open("xb") as file:
-            yield file
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _write(
-    records: RecordFile, file: BinaryIO, rejects: BinaryIO | None, settings: _Settings, num_workers: int
-) -> Summary:
-    summary = Summary()
-    desc = "pictures" if settings.decodes else "dataformat"
-    bar = tqdm(total=records.num_bytes, unit="B", unit_scale=True, desc=desc, mininterval=1)
-    with bar:
-        make_rows = partial(_make_rows, settings=settings)
-        for results in map_in_order(make_rows, batches(records, _BATCH), num_workers):
-            for result in results:
-                _count(summary, result)
+def _write(results: _Results, output: Path, list_path: Path | None, summary: TrainingFileSummary) -> None:
+    for path in filter(None, (output, list_path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(output, "wb") as file:
+        with whole_file(list_path, "wb") if list_path else nullcontext() as left_out:
+            for source, result in results:
                 if isinstance(result, bytes):
+                    summary.source(source).num_written += 1
                     file.write(result)
-                elif rejects is not None:
-                    rejects.write(_reject_line(result))
-            bar.set_postfix(rows=summary.num_written, refresh=False)
+                else:
+                    summary.leave_out(source, result)
+                    if left_out is not None:
+                        left_out.write(_line(result._asdict()))
+        if not summary.num_written:
+            counts = ", ".join(f"{count} {reason}" for reason, count in summary.left_out.items() if count)
+            first = next((text for texts in summary.examples.values() for text in texts), "none")
+            names = ", ".join(summary.sources) or "no source"
+            raise PallavaError(
+                f"no row to write from the {summary.num_records} records of {names}; left out: {counts or 'none'}; "
+                f"first: {first}"
+            )
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return _ENCODER.encode(row).encode(errors="replace") + b"\n"
+
+
+def _row(row_id: str, image: str, question: str, answer: str) -> dict[str, Any]:
+    conversations = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": row_id, "image": image, "conversations": conversations}
+
+
+def _caption_results(source: Path, make_rows: _CaptionRows, num_workers: int, summary: TrainingFileSummary) -> _Results:
+    records, count = RecordFile(source), summary.source(source.stem)
+    count.dropped = dict.fromkeys(REASONS, 0)
+    desc = "images" if make_rows.decode_images else "dataformat"
+    with tqdm(total=records.num_bytes, unit="B", unit_scale=True, desc=desc, mininterval=1) as bar:
+        for results in map_in_order(make_rows, batches(records, _BATCH), num_workers):
+            count.num_records += len(results)
+            for result in results:
+                yield source.stem, result
+            bar.set_postfix(rows=count.num_written, refresh=False)
             bar.update(records.num_bytes_read - bar.n)
-    return summary
 
 
-def _make_rows(batch: list[Entry], settings: _Settings) -> list[bytes | _Reject]:
-    """Makes of each record its line, or says why it is left out."""
-    results: list[bytes | _Reject] = []
-    for record in batch:
+class _Unusable(Exception):
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class _CaptionRows:
+    """Makes the rows of pairs of image and caption; is sent to worker processes."""
+
+    root: str  # the image folder without links, with a closing separator
+    prompts: tuple[str, ...]
+    seed: int
+    max_pixels: int
+    id_prefix: str
+    decode_images: bool
+
+    def __call__(self, batch: list[Entry]) -> list[bytes | _LeftOut]:
+        results: list[bytes | _LeftOut] = []
+        for record in batch:
+            try:
+                results.append(self._make_line(record))
+            except _Unusable as error:
+                results.append(_LeftOut(error.reason, record.position, str(error)))
+        return results
+
+    def _make_line(self, record: Entry) -> bytes:
+        image, caption = _image_and_caption(record.value)
+        name = self._name_in_folder(image)
+        if not caption:
+            raise _Unusable("empty_caption", f"the caption of '{image}' is empty")
+        self._check_image(self.root + name)
+        return _line(_row(f"{self.id_prefix}{record.index:08d}", name, self._question(record.index), caption))
+
+    def _name_in_folder(self, image: str) -> str:
+        """Return the image's name relative to the folder; it must not leave it, by a link either."""
+        path = os.path.normpath(os.path.join(self.root, image))  # noqa: PTH118 - a tenth of the time of Path
+        real = real_path(path)
+        if not real.startswith(self.root):
+            raise _Unusable("outside_folder", f"'{image}' leaves the image folder")
+        return (path if path.startswith(self.root) else real).removeprefix(self.root)
+
+    def _check_image(self, path: str) -> None:
         try:
-            results.append(_make_row(record, settings))
-        except _LeftOut as left_out:
-            results.append(_Reject(left_out.reason, record.position, str(left_out)))
-    return results
+            width, height = image_size(path)
+            if width * height > self.max_pixels:
+                raise _Unusable("too_large", f"'{path}' has {width} x {height} pixels, more than {self.max_pixels}")
+            if self.decode_images:
+                open_image(path)
+        except ImageError as error:
+            raise _Unusable("unreadable" if os.path.exists(path) else "missing", str(error)) from None  # noqa: PTH110
+
+    def _question(self, index: int) -> str:
+        draw, is_image_first = divmod(int.from_bytes(short_hash(f"{self.seed}:{index}"), "big"), 2)
+        prompt = self.prompts[draw % len(self.prompts)]
+        return f"{IMAGE_TOKEN}\n{prompt}" if is_image_first else f"{prompt}\n{IMAGE_TOKEN}"
 
 
-def _make_row(record: Entry, settings: _Settings) -> bytes:
-    image, caption = _fields(record.value)
-    name = _name_in_folder(image, settings)
-    if not caption:
-        raise _LeftOut("empty_caption", f"the caption of '{image}' is empty")
-    _check_image(settings.root + name, settings.max_pixels, decodes=settings.decodes)
-    row = {
-        "id": f"{settings.id_prefix}{record.index:08d}",
-        "image": name,
-        "conversations": [
-            {"from": "human", "value": _question(record.index, settings)},
-            {"from": "gpt", "value": caption},
-        ],
-    }
-    return _ENCODER.encode(row).encode() + b"\n"
-
-
-def _fields(value: Any) -> tuple[str, str]:
-    """Takes image name and caption out of a record."""
+def _image_and_caption(value: Any) -> tuple[str, str]:
     if not isinstance(value, dict):
-        raise _LeftOut("malformed", f"a record is an object with image and caption, not {type(value).__name__}")
+        raise _Unusable("malformed", f"expected an object with image and caption, got {type(value).__name__}")
     for key in ("image", "caption"):
         if key not in value:
-            raise _LeftOut("malformed", f"the record has no '{key}'; its keys are {sorted(value)[:8]}")
+            raise _Unusable("malformed", f"the record has no '{key}'; its keys are {sorted(value)[:8]}")
     image, caption = value["image"], "" if value["caption"] is None else value["caption"]
-    for key, text in (("image", image), ("caption", caption)):
-        if not isinstance(text, str):
-            raise _LeftOut("malformed", f"'{key}' is text, not {type(text).__name__}")
-    if not image or "\0" in image or _printable(image) != image:
-        raise _LeftOut("malformed", f"{image!r} is not the name of a file")
-    return image, _printable(caption).strip()
+    if not is_file_name(image):
+        raise _Unusable("malformed", f"'image' must be the name of a file, got {image!r:.80}")
+    if not isinstance(caption, str):
+        raise _Unusable("malformed", f"'caption' must be text, got {type(caption).__name__}")
+    return image, printable(caption).strip()
 
 
-def _printable(text: str) -> str:
-    """Replaces halves of surrogate pairs, which JSON can hold and a file cannot."""
-    return text.encode(errors="replace").decode()
+def _open(source: str | SourceSpec | Records, image_folder: str | Path | None) -> Records:
+    if isinstance(source, Records):
+        return source
+    spec = read_source(source, default_split="train") if isinstance(source, str) else source
+    return open_records(spec, image_folder=image_folder if spec.columns else None)
 
 
-def _name_in_folder(image: str, settings: _Settings) -> str:
-    """Gives the image's name relative to the folder, and refuses what leaves it, by a link too."""
-    path = os.path.normpath(os.path.join(settings.root, image))  # noqa: PTH118 - a tenth of the time of Path
-    real = real_path(path)
-    if not real.startswith(settings.root):
-        raise _LeftOut("outside_folder", f"'{image}' leaves the image folder")
-    return (path if path.startswith(settings.root) else real).removeprefix(settings.root)
+def _question_results(
+    sources: Sequence[Records], folder: Path, weights: Mapping[str, float], seed: int, summary: TrainingFileSummary
+) -> _Results:
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for records in sources:
+        if twice := summary.sources.keys() & set(records.names):
+            raise PallavaError(f"the source '{min(twice)}' is given twice; a weight of 2 takes its rows twice")
+        for record, path in tqdm(records, desc=", ".join(records.names), unit=" records", disable=None):
+            count = summary.source(record.source)
+            count.num_records += 1
+            if reason := _question_fault(record):
+                yield record.source, _LeftOut(reason, f"{record.source}:{record.id}")
+            else:
+                count.num_questions += 1
+                rows.setdefault(record.source, []).append(_question_row(record, path, folder))
+        _add_dropped(records, summary)
+    _set_weights(summary, weights)
+    chosen = [(name, row) for name in rows for row in _choose(rows[name], name, summary.source(name).weight, seed)]
+    random.Random(f"{seed}:order").shuffle(chosen)
+    for name, row in chosen:
+        yield name, _line(row)
 
 
-def _check_image(path: str, max_pixels: int, *, decodes: bool) -> None:
-    try:
-        width, height = image_size(path)
-        if width * height > max_pixels:
-            raise _LeftOut("too_large", f"'{path}' has {width} x {height} pixels, more than {max_pixels}")
-        if decodes:
-            open_image(path)
-    except ImageError as error:
-        raise _LeftOut("unreadable" if os.path.exists(path) else "missing", str(error)) from None  # noqa: PTH110
+def _question_fault(record: Record | Conversation) -> str:
+    if not isinstance(record, Question):
+        return "not_a_question"
+    if not record.question.strip():
+        return "empty_question"
+    return "" if record.answer.strip() else "empty_answer"
 
 
-def _reject_line(reject: _Reject) -> bytes:
-    return _ENCODER.encode(reject._asdict()).encode(errors="replace") + b"\n"
+def _question_row(question: Record, path: Path, folder: Path) -> dict[str, Any]:
+    assert isinstance(question, Question)
+    if not path.is_relative_to(folder):
+        raise PallavaError(f"'{path}' is outside the image folder '{folder}'; give a folder that holds it")
+    text = build_question(question_text(question))
+    return _row(f"{question.source}-{question.id}", path.relative_to(folder).as_posix(), text, question.answer.strip())
 
 
-def _question(index: int, settings: _Settings) -> str:
-    digest = hashlib.blake2b(f"{settings.seed}:{index}".encode(), digest_size=8).digest()
-    draw, is_image_first = divmod(int.from_bytes(digest, "big"), 2)
-    prompt = settings.prompts[draw % len(settings.prompts)]
-    return f"{IMAGE_TOKEN}\n{prompt}" if is_image_first else f"{prompt}\n{IMAGE_TOKEN}"
+def _add_dropped(records: Records, summary: TrainingFileSummary) -> None:
+    """Add the records that the reader itself dropped."""
+    count = summary.source(records.names[0])
+    for reason, number in records.dropped.items():
+        count.num_records += number
+        count.dropped[reason] = count.dropped.get(reason, 0) + number
+        summary.examples.setdefault(reason, records.examples.get(reason, []))
 
 
-def _count(summary: Summary, result: bytes | _Reject) -> None:
-    summary.num_records += 1
-    if isinstance(result, bytes):
-        summary.num_written += 1
-        return
-    summary.left_out[result.reason] += 1
-    if len(summary.examples[result.reason]) < _EXAMPLES:
-        summary.examples[result.reason].append(f"{result.position}: {result.detail}")
+def _set_weights(summary: TrainingFileSummary, weights: Mapping[str, float]) -> None:
+    for name, weight in weights.items():
+        if name not in summary.sources:
+            raise PallavaError(f"a weight is given for '{name}'; the sources are {', '.join(summary.sources)}")
+        if not 0 < weight < float("inf"):
+            raise PallavaError(f"the weight of '{name}' must be a number above 0, got {weight:g}")
+        summary.sources[name].weight = weight
 
 
-def _describe(summary: Summary) -> str:
-    if not summary.num_records:
-        return "it holds no record"
-    counts = ", ".join(f"{count} {reason}" for reason, count in summary.left_out.items() if count)
-    first = next(message for messages in summary.examples.values() for message in messages)
-    return f"of {summary.num_records} records all are left out ({counts}); {first}"
+def _choose(rows: list[dict[str, Any]], name: str, weight: float, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield each row as often as the weight says; ids stay unique."""
+    num_rounds = int(weight)
+    num_more = round((weight - num_rounds) * len(rows))
+    more = sorted(random.Random(f"{seed}:{name}").sample(range(len(rows)), num_more))
+    for repeat, indices in enumerate([range(len(rows))] * num_rounds + [more]):
+        for index in indices:
+            suffix = f"-again{repeat}" if repeat and num_rounds else ""
+            yield {**rows[index], "id": f"{rows[index]['id']}{suffix}"}

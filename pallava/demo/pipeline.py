@@ -129,7 +129,7 @@ class Demo:
             from pallava.data.training_file import read_prompts, write_training_file
 
             wordings = read_prompts(str(prompts))
-            write_training_file(str(pairs), str(images), str(rows), prompts=wordings, seed=self.settings.seed)
+            write_training_file(pairs, rows, image_folder=images, prompts=wordings, seed=self.settings.seed)
             return
         command = [sys.executable, str(tool), "--input", str(pairs), "--image-folder", str(images)]
         command += ["--output", str(rows), "--prompts", str(prompts), "--seed", str(self.settings.seed)]

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pallava.data.instruction import question_text
 from pallava.data.material import SourceSpec, open_records
 from pallava.data.sources.base import Question
+from pallava.data.training_file import question_text
 from pallava.errors import PallavaError
 from pallava.evaluation.answers.items import Item, Kind
 from pallava.evaluation.examples import CaptionedImages, LabelledImages, read_captioned

@@ -4,8 +4,14 @@ Importing it makes transformers' `AutoConfig`, `AutoModelForImageTextToText`, `A
 folders.
 """
 
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
+from pallava.devices import find_device
 from pallava.model.configuration import PALLaVAConfig
 from pallava.model.connectors import (
     ConnectorConfig,
@@ -17,7 +23,7 @@ from pallava.model.connectors import (
 )
 from pallava.model.encoders import load_encoder, load_image_processor, load_plip, register_encoder
 from pallava.model.modeling import PALLaVAForConditionalGeneration
-from pallava.model.processor import PALLaVAProcessor
+from pallava.model.processor import Image, PALLaVAProcessor
 
 __all__ = [
     "ConnectorConfig",
@@ -28,6 +34,9 @@ __all__ = [
     "PALLaVAProcessor",
     "ScaleInvariantConnector",
     "ScaleInvariantConnectorConfig",
+    "answer",
+    "ask",
+    "load",
     "load_encoder",
     "load_image_processor",
     "load_plip",
@@ -39,3 +48,77 @@ AutoConfig.register(PALLaVAConfig.model_type, PALLaVAConfig, exist_ok=True)
 AutoModel.register(PALLaVAConfig, PALLaVAForConditionalGeneration, exist_ok=True)
 AutoModelForImageTextToText.register(PALLaVAConfig, PALLaVAForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(PALLaVAConfig, PALLaVAProcessor, exist_ok=True)
+
+
+def load(
+    folder: str | os.PathLike[str], device: str = "auto", **options: Any
+) -> tuple[PALLaVAForConditionalGeneration, PALLaVAProcessor]:
+    """Open a model folder for answering: in evaluation mode, on a device.
+
+    Args:
+        folder: Output of ``pallava convert``, or its name on the Hugging Face hub.
+        device: Name of the device; "auto" is this process's GPU, or else the CPU.
+        **options: Options of `PALLaVAForConditionalGeneration.from_pretrained`, such as `base_llm` and
+            `trust_remote_code`.
+
+    Returns:
+        The model and its processor.
+
+    Raises:
+        PallavaError: The device is not available, or the folder cannot be opened.
+    """
+    device = find_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    model = PALLaVAForConditionalGeneration.from_pretrained(folder, **options)
+    return model.to(device).eval(), PALLaVAProcessor.from_pretrained(folder)  # type: ignore[arg-type]
+
+
+def ask(
+    model: PALLaVAForConditionalGeneration,
+    processor: PALLaVAProcessor,
+    image: Image | Sequence[Image] | None,
+    question: str,
+    *,
+    history: Sequence[tuple[str, str]] = (),
+    **options: Any,
+) -> str:
+    """Answer a question about an image, or several; greedily by default.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        image: An image in any form that `pallava.open_image` takes, a list of them, or None.
+        question: The question.
+        history: Earlier questions with their answers; the images belong to the first.
+        **options: Options of transformers' `generate`, such as `max_new_tokens`.
+
+    Raises:
+        PallavaError: An image cannot be opened.
+    """
+    images = [] if image is None else list(image) if isinstance(image, (list, tuple)) else [image]
+    parts: list[dict[str, Any]] = [{"type": "image", "image": each} for each in images]
+    messages = []
+    for earlier, reply in history:
+        messages += [{"role": "user", "content": [*parts, {"type": "text", "text": earlier}]}]
+        messages += [{"role": "assistant", "content": reply}]
+        parts = []
+    messages.append({"role": "user", "content": [*parts, {"type": "text", "text": question}]})
+    return answer(model, processor, [messages], **options)[0]
+
+
+@torch.inference_mode()
+def answer(
+    model: PALLaVAForConditionalGeneration,
+    processor: PALLaVAProcessor,
+    conversations: Sequence[Sequence[Mapping[str, Any]]],
+    **options: Any,
+) -> list[str]:
+    """Answer a batch of conversations, each of which ends with a question.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        conversations: Messages as `PALLaVAProcessor.apply_chat_template` takes them.
+        **options: Options of transformers' `generate`; greedy by default.
+    """
+    inputs = processor.apply_chat_template(conversations, tokenize=True, return_dict=True)
+    return processor.batch_decode(model.generate(**inputs, **options))

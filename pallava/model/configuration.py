@@ -6,7 +6,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from pallava.model.connectors import ConnectorConfig, make_connector_config
 from pallava.model.encoders import encoder_config, num_tokens
-from pallava.tiling import PUBLISHED_CANVASES
+from pallava.tiling import MAX_TILES
 
 
 class PALLaVAConfig(PretrainedConfig):
@@ -59,5 +59,4 @@ class PALLaVAConfig(PretrainedConfig):
     @property
     def num_visual_tokens(self) -> int:
         """Largest number of visual tokens of one image."""
-        max_tiles = max(columns * rows for columns, rows in PUBLISHED_CANVASES)
-        return self.connector_config.num_visual_tokens(num_tokens(self.vision_config), max_tiles)
+        return self.connector_config.num_visual_tokens(num_tokens(self.vision_config), MAX_TILES)

@@ -327,6 +327,7 @@ def _write(
     if dtype is not None:
         network = network.to(dtype)
     network.use_end_tokens(processor.end_token_ids)
+    processor.reads_tiles = network.config.connector_config.reads_tiles
     out = out.resolve()
     try:
         with whole_folder(out, replace=True) as folder:

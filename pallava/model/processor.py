@@ -50,11 +50,12 @@ class PALLaVAProcessor(ProcessorMixin):
         image_processor: The encoder's own preprocessing, of which size, mean, std and resampling are used.
         tokenizer: The language model's.
         prompt_template: A name in `pallava.prompts.TEMPLATES`, a template, or its dictionary.
-        chat_template: The same as Jinja, for `tokenizer.apply_chat_template`; made from `prompt_template`.
+        chat_template: The same as Jinja, for `tokenizer.apply_chat_template` (default: made from `prompt_template`).
+        reads_tiles: Whether the model reads tiles; if not, they are not cut.
     """
 
     attributes = ["image_processor", "tokenizer"]
-    valid_kwargs = ["prompt_template", "chat_template"]
+    valid_kwargs = ["prompt_template", "chat_template", "reads_tiles"]
     if NEEDS_CLASS_NAMES:
         image_processor_class = "CLIPImageProcessor"
     tokenizer_class = "AutoTokenizer"
@@ -65,12 +66,20 @@ class PALLaVAProcessor(ProcessorMixin):
         tokenizer: PreTrainedTokenizerBase,
         prompt_template: str | Mapping[str, Any] | PromptTemplate = "llama3_chat",
         chat_template: str | None = None,
+        reads_tiles: bool = True,
     ) -> None:
         template = get_template(prompt_template)
         chat_template = chat_template or jinja_template(template)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.prompt_template = template.to_dict()
-        self.tile_spec = TileSpec.from_image_processor(image_processor)
+        self.reads_tiles = reads_tiles
+        _ = self.tile_spec  # refuses a wrong image processor
+
+    @property
+    def tile_spec(self) -> TileSpec:
+        """Size, normalization and filter of a tile, and whether tiles are cut."""
+        spec = TileSpec.from_image_processor(self.image_processor)
+        return dataclasses.replace(spec, overview_only=not self.reads_tiles)
 
     @property
     def template(self) -> PromptTemplate:
@@ -199,10 +208,6 @@ class PALLaVAProcessor(ProcessorMixin):
         ids = torch.tensor([[pad] * (length - len(ids)) + ids for ids in prompts])
         mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts])
         return ids, mask
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `save_pretrained` writes beside tokenizer and image processor."""
-        return {key: value for key, value in super().to_dict().items() if key != "tile_spec"}
 
 
 def _open_ended(turns: list[Turn]) -> list[Turn]:

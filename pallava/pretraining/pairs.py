@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pallava.data.training_file import Summary, write_training_file
+from pallava.data.training_file import TrainingFileSummary, write_training_file
 from pallava.errors import PallavaError
 from pallava.images import open_image
 from pallava.io.hashing import hash_file
@@ -82,14 +82,14 @@ def hash_of(source: Path) -> str:
         raise PallavaError(f"cannot read the pairs '{source}': {error.strerror}") from None
 
 
-def _write_table(source: Path, image_folder: Path, folder: Path) -> Summary:
+def _write_table(source: Path, image_folder: Path, folder: Path) -> TrainingFileSummary:
     """The rows of a training file are the pairs that can be used, checked and counted: they become the table's."""
     rows = folder / f".{TABLE}.{uuid.uuid4().hex[:8]}.rows"
     unfinished = rows.with_suffix(".unfinished")
     root = image_folder.resolve()
     try:
         workers = default_num_workers()
-        summary = write_training_file(source, image_folder, rows, decodes=True, num_workers=workers)
+        summary = write_training_file(source, rows, image_folder=image_folder, decode_images=True, num_workers=workers)
         with rows.open(encoding="utf-8") as lines, unfinished.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, delimiter="\t")
             writer.writerow(COLUMNS)

@@ -1,4 +1,4 @@
-"""Pictures of what a model looks at: an image with its tiles, and heat laid over it."""
+"""Pictures of what a model looks at: an image with its tiles, and heat over it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,17 +25,17 @@ _TALLEST = 2.0  # height of a picture by its width; a taller one becomes narrowe
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture, and what is laid over it.
+    """One picture with heat and texts over it.
 
     Attributes:
-        title: Above it.
-        note: Below the title, smaller.
+        title: Text above it.
+        note: Smaller text below the title.
         image: (H, W, 3) of bytes.
         grid: Columns and rows of tiles, whose borders are drawn.
         heat: (R, C), spread over the whole picture.
         written: (rows, columns) of texts, one in the corner of each tile.
-        unit: What the heat counts, below its scale.
-        starts_at_zero: Whether the scale does; else at the least value.
+        unit: Unit of the heat, below its scale.
+        starts_at_zero: Whether the scale starts at zero, not at the least value.
         is_peaked: Whether most of the heat is in few places: the scale then shows the faint ones too.
     """
 
@@ -51,13 +51,13 @@ class Panel:
 
 
 def draw_panels(panels: Sequence[Panel], out: Path, *, title: str, footnote: str = "") -> None:
-    """Draws panels into one file, side by side.
+    """Draw panels into one file, side by side.
 
     Args:
-        panels: What to draw.
-        out: A file whose ending matplotlib knows: ``.png``, ``.pdf``, ``.svg``.
-        title: Above all.
-        footnote: Below all.
+        panels: The panels.
+        out: File whose suffix matplotlib knows: ``.png``, ``.pdf``, ``.svg``.
+        title: Text above all.
+        footnote: Text below all.
     """
     is_tall = max(_aspect(panel) for panel in panels) > 1.2
     columns = min(len(panels), 4 if is_tall or len(panels) == 4 else 3)

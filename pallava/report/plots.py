@@ -1,4 +1,4 @@
-"""Plots as SVG text that sits in a page, readable on light and dark ground alike."""
+"""Plots as SVG text for a page, readable on light and dark ground alike."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,14 @@ def line_plot(
     smooth: int = 1,
     size: tuple[float, float] = (4.6, 2.7),
 ) -> str:
-    """Lines over steps.
+    """Draw lines over steps.
 
     Args:
         series: Name of each line and its points (x, y).
-        x_label: Below the plot.
-        y_label: Beside it.
-        smooth: Points that a running mean takes together; the raw ones stay visible, faint.
-        size: In inches, of 96 pixels.
+        x_label: Text below the plot.
+        y_label: Text beside it.
+        smooth: Number of points in a running mean; the raw ones stay visible, faint.
+        size: Width and height in inches of 96 pixels.
 
     Returns:
         An ``<svg>`` element.
@@ -54,22 +54,22 @@ def histogram(
     colours: Sequence[str] = COLOURS,
     size: tuple[float, float] = (4.6, 2.7),
 ) -> str:
-    """Bars of how often values occur, those of several series on top of each other.
+    """Draw how often values occur, as bars; those of several series on top of each other.
 
     Args:
         series: Name of each series, and how often each value occurs in it.
-        x_label: Below the plot.
-        y_label: Beside it.
-        num_bins: Number of bars; the highest hundredth of the values is counted into the last.
-        threshold: Where to draw a line.
-        colours: Of the series.
-        size: In inches, of 96 pixels.
+        x_label: Text below the plot.
+        y_label: Text beside it.
+        num_bins: Number of bars; the last one also counts the highest hundredth of the values.
+        threshold: Value at which a line is drawn.
+        colours: Colours of the series.
+        size: Width and height in inches of 96 pixels.
 
     Returns:
         An ``<svg>`` element.
 
     Raises:
-        ValueError: There is no value.
+        ValueError: The series have no value.
     """
     edges = _edges(series, num_bins)
     figure = Figure(figsize=size, layout="constrained")
@@ -88,11 +88,11 @@ def histogram(
 
 
 def confusion_plot(rows: Sequence[str], columns: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
-    """A confusion matrix: counts in the cells, shaded by the share of their row.
+    """Draw a confusion matrix: counts in the cells, shaded by the share of their row.
 
     Args:
         rows: Names of the true classes.
-        columns: Names of the predicted ones.
+        columns: Names of the predicted classes.
         counts: A row for each true class.
 
     Returns:
@@ -118,13 +118,13 @@ def confusion_plot(rows: Sequence[str], columns: Sequence[str], counts: Sequence
 
 
 def _edges(series: Mapping[str, Mapping[float, int]], num_bins: int) -> np.ndarray:
-    """Edges of bars from the smallest value to the 99th percentile; of few whole numbers each has its own bar."""
+    """Edges of bars from the smallest value to the 99th percentile; each of few whole numbers has its own bar."""
     total: dict[float, int] = {}
     for counts in series.values():
         for value, count in counts.items():
             total[value] = total.get(value, 0) + count
     if not total:
-        raise ValueError("there is no value to draw")
+        raise ValueError("the series must have at least one value")
     values = np.array(sorted(total))
     shares = np.cumsum([total[value] for value in values.tolist()])
     low, high = values[0], values[np.searchsorted(shares, 0.99 * shares[-1])]
@@ -154,12 +154,12 @@ def _dress(axes: Axes, x_label: str, y_label: str, *, has_legend: bool) -> None:
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
-    """Mean of each value and those before it, `width` in all."""
+    """Return the mean of each value and those before it, `width` in all."""
     return [sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))]
 
 
 def as_written(text: str) -> str:
-    r"""A text for matplotlib that shows a ``$`` as it is; between two of them it would read a formula."""
+    r"""Return a text for matplotlib that shows a ``$`` as it is; between two of them it would read a formula."""
     return text.replace("$", r"\$")
 
 

@@ -4,7 +4,8 @@ from pallava.io.processes import end_with_parent
 from pallava.training import compat, failures
 
 end_with_parent()
-failures.tell_in_a_sentence()
+failures.print_sentences()
+failures.refuse_ineffective_options()
 compat.apply()  # before the imports below: peft must not meet a broken bitsandbytes
 
 from xtuner.registry import BUILDER  # noqa: E402

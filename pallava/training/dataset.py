@@ -1,5 +1,6 @@
 """Training rows with their tiles, as xtuner's runner asks for them."""
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping
@@ -17,9 +18,11 @@ from pallava.data.tokenize import Prepared, prepare
 from pallava.data.training_row import EncodingSettings
 from pallava.errors import PallavaError
 from pallava.images import open_image
+from pallava.model.connectors import ConnectorConfig
 from pallava.model.encoders import count_tokens
 from pallava.prompts import PromptTemplate
-from pallava.tiling import TileSpec, make_tiles
+from pallava.tiling import MAX_TILES, TileSpec, make_tiles
+from pallava.training.model import connector_settings
 
 T = TypeVar("T")
 
@@ -37,8 +40,10 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         image_processor: The encoder's, or its config.
         prompt_template: A name in `pallava.prompts.TEMPLATES`, a template, or its dictionary.
         context_length: Most tokens of a sample, visual ones included.
-        num_visual_tokens: What one image takes of them; default: as many as the encoder that `image_processor` names
-            by its source gives for a tile.
+        num_visual_tokens: Largest number of visual tokens of an image (default: computed from the connector and the
+            encoder that `image_processor` names by its source).
+        connector: The config of the model's connector, which decides whether tiles are cut and how many visual tokens
+            an image has (default: the published one).
         num_proc: Processes that tokenize.
         cache_dir: Where to keep what was tokenized; default: ``pallava`` in the cache of `datasets`.
 
@@ -58,8 +63,10 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         num_visual_tokens: int | None = None,
         num_proc: int = 4,
         cache_dir: str | Path | None = None,
+        connector: Mapping[str, Any] | None = None,
     ) -> None:
-        num_visual_tokens = _count_visual_tokens(image_processor, num_visual_tokens)
+        connects = connector_settings(connector and dict(connector))
+        num_visual_tokens = _count_visual_tokens(image_processor, num_visual_tokens, connects)
         tokenizer, image_processor = build(tokenizer), build(image_processor)
         settings = EncodingSettings.make(tokenizer, prompt_template, context_length, num_visual_tokens)
         prepared: Prepared = _one_per_node_first(
@@ -68,7 +75,8 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         print_log(f"{data_path}: {prepared.describe()}", logger="current")
         self.rows = prepared.rows
         self.image_folder = Path(image_folder)
-        self.tile_spec = TileSpec.from_image_processor(image_processor)
+        spec = TileSpec.from_image_processor(image_processor)
+        self.tile_spec = dataclasses.replace(spec, overview_only=not connects.reads_tiles)
 
     @functools.cached_property
     def modality_length(self) -> list[int]:
@@ -113,7 +121,7 @@ def build(part: Any) -> Any:
     return BUILDER.build(part) if isinstance(part, Mapping) else part
 
 
-def _count_visual_tokens(image_processor: Any, given: int | None) -> int:
+def _count_visual_tokens(image_processor: Any, given: int | None, connector: ConnectorConfig) -> int:
     """Asks the encoder that the image processor is named after; before hours are spent on tokenizing."""
     if not isinstance(image_processor, Mapping) or "source" not in image_processor:
         if given is None:
@@ -123,11 +131,11 @@ def _count_visual_tokens(image_processor: Any, given: int | None) -> int:
             )
         return given
     encoder = {key: value for key, value in image_processor.items() if key != "type"}
-    found = count_tokens(**encoder)
+    found = connector.num_visual_tokens(count_tokens(**encoder), MAX_TILES)
     if given not in (None, found):
         raise PallavaError(
-            f"num_visual_tokens is {given}, but the visual encoder {encoder['source']} gives {found} tokens for a "
-            f"tile: set num_visual_tokens = {found}, or None to follow the encoder."
+            f"num_visual_tokens must be {found} for the visual encoder '{encoder['source']}' and this connector, got "
+            f"{given}; None computes it"
         )
     return found
 

@@ -1,51 +1,106 @@
-"""A user's mistake under ``xtuner train`` ends in one sentence instead of a traceback."""
+"""Mistakes of a user under ``xtuner train``: refused where they would have no effect, and reported in one sentence."""
 
+import functools
+import inspect
 import sys
+from collections.abc import Iterator, Mapping
 from types import TracebackType
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import Runner
 
 from pallava.errors import PallavaError
 
+# What the runner and xtuner's trainer read of a config; other names at its top only help to write it.
+_READ = {*inspect.signature(Runner.__init__).parameters} - {"self", "cfg"}
+_READ |= {"strategy", "runner_type", "framework", "sequence_parallel_size", "use_varlen_attn", "compile"}
 
-def tell_in_a_sentence() -> None:
-    """Makes Python print a user's mistake as ``error: ...``; the exit code stays 1, other errors as they were."""
+
+def print_sentences() -> None:
+    """Make Python print a user's mistake as ``error: ...``; exit code 1 and other errors stay as they were."""
     before = sys.excepthook
 
-    def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        sentence = sentence_of(error, trace)
-        if sentence is None:
+    def print_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        message = user_message(error, trace)
+        if message is None:
             before(kind, error, trace)
         else:
-            sys.stderr.write(f"error: {sentence}\n")
+            sys.stderr.write(f"error: {message}\n")
 
-    sys.excepthook = tell
+    sys.excepthook = print_sentence
 
 
-def sentence_of(error: BaseException, trace: TracebackType | None = None) -> str | None:
-    """What a user did wrong, or None where an error is not known to be a user's.
+def user_message(error: BaseException, trace: TracebackType | None = None) -> str | None:
+    """Return what a user did wrong, or None for an error that is not known to be a user's.
 
     Args:
         error: What was raised.
-        trace: Where; a part that a config describes wrongly fails in the call that builds it, and no deeper.
+        trace: Its traceback; a part that a config describes wrongly fails in the call that builds it, and no deeper.
     """
     if isinstance(error, PallavaError):
-        return _without_worker(str(error))
+        return without_worker(str(error))
     if isinstance(error, FileNotFoundError):
-        return f"{_without_worker(str(error))}: correct the path."
+        return f"{without_worker(str(error))}; correct the path"
     if isinstance(error, (TypeError, KeyError)) and _innermost(trace) == "build_from_cfg":
-        return f"a part of the config cannot be built: {error.args[0]}. Correct its type or its settings."
+        return f"a part of the config cannot be built: {error.args[0]}; correct its type or its settings"
     if isinstance(error, ValueError) and "end should be larger than begin" in str(error):  # of mmengine's schedulers
-        return "the warm-up is shorter than one step: give more rows or epochs, or set a larger warmup_ratio."
+        return "the warm-up must be at least one step; give more rows or epochs, or set a larger warmup_ratio"
     return None
 
 
-def _without_worker(message: str) -> str:
-    """The message alone: a data loader puts its worker's whole traceback before it."""
-    if "Original Traceback" not in message:
-        return message
-    return message.strip().splitlines()[-1].split("Error: ", 1)[-1]
+def without_worker(message: str) -> str:
+    """Return the message alone: a data loader puts its worker's whole traceback before it."""
+    message = message.strip()
+    return message.splitlines()[-1].split("Error: ", 1)[-1] if "Original Traceback" in message else message
 
 
 def _innermost(trace: TracebackType | None) -> str | None:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return None if trace is None else trace.tb_frame.f_code.co_name
+
+
+def refuse_ineffective_options() -> None:
+    """Make mmengine refuse ``--cfg-options`` that would change nothing, which it adds to the config as new keys."""
+    merge = Config.merge_from_dict
+
+    @functools.wraps(merge)
+    def check_and_merge(self: Config, options: Mapping[str, Any], allow_list_keys: bool = True) -> None:
+        check_options(self.to_dict(), options)
+        merge(self, options, allow_list_keys)
+
+    Config.merge_from_dict = check_and_merge
+
+
+def check_options(config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Check that each option sets what the trainer reads.
+
+    A config is executed before it is changed: what it has computed from a name at its top keeps the old value.
+
+    Args:
+        config: The loaded config.
+        options: Values by their full keys, such as ``optim_wrapper.optimizer.lr``; a part may get a new setting.
+
+    Raises:
+        PallavaError: The trainer does not read a key; names keys that it does read.
+    """
+    read = dict(_values_by_key({name: config[name] for name in sorted(_READ & config.keys())}))
+    for key in options:
+        parent, _, name = key.rpartition(".")
+        part = read.get(parent)
+        if key in read or key in _READ or (isinstance(part, Mapping) and "type" in part):
+            continue
+        near = [known for known in read if known.rpartition(".")[2] == name]
+        advice = f"write {' or '.join(near)}" if near else "give the full key that the trainer reads"
+        raise PallavaError(
+            f"--cfg-options {key}=... would change nothing; {advice}, or set it in a copy (`pallava config copy`)"
+        )
+
+
+def _values_by_key(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    values = dict(enumerate(values)) if isinstance(values, list) else values
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        key = f"{path}.{name}" if path else str(name)
+        yield key, value
+        yield from _values_by_key(value, key)

@@ -13,7 +13,13 @@ from xtuner.registry import BUILDER
 
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration
-from pallava.model.connectors import build_connector, check_reopenable, own_checkpoint_keys
+from pallava.model.connectors import (
+    ConnectorConfig,
+    build_connector,
+    check_reopenable,
+    find_connector,
+    own_checkpoint_keys,
+)
 from pallava.model.convert import check_out, convert_run
 from pallava.model.loading import add_lora, loading_errors
 from pallava.model.run_config import training_config
@@ -23,6 +29,29 @@ Part = dict[str, Any]
 """A part of the model as a config names it: ``dict(type=..., ...)``."""
 
 BUILDER.register_module(module=build_connector)
+
+
+def connector_settings(part: Part | None) -> ConnectorConfig:
+    """Return the configuration of a connector's part before its widths are known, for the data set.
+
+    Args:
+        part: `model.connector` of a config, or None for the published connector.
+
+    Raises:
+        PallavaError: The part's connector does not exist.
+    """
+    sizes = _connector_arguments(part)
+    connector_class = find_connector(sizes.pop("kind", "pallava_connector"))
+    sizes.pop("num_attention_heads", None)  # which must fit the encoder's width
+    return connector_class.config_class(**sizes)
+
+
+def _connector_arguments(part: Part | None) -> Part:
+    """Return the arguments of `build_connector`: a part's type may be that function, or a kind of connector."""
+    arguments = dict(part or {})
+    kind = arguments.pop("type", build_connector)
+    is_function = kind is build_connector or str(kind).rpartition(".")[2] == build_connector.__name__
+    return arguments if is_function else {"kind": kind, **arguments}
 
 
 @MODELS.register_module()
@@ -82,12 +111,8 @@ class PALLaVAModel(BaseModel):
     def _build_connector(self, connector: Part | nn.Module | None) -> Any:
         if isinstance(connector, nn.Module):
             return connector
-        part = dict(connector or {})
-        kind = part.pop("type", build_connector)
         widths = (self.visual_encoder.config.hidden_size, self.llm.config.hidden_size)
-        if kind is build_connector or str(kind).rpartition(".")[2] == build_connector.__name__:
-            return build_connector(*widths, **part)
-        return build_connector(*widths, kind=kind, **part)
+        return build_connector(*widths, **_connector_arguments(connector))
 
     def _tag_parameters(self) -> None:
         """Says on each parameter which learning rate is its own: the optimizer is given no names."""

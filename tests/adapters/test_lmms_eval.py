@@ -66,11 +66,11 @@ def test_tasks_say_how_to_answer(adapter: Any, model_folder: Path, monkeypatch: 
     asked = adapter.PALLaVA(pretrained=str(model_folder))
     seen: list[dict[str, Any]] = []
 
-    def answer(conversations: list[Any], **options: Any) -> list[str]:
+    def answer(model: Any, processor: Any, conversations: list[Any], **options: Any) -> list[str]:
         seen.append(options)
         return ["first\n\nsecond. third"] * len(conversations)
 
-    monkeypatch.setattr(asked._folder, "answer", answer)
+    monkeypatch.setattr(adapter, "answer", answer)
     options = [
         {**SHORT, "until": ["\n\n"]},
         {"temperature": 0.7, "top_p": 0.9, "do_sample": True},
@@ -90,9 +90,9 @@ def test_tasks_say_how_to_answer(adapter: Any, model_folder: Path, monkeypatch: 
 
 
 def test_what_it_cannot_do_is_said(adapter: Any, model_folder: Path) -> None:
-    with pytest.raises(PallavaError, match="the batch size is 'auto'"):
+    with pytest.raises(PallavaError, match="batch_size.*'auto'"):
         adapter.PALLaVA(pretrained=str(model_folder), batch_size="auto")
-    with pytest.raises(PallavaError, match="there is no device 'nowhere'"):
+    with pytest.raises(PallavaError, match="device 'nowhere'"):
         adapter.PALLaVA(pretrained=str(model_folder), device="nowhere")
     with pytest.raises(PallavaError, match="not a model folder"):
         adapter.PALLaVA(pretrained="nowhere")
@@ -103,7 +103,7 @@ def test_what_it_cannot_do_is_said(adapter: Any, model_folder: Path) -> None:
         asked.generate_until_multi_round([])
     (request,) = requests_of(asked, [{"images": [], "question": "what ?"}], [{}])
     clip = [{"role": "user", "content": [{"type": "video", "url": "clip.mp4"}]}]
-    with pytest.raises(PallavaError, match="the task has a video"):
+    with pytest.raises(PallavaError, match="a video"):
         asked.generate_until([Instance((request.args[0], lambda document: clip, *request.args[2:]))])
 
 

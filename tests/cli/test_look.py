@@ -10,10 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pallava.cli import look, main
+from pallava.cli import main
+from pallava.evaluation.encoders.look import _seen_panels, look
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor, load_encoder, load_image_processor
 from pallava.prompts import get_template
 from pallava.report.look import Panel
+from pallava.tiling import TileSpec, make_tiles
 from tests.model.test_encoders import connector_for, save_encoder, with_adapter
 from tests.tiny import golden
 from tests.tiny.training import save_parts
@@ -57,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Panel]:
     """The panels of a run, instead of their picture."""
     panels: list[Panel] = []
-    monkeypatch.setattr("pallava.report.look.draw_panels", lambda given, *_, **__: panels.extend(given))
+    monkeypatch.setattr("pallava.evaluation.encoders.look.draw_panels", lambda given, *_, **__: panels.extend(given))
     return panels
 
 
@@ -128,8 +130,8 @@ def test_without_any_clip_the_rest_is_drawn(
     assert run(folder, "merged", "--text", "a gland") == 0
     assert [panel.title for panel in drawn] == ["Overview", "Canvas", "Tiles that were read", "Tokens that were read"]
     said = capsys.readouterr()
-    assert "give one, such as --clip plip" in said.err
-    assert said.out.startswith("wrote ")
+    assert "--clip plip" in said.err
+    assert said.out.splitlines() == [f"wrote {folder / 'look.png'}"]
 
 
 def test_a_known_text_lights_up_its_place(folder: Path, tmp_path: Path, drawn: list[Panel]) -> None:
@@ -189,11 +191,11 @@ def test_a_clip_alone_writes_a_picture(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "words", "said"),
     [
-        ("merged", ["--clip", "CLIP"], "Nothing to look for"),
+        ("merged", ["--clip", "CLIP"], "needs --text"),
         ("merged", ["--clip", "ENCODER", "--text", "x"], "vision tower alone"),
-        ("merged", ["--clip", "CLIP/open_clip.pt", "--text", "x"], "name it by --model-name"),
-        ("clip", [], "Nothing to look for"),
-        ("nowhere", [], "No model at"),
+        ("merged", ["--clip", "CLIP/open_clip.pt", "--text", "x"], "needs --model-name"),
+        ("clip", [], "needs --text"),
+        ("nowhere", [], "nowhere' does not exist"),
         ("nowhere", ["--text", "x"], "No encoder at"),
         ("merged", ["--out", "look.doc"], "must end in .png"),
         ("merged", ["--image", "nowhere.png"], "there is no such file"),
@@ -213,7 +215,15 @@ def test_what_is_refused(
 
 
 def test_the_grid_is_that_of_the_canvas() -> None:
-    from pallava.tiling import TileSpec
-
     spec = TileSpec(32, (0.5,) * 3, (0.5,) * 3)
-    assert look._grid(Image.new("RGB", (200, 50)), spec) == (4, 1)
+    image = Image.new("RGB", (200, 50))
+    _, canvas = _seen_panels(image, spec, make_tiles(image, spec), 16)
+    assert canvas.grid == (4, 1)
+
+
+def test_look_from_python(folder: Path, tmp_path: Path) -> None:
+    clip = str(folder / "clip")
+    assert look(folder / "merged", folder / "picture.png", tmp_path / "a.png", texts=["a gland"], clip=clip) == clip
+    assert look(folder / "merged", folder / "picture.png", tmp_path / "b.svg") is None
+    assert (tmp_path / "a.png").is_file()
+    assert (tmp_path / "b.svg").is_file()

@@ -1,6 +1,7 @@
 """Instruction data: the wording, the counts of the paper, weights, and a file that appears whole or not at all."""
 
 import csv
+import hashlib
 import json
 import pickle
 from collections import Counter
@@ -8,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pallava.data.instruction import to_conversation, write_instruction_file
 from pallava.data.material import Records, SourceSpec, open_records
 from pallava.data.sources.base import Pair, Question, to_json
+from pallava.data.training_file import write_training_file
 from pallava.errors import PallavaError
 from pallava.prompts import CHOICE_INSTRUCTION
 
@@ -54,22 +55,34 @@ def sources_of(rows: list[dict]) -> Counter:
     return Counter(row["image"].split("/")[0] for row in rows)
 
 
-def test_conversations() -> None:
-    asked = Question("path-vqa", "1", "a.jpg", "Is it <image> a gland? ", " yes ")
-    assert to_conversation(asked) == [
+def test_conversations(tmp_path: Path) -> None:
+    questions = [
+        Question("path-vqa", "1", "a.jpg", "Is it <image> a gland? ", " yes "),
+        Question("pmc-vqa", "1", "a.jpg", "Which stain?", "B", ("PAS", "Congo red"), "choice"),
+    ]
+    save_kept(tmp_path, questions)
+    write_training_file([str(tmp_path / "kept.jsonl")], tmp_path / "train.jsonl")
+    rows = {row["id"]: row["conversations"] for row in read(tmp_path / "train.jsonl")}
+    assert rows["path-vqa-1"] == [
         {"from": "human", "value": "<image>\nIs it  a gland?"},
         {"from": "gpt", "value": "yes"},
     ]
-    choice = Question("pmc-vqa", "1", "a.jpg", "Which stain?", "B", ("PAS", "Congo red"), "choice")
-    assert to_conversation(choice) == [
+    assert rows["pmc-vqa-1"] == [
         {"from": "human", "value": f"<image>\nWhich stain?\nA. PAS\nB. Congo red\n{CHOICE_INSTRUCTION}"},
         {"from": "gpt", "value": "B"},
     ]
 
 
+def save_kept(folder: Path, records: list) -> None:
+    lines = [json.dumps({**to_json(one), "path": f"{one.source}/{one.image}", "scores": {}}) for one in records]
+    (folder / "kept.jsonl").write_text("\n".join(lines))
+    summary = {"image_folder": str(folder / "sets"), "sources": {one.source: {} for one in records}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
 def test_counts_of_the_paper(tmp_path: Path) -> None:
     materials = [make_path_vqa(tmp_path / "pv", 19_755), make_pmc_vqa(tmp_path / "pmc", 15_788)]
-    summary = write_instruction_file(materials, tmp_path / "out" / "train.jsonl")
+    summary = write_training_file(materials, tmp_path / "out" / "train.jsonl")
     assert summary.num_written == 35_543
     assert {name: count.num_written for name, count in summary.sources.items()} == {
         "path-vqa": 19_755,
@@ -87,7 +100,7 @@ def test_counts_of_the_paper(tmp_path: Path) -> None:
 
 def test_weights_and_seed(tmp_path: Path) -> None:
     def write(name: str, **options) -> list[dict]:
-        write_instruction_file(materials, tmp_path / name, **options)
+        write_training_file(materials, tmp_path / name, **options)
         return read(tmp_path / name)
 
     materials = [make_path_vqa(tmp_path / "pv", 40), make_pmc_vqa(tmp_path / "pmc", 30)]
@@ -108,15 +121,11 @@ def test_kept_records_of_cleaning(tmp_path: Path) -> None:
         Pair("quilt-1m", "1", "a.jpg", "Glands."),
         Question("pmc-vqa", "8", "figures/b.jpg", "Which?", " ", ("PAS", "Congo red"), "choice"),
     ]
-    roots = {"pmc-vqa": "pmc", "quilt-1m": "quilt"}
-    lines = [json.dumps({**to_json(one), "path": f"{roots[one.source]}/{one.image}", "scores": {}}) for one in records]
-    (tmp_path / "kept.jsonl").write_text("\n".join(lines))
-    settings = {"image_folder": str(tmp_path / "sets"), "sources": {name: {} for name in roots}}
-    (tmp_path / "summary.json").write_text(json.dumps(settings))
+    save_kept(tmp_path, records)
     kept = open_records(str(tmp_path / "kept.jsonl"))
-    summary = write_instruction_file([kept], tmp_path / "train.jsonl", image_folder=tmp_path)
+    summary = write_training_file([kept], tmp_path / "train.jsonl", image_folder=tmp_path)
     assert [(row["id"], row["image"]) for row in read(tmp_path / "train.jsonl")] == [
-        ("pmc-vqa-7", "sets/pmc/figures/b.jpg")
+        ("pmc-vqa-7", "sets/pmc-vqa/figures/b.jpg")
     ]
     assert summary.sources["quilt-1m"].dropped == {"not_a_question": 1}
     assert summary.sources["pmc-vqa"].dropped == {"empty_answer": 1}
@@ -129,18 +138,46 @@ def test_what_the_reader_drops_is_counted(tmp_path: Path) -> None:
     path = root / "qas" / "train_vqa.pkl"
     rows = pickle.loads(path.read_bytes())
     path.write_bytes(pickle.dumps([*rows, {"img_id": "train_0001", "sent": "", "label": {"x": 1}}]))
-    summary = write_instruction_file([open_records(f"path-vqa={root}")], tmp_path / "train.jsonl")
+    summary = write_training_file([f"path-vqa={root}"], tmp_path / "train.jsonl")
     count = summary.sources["path-vqa"]
     assert (count.num_records, count.num_written, sum(count.dropped.values())) == (4, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "8840e0bb7104b1b750a8327651a0869893d188fbaf5668e8aa93f0e7b767e415"),
+        (
+            {"weights": {"a": 2.5, "b": 0.5}, "seed": 3},
+            "866ba202b230c2f0041fda887fa62fb70564a8ec8890575166adcd7afa423a23",
+        ),
+    ],
+)
+def test_bytes_are_those_of_the_first_version(tmp_path: Path, options: dict, expected: str) -> None:
+    """The hashes were recorded from `data instruct` before it and `tools/dataformat.py` became one function."""
+    save_kept(tmp_path, golden_questions())
+    write_training_file([str(tmp_path / "kept.jsonl")], tmp_path / "train.jsonl", image_folder=tmp_path, **options)
+    assert hashlib.sha256((tmp_path / "train.jsonl").read_bytes()).hexdigest() == expected
+
+
+def golden_questions() -> list[Question]:
+    texts = ["Which <image> stain?", " Größe 🔬 ", "\ud800 odd", " "]
+    choices = ("PAS", " Congo red ")
+    return [
+        Question(
+            "ab"[number % 2], str(number), f"{number % 5}.jpg", texts[number % 4], " B ", choices * (number % 3 > 0)
+        )
+        for number in range(40)
+    ]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"weights": {"bach": 1}}, "a weight is given for 'bach'; the sources are path-vqa"),
-        ({"weights": {"path-vqa": 0}}, "expected a number above 0"),
-        ({"weights": {"path-vqa": float("nan")}}, "expected a number above 0"),
-        ({"weights": {"path-vqa": 0.01}}, "no question to write"),
+        ({"weights": {"path-vqa": 0}}, "path-vqa' must be a number above 0"),
+        ({"weights": {"path-vqa": float("nan")}}, "path-vqa' must be a number above 0"),
+        ({"weights": {"path-vqa": 0.01}}, "no row to write from the 5 records of path-vqa"),
         ({"image_folder": "/nowhere"}, "is outside the image folder '/nowhere'"),
     ],
 )
@@ -148,7 +185,7 @@ def test_refused(tmp_path: Path, options: dict, message: str) -> None:
     out = tmp_path / "train.jsonl"
     out.write_text("before")
     with pytest.raises(PallavaError, match=message):
-        write_instruction_file([make_path_vqa(tmp_path / "pv", 5)], out, **options)
+        write_training_file([make_path_vqa(tmp_path / "pv", 5)], out, **options)
     assert out.read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pv", "train.jsonl"]
 
@@ -156,17 +193,17 @@ def test_refused(tmp_path: Path, options: dict, message: str) -> None:
 def test_same_source_twice_and_unknown_ones(tmp_path: Path) -> None:
     material = make_path_vqa(tmp_path / "pv", 5)
     with pytest.raises(PallavaError, match="given twice"):
-        write_instruction_file([material, material], tmp_path / "train.jsonl")
+        write_training_file([material, material], tmp_path / "train.jsonl")
     for text, message in [
         ("vqa-rad=x", "'vqa-rad'"),
-        ("x.jsonl", "x.jsonl"),
+        ("x.jsonl", "'x.jsonl'"),
         (f"bach={tmp_path}", "is not bach"),
     ]:
         with pytest.raises(PallavaError, match=message):
             open_records(text)
     (tmp_path / "kept.jsonl").write_text('{"kind": "captions"}')
-    with pytest.raises(PallavaError, match="summary.json' does not exist"):
+    with pytest.raises(PallavaError, match=r"summary\.json"):
         open_records(str(tmp_path / "kept.jsonl"))
     (tmp_path / "summary.json").write_text("[]")
-    with pytest.raises(PallavaError, match="is not the summary"):
+    with pytest.raises(PallavaError, match=r"summary\.json"):
         open_records(str(tmp_path / "kept.jsonl"))

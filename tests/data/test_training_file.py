@@ -1,5 +1,6 @@
 """Training files: what a row holds, what is left out and why, the same bytes from any number of workers."""
 
+import hashlib
 import json
 import os
 from collections import Counter
@@ -11,6 +12,7 @@ from PIL import Image
 from pallava.data import training_file
 from pallava.data.training_file import REASONS, read_prompts, write_training_file
 from pallava.errors import PallavaError
+from pallava.prompts import CAPTION_PROMPTS
 
 PROMPTS = ("Describe it.", "What is it?", "Name the tissue.")
 
@@ -24,11 +26,11 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def write(folder: Path, records: list, **options) -> tuple[list, training_file.Summary]:
+def write(folder: Path, records: list, **options) -> tuple[list, training_file.TrainingFileSummary]:
     source, output = folder.parent / "pairs.json", folder.parent / "out" / "train.jsonl"
     source.write_text(json.dumps(records), encoding="utf-8")
     options.setdefault("prompts", PROMPTS)
-    summary = write_training_file(source, folder, output, **options)
+    summary = write_training_file(source, output, image_folder=folder, **options)
     return [json.loads(line) for line in output.read_text(encoding="utf-8").split("\n")[:-1]], summary
 
 
@@ -119,14 +121,14 @@ def test_damage_behind_the_header_is_found_where_pictures_are_decoded(folder: Pa
         (folder / name).write_bytes(content[: len(content) * 2 // 3])
     records = [pair(), pair("cut.png"), pair("cut.jpg"), pair("none.png")]
     assert len(write(folder, records)[0]) == 3
-    rows, summary = write(folder, records, decodes=True)
+    rows, summary = write(folder, records, decode_images=True)
     assert [row["image"] for row in rows] == ["a.png"]
     assert (summary.left_out["unreadable"], summary.left_out["missing"]) == (2, 1)
 
 
 def test_an_image_of_just_the_limit_stays(folder: Path):
     assert len(write(folder, [pair()], max_pixels=48)[0]) == 1
-    with pytest.raises(PallavaError, match=r"no row to write .* of 1 records all are left out \(1 too_large\)"):
+    with pytest.raises(PallavaError, match=r"no row .* 1 records .* 1 too_large"):
         write(folder, [pair()], max_pixels=47)
 
 
@@ -150,8 +152,8 @@ def test_failure_leaves_the_old_output_and_no_rubbish(folder: Path, content: str
     source, output = folder.parent / "pairs.json", folder.parent / "train.jsonl"
     source.write_text(content)
     output.write_text("old")
-    with pytest.raises(PallavaError, match=r"record 2, line 1, column|holds no record|no 'caption'"):
-        write_training_file(source, folder, output)
+    with pytest.raises(PallavaError, match=r"record 2, line 1, column|the 0 records|no 'caption'"):
+        write_training_file(source, output, image_folder=folder)
     assert output.read_text() == "old"
     assert sorted(path.name for path in folder.parent.iterdir()) == ["images", "pairs.json", "train.jsonl"]
 
@@ -160,16 +162,18 @@ def test_arguments_that_cannot_work(folder: Path):
     source = folder.parent / "pairs.jsonl"
     source.write_text(json.dumps(pair()))
     output = folder.parent / "o.jsonl"
-    for message, arguments, options in [
-        ("is not a folder", (source, source, output), {}),
-        ("is a folder", (source, folder, folder), {}),
-        ("the same file", (source, folder, folder / ".." / "pairs.jsonl"), {}),
-        ("number of workers is 0", (source, folder, output), {"num_workers": 0}),
-        ("no prompt", (source, folder, output), {"prompts": ()}),
-        ("No such file", (folder / "no.json", folder, output), {}),
+    for message, out, options in [
+        ("pairs.jsonl' is not a folder", output, {"image_folder": source}),
+        ("None", output, {"image_folder": None}),
+        ("images' is a folder", folder, {}),
+        ("the same file", folder / ".." / "pairs.jsonl", {}),
+        ("at least 1, got 0", output, {"num_workers": 0}),
+        ("prompts", output, {"prompts": ()}),
     ]:
         with pytest.raises(PallavaError, match=message):
-            write_training_file(*arguments, **options)
+            write_training_file(source, out, **{"image_folder": folder, **options})
+    with pytest.raises(PallavaError, match="No such file"):
+        write_training_file(folder / "no.json", output, image_folder=folder)
     assert source.read_text() == json.dumps(pair())
 
 
@@ -177,7 +181,7 @@ def test_prompts_file(tmp_path: Path):
     path = tmp_path / "prompts.txt"
     path.write_text("\ufeffDescribe it.\r\n\n  What is it?  \n", encoding="utf-8")
     assert read_prompts(path) == ("Describe it.", "What is it?")
-    for content, message in [("A.\nShow <image>\n", "line 2: <image>"), (" \n", "holds no prompt")]:
+    for content, message in [("A.\nShow <image>\n", "line 2: <image>"), (" \n", "prompts.txt")]:
         path.write_text(content)
         with pytest.raises(PallavaError, match=message):
             read_prompts(path)
@@ -193,7 +197,7 @@ def test_every_record_that_is_left_out_is_listed(folder: Path, num_workers: int)
     listed = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert [each["position"].partition(" (")[0] for each in listed] == [f"record {n}" for n in range(2, 604)]
     assert Counter(each["reason"] for each in listed) == {"missing": 600, "empty_caption": 1, "malformed": 1}
-    assert listed[-1]["detail"] == "a record is an object with image and caption, not int"
+    assert listed[-1]["detail"].endswith("got int")
     assert len(summary.examples["missing"]) == 3
     assert [each.name for each in path.parent.iterdir()] == ["left_out.jsonl"]
 
@@ -203,6 +207,27 @@ def test_the_list_of_what_is_left_out_is_there_where_no_row_is(folder: Path):
     with pytest.raises(PallavaError, match="no row to write"):
         write(folder, [pair("none.png")], left_out=path)
     assert json.loads(path.read_text())["reason"] == "missing"
-    for wrong, message in ((folder, "is a folder"), (folder.parent / "pairs.json", "would replace")):
+    for wrong, message in ((folder, "is a folder"), (folder.parent / "pairs.json", "the same file")):
         with pytest.raises(PallavaError, match=message):
             write(folder, [pair()], left_out=wrong)
+
+
+GOLDEN = {
+    0: "81dca57557dbd8b55139695920a1b07a9be43c022b0a5db8ddc1009c0c5dffbe",
+    7: "55c7f649188f6aebb3ac9b7aedbcee0ca55fc7a977d02d7f31ada496160a4808",
+}
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("seed", GOLDEN)
+def test_bytes_are_those_of_the_first_version(folder: Path, seed: int, num_workers: int):
+    """The hashes were recorded from `tools/dataformat.py` before it and `data instruct` became one function."""
+    write(folder, golden_records(), prompts=CAPTION_PROMPTS, seed=seed, num_workers=num_workers)
+    assert hashlib.sha256((folder.parent / "out" / "train.jsonl").read_bytes()).hexdigest() == GOLDEN[seed]
+
+
+def golden_records() -> list:
+    captions = ["Glands.", " Glandé\n🔬 \ud800 ", "\u200bzero width\u200b", "<image> in it", "a" * 5000, "", None, 5]
+    images = ["a.png", "./sub/../sub/b.jpg", "none.png", "../a.png", "a\0.png", 3]
+    records = [pair(image, caption) for image in images for caption in captions] * 12
+    return [*records, None, [], "a.png", {"image": "a.png"}, {"caption": "x"}, {**pair(), "other": 1}]

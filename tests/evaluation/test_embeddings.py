@@ -103,7 +103,7 @@ def test_damaged_and_unfinished_files_do_no_harm(encoder: Encoder, tmp_path: Pat
     first = embed_images(encoder, paths, EmbeddingCache(tmp_path / "c", encoder))
     (whole,) = (tmp_path / "c" / encoder.identity).glob("*.npy")
     content = whole.read_bytes()
-    stale = whole.with_name("stale.tmp")
+    stale = whole.with_name(".stale.npy.0.unfinished")
     stale.touch()
     os.utime(stale, (0, 0))
     for damaged in (content[:-20], content[:5], b"", b"nothing of the kind"):
@@ -156,7 +156,7 @@ def test_a_killed_run_leaves_whole_files(tmp_path: Path, monkeypatch: pytest.Mon
             cache.add([f"{number:032d}"], torch.full((1, 4), float(number)))
         os._exit(1)
     assert os.WTERMSIG(os.waitpid(process, 0)[1]) == signal.SIGKILL
-    assert list((tmp_path / "x").glob("*.tmp"))
+    assert list((tmp_path / "x").glob("*.unfinished"))
     cache = EmbeddingCache(tmp_path, Named())
     assert cache.get([f"{number:032d}" for number in range(2)])[:, 0].tolist() == [0.0, 1.0]
     assert f"{2:032d}" not in cache

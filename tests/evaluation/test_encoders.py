@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from pallava.errors import PallavaError
+from pallava.evaluation.encoders import load
 from pallava.evaluation.encoders.load import load_encoder, model_kind
 from tests.tiny.clips import DESCRIPTION, write_hugging_face, write_open_clip
 
@@ -148,8 +149,29 @@ def test_what_is_no_encoder_is_refused(folders: dict[str, Path], tmp_path: Path)
         str(tmp_path / "tower"): "vision tower alone",
         str(tmp_path / "own_tower"): "vision tower alone",
         str(tmp_path / "empty"): "neither config.json nor an open_clip description",
-        "nowhere": "open_clip knows no such name",
-        "ViT-B-16": "--pretrained is not given; open_clip has: openai",
+        "nowhere": "nor an open_clip model name",
+        "ViT-B-16": "--pretrained, got none; choose openai",
     }.items():
         with pytest.raises(PallavaError, match=reason):
             load_encoder(source)
+
+
+def test_a_long_strip_is_cut_to_its_middle_before_it_is_resized():
+    """Resized whole to a height of 16, 1 x 100,000 would be an image of 1,600,000 pixels in a row."""
+    pixels = np.zeros((1, 100_000, 3), dtype=np.uint8)
+    pixels[:, 50_000] = 255
+    strip = Image.fromarray(pixels)
+    wide, tall = load._trim(strip), load._trim(strip.transpose(Image.Transpose.ROTATE_90))
+    assert (wide.size, tall.size) == ((64, 1), (1, 64))
+    assert wide.getpixel((32, 0)) == (255, 255, 255)
+    assert load._trim(Image.new("RGB", (640, 10))).size == (640, 10)
+
+
+@pytest.mark.parametrize("form", ["open_clip", "hugging_face"])
+def test_both_forms_trim_strips(folders: dict[str, Path], form: str, monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple[int, int]] = []
+    trim = load._trim
+    monkeypatch.setattr(load, "_trim", lambda image: seen.append(image.size) or trim(image))
+    encoder = load_encoder(str(folders[form]))
+    assert encoder.preprocess(Image.new("RGB", (100_000, 1))).shape == (3, 16, 16)
+    assert seen == [(100_000, 1)]

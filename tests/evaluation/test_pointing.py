@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pallava.evaluation.encoders.pointing import Read, play
+from pallava.evaluation.encoders.pointing import ReadImage, play
 from pallava.tiling import TileSpec
 
 SPEC = TileSpec(32, (0.5,) * 3, (0.5,) * 3)
@@ -24,7 +24,7 @@ def on(tile: int, token: int) -> torch.Tensor:
 
 
 def test_even_attention_is_chance() -> None:
-    found = play([Read(evenly(), SIZE, ((40.0, 40.0), (5.0, 5.0)))], SPEC)
+    found = play([ReadImage(evenly(), SIZE, ((40.0, 40.0), (5.0, 5.0)))], SPEC)
     expected = {"right_tile": 1 / 6, "tiles": 2 / 6, "tokens": 2 / 96}
     for name, chance in expected.items():
         assert found[name].share.value == pytest.approx(chance)
@@ -34,7 +34,7 @@ def test_even_attention_is_chance() -> None:
 # (40, 40) lies on the middle tile of the lower row, number 4, and there at (8, 8): token 5 of 4 x 4.
 @pytest.mark.parametrize(("tile", "token", "shares"), [(4, 5, (1, 1, 1)), (4, 0, (1, 1, 0)), (1, 5, (0, 0, 0))])
 def test_attention_on_one_token(tile: int, token: int, shares: tuple[int, int, int]) -> None:
-    found = play([Read(on(tile, token), SIZE, ((40.0, 40.0),))], SPEC)
+    found = play([ReadImage(on(tile, token), SIZE, ((40.0, 40.0),))], SPEC)
     values = tuple(found[name].share.value for name in ("right_tile", "tiles", "tokens"))
     assert values == shares
     assert found["hits"].share.value == shares[1]
@@ -44,20 +44,20 @@ def test_the_overview_token_over_the_thing_counts_alone() -> None:
     """(40, 40) is 0.42 and 0.63 of the way: column 1, row 2 of the overview's 4 x 4, token 9."""
     attention = on(0, 0)
     attention[:, 9] = on(4, 5)[:, 9]
-    found = play([Read(attention, SIZE, ((40.0, 40.0),))], SPEC)
+    found = play([ReadImage(attention, SIZE, ((40.0, 40.0),))], SPEC)
     assert found["right_tile"].share.value == 1
     assert found["tiles"].share.value == pytest.approx(1 / 16)
 
 
 def test_padding_of_the_canvas_shifts_places() -> None:
     """96 x 44 fills 3 x 2 tiles in width and leaves 10 pixels above and below."""
-    (row_above,) = (play([Read(on(1, token), (96, 44), ((40.0, 1.0),))], SPEC) for token in (1 * 4 + 1,))
+    (row_above,) = (play([ReadImage(on(1, token), (96, 44), ((40.0, 1.0),))], SPEC) for token in (1 * 4 + 1,))
     assert row_above["tokens"].share.value == 1
 
 
 def test_attention_of_another_picture() -> None:
     """What always looks at one tile does no better on its own picture than on another's."""
-    reads = [Read(on(4, 5), SIZE, ((40.0, 40.0),)), Read(on(4, 5), SIZE, ((5.0, 5.0),))]
+    reads = [ReadImage(on(4, 5), SIZE, ((40.0, 40.0),)), ReadImage(on(4, 5), SIZE, ((5.0, 5.0),))]
     found = play(reads, SPEC)["right_tile"]
     assert found.share.value == found.elsewhere == 0.5
     looking = [reads[0], replace(reads[1], attention=on(0, 0))]

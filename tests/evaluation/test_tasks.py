@@ -205,11 +205,11 @@ def test_lists_of_the_user(tmp_path: Path):
 
 
 def test_training_answers_have_the_form_of_items(tmp_path: Path):
-    from pallava.data.instruction import write_instruction_file
-    from pallava.data.material import SourceSpec, open_records
+    from pallava.data.material import SourceSpec
+    from pallava.data.training_file import write_training_file
 
     root = save_pmc_vqa(tmp_path / "pmc")
-    write_instruction_file([open_records(SourceSpec("pmc-vqa", str(root), "test"))], tmp_path / "train.jsonl")
+    write_training_file([SourceSpec("pmc-vqa", str(root), "test")], tmp_path / "train.jsonl")
     (item,) = read_public_questions("pmc-vqa", root, "test").items
     assert read_training_answers(tmp_path / "train.jsonl") == [(item.question, "B")]
     with pytest.raises(PallavaError, match="holds no conversation"):

@@ -85,7 +85,7 @@ def test_histogram_is_one_svg_with_its_threshold():
     assert text.startswith("<svg")
     assert "threshold 20" in text
     assert "dropped" in text
-    with pytest.raises(ValueError, match="no value"):
+    with pytest.raises(ValueError, match="at least one value"):
         histogram({"kept": {}}, x_label="words")
 
 

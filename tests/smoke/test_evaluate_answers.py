@@ -265,7 +265,7 @@ def test_what_the_leak_audit_lists_is_not_asked(work: Path, capsys: pytest.Captu
         (["pathvqa", "--data", "nowhere"], "nowhere"),
         (["custom", "--data", "data/questions.jsonl", "--exclude", "none.txt"], "cannot read the ids to exclude"),
         (["zero-shot", "--data", "tissue", "--template", "a {}"], "--template, --model-name and --pretrained are for"),
-        (["custom", "--data", "data/questions.jsonl", "--device", "nowhere", "--out", "x"], "no device 'nowhere'"),
+        (["custom", "--data", "data/questions.jsonl", "--device", "nowhere", "--out", "x"], "device 'nowhere'"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]):

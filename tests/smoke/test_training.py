@@ -80,6 +80,8 @@ def test_two_processes_under_zero2(zero2_run):
     assert any(a != b for a, b in zip(*images, strict=True)), "no step had a rank without images beside one with some"
     (update,) = read(zero2_run, "update")
     assert update["connector"] / update["lora_B"] == pytest.approx(0.5, rel=0.02)
+    kept = json.loads((zero2_run / "training_config.json").read_text())
+    assert kept["optim_wrapper"]["optimizer"]["lr_mults"] == {"connector": 0.5}
 
 
 def test_zero2_resumes(config, zero2_run, tmp_path):

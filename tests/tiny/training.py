@@ -95,8 +95,9 @@ def write_config(name: str, parts: dict[str, Path], data: dict[str, Path], path:
     from pallava.config_files import find_config
 
     config = Config.fromfile(find_config(name))
-    dataset, chat = config.train_dataloader.dataset, config.custom_hooks[1]
-    for part in (config.model.llm, dataset.tokenizer, config.custom_hooks[0].tokenizer, chat.tokenizer):
+    dataset, hooks = config.train_dataloader.dataset, config.default_hooks
+    chat = hooks.sample_chat
+    for part in (config.model.llm, dataset.tokenizer, hooks.dataset_info.tokenizer, chat.tokenizer):
         part.pretrained_model_name_or_path = str(parts["llm"])
     for part in (config.model.visual_encoder, dataset.image_processor, chat.image_processor):
         part.source = str(parts["plip"])
@@ -111,8 +112,8 @@ def write_config(name: str, parts: dict[str, Path], data: dict[str, Path], path:
     config.optim_wrapper.accumulative_counts = 1
     config.train_cfg = {"type": "xtuner.engine.runner.TrainLoop", "max_iters": num_steps}
     config.param_scheduler = [{"type": "CosineAnnealingLR", "by_epoch": False, "begin": 0, "end": num_steps}]
-    config.default_hooks.logger.interval = 1
-    config.default_hooks.checkpoint.update(interval=num_steps // 2, max_keep_ckpts=5)
+    hooks.logger.interval = 1
+    hooks.checkpoint.update(interval=num_steps // 2, max_keep_ckpts=5)
     config.custom_hooks.append({"type": "tests.tiny.probe.Probe"})
     config.custom_imports.imports.append("tests.tiny.probe")
     config.dump(path)

@@ -140,7 +140,7 @@ def test_as_many_visual_tokens_as_the_encoder_gives(files, smollm2_tokenizer, tm
     save_encoder("timm_folder", tmp_path / "encoder")
     part = dict(type=load_image_processor, source=str(tmp_path / "encoder"))
     options = dict(data_path=files / "train.jsonl", image_folder=files / "images", tokenizer=smollm2_tokenizer)
-    with pytest.raises(PallavaError, match=r"num_visual_tokens is 196, but .*encoder gives 16 tokens.*set .* = 16"):
+    with pytest.raises(PallavaError, match=r"num_visual_tokens must be 16 .*encoder.*got 196"):
         PALLaVADataset(image_processor=part, num_visual_tokens=196, **options)
     for given in (16, None):
         dataset = PALLaVADataset(image_processor=part, num_visual_tokens=given, cache_dir=tmp_path / "cache", **options)

@@ -1,4 +1,4 @@
-"""The pointing game: does the connector's attention go where on an image the thing lies that is asked for?
+"""The pointing game: whether the connector's attention goes to the place of a thing on an image.
 
 Letters in shapes: K layers with cross-attention, T tokens of a tile, N tiles, I images.
 """
@@ -14,17 +14,17 @@ from pallava.evaluation.statistics import Estimate, bootstrap
 from pallava.tiling import TileSpec, choose_canvas, place_on_canvas
 
 Spot = tuple[float, float]
-"""Where a thing lies: x and y in pixels of the image."""
+"""Place of a thing: x and y in pixels of the image."""
 
 
 @dataclass(frozen=True)
-class Read:
-    """What the model read of one image, and where on it the things lie.
+class ReadImage:
+    """The attention paid to one image, and the places of the things on it.
 
     Attributes:
-        attention: (K, T, N, T), of `pallava.model.attention.read_tiles`.
+        attention: (K, T, N, T), from `pallava.model.attention.read_tiles`.
         image_size: (width, height) in pixels.
-        spots: At least one.
+        spots: Places of the things, at least one.
     """
 
     attention: Tensor
@@ -34,13 +34,13 @@ class Read:
 
 @dataclass(frozen=True)
 class Pointing:
-    """A share of attention over images: with its bootstrap interval, by chance, and with another image's attention.
+    """A share of attention over images, beside its value by chance and with another image's attention.
 
     Attributes:
-        share: Of the attention.
-        chance: What attention that is spread evenly would give.
-        elsewhere: What the attention paid to another image of the same canvas gives: more than chance where the model
-            prefers some places whatever they show. NaN where no image has a partner.
+        share: Share of the attention, with its bootstrap interval.
+        chance: The share if attention were spread evenly.
+        elsewhere: The share with the attention paid to another image of the same canvas: more than chance if the model
+            prefers some places whatever they show. NaN if no image has a partner.
     """
 
     share: Estimate
@@ -48,19 +48,18 @@ class Pointing:
     elsewhere: float
 
 
-def play(reads: Sequence[Read], spec: TileSpec, *, seed: int = 0) -> dict[str, Pointing]:
-    """Plays the pointing game.
+def play(reads: Sequence[ReadImage], spec: TileSpec, *, seed: int = 0) -> dict[str, Pointing]:
+    """Play the pointing game.
 
     Args:
-        reads: Of each image.
-        spec: Of the model's tiles.
-        seed: Of the bootstrap over images.
+        reads: The images.
+        spec: Tiles of the model.
+        seed: Seed of the bootstrap over images.
 
     Returns:
-        ``right_tile``: of the attention of the overview token that covers a thing, the share on the tile that holds
-        it. ``tiles``: of all attention, the share on tiles that hold a thing. ``tokens``: the share on tokens that
-        hold one. ``hits``: how often the tile that was read most holds one. Each is a mean over the things of an
-        image, then over images.
+        ``right_tile``: the share of the attention of the overview token over a thing that goes to the thing's tile.
+        ``tiles``: the share of all attention on tiles with a thing. ``tokens``: the share on tokens with one. ``hits``:
+        how often the tile that was read most has one. Each is a mean over the things of an image, then over images.
     """
     places = [_Places.make(read.image_size, read.spots, read.attention.shape[-1], spec) for read in reads]
     own = [_shares(read.attention, place) for read, place in zip(reads, places, strict=True)]
@@ -71,7 +70,7 @@ def play(reads: Sequence[Read], spec: TileSpec, *, seed: int = 0) -> dict[str, P
 
 @dataclass(frozen=True)
 class _Places:
-    """Of each thing: its tile, its token in that tile, and the token of the overview that covers it."""
+    """The tile of each thing, its token in that tile, and the token of the overview that covers it."""
 
     grid: tuple[int, int]
     tiles: tuple[int, ...]
@@ -95,7 +94,7 @@ class _Places:
 
 
 def _shares(attention: Tensor, places: _Places) -> dict[str, tuple[float, float]]:
-    """Of one image: each share, and by chance."""
+    """Each share of one image, and its value by chance."""
     mean = attention.double().mean(0)  # (T, N, T), layers alike
     num_tiles, num_tokens = mean.shape[1:]
     from_token = mean.sum(-1)  # (T, N)
@@ -113,7 +112,7 @@ def _shares(attention: Tensor, places: _Places) -> dict[str, tuple[float, float]
 
 
 def _partners(places: Sequence[_Places]) -> list[int | None]:
-    """For each image the next one of the same canvas, round about; None where there is no other."""
+    """For each image the next one of the same canvas, in a circle; None if it is the only one."""
     alike: dict[tuple[int, int], list[int]] = {}
     for index, place in enumerate(places):
         alike.setdefault(place.grid, []).append(index)

@@ -1,4 +1,4 @@
-"""Retrieval: how often a caption of an image is among the k nearest, and an image of a caption.
+"""Retrieval: how often a caption of an image is among the k nearest captions, and the other way round.
 
 Only blocks of the similarity matrix exist at a time. Ties are not decided in the model's favour: recall is what a
 random order of the tied gives on average, so that a model that maps everything to one point is at chance. Letters
@@ -30,7 +30,7 @@ _QUERIES, _CANDIDATES = 1024, 8192  # 32 MiB a block
 
 @dataclass(frozen=True)
 class Standing:
-    """Where the best right candidate of each query stands: (Q,) each.
+    """Rank of the best right candidate of each query: (Q,) each.
 
     Attributes:
         above: Wrong candidates that are more similar.
@@ -46,14 +46,14 @@ class Standing:
 def find_standing(
     queries: Tensor, candidates: Tensor, pairs: NDArray[np.int64], *, device: torch.device | str = "cpu", name: str = ""
 ) -> Standing:
-    """Compares every query with every candidate, block by block.
+    """Compare every query with every candidate, block by block.
 
     Args:
         queries: (Q, D), unit length.
         candidates: (M, D), unit length.
         pairs: (P, 2) numbers of a query and a right candidate, each pair once, every query in one at least.
-        device: Where the blocks are computed.
-        name: Of the progress bar.
+        device: Device that computes the blocks.
+        name: Name on the progress bar.
     """
     pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
     starts = np.searchsorted(pairs[:, 0], np.arange(len(queries) + 1))
@@ -67,7 +67,7 @@ def find_standing(
 
 
 def recall(standing: Standing, rank: int) -> NDArray[np.float64]:
-    """Probability, in a random order of ties, that a right candidate is among the first `rank`: (Q,)."""
+    """Return the probability, in a random order of ties, that a right candidate is among the first `rank`: (Q,)."""
     room = np.maximum(rank - standing.above, 0)  # places that the tied compete for
     missed = np.ones(len(room))
     for place in range(int(room.max(initial=0))):  # no right candidate at any of the places
@@ -86,9 +86,9 @@ def evaluate(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Recall in both directions, with intervals and what chance would give.
+    """Score both directions: recall with intervals, beside the recall by chance.
 
-    Equal images are one candidate, and so are equal captions: of the same things nobody can tell which is meant.
+    Equal images are one candidate, and so are equal captions: nobody can know which of the same things is meant.
     """
     found = embed_images(encoder, data.images, cache, batch_size=batch_size)
     captions = [data.captions[number] for number in found.index]
@@ -154,7 +154,7 @@ def _direction(
 
 
 def _unique(values: Sequence[str]) -> tuple[list[int], NDArray[np.int64]]:
-    """Rows where a value stands first, and for each value the number of its row among them."""
+    """Rows in which a value is the first of its kind, and for each value the number of its row among them."""
     rows: dict[str, int] = {}
     numbers: dict[str, int] = {}
     for row, value in enumerate(values):

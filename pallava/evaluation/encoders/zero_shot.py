@@ -1,6 +1,6 @@
-"""Zero-shot classification: which class's sentences lie nearest to an image.
+"""Zero-shot classification: the class whose sentences are nearest to an image.
 
-A runner asks a model and gives `Predictions`; `score` is the same for all of them. Letters in shapes: N images,
+A runner asks a model and returns `Predictions`; `score` is the same for all of them. Letters in shapes: N images,
 C classes, D width.
 """
 
@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pallava.evaluation import statistics as metrics
+from pallava.evaluation import statistics
 from pallava.evaluation.encoders.embeddings import EmbeddingCache, count_reasons, embed_images, embed_texts
 from pallava.evaluation.encoders.load import Encoder
 from pallava.evaluation.examples import ClassSet, LabelledImages
 from pallava.evaluation.statistics import Predictions
 
 Runner = Callable[[LabelledImages], tuple[Predictions, dict[str, int]]]
-"""Asks a model about images: predictions of those that it could be asked about, and why others were left out."""
+"""Asks a model about images; returns predictions, and the number of images left out for each reason."""
 
 CONTROLS = {
     "majority answer": "the same for the class with the most images, named of every image",
@@ -32,7 +32,7 @@ CONTROLS = {
 
 
 def by_embedding(encoder: Encoder, cache: EmbeddingCache, *, batch_size: int = 64) -> Runner:
-    """The runner of an encoder."""
+    """Return the runner of an encoder."""
 
     def run(data: LabelledImages) -> tuple[Predictions, dict[str, int]]:
         texts = embed_classes(encoder, data.class_set, cache)
@@ -45,12 +45,12 @@ def by_embedding(encoder: Encoder, cache: EmbeddingCache, *, batch_size: int = 6
 
 
 def evaluate(
-    run: Runner, data: LabelledImages, *, num_resamples: int = metrics.NUM_RESAMPLES, seed: int = 0
+    run: Runner, data: LabelledImages, *, num_resamples: int = statistics.NUM_RESAMPLES, seed: int = 0
 ) -> dict[str, Any]:
-    """Asks a model and scores it.
+    """Ask a model and score it.
 
     Returns:
-        What `score` gives, the class set, and what was left out.
+        The result of `score`, with the class set and the number of images left out.
     """
     predictions, unreadable = run(data)
     left_out = Counter(data.left_out) + Counter(unreadable)
@@ -62,7 +62,7 @@ def evaluate(
 
 
 def embed_classes(encoder: Encoder, class_set: ClassSet, cache: EmbeddingCache) -> Tensor:
-    """One direction a class, the mean of all its sentences: (C, D), unit length."""
+    """Embed each class as the mean of all its sentences: (C, D), unit length."""
     prompts = class_set.prompts()
     vectors = embed_texts(encoder, [text for texts in prompts for text in texts], cache)
     parts = vectors.split([len(texts) for texts in prompts])
@@ -70,17 +70,17 @@ def embed_classes(encoder: Encoder, class_set: ClassSet, cache: EmbeddingCache) 
 
 
 def predict(images: Tensor, classes: Tensor, true: Any, labels: tuple[str, ...], logit_scale: float) -> Predictions:
-    """Predictions out of unit vectors.
+    """Predict classes from unit vectors.
 
-    The score of a class is its log-odds: it orders images as the softmax probability does, but does not run
-    into 1 where the model is sure, which would make ties.
+    The score of a class is its log-odds: it orders images as the softmax probability does, but does not reach 1 where
+    the model is sure, which would make ties.
 
     Args:
         images: (N, D).
         classes: (C, D).
         true: (N,) numbers of the true classes.
         labels: C names.
-        logit_scale: The model's factor of the cosine.
+        logit_scale: Factor of the cosine in the model.
     """
     logits = logit_scale * (images.double() @ classes.double().T)  # (N, C)
     numbers = range(len(labels))
@@ -89,10 +89,10 @@ def predict(images: Tensor, classes: Tensor, true: Any, labels: tuple[str, ...],
     return Predictions(labels, np.asarray(true, dtype=np.int64), logits.argmax(1).numpy(), scores.numpy())
 
 
-def score(predictions: Predictions, *, num_resamples: int = metrics.NUM_RESAMPLES, seed: int = 0) -> dict[str, Any]:
-    """Metrics with intervals and definitions beside the majority control, the report of each class, the confusions."""
-    counts = metrics.confusion(predictions)
-    classes = metrics.per_class(counts)
+def score(predictions: Predictions, *, num_resamples: int = statistics.NUM_RESAMPLES, seed: int = 0) -> dict[str, Any]:
+    """Score predictions: metrics with intervals beside the majority control, results by class, the confusion matrix."""
+    counts = statistics.confusion(predictions)
+    classes = statistics.per_class(counts)
     how = {"num_resamples": num_resamples, "seed": seed}
     return {
         "num_images": len(predictions.true),
@@ -105,21 +105,21 @@ def score(predictions: Predictions, *, num_resamples: int = metrics.NUM_RESAMPLE
             label: {name: float(values[number]) for name, values in classes.items()}
             for number, label in enumerate(predictions.labels)
         },
-        "per_class_definitions": dict(metrics.PER_CLASS),
+        "per_class_definitions": dict(statistics.PER_CLASS),
         "confusion": {"labels": list(predictions.labels), "counts": counts.tolist()},
     }
 
 
 def score_control(
-    control: str, predictions: Predictions, *, num_resamples: int = metrics.NUM_RESAMPLES, seed: int = 0
+    control: str, predictions: Predictions, *, num_resamples: int = statistics.NUM_RESAMPLES, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """The metrics of what was had without looking at the right image.
+    """Score predictions that were made without looking at the right image.
 
     Args:
         control: One of `CONTROLS`.
-        predictions: What it says.
-        num_resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        predictions: Its predictions.
+        num_resamples: Number of bootstrap resamples.
+        seed: Seed of the bootstrap.
     """
     estimates = _estimates(predictions, num_resamples, seed)
     return {
@@ -129,16 +129,16 @@ def score_control(
 
 
 def _estimates(predictions: Predictions, num_resamples: int, seed: int) -> dict[str, dict[str, Any]]:
-    estimates = metrics.estimate_all(predictions, num_resamples=num_resamples, seed=seed)
+    estimates = statistics.estimate_all(predictions, num_resamples=num_resamples, seed=seed)
     count = len(predictions.true)
     return {
-        name: {**asdict(estimate), "count": count, "definition": metrics.DEFINITIONS[name]}
+        name: {**asdict(estimate), "count": count, "definition": statistics.DEFINITIONS[name]}
         for name, estimate in estimates.items()
     }
 
 
 def _majority(predictions: Predictions) -> Predictions:
     """The largest class for every image; where classes have scores, the same for all images."""
-    largest = metrics.confusion(predictions).sum(1).argmax()
+    largest = statistics.confusion(predictions).sum(1).argmax()
     scores = None if predictions.scores is None else np.zeros_like(predictions.scores)
     return replace(predictions, predicted=np.full_like(predictions.true, largest), scores=scores)
