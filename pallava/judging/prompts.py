@@ -1,8 +1,7 @@
-"""What judges are asked: wordings for language models, captions for CLIP-style models; the owner of both.
+"""Prompts of judges: wordings for language models, captions for CLIPs.
 
-The paper had GLM-4V-9B and Qwen2-7B clean its data and a language model grade its captions, and did not publish what it
-asked them; these wordings are our own. A stored score belongs to the
-version of a prompt: whoever changes a wording raises its version.
+The paper had GLM-4V-9B and Qwen2-7B clean its data and a language model grade its captions, and did not publish its
+prompts; these wordings are our own. Stored scores belong to the version of a prompt: raise it with every change.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ class JudgePrompt:
     """A question with two possible answers.
 
     Attributes:
-        version: Raised with every change of the wording.
-        text: What the model is asked; ``{text}`` stands for the item's text.
-        labels: What it may answer -> the pattern by which an answer is known, in lower case.
+        version: Version of the wording.
+        text: The prompt; ``{text}`` stands for the text to judge.
+        labels: Possible answers, and the pattern of each in lower case.
     """
 
     version: int
@@ -26,12 +25,12 @@ class JudgePrompt:
     labels: dict[str, str]
 
     def read(self, reply: str) -> str | None:
-        """Finds the label that a reply gives, or None if it gives none or several.
+        """Return the label in a reply, or None if it has none or several.
 
-        What a reasoning model thinks aloud is not read, and a label at the beginning counts more than one further on
-        ("No, ... yes").
+        A reasoning model's thoughts are not read, and a label at the beginning counts more than a later one ("No, ...
+        yes").
         """
-        text = re.sub(r"^[\s\W]*(?:(?:the )?(?:final )?answer(?: is)?\b)?[\s\W]*", "", _said(reply))
+        text = re.sub(r"^[\s\W]*(?:(?:the )?(?:final )?answer(?: is)?\b)?[\s\W]*", "", _answer_in(reply))
         for label, pattern in self.labels.items():
             if re.match(rf"(?:{pattern})\b", text):
                 return label
@@ -44,24 +43,24 @@ class GradePrompt:
     """A request for a grade from 0 to `MAX_GRADE`.
 
     Attributes:
-        version: Raised with every change of the wording.
-        text: What the model is asked, with ``{name}`` where a text of the item goes.
+        version: Version of the wording.
+        text: The prompt, with a ``{name}`` for each text to insert.
     """
 
     version: int
     text: str
 
     def fill(self, **texts: str) -> str:
-        """Puts texts into their places; braces within them mean nothing."""
+        """Return the prompt with these texts inserted; braces within them are kept."""
         return re.sub(r"\{(\w+)\}", lambda match: texts[match[1]], self.text)
 
     def read(self, reply: str) -> float | None:
-        """Finds the grade that a reply gives, or None if it gives none, a range, or one off the scale.
+        """Return the grade in a reply, or None if it has none, a range, or one off the scale.
 
         The grade stands at the beginning, or alone in the last line. Other numbers are not read, since pathology is
-        full of them ("grade 3", "Gleason score 7"), nor what a reasoning model thinks aloud.
+        full of them ("grade 3", "Gleason score 7"), nor a reasoning model's thoughts.
         """
-        lines = re.sub(_SCALE, " ", _said(reply)).strip().splitlines()
+        lines = re.sub(_SCALE, " ", _answer_in(reply)).strip().splitlines()
         found = lines and (re.match(_GRADE, lines[0]) or re.fullmatch(rf"{_GRADE}\W*", lines[-1]))
         return float(found[1]) if found and float(found[1]) <= MAX_GRADE else None
 
@@ -81,8 +80,8 @@ _GRADE = (
 )
 
 
-def _said(reply: str) -> str:
-    """The reply in lower case without what the model thought aloud; nothing if it was cut off in its thoughts."""
+def _answer_in(reply: str) -> str:
+    """Return a reply in lower case without a reasoning model's thoughts; nothing if it ends within them."""
     text = reply.lower().rpartition("</think>")[2]
     return "" if "<think>" in text else text
 
@@ -104,7 +103,7 @@ SPECIES = JudgePrompt(
         "human": r"(?<!non-)(?<!non )(?<!not )(?<!not of )human",
     },
 )
-"""Whether a text speaks of human material alone."""
+"""Asks whether a text is about human material alone."""
 
 PATHOLOGY = JudgePrompt(
     version=1,
@@ -118,7 +117,7 @@ PATHOLOGY = JudgePrompt(
     ),
     labels={"no": r"no|not a pathology image", "yes": r"yes"},
 )
-"""Whether a picture is one of pathology."""
+"""Asks whether an image shows pathology."""
 
 CAPTION_SIMILARITY = GradePrompt(
     version=1,
@@ -136,7 +135,7 @@ CAPTION_SIMILARITY = GradePrompt(
         "Candidate: {answer}"
     ),
 )
-"""How near a generated caption comes to the reference in meaning."""
+"""Asks how near a generated caption comes to the reference in meaning."""
 
 ANSWER_SIMILARITY = GradePrompt(
     version=1,
@@ -153,10 +152,10 @@ ANSWER_SIMILARITY = GradePrompt(
         "Answer of the model: {answer}"
     ),
 )
-"""How near an answer comes to the right one in meaning."""
+"""Asks how near an answer comes to the right one in meaning."""
 
 CLIP_VERSION = 1
-"""Raised with every change of the captions below."""
+"""Version of the captions below."""
 
 PATHOLOGY_CAPTIONS = (
     "a histopathology image of tissue stained with hematoxylin and eosin",
@@ -166,7 +165,7 @@ PATHOLOGY_CAPTIONS = (
     "a tissue section with a special stain under the microscope",
     "an immunofluorescence micrograph of tissue",
 )
-"""What a CLIP-style model compares an image with to find it a pathology image."""
+"""Captions to which a CLIP compares an image of pathology."""
 
 OTHER_CAPTIONS = (
     "a chest X-ray",
@@ -185,4 +184,4 @@ OTHER_CAPTIONS = (
     "a page of text",
     "a gel or a blot",
 )
-"""What it compares an image with to find it anything else."""
+"""Captions to which it compares any other image."""

@@ -24,18 +24,23 @@ def endpoint(server: StubEndpoint, **settings) -> Endpoint:
     return Endpoint(server.url, "judge", **settings)
 
 
+def ask(client: Endpoint, requests: list[Request]) -> list[Answer]:
+    answers = dict(client.iter_answers(requests))
+    return [answers[index] for index in range(len(requests))]
+
+
 def texts(count: int) -> list[Request]:
     return [Request(f"q{number}") for number in range(count)]
 
 
 def test_replies_come_in_order_though_the_first_is_the_slowest() -> None:
     with stub_endpoint(lambda text, before: Act(text.upper(), delay=0.2 if text == "q0" else 0.0)) as server:
-        assert endpoint(server).ask(texts(6)) == [Reply(f"Q{number}") for number in range(6)]
+        assert ask(endpoint(server), texts(6)) == [Reply(f"Q{number}") for number in range(6)]
 
 
 def test_as_many_requests_at_once_as_allowed() -> None:
     with stub_endpoint(lambda text, before: Act("x", delay=0.2)) as server:
-        endpoint(server, concurrency=3).ask(texts(9))
+        ask(endpoint(server, concurrency=3), texts(9))
     assert server.num_at_once == 3
 
 
@@ -43,14 +48,14 @@ def test_as_many_requests_at_once_as_allowed() -> None:
 def test_errors_that_pass_are_tried_again() -> None:
     acts = [Act(status=500), Act(status=503), Act(hang_up=True), Act("fine")]
     with stub_endpoint(lambda text, before: acts[before]) as server:
-        assert endpoint(server).ask([Request("q")]) == [Reply("fine")]
+        assert ask(endpoint(server), [Request("q")]) == [Reply("fine")]
     assert server.prompts["q"] == 4
 
 
 def test_a_rate_limit_is_waited_for() -> None:
     limit = Act(status=429, headers={"Retry-After": "1"})
     with stub_endpoint(lambda text, before: Act("fine") if before else limit) as server:
-        assert endpoint(server).ask([Request("q")]) == [Reply("fine")]
+        assert ask(endpoint(server), [Request("q")]) == [Reply("fine")]
     first, second = server.times["q"]
     assert second - first >= 1.0  # without the header it would be half a second
 
@@ -58,7 +63,7 @@ def test_a_rate_limit_is_waited_for() -> None:
 @pytest.mark.usefixtures("quick_retries")
 def test_one_unlucky_request_does_not_lose_the_others() -> None:
     with stub_endpoint(lambda text, before: Act(status=500) if text == "q3" else Act("fine")) as server:
-        answers = endpoint(server, max_retries=1).ask(texts(8))
+        answers = ask(endpoint(server, max_retries=1), texts(8))
     assert [isinstance(answer, Reply) for answer in answers] == [number != 3 for number in range(8)]
     assert isinstance(answers[3], Failure)
     assert "500" in answers[3].reason
@@ -67,14 +72,14 @@ def test_one_unlucky_request_does_not_lose_the_others() -> None:
 
 def test_a_request_that_takes_too_long_fails_alone() -> None:
     with stub_endpoint(lambda text, before: Act("fine", delay=6.0 if text == "q1" else 0.0)) as server:
-        answers = endpoint(server, timeout=2, max_retries=0).ask(texts(3))
+        answers = ask(endpoint(server, timeout=2, max_retries=0), texts(3))
     assert answers[0] == answers[2] == Reply("fine")
     assert answers[1] == Failure("no answer within 2 seconds, 1 times")
 
 
 def test_what_the_server_refuses_is_not_asked_again() -> None:
     with stub_endpoint(lambda text, before: Act("too long", status=400) if text == "q1" else Act("fine")) as server:
-        answers = endpoint(server).ask(texts(3))
+        answers = ask(endpoint(server), texts(3))
     assert isinstance(answers[1], Failure)
     assert answers[1].is_final
     assert "too long" in answers[1].reason
@@ -84,7 +89,7 @@ def test_what_the_server_refuses_is_not_asked_again() -> None:
 def test_a_server_that_refuses_everything_is_told() -> None:
     refusal = pytest.raises(PallavaError, match="refuses every request.*reads no images")
     with stub_endpoint(lambda text, before: Act("this model reads no images", status=400)) as server, refusal:
-        endpoint(server, concurrency=2).ask(texts(100))
+        ask(endpoint(server, concurrency=2), texts(100))
     assert sum(server.prompts.values()) < 10
 
 
@@ -110,7 +115,7 @@ def test_the_first_requests_may_be_those_that_are_refused(count: int) -> None:
 @pytest.mark.parametrize("body", ["<html>hello</html>", "{}", '{"choices": []}', "[1]", '"x"'])
 def test_a_body_that_is_no_completion_is_a_failure(body: str) -> None:
     with stub_endpoint(lambda text, before: Act(body=body)) as server:
-        (answer,) = endpoint(server).ask([Request("q")])
+        (answer,) = ask(endpoint(server), [Request("q")])
     assert isinstance(answer, Failure)
     assert not answer.is_final
 
@@ -118,7 +123,7 @@ def test_a_body_that_is_no_completion_is_a_failure(body: str) -> None:
 def test_a_reply_without_text_is_an_empty_reply() -> None:
     body = '{"id": "1", "object": "x", "created": 0, "model": "m", "choices": [{"message": {"content": null}}]}'
     with stub_endpoint(lambda text, before: Act(body=body)) as server:
-        assert endpoint(server).ask([Request("q")]) == [Reply("")]
+        assert ask(endpoint(server), [Request("q")]) == [Reply("")]
 
 
 @pytest.mark.usefixtures("quick_retries")
@@ -127,7 +132,7 @@ def test_no_server_at_all() -> None:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     with pytest.raises(PallavaError, match=r"cannot reach http://127.0.0.1.*is the server running"):
-        Endpoint(url, "judge", max_retries=1).ask(texts(50))
+        ask(Endpoint(url, "judge", max_retries=1), texts(50))
 
 
 @pytest.mark.usefixtures("quick_retries")
@@ -153,20 +158,20 @@ def test_answers_under_way_are_given_out_before_the_end() -> None:
 
 def test_failures_among_answers_do_not_end_the_run() -> None:
     with stub_endpoint(lambda text, before: Act(status=503) if int(text[1:]) % 2 else Act("fine")) as server:
-        answers = endpoint(server, concurrency=1, max_retries=0).ask(texts(40))
+        answers = ask(endpoint(server, concurrency=1, max_retries=0), texts(40))
     assert sum(isinstance(answer, Failure) for answer in answers) == 20
 
 
 def test_an_unknown_model_is_told_with_those_that_there_are() -> None:
-    no_model = pytest.raises(PallavaError, match="has no model 'judge'.*it has glm-4v-9b, qwen2")
+    no_model = pytest.raises(PallavaError, match="'judge'.*glm-4v-9b, qwen2")
     with stub_endpoint(lambda text, before: Act("x"), models=("glm-4v-9b", "qwen2")) as server, no_model:
-        endpoint(server).ask(texts(3))
+        ask(endpoint(server), texts(3))
 
 
 def test_a_wrong_key_is_told() -> None:
     wrong_key = pytest.raises(PallavaError, match="does not accept the key.*PALLAVA_API_KEY")
     with stub_endpoint(lambda text, before: Act("bad key", status=401)) as server, wrong_key:
-        endpoint(server).ask(texts(3))
+        ask(endpoint(server), texts(3))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +188,7 @@ def test_the_key_comes_from_the_environment(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with stub_endpoint(lambda text, before: Act("x")) as server:
-        endpoint(server).ask([Request("q")])
+        ask(endpoint(server), [Request("q")])
     assert server.keys == {f"Bearer {key}"}
 
 
@@ -191,7 +196,7 @@ def test_the_key_comes_from_the_environment(
 def test_images_are_scaled_to_the_side(size: tuple[int, int], sent: tuple[int, int], tmp_path: Path) -> None:
     Image.new("RGB", size, "pink").save(tmp_path / "i.png")
     with stub_endpoint(lambda text, before: Act("x")) as server:
-        assert endpoint(server, image_side=90).ask([Request("what?", tmp_path / "i.png")]) == [Reply("x")]
+        assert ask(endpoint(server, image_side=90), [Request("what?", tmp_path / "i.png")]) == [Reply("x")]
     image, text = server.requests[0]["messages"][0]["content"]
     assert text["text"] == "what?"
     head, data = image["image_url"]["url"].split(",")
@@ -203,7 +208,7 @@ def test_an_image_that_cannot_be_opened_fails_alone(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "i.png")
     names = ["no.png", "nor.png", "neither.png", "i.png"]
     with stub_endpoint(lambda text, before: Act("x")) as server:
-        answers = endpoint(server, concurrency=1).ask([Request("?", tmp_path / name) for name in names])
+        answers = ask(endpoint(server, concurrency=1), [Request("?", tmp_path / name) for name in names])
     assert [isinstance(answer, Failure) and answer.is_final for answer in answers] == [True] * 3 + [False]
 
 
@@ -218,7 +223,7 @@ def test_closing_early_ends_the_threads() -> None:
 
 
 def test_settings_that_cannot_be_meant() -> None:
-    with pytest.raises(PallavaError, match="no URL"):
+    with pytest.raises(PallavaError, match="localhost:8000"):
         Endpoint("localhost:8000", "judge")
-    with pytest.raises(PallavaError, match="must be positive"):
+    with pytest.raises(PallavaError, match="concurrency=0"):
         Endpoint("http://localhost", "judge", concurrency=0)
