@@ -187,7 +187,7 @@ def _end_with_stdin() -> None:
 
 
 def _end_with_pool() -> None:
-    """A killed parent ends no pool, and its workers would wait for ever."""
+    """End this worker when its parent is gone: a killed one ends no pool."""
     if parent := parent_process():
         connection.wait([parent.sentinel])
         os._exit(1)

@@ -1,4 +1,4 @@
-"""The four places where open_clip's trainer is not enough for us; the only code of ours inside its loop.
+"""Our code inside the loop of open_clip's trainer, in the four places where it does not suffice.
 
 Each replaces one name that `open_clip_train` looks up at run time, and calls what stood there.
 """
@@ -31,7 +31,7 @@ class PairDataset(CsvDataset):
     """
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Gives the pixels (3, P, P) and the token ids (T,) of a pair."""
+        """Return the pixels (3, P, P) and the token ids (T,) of a pair."""
         pixels = self.transforms(open_image(str(self.images[index])))
         return pixels, self.tokenize([str(self.captions[index])])[0]
 
@@ -44,18 +44,18 @@ class DataParallelOnCPU(DistributedDataParallel):
 
 
 def read_picture(key: str, data: bytes) -> Any:
-    """A decoder for shards, by the ending of a member: our reader in place of WebDataset's, for the same reason."""
+    """Decode a member of a shard by our reader, in place of WebDataset's; None for what is not a picture."""
     return open_image(data) if key.lower() in _PICTURES else None
 
 
 def install(*, augmentation: PathologyAugmentation | None, on_cpu: bool, on_model: Callable[[Any], None]) -> None:
-    """Puts the hooks in place, once a process.
+    """Put the hooks in place, once a process.
 
     Args:
-        augmentation: Inserted where pixels are a tensor, cropped and resized, and not yet normalized; so that it costs
-            the least and works with timm's augmentation too.
+        augmentation: Inserted where pixels are a tensor, cropped and resized, and not yet normalized, where it costs
+            least and works with timm's augmentation too.
         on_cpu: Whether the model will be on a CPU.
-        on_model: Gets the model that the trainer built.
+        on_model: Receives the model that the trainer built.
     """
     reading.CsvDataset = PairDataset
     decode = webdataset.decode
@@ -66,7 +66,7 @@ def install(*, augmentation: PathologyAugmentation | None, on_cpu: bool, on_mode
 
     @functools.wraps(create)
     def create_and_extend(*arguments: Any, **options: Any) -> Any:
-        _hush()
+        _quieten_loggers()
         model, train, val = create(*arguments, **options)
         on_model(model)
         if augmentation is not None:
@@ -78,8 +78,8 @@ def install(*, augmentation: PathologyAugmentation | None, on_cpu: bool, on_mode
     training.create_model_and_transforms = create_and_extend
 
 
-def _hush() -> None:
-    """The trainer sets every logger that exists to INFO, those inside PyTorch too: hundreds of lines."""
+def _quieten_loggers() -> None:
+    """Undo that the trainer sets every existing logger to INFO, those inside PyTorch too: hundreds of lines."""
     for name in logging.root.manager.loggerDict:
         if name.startswith(("torch", "transformers")):
             logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,19 +1,20 @@
-"""From pairs of image and caption to what open_clip's trainer reads: a table, or WebDataset shards."""
+"""Pairs of image and caption as open_clip's trainer reads them, a table or WebDataset shards, and their batches."""
 
+import argparse
 import csv
 import io
 import json
+import math
 import tarfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from pallava.data.training_file import TrainingFileSummary, write_training_file
 from pallava.errors import PallavaError
 from pallava.images import open_image
+from pallava.io.files import temporary_beside, whole_file, write_json
 from pallava.io.hashing import hash_file
 from pallava.io.processes import default_num_workers
 
@@ -25,15 +26,15 @@ _COPIED_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}  # those that open_clip ta
 
 
 def write_pairs(source: Path, image_folder: Path, folder: Path, num_shards: int = 0) -> int:
-    """Writes ``pairs.tsv``, and shards if asked for; does nothing where they stand already.
+    """Write ``pairs.tsv``, and shards on request, unless they exist already.
 
     Every picture is decoded once, so that none is found broken in the middle of a training.
 
     Args:
         source: A JSON list or JSONL of ``{"image", "caption"}``.
-        image_folder: What the image names are relative to.
-        folder: Where to write.
-        num_shards: Shards to deal the pairs to in turn; 0 for the table alone.
+        image_folder: The folder that image names are relative to.
+        folder: Output folder.
+        num_shards: Number of shards to deal the pairs to in turn; 0 for the table alone.
 
     Returns:
         Number of pairs.
@@ -41,10 +42,7 @@ def write_pairs(source: Path, image_folder: Path, folder: Path, num_shards: int 
     Raises:
         PallavaError: The source is not JSON, a folder is missing, or no pair is left.
     """
-    made_from = {
-        "pairs": hash_of(source),
-        "image_folder": str(image_folder.resolve()),
-    }
+    made_from = {"pairs": hash_pairs(source), "image_folder": str(image_folder.resolve())}
     note = folder / _NOTE
     content = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
     if any(content.get(key) != value for key, value in made_from.items()):
@@ -53,25 +51,21 @@ def write_pairs(source: Path, image_folder: Path, folder: Path, num_shards: int 
         left_out = {reason: count for reason, count in summary.left_out.items() if count}
         content = {**made_from, "shards": None, "num_pairs": summary.num_written, "left_out": left_out}
     if content["shards"] != num_shards:
-        _write_note(folder, {**content, "shards": 0})  # whatever shards there are, they do not count from here on
+        write_json(note, {**content, "shards": 0})  # from here on no existing shards count
         if num_shards:
             _write_shards(folder, num_shards)
-            _write_note(folder, {**content, "shards": num_shards})
+            write_json(note, {**content, "shards": num_shards})
     return int(content["num_pairs"])
 
 
-def _write_note(folder: Path, content: dict[str, Any]) -> None:
-    _replace(folder / _NOTE, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def left_out(folder: Path) -> dict[str, int]:
-    """How many pairs were left out for which reason, when the table was written."""
+def read_left_out(folder: Path) -> dict[str, int]:
+    """Return how many pairs were left out when the table was written, by reason."""
     counts: dict[str, int] = json.loads((folder / _NOTE).read_text(encoding="utf-8"))["left_out"]
     return counts
 
 
-def hash_of(source: Path) -> str:
-    """SHA-256 of the pairs, to tell whether they are the same.
+def hash_pairs(source: Path) -> str:
+    """Return the SHA-256 of a file of pairs.
 
     Raises:
         PallavaError: The file cannot be read.
@@ -83,28 +77,23 @@ def hash_of(source: Path) -> str:
 
 
 def _write_table(source: Path, image_folder: Path, folder: Path) -> TrainingFileSummary:
-    """The rows of a training file are the pairs that can be used, checked and counted: they become the table's."""
-    rows = folder / f".{TABLE}.{uuid.uuid4().hex[:8]}.rows"
-    unfinished = rows.with_suffix(".unfinished")
-    root = image_folder.resolve()
+    """Make the table of the rows of a training file, which are checked and counted."""
+    rows, root = temporary_beside(folder / TABLE), image_folder.resolve()
+    workers = default_num_workers()
     try:
-        workers = default_num_workers()
         summary = write_training_file(source, rows, image_folder=image_folder, decode_images=True, num_workers=workers)
-        with rows.open(encoding="utf-8") as lines, unfinished.open("w", encoding="utf-8", newline="") as file:
+        with rows.open(encoding="utf-8") as lines, whole_file(folder / TABLE, newline="") as file:
             writer = csv.writer(file, delimiter="\t")
             writer.writerow(COLUMNS)
-            for line in lines:
-                row = json.loads(line)
-                writer.writerow([root / row["image"], _plain(row["conversations"][1]["value"])])
-        unfinished.replace(folder / TABLE)
+            for row in map(json.loads, lines):
+                writer.writerow([root / row["image"], _one_line(row["conversations"][1]["value"])])
     finally:
         rows.unlink(missing_ok=True)
-        unfinished.unlink(missing_ok=True)
     return summary
 
 
-def _plain(caption: str) -> str:
-    """One line, as the tokenizer reads it; a single word never looks to pandas like a missing value."""
+def _one_line(caption: str) -> str:
+    """Join the words as the tokenizer does; a single word must not look to pandas like a missing value."""
     words = caption.replace("\0", " ").split()
     return " ".join(words) if len(words) > 1 else f" {''.join(words)}"
 
@@ -119,17 +108,15 @@ def _write_shards(folder: Path, num_shards: int) -> None:
         for number in range(num_shards):
             mine = range(number, len(rows), num_shards)  # in turn: neighbours are often alike
             path = shards / f"{number:05d}.tar"
-            unfinished = path.with_suffix(f".{uuid.uuid4().hex[:8]}.unfinished")
-            with tarfile.open(unfinished, "w") as tar:
+            with whole_file(path, "wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
                 for index in mine:
                     for name, content in _members(index, *rows[index]):
                         member = tarfile.TarInfo(name)
                         member.size = len(content)
                         tar.addfile(member, io.BytesIO(content))
                     bar.update()
-            unfinished.replace(path)
             sizes[path.name] = len(mine)
-    _replace(shards / "sizes.json", json.dumps(sizes).encode())  # where open_clip looks for the counts
+    write_json(shards / "sizes.json", sizes)  # where open_clip looks for the counts
 
 
 def _members(index: int, filepath: str, caption: str) -> Iterator[tuple[str, bytes]]:
@@ -144,7 +131,46 @@ def _members(index: int, filepath: str, caption: str) -> Iterator[tuple[str, byt
     yield f"{index:08d}.txt", caption.encode()
 
 
-def _replace(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
+def count_steps(num_pairs: int, parsed: argparse.Namespace, processes: int, shards: int) -> int:
+    """Return the number of optimizer steps of the whole training, as the trainer will count them.
+
+    Args:
+        num_pairs: Number of pairs.
+        parsed: The trainer's options.
+        processes: Number of processes on all nodes.
+        shards: Number of shards; 0 for a table.
+
+    Raises:
+        PallavaError: There are fewer pairs than a batch, for any reader of shards too, or fewer shards than readers.
+    """
+    batch, readers = parsed.batch_size, max(1, parsed.workers)
+    if shards:
+        if not parsed.dataset_resampled:
+            _check_readers(num_pairs, batch, readers * processes, shards)
+        batches = math.ceil(math.ceil(num_pairs / (batch * processes)) / readers) * readers
+    else:
+        batches = math.ceil(num_pairs / processes) // batch
+    if not batches // parsed.accum_freq:
+        raise PallavaError(
+            f"{num_pairs} pairs are fewer than a batch: {processes} processes take {batch} each, "
+            f"{parsed.accum_freq} times a step; lower --batch-size"
+        )
+    return int(batches // parsed.accum_freq * parsed.epochs)
+
+
+def _check_readers(num_pairs: int, batch: int, readers: int, shards: int) -> None:
+    """Check that each reader finds a whole batch in its own shards; without one it would search for ever."""
+    if shards < readers:
+        raise PallavaError(
+            f"{shards} shards are too few for {readers} readers, a process's own --workers or one; write at least "
+            f"{readers} by --shards, or lower --workers"
+        )
+    size, num_larger = divmod(num_pairs, shards)
+    fewest = shards // readers  # shards of a reader; in some epoch those that are smaller by one
+    least = fewest * size + max(0, fewest - (shards - num_larger))
+    if least < batch:
+        raise PallavaError(
+            f"{num_pairs} pairs in {shards} shards are too few for {readers} readers: a reader may find only {least} "
+            f"pairs in its shards, fewer than a batch of {batch}; lower --workers or --batch-size, or write another "
+            f"number of --shards, best a multiple of {readers}"
+        )

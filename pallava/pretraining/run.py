@@ -5,26 +5,27 @@ import contextlib
 import io
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pallava.errors import PallavaError
+from pallava.io.files import write_json
+from pallava.io.launch import Launch
 from pallava.io.locks import hold_lock
 from pallava.io.processes import run_child
-from pallava.pretraining.pairs import SHARDS, TABLE, hash_of, left_out, write_pairs
-from pallava.pretraining.steps import count_steps
+from pallava.model.clip import read_description
+from pallava.pretraining.model import ENCODER, LATEST, RUN, describe
+from pallava.pretraining.pairs import SHARDS, TABLE, count_steps, hash_pairs, read_left_out, write_pairs
 
 DEFAULT_MODEL, DEFAULT_WEIGHTS = "ViT-B-16-quickgelu", "openai"
 """The published shape, ViT-B/16 at 224, from CLIP's weights."""
-RUN = "run"
 _SETTINGS = "pretraining.json"
-_LATEST = Path(RUN, "checkpoints", "epoch_latest.pt")
 _PREPARED = ("pairs", SHARDS, ".")
 _TAIL_LINES = 15
 _OURS = ("train_data", "dataset_type", "csv_separator", "csv_img_key", "csv_caption_key", "logs", "name", "resume")
-_FIRST = ("model", "pretrained")  # given before the `--`
+_FIRST = {"model": "--model-name", "pretrained": "--pretrained"}  # given before the `--`
 
 
 class TrainerFailed(Exception):
@@ -41,17 +42,17 @@ class TrainerFailed(Exception):
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What to train on what.
+    """Settings of a pretraining.
 
     Attributes:
-        pairs: A JSON list or JSONL of ``{"image", "caption"}``.
-        image_folder: What the image names are relative to.
+        pairs: JSON list or JSONL of ``{"image", "caption"}``.
+        image_folder: Folder that image names are relative to.
         out: Folder of the training, and of the encoder at the end.
         model: open_clip's name of a CLIP ViT, or a JSON file that describes one.
         pretrained: Weights to start from, a tag or a file; empty for random ones.
         shards: Number of WebDataset shards to write and to train from; 0 trains from a table of files.
-        augment: Turns, flips and changes the stains of each picture at random.
-        options: Passed on to open_clip_train.
+        augment: Whether each picture is turned, flipped and stained at random.
+        options: Options passed on to open_clip_train.
     """
 
     pairs: Path
@@ -64,118 +65,73 @@ class Pretraining:
     options: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Launch:
-    """How the processes are started.
-
-    Attributes:
-        command: What starts a Python module: an interpreter, or torchrun.
-        environment: Of the processes.
-        processes: How many there are, on all nodes.
-        node: Number of this one.
-    """
-
-    command: tuple[str, ...]
-    environment: Mapping[str, str]
-    processes: int = 1
-    node: int = 0
-
-
 def pretrain(settings: Pretraining, launch: Launch, on_line: Callable[[str], object]) -> Path:
-    """Trains, or goes on from the last epoch that an interrupted training with the same settings has finished.
+    """Train, or resume a training with the same settings after its last finished epoch.
 
     Args:
-        settings: What to train.
+        settings: The settings.
         launch: How to start the trainer.
-        on_line: Gets what happens, line by line.
+        on_line: Receives the output line by line.
 
     Returns:
         The encoder's folder.
 
     Raises:
-        PallavaError: A mistake in the settings or in the data, or another run trains in the folder now.
+        PallavaError: The settings or the data have a mistake, or another run trains in the folder now.
         TrainerFailed: The trainer failed otherwise.
     """
+    out = settings.out
     parsed = _parse(settings)
-    encoder = settings.out / "encoder"
     content = _content(settings, launch)
-    _check_folder(settings.out, content)
-    if (encoder / "config.json").is_file():
-        on_line(f"{encoder} is there already\n")
-        return encoder
-    _check_model(settings, parsed)
-    with _taken(settings.out, launch.node):
-        _train(settings, launch, parsed, content, on_line)
-    return encoder
-
-
-def _train(
-    settings: Pretraining,
-    launch: Launch,
-    parsed: argparse.Namespace,
-    content: Mapping[str, Any],
-    on_line: Callable[[str], object],
-) -> None:
-    num_pairs = write_pairs(settings.pairs, settings.image_folder, settings.out, settings.shards)
-    steps = count_steps(num_pairs, parsed, launch.processes, settings.shards)
-    (settings.out / _SETTINGS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    for reason, count in left_out(settings.out).items():
-        on_line(f"{count} pairs are left out: {reason}\n")
-    on_line(f"{num_pairs} pairs, {steps} steps in {parsed.epochs} epochs of {parsed.batch_size * launch.processes}\n")
-    _run([*launch.command, *_words(settings, parsed, steps)], launch.environment, on_line)
-
-
-@contextlib.contextmanager
-def _taken(out: Path, node: int) -> Iterator[None]:
-    """Keeps other runs off the folder; each node of a training takes it for itself."""
+    _check_folder(out, content)
+    if (out / ENCODER / "config.json").is_file():
+        on_line(f"{out / ENCODER} exists already\n")
+        return out / ENCODER
+    describe(settings.model, settings.pretrained, parsed)  # finds mistakes before all pictures are read
     out.mkdir(parents=True, exist_ok=True)
-    with hold_lock(
-        out / f".node_{node}.lock", f"another run trains in '{out}'; wait for it to end, or name another folder"
-    ):
-        yield
+    lock = out / f".node_{launch.node}.lock"  # each node of a training has its own
+    with hold_lock(lock, f"another run trains in '{out}'; wait for its end, or choose another folder"):
+        num_pairs = write_pairs(settings.pairs, settings.image_folder, out, settings.shards)
+        steps = count_steps(num_pairs, parsed, launch.processes, settings.shards)
+        write_json(out / _SETTINGS, content)
+        for reason, count in read_left_out(out).items():
+            on_line(f"{count} pairs are left out: {reason}\n")
+        batch = parsed.batch_size * launch.processes
+        on_line(f"{num_pairs} pairs, {steps} steps in {parsed.epochs} epochs of {batch}\n")
+        _run([*launch.command, *_words(settings, parsed, steps)], launch.environment, on_line)
+    return out / ENCODER
 
 
 def _parse(settings: Pretraining) -> argparse.Namespace:
-    """Reads the trainer's options as the trainer will, and refuses those that are ours to set."""
+    """Read the trainer's options as the trainer will, and refuse those that are ours to set."""
     from open_clip_train.params import parse_args
 
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
             parsed, bare = parse_args(list(settings.options)), parse_args([])
     except SystemExit:
-        reason = said.getvalue().strip().splitlines()[-1].split("error: ")[-1]
-        raise PallavaError(f"open_clip_train does not understand what follows `--`: {reason}") from None
+        reason = output.getvalue().strip().splitlines()[-1].split("error: ")[-1]
+        raise PallavaError(f"open_clip_train does not understand the options after `--`: {reason}") from None
     for name in (*_OURS, *_FIRST):
         if getattr(parsed, name) != getattr(bare, name):
             flag = "--" + name.replace("_", "-")
-            place = "give it before the `--`" if name in _FIRST else "pallava sets it; leave it out"
-            raise PallavaError(f"{flag} cannot follow the `--`: {place}")
+            place = f"give {_FIRST[name]} before the `--`" if name in _FIRST else "pallava sets it; leave it out"
+            raise PallavaError(f"{flag} cannot follow the `--`; {place}")
     if parsed.image_resize_mode == "longest":
         raise PallavaError(
-            "an encoder's preprocessing cannot say --image-resize-mode longest; give shortest, which crops, or squash"
+            "--image-resize-mode must be shortest, which crops, or squash, got longest; an encoder's preprocessing "
+            "cannot express it"
         )
     return parsed
 
 
-def _check_model(settings: Pretraining, parsed: argparse.Namespace) -> None:
-    """Tells of a mistake now that the trainer would find when all pictures are read."""
-    from pallava.pretraining.description import describe
-
-    describe(settings.model, settings.pretrained, parsed)
-
-
 def _content(settings: Pretraining, launch: Launch) -> dict[str, Any]:
-    """What a training that goes on must have in common with its beginning."""
-    model: Any = settings.model
-    if settings.model.endswith(".json"):
-        from pallava.model.clip import read_description
-
-        model = read_description(settings.model)
+    """Collect what a resumed training must have in common with its beginning."""
     return {
-        "pairs": hash_of(settings.pairs),
+        "pairs": hash_pairs(settings.pairs),
         "image_folder": str(settings.image_folder.resolve()),
-        "model": model,
+        "model": read_description(settings.model) if settings.model.endswith(".json") else settings.model,
         "pretrained": settings.pretrained,
         "shards": settings.shards,
         "augment": settings.augment,
@@ -187,18 +143,20 @@ def _content(settings: Pretraining, launch: Launch) -> dict[str, Any]:
 def _check_folder(out: Path, content: dict[str, Any]) -> None:
     note = out / _SETTINGS
     if out.is_dir() and not note.is_file() and any(not path.name.startswith(_PREPARED) for path in out.iterdir()):
-        raise PallavaError(f"{out} holds something else than a training; give another folder")
-    if not (out / _LATEST).is_file():
+        raise PallavaError(f"'{out}' is not empty and not a training; choose another folder")
+    if not (out / LATEST).is_file():
         return
     before = json.loads(note.read_text(encoding="utf-8"))
     other = [key for key in content if before.get(key) != content[key]]
     if other:
         changes = ", ".join(f"{key} was {before.get(key)!r} and is {content[key]!r}" for key in other)
-        raise PallavaError(f"{out} holds a training with other settings ({changes}); give another folder, or remove it")
+        raise PallavaError(
+            f"'{out}' holds a training with other settings ({changes}); choose another folder, or remove it"
+        )
 
 
 def _words(settings: Pretraining, parsed: argparse.Namespace, steps: int) -> list[str]:
-    """What the trainer's module is told: ours first, so that the user's options have the last word."""
+    """Return the arguments of the interpreter: ours first, so that the user's options have the last word."""
     out = settings.out.resolve()
     ours = ["-m", "pallava.pretraining.trainer", str(out)]
     name = settings.model
@@ -210,7 +168,7 @@ def _words(settings: Pretraining, parsed: argparse.Namespace, steps: int) -> lis
     ours += ["--", "--model", name, "--logs", str(out), "--name", RUN, "--resume", "latest"]
     if settings.pretrained:
         ours += ["--pretrained", settings.pretrained]
-    # The last epoch's checkpoint alone, under its name only when complete: a run that is killed can go on.
+    # The last epoch's checkpoint alone, under its name only when complete: a run that is killed can resume.
     ours += ["--save-most-recent", "--save-frequency", "0"]
     # CLIP's own for a ViT, which open_clip guesses from the model's name; ten thousand steps of warm-up are too many
     # for most sets of pairs.

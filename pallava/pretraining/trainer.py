@@ -1,6 +1,6 @@
 """One process of the training: open_clip's own trainer with our hooks, and the export after it.
 
-Started by `pallava.pretraining.run`, by torchrun where there are several.
+Started by `pallava.pretraining.run`, through torchrun for several processes.
 """
 
 import argparse
@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pallava.errors import PallavaError
+from pallava.errors import PallavaError, without_worker
 from pallava.io.processes import end_with_parent
-from pallava.pretraining.description import describe
-from pallava.pretraining.export import export
+from pallava.pretraining.model import describe, export
+from pallava.transforms import PathologyAugmentation
 
-USER_ERROR = 2
+_USER_ERROR = 2
 
 
 def main(words: Sequence[str]) -> int:
-    """Trains and exports.
+    """Train and export.
 
     Args:
         words: ``OUT [--description FILE] [--augment] --`` and the trainer's arguments.
@@ -36,28 +36,34 @@ def main(words: Sequence[str]) -> int:
     try:
         return train(options.out, words[split + 1 :], options.description, augment=options.augment)
     except PallavaError as error:
-        message = str(error).strip()
-        if "Original Traceback" in message:  # a data loader puts its worker's whole traceback before the message
-            message = message.splitlines()[-1].split("Error: ", 1)[-1]
-        sys.stderr.write(f"error: {message}\n")
-        return USER_ERROR
+        sys.stderr.write(f"error: {without_worker(str(error))}\n")
+        return _USER_ERROR
 
 
 def train(out: Path, arguments: Sequence[str], description: Path | None, *, augment: bool) -> int:
-    """Runs open_clip's trainer in this process; its first one exports.
+    """Run open_clip's trainer in this process; the first process exports.
+
+    Args:
+        out: Folder of the training.
+        arguments: Arguments of open_clip_train.
+        description: JSON file that describes the model, if it is not one of open_clip's.
+        augment: Whether each picture is turned, flipped and stained at random.
+
+    Returns:
+        The exit code.
 
     Raises:
-        PallavaError: The model is no CLIP ViT, the weights to start from are unknown, or a picture cannot be read.
+        PallavaError: The model is not a CLIP ViT, the weights to start from are unknown, or a picture cannot be read.
     """
     import open_clip
     import torch
+    from open_clip_train import main as trainer
     from open_clip_train.params import parse_args
 
     from pallava.pretraining import hooks
-    from pallava.transforms import PathologyAugmentation
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    # Of an option given twice the last counts: these are defaults.
+    # The last of an option given twice counts: these are defaults.
     words = ["--device", device, "--precision", "amp" if device == "cuda" else "fp32", *arguments]
     parsed = parse_args(words)
     described = describe(str(description or parsed.model), parsed.pretrained, parsed)
@@ -71,8 +77,6 @@ def train(out: Path, arguments: Sequence[str], description: Path | None, *, augm
         on_cpu=parsed.device == "cpu",
         on_model=lambda model: built.append(open_clip.get_model_preprocess_cfg(model)),
     )
-    from open_clip_train import main as trainer
-
     code = trainer.main(words) or 0
     is_first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     if code == 0 and is_first:

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from pallava.errors import PallavaError
+from pallava.errors import PallavaError, without_worker
 
 # What the runner and xtuner's trainer read of a config; other names at its top only help to write it.
 _READ = {*inspect.signature(Runner.__init__).parameters} - {"self", "cfg"}
@@ -47,12 +47,6 @@ def user_message(error: BaseException, trace: TracebackType | None = None) -> st
     if isinstance(error, ValueError) and "end should be larger than begin" in str(error):  # of mmengine's schedulers
         return "the warm-up must be at least one step; give more rows or epochs, or set a larger warmup_ratio"
     return None
-
-
-def without_worker(message: str) -> str:
-    """Return the message alone: a data loader puts its worker's whole traceback before it."""
-    message = message.strip()
-    return message.splitlines()[-1].split("Error: ", 1)[-1] if "Original Traceback" in message else message
 
 
 def _innermost(trace: TracebackType | None) -> str | None:

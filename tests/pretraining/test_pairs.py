@@ -14,7 +14,7 @@ from PIL import Image
 from pallava.errors import PallavaError
 from pallava.pretraining import pairs as module
 from pallava.pretraining.hooks import read_picture
-from pallava.pretraining.pairs import left_out, write_pairs
+from pallava.pretraining.pairs import read_left_out, write_pairs
 from tests.tiny.pictures import write_odd_pictures
 from tests.tiny.pretraining import save_pairs
 
@@ -72,7 +72,7 @@ def test_what_cannot_be_used_is_counted(tmp_path: Path) -> None:
     rows += [{"image": "none.png", "caption": "gone"}, {"image": "0.png", "caption": " "}]
     (tmp_path / "pairs.json").write_text(json.dumps(rows))
     assert write_pairs(tmp_path / "pairs.json", tmp_path / "images", tmp_path / "out") == 2
-    assert left_out(tmp_path / "out") == {"missing": 1, "unreadable": 1, "empty_caption": 1}
+    assert read_left_out(tmp_path / "out") == {"missing": 1, "unreadable": 1, "empty_caption": 1}
 
 
 def test_pairs_are_written_again_only_if_something_changed(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from open_clip_train.params import parse_args
 
 from pallava.cli import main
 from pallava.errors import PallavaError
-from pallava.pretraining.run import Launch, Pretraining, TrainerFailed, count_steps, pretrain
+from pallava.io.launch import Launch
+from pallava.pretraining.pairs import count_steps
+from pallava.pretraining.run import Pretraining, TrainerFailed, pretrain
 from tests.tiny.pretraining import save_pairs
 
 TRAINS = """
@@ -110,7 +112,7 @@ def test_a_finished_training_is_left_alone_and_another_is_refused(tmp_path: Path
     words_of(settings(tmp_path))
     lines: list[str] = []
     assert pretrain(settings(tmp_path), launch("raise SystemExit(1)"), lines.append) == tmp_path / "out" / "encoder"
-    assert "is there already" in lines[0]
+    assert str(tmp_path / "out" / "encoder") in lines[0]
     with pytest.raises(PallavaError, match="augment was False and is True"):
         pretrain(settings(tmp_path, augment=True), launch(), lines.append)
     with pytest.raises(PallavaError, match="processes was 1 and is 2"):
@@ -164,7 +166,7 @@ def test_the_nodes_of_a_training_share_its_folder(tmp_path: Path) -> None:
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
-    with pytest.raises(PallavaError, match="something else than a training"):
+    with pytest.raises(PallavaError, match="out' is not empty"):
         pretrain(settings(tmp_path), launch(), lambda line: None)
 
 
@@ -172,10 +174,10 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     ("options", "reason"),
     [
         (["--learning-rate", "1"], "unrecognized arguments: --learning-rate"),
-        (["--name", "mine"], "--name cannot follow the `--`: pallava sets it"),
+        (["--name", "mine"], "--name cannot follow the `--`"),
         (["--resum", "none.pt"], "--resume cannot follow"),  # argparse takes beginnings of names
-        (["--model", "ViT-L-14"], "--model cannot follow the `--`: give it before"),
-        (["--image-resize-mode", "longest"], "give shortest, which crops, or squash"),
+        (["--model", "ViT-L-14"], "--model cannot follow .*--model-name before"),
+        (["--image-resize-mode", "longest"], "shortest.* or squash"),
         (["--force-image-size", "32", "48"], r"square, but image_size is \[32, 48\]"),
         (["--batch-size", "9"], "8 pairs are fewer than a batch"),
         (["--accum-freq", "3"], "8 pairs are fewer than a batch"),
@@ -188,7 +190,7 @@ def test_mistakes_in_the_options(tmp_path: Path, options: list[str], reason: str
 
 def test_mistakes_in_the_model_are_told_before_a_picture_is_read(tmp_path: Path) -> None:
     save_pairs(tmp_path)
-    with pytest.raises(PallavaError, match="there are no weights 'none.pt' to start tiny from"):
+    with pytest.raises(PallavaError, match="'none.pt' of tiny"):
         pretrain(settings(tmp_path, pretrained="none.pt"), launch(), lambda line: None)
     with pytest.raises(PallavaError, match="CLIP ViT"):
         pretrain(settings(tmp_path, model="RN50"), launch(), lambda line: None)

@@ -111,7 +111,7 @@ def test_killed_and_resumed_it_takes_as_many_steps_and_learns_as_much(tmp_path: 
     assert done.returncode == 0, done.stderr[-3000:]
     assert "=> resuming checkpoint" in done.stderr
     assert steps_taken(tmp_path / "out") == 320
-    assert run(words, processes).stderr.endswith("is there already\n")
+    assert run(words, processes).stderr.endswith("exists already\n")
 
     whole = run(command(tmp_path, "whole", *options), processes)
     assert whole.returncode == 0, whole.stderr[-3000:]

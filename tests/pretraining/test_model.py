@@ -1,16 +1,21 @@
-"""What is to be trained follows from model, weights and options, and the trainer is told the same."""
+"""The model follows from its name, weights and options; its preprocessing is that of the training."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import open_clip_train.main as training
 import pytest
 from open_clip import pretrained
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip_train.params import parse_args
+from PIL import Image
 
+from pallava.evaluation.encoders.load import load_encoder
 from pallava.pretraining import hooks
-from pallava.pretraining.description import describe
+from pallava.pretraining.model import describe, image_processor
 from pallava.pretraining.trainer import train
+from tests.tiny.clips import write_open_clip
 from tests.tiny.pretraining import MODEL
 
 
@@ -45,3 +50,14 @@ def test_options_change_it(model: Path) -> None:
     assert described["init_logit_bias"] == -10
     described = describe(str(model), "", parse_args(["--force-image-size", "48", "48"]))
     assert described["vision_cfg"]["image_size"] == [48, 48]
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
+def test_the_preprocessing_beside_the_weights_is_that_of_the_training(tmp_path: Path, resize_mode: str) -> None:
+    folder = write_open_clip(tmp_path / "plip")
+    values = {"size": 16, "mean": (0.7, 0.6, 0.5), "std": (0.2, 0.3, 0.4), "resize_mode": resize_mode}
+    image_processor({**values, "interpolation": "bicubic"}).save_pretrained(folder / "encoder")
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 48, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    expected = image_transform_v2(PreprocessCfg(**values), is_train=False)(image)
+    np.testing.assert_array_equal(load_encoder(str(folder)).preprocess(image), expected)
