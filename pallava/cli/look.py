@@ -19,12 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("model", help="folder that `pallava convert` wrote, or a whole CLIP")
     parser.add_argument("--image", required=True, help="image file")
-    parser.add_argument(
-        "--text", action="append", default=[], help="text to find on the image; needs a CLIP (repeatable)"
-    )
-    parser.add_argument(
-        "--clip", help="whole CLIP, such as a folder of `pallava pretrain` (default: the encoder's own)"
-    )
+    parser.add_argument("--text", action="append", default=[], help="text to find; needs a CLIP (repeatable)")
+    parser.add_argument("--clip", help="whole CLIP, such as `pallava pretrain` writes (default: the encoder's own)")
     parser.add_argument("--model-name", default="", help="open_clip's name of the model of an open_clip checkpoint")
     parser.add_argument("--out", type=Path, default=Path("look.png"), help="picture to write (default: %(default)s)")
 

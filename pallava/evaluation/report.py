@@ -138,7 +138,7 @@ def _page(report: Mapping[str, Any]) -> str:
 
 
 def _confusion_plot(result: Mapping[str, Any]) -> str:
-    """The confusion matrix of one data set; answers without a class, if any, have a column."""
+    """Draw the confusion matrix of one data set; answers without a class, if any, have a column."""
     labels, counts = result["confusion"]["labels"], result["confusion"]["counts"]
     if result["num_without_class"]:
         return confusion_plot(labels, [*labels, _NO_CLASS], counts)
@@ -151,7 +151,7 @@ def _left_out(result: Mapping[str, Any]) -> str:
 
 
 def _overview(report: Mapping[str, Any]) -> Table:
-    """A row for each data set; for a model that answers, with the number of answers without a class."""
+    """Make a row for each data set; for a model that answers, with the number of answers without a class."""
     data, is_answers = report["data"], report["kind"] == "pallava"
     names = list(dict.fromkeys(metric for result in data.values() for metric in result["metrics"]))
     rows = [

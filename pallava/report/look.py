@@ -138,7 +138,7 @@ def _draw_tiles(axes: Axes, panel: Panel, width: int, height: int) -> None:
 
 
 def _under_heat(image: NDArray[np.uint8], heat: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The picture in pale grey, coloured by heat (R, C) between 0 and 1: (H, W, 3) between 0 and 1."""
+    """Return the picture in pale grey, coloured by heat (R, C) between 0 and 1: (H, W, 3) between 0 and 1."""
     ys, xs = (np.arange(side) * count // side for side, count in zip(image.shape[:2], heat.shape, strict=True))
     colours = colormaps[_HEAT](heat[ys][:, xs])[..., :3]
     return colours * (_PALE + (1 - _PALE) * image.mean(-1, keepdims=True) / 255)

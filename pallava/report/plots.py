@@ -136,7 +136,7 @@ def _edges(series: Mapping[str, Mapping[float, int]], num_bins: int) -> np.ndarr
 
 
 def _round_step(least: float) -> int:
-    """The next of 1, 2, 5, 10, 20, ..., so that a round threshold falls between two bars."""
+    """Return the next of 1, 2, 5, 10, 20, ..., so that a round threshold falls between two bars."""
     return next(10**power * one for power in range(19) for one in (1, 2, 5) if 10**power * one >= least)
 
 

@@ -196,7 +196,7 @@ def test_a_clip_alone_writes_a_picture(folder: Path) -> None:
         ("merged", ["--clip", "CLIP/open_clip.pt", "--text", "x"], "needs --model-name"),
         ("clip", [], "needs --text"),
         ("nowhere", [], "nowhere' does not exist"),
-        ("nowhere", ["--text", "x"], "No encoder at"),
+        ("nowhere", ["--text", "x"], "no encoder at"),
         ("merged", ["--out", "look.doc"], "must end in .png"),
         ("merged", ["--image", "nowhere.png"], "there is no such file"),
     ],

@@ -75,7 +75,7 @@ def look(
 
 
 def _choose_clip(model: str | Path, clip: str | Path | None, is_model: bool, *, has_texts: bool) -> str | None:
-    """The given CLIP, the model itself, or the whole CLIP that the model's encoder is part of."""
+    """Return the given CLIP, the model itself, or the whole CLIP that the model's encoder is part of."""
     if clip or not is_model:
         return str(clip or model)
     if not has_texts:
@@ -117,7 +117,7 @@ def _attention_panels(folder: str | Path, image: Image.Image) -> list[Panel]:
 def _similarity_panels(
     clip: str, model_name: str, image: Image.Image, texts: Sequence[str]
 ) -> tuple[tuple[Panel, Panel], list[Panel]]:
-    """Overview and canvas of the CLIP, and the canvas under the similarity to each text."""
+    """Return overview and canvas of the CLIP, and the canvas under the similarity to each text."""
     tower = load_projected_vision(clip, model_name)
     spec = projected_tile_spec(clip, tower)
     with torch.no_grad():
@@ -126,10 +126,8 @@ def _similarity_panels(
     similarity = embed_patches(tower, pixels[1:]) @ directions.T  # (N, T, texts)
     note = "likeness of each patch to the text"
     if len(texts) > 1:  # what a patch has in common with every text says nothing about this one
-        similarity, note = (
-            similarity - similarity.mean(-1, keepdim=True),
-            "likeness of each patch, beyond that to all texts",
-        )
+        similarity = similarity - similarity.mean(-1, keepdim=True)
+        note = "likeness of each patch, beyond that to all texts"
     overview, canvas = _seen_panels(image, spec, pixels, similarity.shape[1])
     return (overview, canvas), [
         replace(
@@ -145,7 +143,7 @@ def _similarity_panels(
 
 
 def _seen_panels(image: Image.Image, spec: TileSpec, pixels: Tensor, num_tokens: int) -> tuple[Panel, Panel]:
-    """The input of the encoder: the image's overview, and its canvas of tiles."""
+    """Return the input of the encoder: the image's overview, and its canvas of tiles."""
     width, height = choose_canvas(image.size, spec.size)
     columns, rows = width // spec.size, height // spec.size
     pictures = denormalize(pixels, spec)

@@ -138,7 +138,7 @@ def _estimates(predictions: Predictions, num_resamples: int, seed: int) -> dict[
 
 
 def _majority(predictions: Predictions) -> Predictions:
-    """The largest class for every image; where classes have scores, the same for all images."""
+    """Return the largest class for every image; where classes have scores, the same for all images."""
     largest = statistics.confusion(predictions).sum(1).argmax()
     scores = None if predictions.scores is None else np.zeros_like(predictions.scores)
     return replace(predictions, predicted=np.full_like(predictions.true, largest), scores=scores)
