@@ -1,11 +1,12 @@
 """What the whole model does with images and text, beyond the recorded numbers."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import Gemma2Config, Gemma2ForCausalLM, GenerationConfig
+from transformers import CohereForCausalLM, Gemma2ForCausalLM, GenerationConfig, GraniteForCausalLM
 
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration
@@ -172,11 +173,24 @@ def test_the_loss_alone_equals_that_beside_logits(model: PALLaVAForConditionalGe
     torch.testing.assert_close(model.compute_loss(**batch), model(**batch).loss)
 
 
-def test_the_loss_of_a_language_model_that_changes_its_scores(tmp_path: Path) -> None:
-    """Gemma 2 caps its logits: what is learnt must be what is answered by."""
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 64, "head_dim": 8}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
-    llm = Gemma2ForCausalLM(Gemma2Config(final_logit_softcapping=0.1, attn_implementation="eager", **sizes, **heads))
+_TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 64}
+_HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("llm_class", "change"),
+    [
+        (Gemma2ForCausalLM, {"final_logit_softcapping": 0.1, "attn_implementation": "eager", "head_dim": 8}),
+        (CohereForCausalLM, {"logit_scale": 7.0}),
+        (GraniteForCausalLM, {"logits_scaling": 0.2}),
+    ],
+)
+def test_the_loss_of_a_language_model_that_changes_its_scores(
+    tmp_path: Path, llm_class: Any, change: dict[str, Any]
+) -> None:
+    """Gemma 2 caps its logits, Cohere and Granite scale them: what is learnt must be what is answered by."""
+    torch.manual_seed(0)
+    llm = llm_class(llm_class.config_class(**_TINY, **_HEADS, **change))
     parts = golden.model(tmp_path)
     model = PALLaVAForConditionalGeneration.from_parts(llm, parts.visual_encoder, parts.connector).eval()
     batch = golden.batch(golden.samples())

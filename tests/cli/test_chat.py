@@ -1,0 +1,46 @@
+"""The command that asks a model folder."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pallava.cli import main
+from tests.tiny import folders
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return folders.save_parts(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def folder(parts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = folders.build(parts, folders.open_llm(parts, has_lora=True))
+    model.config.base_llm = "./gone"
+    Image.new("RGB", (60, 40), "pink").save(tmp_path_factory.getbasetemp() / "image.png")
+    return folders.save(parts, model, tmp_path_factory.mktemp("model"))
+
+
+def words_of(folder: Path, tmp: Path, *more: str) -> list[str]:
+    return ["chat", str(folder), "--image", str(tmp / "image.png"), "--max-new-tokens", "3", *more]
+
+
+def test_a_conversation_beside_a_base_that_moved(
+    folder: Path, parts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = words_of(folder, tmp_path_factory.getbasetemp(), "--question", "what ?", "--question", "yes ?")
+    assert main([*words, "--base-llm", str(parts["llm"])]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert main(words) == 2
+    assert "./gone" in capsys.readouterr().err
+
+
+def test_a_wrong_device_is_one_sentence(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = words_of(folder, tmp_path_factory.getbasetemp(), "--question", "what ?", "--device", "cud")
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "'cud'" in error
+    assert error.count("\n") == 1
