@@ -23,22 +23,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the counts; return 1 if a row has a fault."""
-    from pallava.data.check import TokenRoom, check_training_file
+    from pallava.data.check import check_training_file
     from pallava.io.processes import default_num_workers
 
-    room = None
-    if options.tokenizer:
-        room = TokenRoom(options.tokenizer, options.prompt_template, options.context_length, options.num_visual_tokens)
     report = check_training_file(
         options.file,
         options.image_folder,
         decode_images=options.decode,
-        room=room,
+        tokenizer=options.tokenizer,
+        prompt_template=options.prompt_template,
+        context_length=options.context_length,
+        num_visual_tokens=options.num_visual_tokens,
         num_workers=default_num_workers() if options.workers is None else options.workers,
     )
     print(f"{report.num_faulty} of {report.num_rows} rows of {options.file} are at fault")
     for reason, count in report.faults.items():
-        is_skipped = reason == "over_room" and room is None
+        is_skipped = reason == "over_room" and not options.tokenizer
         print(f"  {reason:<18}{'not checked: give --tokenizer' if is_skipped else f'{count:>8}'}")
         for example in report.examples[reason]:
             print(f"    {example}")

@@ -48,18 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Compare, write the report and the list beside it, and print a table."""
     from pallava.data.leak import write_leak_report
-    from pallava.data.material import read_columns
+    from pallava.data.material import read_columns, read_source
     from pallava.io.processes import default_num_workers
 
+    columns = read_columns(options.columns)
     report = write_leak_report(
-        options.train,
-        options.test,
+        read_source(options.train, split=options.train_split, columns=columns, default_split="train"),
+        read_source(options.test, split=options.test_split, columns=columns, default_split="test"),
         options.out,
         train_images=options.train_images,
         test_images=options.test_images,
-        train_split=options.train_split,
-        test_split=options.test_split,
-        columns=read_columns(options.columns),
         distance=options.distance,
         with_turns=options.turned,
         num_workers=default_num_workers() if options.workers is None else options.workers,

@@ -39,21 +39,7 @@ _EXAMPLES = 3
 _IMAGES_REMEMBERED = 1 << 14  # several questions are asked about one image
 
 
-@dataclass(frozen=True)
-class TokenRoom:
-    """The tokenizer and the context that a row's text must fit into, beside the visual tokens of its images.
-
-    Attributes:
-        tokenizer: Name or folder of the language model's tokenizer.
-        prompt_template: Name of the chat template.
-        context_length: Largest number of tokens in a sample, including visual ones.
-        num_visual_tokens: Largest number of visual tokens that the model makes of one image.
-    """
-
-    tokenizer: str
-    prompt_template: str = "llama3_chat"
-    context_length: int = 2048
-    num_visual_tokens: int = 196
+_Room = tuple[str, str, int, int]  # arguments of `_open_room`
 
 
 @dataclass
@@ -91,7 +77,10 @@ def check_training_file(
     image_folder: str | Path,
     *,
     decode_images: bool = False,
-    room: TokenRoom | None = None,
+    tokenizer: str | Path | None = None,
+    prompt_template: str = "llama3_chat",
+    context_length: int = 2048,
+    num_visual_tokens: int = 196,
     num_workers: int = 1,
 ) -> CheckReport:
     """Check every row of a training file and the images it names.
@@ -100,7 +89,10 @@ def check_training_file(
         path: A JSONL file or JSON list of ``{"id", "image", "conversations"}``.
         image_folder: The folder that image names are relative to.
         decode_images: Whether to decode each image as training does, which finds damage behind its header.
-        room: The room that each row's tokens must fit into, if they are to be counted.
+        tokenizer: Name or folder of the language model's tokenizer; each row's tokens are counted if it is given.
+        prompt_template: Name of the chat template.
+        context_length: Largest number of tokens in a sample, including visual ones.
+        num_visual_tokens: Largest number of visual tokens that the model makes of one image.
         num_workers: Number of processes; the report does not depend on it.
 
     Returns:
@@ -114,8 +106,9 @@ def check_training_file(
         raise PallavaError(f"the training file '{path}' does not exist")
     if not image_folder.is_dir():
         raise PallavaError(f"the image folder '{image_folder}' is not a folder")
+    room = (str(tokenizer), prompt_template, context_length, num_visual_tokens) if tokenizer else None
     if room is not None:
-        _open_room(room)
+        _open_room(*room)
     report, first_positions = CheckReport(), dict[bytes, str]()
     check = partial(_check_batch, image_folder=image_folder, decode_images=decode_images, room=room)
     with tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc="check", mininterval=1, disable=None) as bar:
@@ -146,7 +139,7 @@ def _id_faults(row_id: str | None, position: str, first_positions: dict[bytes, s
 
 
 def _check_batch(
-    rows: list[Entry | str], image_folder: Path, decode_images: bool, room: TokenRoom | None
+    rows: list[Entry | str], image_folder: Path, decode_images: bool, room: _Room | None
 ) -> list[tuple[str, str | None, list[Fault]]]:
     """Return position, id and faults of each row."""
     results: list[tuple[str, str | None, list[Fault]]] = []
@@ -160,7 +153,7 @@ def _check_batch(
     return results
 
 
-def _row_faults(value: Any, image_folder: Path, decode_images: bool, room: TokenRoom | None) -> list[Fault]:
+def _row_faults(value: Any, image_folder: Path, decode_images: bool, room: _Room | None) -> list[Fault]:
     try:
         row = read_row(value)
     except UnusableRow as error:
@@ -168,7 +161,7 @@ def _row_faults(value: Any, image_folder: Path, decode_images: bool, room: Token
     faults = [fault for name in row.images if (fault := _image_fault(image_folder, name, decode_images))]
     faults += find_faults(row)
     if room is not None:
-        tokenizer, settings = _open_room(room)
+        tokenizer, settings = _open_room(*room)
         _, num_tokens = encode_turns(row, tokenizer, settings.prompt_template)
         left = settings.text_room(len(row.images))
         if num_tokens > left:
@@ -195,15 +188,12 @@ def _image_fault(folder: Path, name: str, decode_images: bool) -> Fault | None:
 
 
 @lru_cache(1)
-def _open_room(room: TokenRoom) -> tuple[Any, EncodingSettings]:
+def _open_room(name: str, prompt_template: str, *lengths: int) -> tuple[Any, EncodingSettings]:
     """Open the tokenizer once in each process."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(room.tokenizer, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise PallavaError(f"'{room.tokenizer}' is not a tokenizer that can be opened: {reason}") from None
-    return tokenizer, EncodingSettings.make(
-        tokenizer, room.prompt_template, room.context_length, room.num_visual_tokens
-    )
+        raise PallavaError(f"cannot open the tokenizer '{name}': {' '.join(str(error).split())}") from None
+    return tokenizer, EncodingSettings.make(tokenizer, prompt_template, *lengths)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pallava.data.image_hashes import NEAR_DISTANCE, TURNS, HammingIndex, ImageHashes, has_structure, hash_images
-from pallava.data.material import Conversation, Records, open_records, read_source
+from pallava.data.material import Conversation, Records, SourceSpec, open_records
 from pallava.data.sources.base import Question
 from pallava.errors import PallavaError
 from pallava.io.files import write_json, write_text
@@ -79,13 +79,9 @@ class Leak:
 
 @dataclass
 class LeakReport:
-    """What two sets share.
+    """What the training material and an evaluation set share.
 
     Attributes:
-        num_train_rows: Number of rows of the training material.
-        num_train_images: Number of its images.
-        num_test_rows: Number of rows of the evaluation set.
-        num_test_images: Number of its images.
         problems: Number of images that could not be compared, by side and reason: "test: missing".
         distances: Number of shared test images, by distance.
         leaks: The test rows that share an image or a question.
@@ -113,21 +109,19 @@ class LeakReport:
         """Return the report as JSON values."""
         return {
             "num_shared": {what: len(self.shared(what)) for what in ("images", "questions", "both", "either")},
-            **asdict(self),
+            **asdict(self),  # which cannot copy a Counter
+            "problems": dict(self.problems),
             "distances": dict(sorted(self.distances.items())),
         }
 
 
 def write_leak_report(
-    train: str,
-    test: str,
+    train: str | SourceSpec,
+    test: str | SourceSpec,
     out: str | Path,
     *,
     train_images: str | Path | None = None,
     test_images: str | Path | None = None,
-    train_split: str | None = None,
-    test_split: str | None = None,
-    columns: Mapping[str, str] | None = None,
     distance: int = NEAR_DISTANCE,
     with_turns: bool = False,
     num_workers: int = 1,
@@ -135,14 +129,11 @@ def write_leak_report(
     """Compare two sets, and write the report, the ids to exclude (``.exclude.txt``) and the hashes of images beside it.
 
     Args:
-        train: The training material, as `open_rows` takes it.
+        train: The training material: a training file, the kept.jsonl of cleaning, or NAME=ROOT of a data set.
         test: The evaluation set, likewise.
         out: JSON file of the report; a repeated run finds the hashes in ``.hashes.sqlite`` beside it.
         train_images: Image folder, where `train` is a training file or a table.
         test_images: Image folder, where `test` is a training file or a table.
-        train_split: Split of `train`, where it is a public set; "train" by default where that has questions.
-        test_split: Split of `test`, likewise; "test" by default.
-        columns: Columns of a table, where one of them is csv=FILE.
         distance: Largest number of bits, 0 to 10, in which the hashes of equal images may differ.
         with_turns: Whether mirrored and turned test images are found, too.
         num_workers: Number of processes that decode images.
@@ -153,17 +144,19 @@ def write_leak_report(
     out = Path(out)
     if out.is_dir():
         raise PallavaError(f"the report '{out}' is a folder; give the name of a file")
-    sides = (
-        open_rows(train, image_folder=train_images, split=train_split, usual_split="train", columns=columns),
-        open_rows(test, image_folder=test_images, split=test_split, usual_split="test", columns=columns),
-    )
+    train_rows = audit_rows(open_records(train, image_folder=train_images))
+    test_rows = audit_rows(open_records(test, image_folder=test_images))
     with Store(out.with_suffix(".hashes.sqlite")) as store:
-        report = audit(*sides, store, distance=distance, with_turns=with_turns, num_workers=num_workers)
+        report = audit(train_rows, test_rows, store, distance=distance, with_turns=with_turns, num_workers=num_workers)
     ids = "".join(f"{row_id}\n" for row_id in report.shared("either"))
     write_text(out.with_suffix(".exclude.txt"), ids, errors="replace")
-    settings = {"train": train, "test": test, "distance": distance, "turned": with_turns}
+    settings = {"train": _text(train), "test": _text(test), "distance": distance, "turned": with_turns}
     write_json(out, {"settings": settings, **report.to_dict()}, indent=1, ensure_ascii=False)
     return report
+
+
+def _text(spec: str | SourceSpec) -> str:
+    return spec if isinstance(spec, str) else "=".join(filter(None, (spec.name, spec.root)))
 
 
 def audit(
@@ -202,30 +195,6 @@ def audit(
     return report
 
 
-def open_rows(
-    text: str,
-    *,
-    image_folder: str | Path | None = None,
-    split: str | None = None,
-    usual_split: str | None = None,
-    columns: Mapping[str, str] | None = None,
-) -> Iterator[AuditRow]:
-    """Open a training file, the kept.jsonl of cleaning, or NAME=ROOT of a data set.
-
-    Args:
-        text: The path, or NAME=ROOT.
-        image_folder: Image folder of a training file or table; of kept records instead of that in their summary.
-        split: Split of a data set.
-        usual_split: Split of a set that always has it, if none is given.
-        columns: Columns of a table.
-
-    Raises:
-        PallavaError: It is none of these, or a training file comes without its image folder.
-    """
-    spec = read_source(text, split=split, columns=columns, default_split=usual_split)
-    return _rows(open_records(spec, image_folder=image_folder))
-
-
 def normalize_question(text: str) -> str:
     """Return a question without image markers, options, case, punctuation and extra spaces."""
     text = _OPTIONS.sub("", unicodedata.normalize("NFKC", text.replace(IMAGE_TOKEN, "")))
@@ -235,7 +204,7 @@ def normalize_question(text: str) -> str:
 _PROMPTS = frozenset(map(normalize_question, CAPTION_PROMPTS))
 
 
-def _rows(records: Records) -> Iterator[AuditRow]:
+def audit_rows(records: Records) -> Iterator[AuditRow]:
     """Yield the rows; a caption has no question, and ids of several sources in one file name theirs."""
     has_several = len(records.names) > 1
     for record, path in records:

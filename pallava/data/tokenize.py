@@ -12,14 +12,13 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pallava.data.training_row import EncodingSettings, UnusableRow, encode_row
 from pallava.errors import PallavaError
-from pallava.io.files import temporary_beside, whole_folder, write_json
+from pallava.io.files import whole_folder, write_json
 from pallava.io.hashing import hash_file, hash_json
 from pallava.io.records import RecordFile
 
@@ -126,7 +125,9 @@ def write_prepared(
         OSError: The folder cannot be written, or exists already.
     """
     names = ", ".join(map(str, files))
-    with whole_folder(folder) as done, _scratch_folder(folder) as scratch:
+    with whole_folder(folder) as done:
+        scratch = done / "scratch"
+        scratch.mkdir()
         rows = _tokenize(_write_raw(files, scratch / "raw.arrow"), scratch, tokenizer, settings, num_workers)
         reasons = rows["reason"][:]
         kept = [index for index, reason in enumerate(reasons) if not reason]
@@ -143,6 +144,7 @@ def write_prepared(
         prepared.rows.save_to_disk(done)
         metadata = {"format": _FORMAT, "settings": dataclasses.asdict(settings), "counts": counts}
         write_json(done / METADATA_NAME, metadata, indent=1)
+        shutil.rmtree(scratch)
 
 
 def load_prepared(folder: Path, settings: EncodingSettings) -> Prepared:
@@ -242,14 +244,3 @@ def _default_cache() -> Path:
     from datasets.config import HF_DATASETS_CACHE
 
     return Path(HF_DATASETS_CACHE) / "pallava"
-
-
-@contextmanager
-def _scratch_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder on the same disk that is removed at the end."""
-    scratch = temporary_beside(folder)
-    scratch.mkdir()
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

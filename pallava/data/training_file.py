@@ -1,7 +1,8 @@
 """Training files: captions below a drawn prompt, or questions of several sources merged by weight.
 
 The row of a caption depends on its record, its number and the seed alone, so that any number of workers writes the
-same bytes, and memory stays small for millions of them. Questions are shuffled, and therefore held in memory.
+same bytes, and memory stays small for millions of them. Questions are shuffled, and therefore held in memory. Both
+kinds are in one file, since they share the form of a row, the writer and the summary.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ def write_training_file(
         root = str(Path(image_folder).resolve()).rstrip(os.sep) + os.sep
         prefix = f"{source.stem}-" if id_prefix is None else id_prefix
         make_rows = _CaptionRows(root, tuple(prompts), seed, max_pixels, prefix, decode_images)
-        summary = TrainingFileSummary(root, examples={reason: [] for reason in REASONS})
+        summary = TrainingFileSummary(root.rstrip(os.sep), examples={reason: [] for reason in REASONS})
         results = _caption_results(source, make_rows, num_workers, summary)
     else:
         _check_outputs(output, list_path)

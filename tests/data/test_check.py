@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pallava.data.check import TokenRoom, check_training_file
+from pallava.data.check import check_training_file
 from pallava.errors import PallavaError
 from tests.tiny import training as tiny
 
@@ -112,14 +112,14 @@ def test_a_row_with_several_faults_counts_once(folder: Path) -> None:
 def test_text_over_the_room(folder: Path) -> None:
     tokenizer = str(tiny.save_parts(folder.parent / "parts")["llm"])
     rows = [row("1"), row("2", ["a.png"] * 2, talk("<image><image>\nWhat?", "gland " * 40))]
-    room = TokenRoom(tokenizer, "qwen_chat", context_length=30, num_visual_tokens=10)
-    report = check_training_file(write(folder, rows), folder, room=room)
+    room = {"tokenizer": tokenizer, "prompt_template": "qwen_chat", "num_visual_tokens": 10}
+    report = check_training_file(write(folder, rows), folder, context_length=30, **room)
     assert report.faults["over_room"] == 1
     told = re.search(r"line 2: (\d+) tokens of text, and there is room for 10", report.examples["over_room"][0])
     assert told
     fits = int(told[1]) + 2 * 10
     for length, expected in ((fits, {}), (fits - 1, {"over_room": 1})):
-        assert found(folder, rows, room=TokenRoom(tokenizer, "qwen_chat", length, 10)) == expected
+        assert found(folder, rows, context_length=length, **room) == expected
 
 
 def test_a_list_that_breaks_off_and_an_empty_file(folder: Path) -> None:
@@ -145,8 +145,8 @@ def test_what_cannot_be_checked(folder: Path) -> None:
     for arguments, options, message in [
         ((folder / "no.jsonl", folder), {}, r"no\.jsonl"),
         ((path, folder / "no"), {}, "is not a folder"),
-        ((path, folder), {"room": TokenRoom("no/such/folder")}, "no/such/folder"),
-        ((path, folder), {"num_workers": 0}, "expected 1 or more"),
+        ((path, folder), {"tokenizer": "no/such/folder"}, "no/such/folder"),
+        ((path, folder), {"num_workers": 0}, "at least 1, got 0"),
     ]:
         with pytest.raises(PallavaError, match=message):
             check_training_file(*arguments, **options)

@@ -10,7 +10,8 @@ from PIL import Image
 
 from pallava.data import image_hashes
 from pallava.data.image_hashes import TURNS, ImageHashes, hash_images, perceptual_hash, turned_hashes
-from pallava.data.leak import AuditRow, ImageMatch, LeakReport, _Known, audit, open_rows, write_leak_report
+from pallava.data.leak import AuditRow, ImageMatch, LeakReport, _Known, audit, audit_rows, write_leak_report
+from pallava.data.material import open_records
 from pallava.data.sources.base import Pair, Question, to_json
 from pallava.errors import PallavaError
 from pallava.io.store import Store
@@ -47,7 +48,7 @@ class Sets:
         for side, rows in self.rows.items():
             path = self.root / f"{side}.jsonl"
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            files[side] = open_rows(str(path), image_folder=self.root / side)
+            files[side] = audit_rows(open_records(str(path), image_folder=self.root / side))
         with Store(self.root / cache) as store:
             return audit(files["train"], files["test"], store, **options)
 
@@ -207,14 +208,15 @@ def test_kept_records_and_training_files_are_told_apart(tmp_path: Path) -> None:
     )
     (tmp_path / "summary.json").write_text(json.dumps({"image_folder": "/data", "sources": {"a": {}, "b": {}}}))
     kept = str(tmp_path / "kept.jsonl")
-    assert list(open_rows(kept)) == [
+    assert list(audit_rows(open_records(kept))) == [
         AuditRow("a:1", ("/data/sub/x.jpg",), ()),
         AuditRow("b:2", ("/data/sub/y.jpg",), ("is it",)),
     ]
-    assert next(iter(open_rows(kept, image_folder=tmp_path))).images == (f"{tmp_path}/sub/x.jpg",)
+    assert next(audit_rows(open_records(kept, image_folder=tmp_path))).images == (f"{tmp_path}/sub/x.jpg",)
     train = tmp_path / "train.jsonl"
     train.write_text(json.dumps(asked("x.jpg", "Is it?", "7")) + "\n{broken\n[1]\n" + json.dumps({"image": None}))
-    assert list(open_rows(str(train), image_folder=tmp_path)) == [AuditRow("7", (f"{tmp_path}/x.jpg",), ("is it",))]
+    rows = audit_rows(open_records(str(train), image_folder=tmp_path))
+    assert list(rows) == [AuditRow("7", (f"{tmp_path}/x.jpg",), ("is it",))]
 
 
 @pytest.mark.parametrize(("sources", "ids"), [(["a"], ["7"]), (["a", "b"], ["a:7", "b:7"])])
@@ -223,7 +225,7 @@ def test_one_id_in_two_sources_is_told_apart(tmp_path: Path, sources: list[str],
     rows = [{**to_json(Question(name, "7", "x.jpg", "Is it?", "yes")), "path": "x.jpg"} for name in sources]
     (tmp_path / "kept.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "summary.json").write_text(json.dumps({"image_folder": "/data", "sources": dict.fromkeys(sources)}))
-    assert [row.id for row in open_rows(str(tmp_path / "kept.jsonl"))] == ids
+    assert [row.id for row in audit_rows(open_records(str(tmp_path / "kept.jsonl")))] == ids
 
 
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
@@ -236,12 +238,14 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
         ("vqa-rad=x", "'vqa-rad'"),
     ]:
         with pytest.raises(PallavaError, match=message):
-            open_rows(text)
+            write_leak_report(text, text, tmp_path / "leak.json")
+    assert not (tmp_path / "leak.json").exists()
 
 
 def test_the_report_names_what_to_exclude(sets: Sets) -> None:
     sets.add("test", picture(3), "What is 5?")
     sets.add("test", picture(99), "How many?")
+    sets.add("test", None, "Who?")
     sets.audit()  # writes the files
     out = sets.root / "audit" / "leak.json"
     sides = [str(sets.root / f"{side}.jsonl") for side in ("train", "test")]
@@ -250,6 +254,7 @@ def test_the_report_names_what_to_exclude(sets: Sets) -> None:
     written = json.loads(out.read_text())
     assert written["settings"] == {"train": sides[0], "test": sides[1], "distance": 4, "turned": False}
     assert written["num_shared"] == {"images": 1, "questions": 1, "both": 1, "either": 1}
+    assert (written["problems"], written["distances"]) == ({"test: missing": 1}, {"0": 1})
     assert written["leaks"] == json.loads(json.dumps(report.to_dict()["leaks"]))
     assert out.with_suffix(".exclude.txt").read_text() == "test0\n"
     assert {path.name for path in out.parent.iterdir()} == {"leak.json", "leak.exclude.txt", "leak.hashes.sqlite"}

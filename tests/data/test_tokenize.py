@@ -6,7 +6,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from pallava.cli import main
-from pallava.data.check import TokenRoom, check_training_file
+from pallava.data.check import check_training_file
 from pallava.data.tokenize import METADATA_NAME, load_prepared, prepare
 from pallava.data.training_row import EncodingSettings, UnusableRow, encode_row, tokenizer_hash
 from pallava.errors import PallavaError
@@ -116,8 +116,9 @@ def talk(*texts):
 def test_what_training_drops_the_check_reports(one, smollm2_folder, smollm2_tokenizer, settings, tmp_path):
     """With the same reason; and what has no fault is trained on as a whole."""
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    room = TokenRoom(str(smollm2_folder), "qwen_chat", context_length=64, num_visual_tokens=16)
-    report = check_training_file(write(tmp_path / "train.jsonl", [one]), tmp_path, room=room)
+    room = {"prompt_template": "qwen_chat", "context_length": 64, "num_visual_tokens": 16}
+    file = write(tmp_path / "train.jsonl", [one])
+    report = check_training_file(file, tmp_path, tokenizer=str(smollm2_folder), **room)
     reason, is_cut = "", False
     try:
         is_cut = encode_row(one, smollm2_tokenizer, settings)[2]

@@ -61,6 +61,13 @@ def test_instruct_check_leak_one_after_the_other(root: Path) -> None:
     assert report["leaks"][0]["match"]["distance"] == 0
     assert (root / "leak.exclude.txt").read_text().splitlines() == [report["leaks"][0]["id"]]
     assert (root / "leak.hashes.sqlite").is_file()
+    folders = ("--train-images", "pv", "--test-images", "pv")
+    result = run(root, "leak", "train.jsonl", "train.jsonl", *folders, "--workers", "1", "--out", "same.json")
+    assert json.loads((root / "same.json").read_text())["num_shared"]["both"] == 6
+    splits = ("--train-split", "test", "--test-split", "train")
+    result = run(root, "leak", "path-vqa=pv", "path-vqa=pv", *splits, "--workers", "1")
+    assert "training: 1 rows, 1 images" in result.stdout
+    assert "test:     3 rows, 3 images" in result.stdout
 
 
 def test_a_table_of_questions_is_trained_on_and_compared(root: Path) -> None:
