@@ -222,7 +222,7 @@ class _KeptRecords(Records):
         self._records = RecordFile(path)
 
     def __iter__(self) -> Iterator[tuple[Record, Path]]:
-        for entry in self._records:
+        for entry in self._records if self._records.num_bytes else ():  # nothing was kept
             try:
                 path = self.folders[0] / entry.value["path"]
                 record = record_from_json(entry.value)

@@ -180,7 +180,12 @@ def read_labelled(
 
 
 def read_captioned(
-    path: Path, name: str = "", *, image_folder: Path | None = None, split: str | None = None
+    path: Path,
+    name: str = "",
+    *,
+    image_folder: Path | None = None,
+    split: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> CaptionedImages:
     """Read records of an image and its caption, text or list of captions, or one of the public sets.
 
@@ -189,12 +194,13 @@ def read_captioned(
         name: Name of the public set; empty for a file.
         image_folder: Folder of the images; by default that of the file.
         split: Split of a public set that has several.
+        columns: Columns of a table ("csv").
 
     Raises:
         PallavaError: It cannot be read, or holds no pair.
     """
     if name:
-        pairs, left_out = _read_source(path, name, "captions", split)
+        pairs, left_out = _read_source(path, name, "captions", split, columns, image_folder)
     else:
         pairs, left_out = _read_pairs(path, image_folder or path.parent)
     if not pairs:
@@ -215,10 +221,17 @@ def _read_folders(root: Path) -> tuple[list[Example], dict[str, int]]:
     return pairs, {"not named like an image": num_others} if num_others else {}
 
 
-def _read_source(root: Path, name: str, kind: str, split: str | None) -> tuple[list[Example], dict[str, int]]:
+def _read_source(
+    root: Path,
+    name: str,
+    kind: str,
+    split: str | None,
+    columns: Mapping[str, str] | None = None,
+    image_folder: Path | None = None,
+) -> tuple[list[Example], dict[str, int]]:
     from pallava.data.sources import open_source
 
-    source: Any = open_source(name, root, split=split, image_policy="each")
+    source: Any = open_source(name, root, split=split, image_policy="each", columns=columns, image_folder=image_folder)
     if source.kind != kind:
         raise PallavaError(f"{name} is a set of {source.kind}, but {kind} are needed here")
     pairs = [
