@@ -12,8 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pallava.data.sources.base import RowDropped
-from pallava.data.sources.files import json_rows
+from pallava.data.sources.files import RowDropped, json_rows
 from pallava.data.training_row import EncodingSettings, Fault, UnusableRow, encode_turns, find_faults, read_row
 from pallava.errors import PallavaError
 from pallava.images import MAX_PIXELS, ImageError, image_size, open_image

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pallava.data.sources import SOURCES, Source, open_source
-from pallava.data.sources.base import KINDS, Record, RowDropped, record_from_json
-from pallava.data.sources.files import json_rows
+from pallava.data.sources.base import KINDS, Record, record_from_json
+from pallava.data.sources.files import RowDropped, json_rows
 from pallava.data.training_row import TrainingRow, UnusableRow, read_row
 from pallava.errors import PallavaError
 from pallava.io.records import Entry, RecordFile

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pallava.data.sources.base import printable
+from pallava.data.sources.files import printable
 from pallava.errors import PallavaError
 from pallava.io.hashing import hash_json
 from pallava.prompts import (

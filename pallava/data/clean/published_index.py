@@ -13,8 +13,7 @@ from typing import Any
 
 from pallava.data.clean.filters import CAPTIONS, Candidate, Decision, Findings
 from pallava.data.sources import SOURCES
-from pallava.data.sources.base import RowDropped
-from pallava.data.sources.files import json_rows
+from pallava.data.sources.files import RowDropped, json_rows
 from pallava.errors import PallavaError
 
 _KEYS = ("image", "image_path", "img", "image_id", "image_name", "file_name", "filename", "name", "path", "file", "id")

@@ -1,22 +1,23 @@
-"""Records of data sets, and what every reader shares: the registry, counts of dropped rows, the folders of images."""
+"""Records of data sets, and what every reader shares: the registry, counts of dropped rows, the folders of images.
+
+It is one file of more than 300 lines because a new reader needs all of it, and nothing else to read.
+"""
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from pallava.data.sources.files import SHOWN, RowDropped, inner_path, read_rows
 from pallava.errors import PallavaError
 from pallava.io.records import Entry
 
 IMAGE_POLICIES = ("first", "each", "single-only")
 """Treatment of a row with several images: take its first, make a record of each, or drop the row."""
-
-SHOWN = 8
-"""Number of names that an error lists."""
 
 _EXAMPLES = 3
 _EXAMPLE_LENGTH = 500
@@ -128,14 +129,6 @@ class Tally:
             examples.append(example[:_EXAMPLE_LENGTH])
 
 
-class RowDropped(Exception):
-    """A row without a record; the reason is a word to count by, the message a sentence."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
 @dataclass(frozen=True)
 class SourceFile:
     """A file (or folder) of a source.
@@ -154,8 +147,8 @@ class SourceFile:
 class Source:
     """A data set on disk; iterating streams its records in file order and counts the dropped rows.
 
-    A reader defines three methods: `find_files`, `read_rows` and `convert`. No image is opened: the names in the first
-    rows of each file decide which of the known layouts the folder has.
+    A reader defines `find_files` and `convert`, and `read_rows` for files of another kind than the usual. No image is
+    opened: the names in the first rows of each file decide which of the known layouts the folder has.
 
     Attributes:
         name: Name of the source, as ``--source NAME=ROOT`` has it.
@@ -163,6 +156,7 @@ class Source:
         layout: The files that the root must hold, for the error of a folder without them.
         classes: Classes of a set of classes, in the order of their numbers.
         splits: Splits that the set always has. Commands that need one take "train" or "test" where it is among them.
+        needs: Columns that a .csv or .tsv file must have, in small letters.
         takes_columns: Whether the names of its columns come from the user.
         root: Folder that the images' paths are relative to.
         split: The split to read; None for all of them.
@@ -181,6 +175,7 @@ class Source:
     classes: ClassVar[tuple[str, ...]] = ()
     splits: ClassVar[tuple[str, ...]] = ()
     takes_columns: ClassVar[bool] = False
+    needs: Collection[str] = ()
 
     def __init__(
         self,
@@ -232,8 +227,12 @@ class Source:
         raise NotImplementedError
 
     def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
-        """Yield the rows of a file; a RowDropped stands for a row that cannot be parsed."""
-        raise NotImplementedError
+        """Yield the rows of a file; a RowDropped stands for a row that cannot be parsed.
+
+        By its ending: cells of .csv and .tsv by the names of the columns, rows of .parquet, else entries of JSON or
+        JSONL.
+        """
+        return read_rows(file.path, self.report_progress, columns=self.needs)
 
     def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
         """Return the records of a row, their images relative to the images' folder, or raise RowDropped."""
@@ -314,27 +313,6 @@ def register_source(source: AnySource) -> AnySource:
         raise PallavaError(f"the source name {name!r} is already taken by {other.__module__}.{other.__qualname__}")
     SOURCES[name] = source
     return source
-
-
-def inner_path(image: str) -> str:
-    """Return an image's path in its simplest form.
-
-    Raises:
-        RowDropped: The text is not the name of a file, or leaves the folder.
-    """
-    if not image or "\0" in image or printable(image) != image:
-        raise RowDropped("malformed", f"{image!r} is not the name of a file")
-    if image.startswith("/") or ".." in image.split("/"):
-        raise RowDropped("outside_folder", f"{image!r} leaves the image folder")
-    path = posixpath.normpath(image)
-    if path == ".":
-        raise RowDropped("malformed", f"{image!r} is not the name of a file")
-    return path
-
-
-def printable(text: str) -> str:
-    """Return a text with halves of surrogate pairs replaced, which JSON can hold and a file cannot."""
-    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def _of_split(files: Sequence[SourceFile], split: str | None, root: Path) -> list[SourceFile]:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from pallava.data.sources.base import Labelled, Record, RowDropped, Source, SourceFile, register_source
-from pallava.data.sources.files import csv_rows, headless_csv_rows, tidy
+from pallava.data.sources.base import Labelled, Record, Source, SourceFile, register_source
+from pallava.data.sources.files import RowDropped, tidy
 from pallava.errors import PallavaError
 from pallava.io.records import Entry
 
@@ -59,7 +59,7 @@ class BACH(Source):
 def _labels_of_table(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    rows = [row.value for row in headless_csv_rows(path) if isinstance(row, Entry)]
+    rows = [line.split(",") for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
     return {tidy(row[0]): tidy(row[1]) for row in rows if len(row) >= 2}
 
 
@@ -116,6 +116,7 @@ class ColonPath(Source):
     name = "colonpath"
     kind = "classes"
     classes = ("normal", "tumor")
+    needs = ("img_id",)
     layout = "colon_train.csv or lists like train.txt, in it or in colon/"
 
     def find_files(self) -> list[SourceFile]:
@@ -131,7 +132,7 @@ class ColonPath(Source):
 
     def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
         if file.path.suffix == ".csv":
-            yield from csv_rows(file.path, self.report_progress, columns=("img_id",))
+            yield from super().read_rows(file)
             return
         lines = file.path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
         for index, line in enumerate(lines):

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import posixpath
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -14,7 +15,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from pallava.data.sources.base import SHOWN, RowDropped, printable
 from pallava.errors import PallavaError
 from pallava.io.files import whole_file
 from pallava.io.hashing import hash_bytes
@@ -26,11 +26,30 @@ Progress: TypeAlias = Callable[[int], None]
 MAX_ROW = 16 << 20
 """Longest line and longest cell of a CSV, in characters: a forgotten quote must not read on."""
 
+SHOWN = 8
+"""Number of names that an error lists."""
+
 _MAX_TABLE = 1 << 30
 _BATCH = 64
 _ENDINGS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"II": ".tif", b"MM": ".tif", b"RI": ".webp", b"BM": ".bmp"}
 _SPACES = "".join(filter(str.isspace, map(chr, range(sys.maxunicode + 1)))) + "\u200b\u2060\ufeff"
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _LOGGER = logging.getLogger(__name__)
+
+
+class RowDropped(Exception):
+    """A row without a record; the reason is a word to count by, the message a sentence."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def read_rows(path: Path, progress: Progress, *, columns: Collection[str] = ()) -> Iterator[Entry | RowDropped]:
+    """Yield the rows of a file by its ending, as one of the next functions does."""
+    if path.suffix in _DELIMITERS:
+        return csv_rows(path, progress, columns=columns)
+    return parquet_rows(path, progress) if path.suffix == ".parquet" else json_rows(path, progress)
 
 
 def json_rows(path: Path, progress: Progress = lambda num_bytes: None) -> Iterator[Entry | RowDropped]:
@@ -56,9 +75,7 @@ def keyed_rows(path: Path, progress: Progress) -> Iterator[Entry | RowDropped]:
     progress(path.stat().st_size)
 
 
-def csv_rows(
-    path: Path, progress: Progress, *, columns: Collection[str] = (), delimiter: str = ","
-) -> Iterator[Entry | RowDropped]:
+def csv_rows(path: Path, progress: Progress, *, columns: Collection[str] = ()) -> Iterator[Entry | RowDropped]:
     """Yield each row as a dict of its cells by the names in the first line (see `column_name`).
 
     Cells are strings as they stand: ``N/A`` and ``None`` are text like any other.
@@ -67,7 +84,6 @@ def csv_rows(
         path: The file.
         progress: Takes the number of bytes that are read.
         columns: Columns that must exist.
-        delimiter: The character between cells.
 
     Raises:
         PallavaError: The file cannot be read, or a column is missing.
@@ -75,6 +91,7 @@ def csv_rows(
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW))
     try:
         with path.open("rb") as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="replace", newline="") as file:
+            delimiter = _DELIMITERS.get(path.suffix, ",")
             reader = csv.reader(iter(lambda: file.readline(MAX_ROW), ""), delimiter=delimiter)
             names = [column_name(name) for name in next(reader, [])]
             if missing := [column for column in columns if column not in names]:
@@ -94,12 +111,6 @@ def csv_rows(
         raise PallavaError(f"cannot read '{path}': {error.strerror}") from None
     except csv.Error as error:
         raise PallavaError(f"the first line of '{path}' cannot be read: {error}") from None
-
-
-def headless_csv_rows(path: Path) -> Iterator[Entry | RowDropped]:
-    """Yield each row of a CSV without a header as a list of its cells."""
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        yield from _cells(csv.reader(file), path)
 
 
 def parquet_rows(path: Path, progress: Progress) -> Iterator[Entry]:
@@ -166,6 +177,27 @@ class ImageWriter:
             raise PallavaError(f"cannot write the images of the parquet files: '{path}': {error.strerror}") from None
 
 
+def inner_path(image: str) -> str:
+    """Return an image's path in its simplest form.
+
+    Raises:
+        RowDropped: The text is not the name of a file, or leaves the folder.
+    """
+    if not image or "\0" in image or printable(image) != image:
+        raise RowDropped("malformed", f"{image!r} is not the name of a file")
+    if image.startswith("/") or ".." in image.split("/"):
+        raise RowDropped("outside_folder", f"{image!r} leaves the image folder")
+    path = posixpath.normpath(image)
+    if path == ".":
+        raise RowDropped("malformed", f"{image!r} is not the name of a file")
+    return path
+
+
+def printable(text: str) -> str:
+    """Return a text with halves of surrogate pairs replaced, which JSON can hold and a file cannot."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
 def column_name(name: str) -> str:
     """Return a column's name in small letters, without stray spaces."""
     return re.sub(r"\s+", " ", tidy(name)).casefold()
@@ -189,11 +221,7 @@ def image_and_caption(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def question_and_answer(question: str, answer: str) -> tuple[str, str]:
-    """Return both unless one is empty.
-
-    Raises:
-        RowDropped: One is empty.
-    """
+    """Return both, or raise RowDropped if one is empty."""
     if not question:
         raise RowDropped("empty_question", "the question is empty")
     if not answer:
@@ -224,11 +252,7 @@ def text_of(row: dict[str, Any], *keys: str) -> str:
 
 
 def as_object(value: Any) -> dict[str, Any]:
-    """Return a row that is a JSON object.
-
-    Raises:
-        RowDropped: It is something else.
-    """
+    """Return a row that is a JSON object, or raise RowDropped."""
     if not isinstance(value, dict):
         raise RowDropped("malformed", f"expected a JSON object, got {type(value).__name__}")
     return value

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from pallava.data.sources.base import Pair, Question, Record, RowDropped, Source, SourceFile, register_source
+from pallava.data.sources.base import Pair, Question, Record, Source, SourceFile, register_source
 from pallava.data.sources.files import (
+    RowDropped,
     answer_type,
     as_object,
     column_name,
-    csv_rows,
     image_and_caption,
-    json_rows,
     question_and_answer,
     tidy,
 )
@@ -19,7 +18,6 @@ from pallava.errors import PallavaError
 from pallava.io.records import Entry
 
 _KINDS_BY_FIELDS = {("image", "caption"): "captions", ("image", "question", "answer"): "questions"}
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _EXPECTED = "--columns image=NAME,caption=NAME or image=NAME,question=NAME,answer=NAME"
 
 
@@ -54,9 +52,6 @@ class Pairs(_OwnSource):
     layout = 'a .json or .jsonl file of {"image", "caption"}'
     endings = (".json", ".jsonl")
 
-    def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
-        return json_rows(file.path, self.report_progress)
-
     def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
         image, caption = image_and_caption(as_object(row.value))
         return [Pair(self.name, f"{row.index:07d}", image, caption)]
@@ -69,7 +64,7 @@ class Table(_OwnSource):
     name = "csv"
     kind = "captions"
     layout = "a .csv or .tsv file"
-    endings = tuple(_DELIMITERS)
+    endings = (".csv", ".tsv")
     takes_columns = True
 
     def find_files(self) -> list[SourceFile]:
@@ -77,6 +72,7 @@ class Table(_OwnSource):
         if files:
             self.kind = self._kind()
             self._names = {key: column_name(name) for key, name in self.columns.items()}
+            self.needs = self._names.values()
             for file in files:
                 next(self.read_rows(file), None)
         return files
@@ -87,10 +83,6 @@ class Table(_OwnSource):
                 return kind
         found = ",".join(f"{key}={name}" for key, name in self.columns.items())
         raise PallavaError(f"'{self.root}' needs {_EXPECTED}, got {found or 'none'}")
-
-    def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
-        delimiter = _DELIMITERS.get(file.path.suffix, ",")
-        return csv_rows(file.path, self.report_progress, columns=self._names.values(), delimiter=delimiter)
 
     def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
         value = {key: tidy(row.value[name]) for key, name in self._names.items()}

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from pallava.data.sources.base import Question, Record, RowDropped, Source, SourceFile, register_source
+from pallava.data.sources.base import Question, Record, Source, SourceFile, register_source
 from pallava.data.sources.files import (
     ImageWriter,
+    RowDropped,
     answer_type,
     as_object,
     keyed_rows,
-    parquet_rows,
     question_and_answer,
     text_of,
 )
@@ -78,7 +78,7 @@ class PathVQA(Source):
 
     def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
         if file.path.suffix == ".parquet":
-            return parquet_rows(file.path, self.report_progress)
+            return super().read_rows(file)
         if file.path.suffix == ".pkl":
             return self._pickle_rows(file)
         return keyed_rows(file.path, self.report_progress)

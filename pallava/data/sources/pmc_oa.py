@@ -5,10 +5,10 @@ https://huggingface.co/datasets/axiong/pmc_oa (arXiv:2303.07240)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from pallava.data.sources.base import Pair, Record, RowDropped, Source, SourceFile, register_source
-from pallava.data.sources.files import as_object, image_and_caption, json_rows
+from pallava.data.sources.base import Pair, Record, Source, SourceFile, register_source
+from pallava.data.sources.files import as_object, image_and_caption
 from pallava.io.records import Entry
 
 _FILES = ("pmc_oa.jsonl", "pmc_oa_beta.jsonl")
@@ -32,9 +32,6 @@ class PMCOA(Source):
         self.split = "valid" if self.split == "val" else self.split
         old = [SourceFile(self.root / name, name.removesuffix(".jsonl"), _FOLDERS) for name in _OLD_FILES]
         return [file for file in old if file.path.is_file()]
-
-    def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
-        return json_rows(file.path, self.report_progress)
 
     def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
         value = as_object(row.value)

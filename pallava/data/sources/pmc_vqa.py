@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from pallava.data.sources.base import Question, Record, RowDropped, Source, SourceFile, register_source
-from pallava.data.sources.files import as_object, csv_rows, keyed_rows, text_of, tidy
+from pallava.data.sources.base import Question, Record, Source, SourceFile, register_source
+from pallava.data.sources.files import RowDropped, as_object, keyed_rows, text_of, tidy
 from pallava.io.records import Entry
 
 _LETTERS = "ABCD"
@@ -18,7 +18,6 @@ _VERSION_1 = ("train", "test", "test_clean")
 _VERSION_2 = ("train_2", "train2", "test_2", "test2")  # the set's own page has both spellings
 _FOLDERS_1 = ("images", "images/images", "figures", "figures/figures", "")
 _FOLDERS_2 = ("figures", "figures/figures", "images", "images/images", "")
-_COLUMNS = ("figure_path", "question", *(f"choice {letter}" for letter in _LETTERS.casefold()))
 _PREFIX = re.compile(r"([A-D])\s*:\s*")
 
 
@@ -34,6 +33,7 @@ class PMCVQA(Source):
     kind = "questions"
     layout = "train.csv, test.csv, train_2.csv, test_2.csv or a .json of questions"
     splits = _VERSION_1
+    needs = ("figure_path", "question", "choice a", "choice b", "choice c", "choice d")
 
     def find_files(self) -> list[SourceFile]:
         versions = [(_VERSION_1, _FOLDERS_1), (_VERSION_2, _FOLDERS_2)]
@@ -49,9 +49,7 @@ class PMCVQA(Source):
         return files if self.split else _one_version(files)
 
     def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
-        if file.path.suffix == ".csv":
-            return csv_rows(file.path, self.report_progress, columns=_COLUMNS)
-        return keyed_rows(file.path, self.report_progress)
+        return super().read_rows(file) if file.path.suffix == ".csv" else keyed_rows(file.path, self.report_progress)
 
     def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
         convert = self._from_table if file.path.suffix == ".csv" else self._from_published

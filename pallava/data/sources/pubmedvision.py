@@ -5,11 +5,11 @@ https://huggingface.co/datasets/FreedomIntelligence/PubMedVision (arXiv:2406.192
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from pallava.data.sources.base import Pair, Record, RowDropped, Source, SourceFile, register_source
-from pallava.data.sources.files import as_object, json_rows, tidy
+from pallava.data.sources.base import Pair, Record, Source, SourceFile, register_source
+from pallava.data.sources.files import RowDropped, as_object, tidy
 from pallava.io.records import Entry
 
 _FOLDERS = ("", "images", "PubMedVision")
@@ -25,9 +25,6 @@ class PubMedVision(Source):
 
     def find_files(self) -> list[SourceFile]:
         return [SourceFile(path, folders=_FOLDERS) for path in sorted(self.root.glob("*Alignment*.json"))[:1]]
-
-    def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
-        return json_rows(file.path, self.report_progress)
 
     def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
         value = as_object(row.value)

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from pallava.data.sources.base import Pair, Record, RowDropped, Source, SourceFile, register_source
-from pallava.data.sources.files import csv_rows, tidy
+from pallava.data.sources.base import Pair, Record, Source, SourceFile, register_source
+from pallava.data.sources.files import RowDropped, tidy
 from pallava.io.records import Entry
 
 _FOLDERS = ("quilt_1m", "quilt_1M", "images", "quilt_1m/quilt_1m", "")
@@ -31,12 +31,9 @@ class Quilt1M(Source):
     layout = "quilt_1M_lookup.csv"
 
     def find_files(self) -> list[SourceFile]:
+        self.needs = ("caption", "image_path", *(["split"] if self.split else []))
         paths = sorted(self.root.glob("quilt_1[mM]_lookup*.csv"))[:1]
         return [SourceFile(path, self.split or "", _FOLDERS) for path in paths]  # it holds all splits
-
-    def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
-        columns = ("caption", "image_path") if self.split is None else ("caption", "image_path", "split")
-        return csv_rows(file.path, self.report_progress, columns=columns)
 
     def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
         value = row.value

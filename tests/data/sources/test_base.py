@@ -8,18 +8,8 @@ from pathlib import Path
 import pytest
 
 from pallava.data.sources import SOURCES, files, open_source
-from pallava.data.sources.base import (
-    KINDS,
-    Labelled,
-    Pair,
-    Question,
-    Record,
-    RowDropped,
-    Tally,
-    inner_path,
-    record_from_json,
-    to_json,
-)
+from pallava.data.sources.base import KINDS, Labelled, Pair, Question, Record, Tally, record_from_json, to_json
+from pallava.data.sources.files import RowDropped, inner_path
 from pallava.errors import PallavaError
 from tests.tiny.trees import read, touch, write_json
 

@@ -15,10 +15,10 @@ from tests.tiny.trees import read, write_json
 
 NEWCOMER = '''"""Atlas: pictures of an atlas with legends, one JSON list."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from pallava.data.sources.base import Pair, Record, RowDropped, Source, SourceFile, register_source
-from pallava.data.sources.files import as_object, json_rows, text_of
+from pallava.data.sources.base import Pair, Record, Source, SourceFile, register_source
+from pallava.data.sources.files import RowDropped, as_object, text_of
 from pallava.io.records import Entry
 
 
@@ -33,9 +33,6 @@ class Atlas(Source):
     def find_files(self) -> list[SourceFile]:
         path = self.root / "atlas.json"
         return [SourceFile(path, folders=("plates",))] if path.is_file() else []
-
-    def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
-        return json_rows(file.path, self.report_progress)
 
     def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
         value = as_object(row.value)
