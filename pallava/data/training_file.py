@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from pallava.data.material import Conversation, Records, SourceSpec, common_folder, open_records, read_source
-from pallava.data.sources.base import Question, Record, printable
+from pallava.data.sources.base import Question, Record
+from pallava.data.sources.files import printable
 from pallava.data.training_row import is_file_name
 from pallava.errors import PallavaError
 from pallava.images import ImageError, image_size, open_image
