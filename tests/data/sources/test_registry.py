@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,34 +14,9 @@ from pallava.data.sources.base import Pair
 from pallava.errors import PallavaError
 from tests.tiny.trees import read, write_json
 
-NEWCOMER = '''"""Atlas: pictures of an atlas with legends, one JSON list."""
-
-from collections.abc import Sequence
-
-from pallava.data.sources.base import Pair, Record, Source, SourceFile, register_source
-from pallava.data.sources.files import RowDropped, as_object, text_of
-from pallava.io.records import Entry
-
-
-@register_source
-class Atlas(Source):
-    """The plates and their legends."""
-
-    name = "atlas"
-    kind = "captions"
-    layout = "atlas.json"
-
-    def find_files(self) -> list[SourceFile]:
-        path = self.root / "atlas.json"
-        return [SourceFile(path, folders=("plates",))] if path.is_file() else []
-
-    def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
-        value = as_object(row.value)
-        legend = text_of(value, "legend")
-        if not legend:
-            raise RowDropped("empty_legend", "the legend is empty")
-        return [Pair(self.name, f"{row.index:05d}", text_of(value, "plate"), legend)]
-'''
+NEWCOMER = re.search(
+    "```python\n(.*?)```", (Path(__file__).parents[3] / "docs" / "data_sets.md").read_text(encoding="utf-8"), re.DOTALL
+)[1]  # type: ignore[index]
 
 
 @pytest.fixture
