@@ -21,6 +21,7 @@ import shlex
 import sys
 
 _INTERRUPTED = 130
+_NOT_SETTINGS = ("source", "out", "split", "workers", "words", "passed_on")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--species", choices=JUDGES["species"], help="judge of captions (default: rules)")
     add("--species-url", help="OpenAI-compatible endpoint that judges captions")
     add("--species-model", help="name of the language model at that endpoint")
-    add("--concurrency", type=int, default=8, help="number of requests to an endpoint at a time (default: %(default)s)")
+    add(
+        "--concurrency",
+        type=int,
+        default=Default.concurrency,
+        help="number of requests to an endpoint at a time (default: %(default)s)",
+    )
     add(
         "--drop-unanswered",
         action="store_true",
@@ -90,15 +96,7 @@ def run(options: argparse.Namespace) -> int:
 
     settings = {name: value for name, value in vars(options).items() if name not in _NOT_SETTINGS}
     try:
-        summary = clean(
-            options.source,
-            options.out,
-            splits=options.split,
-            columns=options.columns,
-            num_workers=options.workers,
-            concurrency=options.concurrency,
-            **settings,
-        )
+        summary = clean(options.source, options.out, splits=options.split, num_workers=options.workers, **settings)
     except KeyboardInterrupt:
         print("interrupted: scores so far are kept, and the same command resumes", file=sys.stderr)
         return _INTERRUPTED
@@ -107,6 +105,3 @@ def run(options: argparse.Namespace) -> int:
         words = ["--input", f"{options.out}/pairs.json", "--image-folder", summary["image_folder"]]
         print(f"next: python tools/dataformat.py {shlex.join([*words, '--output', f'{options.out}/train.jsonl'])}")
     return 0
-
-
-_NOT_SETTINGS = {"source", "out", "split", "columns", "workers", "concurrency", "words", "passed_on"}

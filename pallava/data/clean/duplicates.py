@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pallava.data.clean.filters import BOTH_KINDS, KEEP, Candidate, Decision, Findings
+from pallava.data.clean.filters import KEEP, Candidate, Decision, Filter, Findings
 from pallava.data.image_hashes import NEAR_DISTANCE, HammingIndex, check_distance, has_structure
 from pallava.data.sources.base import Question
 from pallava.errors import PallavaError
@@ -23,7 +22,7 @@ class _First:
     distance: int = 0
 
 
-class DuplicateFilter:
+class DuplicateFilter(Filter):
     """Keep the first, in the order of the records, of images that are the same or nearly so.
 
     Rows of one file (same source, same path) are not duplicates of each other unless their text is equal too. Of
@@ -35,15 +34,9 @@ class DuplicateFilter:
     """
 
     name = "duplicates"
-    kinds = BOTH_KINDS
-    key = ""  # nothing to store
+    is_ordered = True
 
     def __init__(self, distance: int = NEAR_DISTANCE) -> None:
-        """Check the distance, 0 to 10 bits.
-
-        Raises:
-            PallavaError: It is another.
-        """
         check_distance(distance)
         self._distance = distance
 
@@ -52,14 +45,6 @@ class DuplicateFilter:
         self._indexes = {kind: HammingIndex(self._distance) for kind in self.kinds}
         self._seen = _Seen()
         self._num_firsts = 0
-
-    def item_key(self, candidate: Candidate) -> str:
-        """Return the same for every candidate."""
-        return ""
-
-    def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
-        """Return empty findings; the image filter computes the hashes."""
-        return [{} for _ in candidates]
 
     def decide(self, candidate: Candidate, findings: Findings) -> Decision:
         """Compare a candidate with those before it.

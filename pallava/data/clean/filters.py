@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from pallava.data.sources.base import Pair, Question
 from pallava.errors import PallavaError
@@ -85,47 +85,47 @@ class Decision:
 KEEP = Decision(True)
 
 
-@runtime_checkable
-class Filter(Protocol):
-    """One question about a candidate; its findings are stored under ``(key, item_key(candidate))``."""
+class Filter:
+    """One question about a candidate. A subclass defines `name` and `decide`, and `score` if that needs findings.
+
+    Findings are stored under ``(key, item_key(candidate))`` and never computed twice.
+    """
 
     name: str
     """Name on the command line."""
-    kinds: frozenset[str]
-    """Kinds of records that it looks at: "captions", "questions"."""
-    key: str
-    """Identity of what `score` computes (judge, model, version of the prompt), without any threshold; empty where
-    findings cost less than a look into the store."""
+    kinds = BOTH_KINDS
+    """Kinds of records that it looks at."""
+    key = ""
+    """Identity of what `score` computes (judge, model, version of the prompt), without any threshold; empty if findings
+    cost less than a look into the store."""
+    is_costly = False
+    """Whether each of the findings is stored as soon as it arrives, as those of an endpoint are."""
+    is_ordered = False
+    """Whether decisions depend on earlier candidates; such a filter decides after judging, in the records' order."""
+    needs_survey = False
+    """Whether it must see every candidate once, in order, before anything is scored."""
+
+    def survey(self, candidate: Candidate) -> None:
+        """Take note of a candidate."""
 
     def item_key(self, candidate: Candidate) -> str:
         """Return what the findings depend on, such as a hash of the caption or of the image."""
+        return ""
 
     def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
         """Compute findings for each candidate, from nothing else."""
+        return [{} for _ in candidates]
 
-    def decide(self, candidate: Candidate, findings: Findings) -> Decision:
-        """Decide on findings; cheap, and the place of every threshold."""
-
-
-@runtime_checkable
-class OrderedFilter(Filter, Protocol):
-    """A filter whose decisions depend on earlier candidates: it decides in the order of the records, after judging."""
+    def iter_scores(self, candidates: Sequence[Candidate]) -> Iterator[tuple[int, Findings]]:
+        """Yield (index into candidates, findings), in any order."""
+        yield from enumerate(self.score(candidates))
 
     def begin(self) -> None:
         """Forget all candidates; called before the first decision."""
 
+    def decide(self, candidate: Candidate, findings: Findings) -> Decision:
+        """Decide on findings; cheap, and the place of every threshold."""
+        raise NotImplementedError
 
-@runtime_checkable
-class StreamingFilter(Filter, Protocol):
-    """A filter whose findings cost so much that each is stored as soon as it arrives, as those of an endpoint do."""
-
-    def iter_scores(self, candidates: Sequence[Candidate]) -> Iterator[tuple[int, Findings]]:
-        """Yield (index into candidates, findings), in any order."""
-
-
-@runtime_checkable
-class SurveyFilter(Filter, Protocol):
-    """A filter that sees every candidate once, in order, before anything is scored or decided."""
-
-    def survey(self, candidate: Candidate) -> None:
-        """Take note of a candidate."""
+    def close(self) -> None:
+        """End the processes that it has started."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pallava.data.clean.filters import BOTH_KINDS, Candidate, Decision, Findings
+from pallava.data.clean.filters import Candidate, Decision, Filter, Findings
 from pallava.data.image_hashes import perceptual_hash
 from pallava.data.training_file import MAX_PIXELS
 from pallava.errors import PallavaError
@@ -29,7 +29,7 @@ _EVEN = 6  # of 255: how far a pixel of an even ground lies from the median
 _CHUNK = 8
 
 
-class ImageFilter:
+class ImageFilter(Filter):
     """Drop images that are missing, unreadable, truncated, too large or nearly empty.
 
     Findings hold either "problem", or "sha256" of the file, "width", "height", "background" (share of the pixels
@@ -37,7 +37,6 @@ class ImageFilter:
     """
 
     name = "image"
-    kinds = BOTH_KINDS
     key = f"{_VERSION}:{MAX_PIXELS}"
 
     def __init__(

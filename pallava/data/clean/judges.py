@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pallava.data.clean.filters import BOTH_KINDS, KEEP, Candidate, Decision, Findings
+from pallava.data.clean.filters import KEEP, Candidate, Decision, Filter, Findings
 from pallava.devices import find_device
 from pallava.errors import PallavaError
 from pallava.images import ImageError, open_image
@@ -33,7 +33,7 @@ _MAX_READERS = 8  # threads; Pillow decodes outside of Python's lock
 _MAX_REPLY = 200  # characters of an unreadable reply that are kept
 
 
-class PathologyClip:
+class PathologyClip(Filter):
     """Filter "pathology": the share of a softmax over `judging.prompts`' captions that those of pathology get.
 
     Findings are ``{"pathology": share}``, from 0 to 1, or None for an image that cannot be opened. The threshold is
@@ -41,7 +41,6 @@ class PathologyClip:
     """
 
     name = "pathology"
-    kinds = BOTH_KINDS
 
     def __init__(
         self,
@@ -56,8 +55,7 @@ class PathologyClip:
 
         Args:
             model_name: open_clip's name of a model, such as "ViT-B-16", or "hf-hub:ORGANIZATION/NAME".
-            pretrained: open_clip's tag of weights, such as "laion2b_s34b_b88k", or the path of a checkpoint. Not needed
-                if the name says where the weights are ("hf-hub:", "local-dir:").
+            pretrained: open_clip's tag of weights, or a checkpoint; not needed if the name tells where they are.
             threshold: Smallest share that is kept, 0 to 1.
             batch_size: Images that go through the model at a time.
             device: Device name, or "auto".
@@ -153,7 +151,7 @@ class _Clip:
             return logits.float().softmax(-1)[:, : len(PATHOLOGY_CAPTIONS)].sum(-1).tolist()
 
 
-class _EndpointJudge:
+class _EndpointJudge(Filter):
     """Ask one prompt about each candidate.
 
     Findings are ``{"answer": label, "reply": text}``. The label is one of the prompt's; or "unreadable", if the reply
@@ -162,8 +160,7 @@ class _EndpointJudge:
     a later run asks it again.
     """
 
-    name: str
-    kinds = BOTH_KINDS
+    is_costly = True
     _prompt: JudgePrompt
     _wanted: str
     _drop_reason: str
@@ -171,19 +168,6 @@ class _EndpointJudge:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self.key = f"{self.name}-endpoint/{endpoint.model}/prompt-{self._prompt.version}"
-
-    def item_key(self, candidate: Candidate) -> str:
-        """Return a hash of what the model is shown."""
-        raise NotImplementedError
-
-    def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
-        """Ask about all candidates, in order.
-
-        Raises:
-            PallavaError: As `iter_scores`.
-        """
-        found = dict(self.iter_scores(candidates))
-        return [found[index] for index in range(len(candidates))]
 
     def iter_scores(self, candidates: Sequence[Candidate]) -> Iterator[tuple[int, Findings]]:
         """Ask about all candidates and yield (index, findings) as answers arrive.

@@ -12,16 +12,7 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from pallava.data.clean.filters import (
-    KEEP,
-    Candidate,
-    Decision,
-    Filter,
-    Findings,
-    OrderedFilter,
-    StreamingFilter,
-    SurveyFilter,
-)
+from pallava.data.clean.filters import KEEP, Candidate, Decision, Filter, Findings
 from pallava.data.sources.base import Labelled, Source
 from pallava.errors import PallavaError
 from pallava.io.processes import batches
@@ -78,7 +69,7 @@ class Pipeline:
 
     def survey(self) -> None:
         """Show all candidates to the filters that need to see them first."""
-        filters = [each for each in self._filters if isinstance(each, SurveyFilter)]
+        filters = [each for each in self._filters if each.needs_survey]
         if filters:
             for candidate in self._candidates("survey"):
                 for each in filters:
@@ -107,8 +98,7 @@ class Pipeline:
             PallavaError: Findings are missing, since a file or the sources changed after they were judged.
         """
         for each in self._filters:
-            if isinstance(each, OrderedFilter):
-                each.begin()
+            each.begin()
         for batch in batches(self._candidates("decide"), _BATCH):
             yield from self._decide_batch(batch)
 
@@ -129,10 +119,10 @@ class Pipeline:
     def _judge_batch(self, candidates: list[Candidate]) -> None:
         for each in self._filters:
             chosen = [one for one in candidates if one.kind in each.kinds]
-            is_ordered, dropped = isinstance(each, OrderedFilter), set()
+            dropped = set()
             for candidate, findings in zip(chosen, self._find(each, chosen), strict=True):
                 candidate.shared.update(findings or {})
-                if findings is None or not (is_ordered or each.decide(candidate, findings).keep):
+                if findings is None or not (each.is_ordered or each.decide(candidate, findings).keep):
                     dropped.add(id(candidate))
             candidates = [one for one in candidates if id(one) not in dropped]
 
@@ -145,7 +135,7 @@ class Pipeline:
         missing = {key: one for key, one in zip(keys, candidates, strict=True) if key not in found}
         if missing and compute:
             found |= self._compute(each, list(missing), list(missing.values()))
-        elif missing and not (self._drop_unanswered and isinstance(each, StreamingFilter)):
+        elif missing and not (self._drop_unanswered and each.is_costly):
             first = next(iter(missing.values()))
             raise PallavaError(
                 f"'{first.path}' ({first.record.source} {first.record.id}) has no findings of the filter "
@@ -155,16 +145,15 @@ class Pipeline:
 
     def _compute(self, each: Filter, keys: list[str], candidates: list[Candidate]) -> dict[str, Findings]:
         found: dict[str, Findings] = {}
-        if isinstance(each, StreamingFilter):
-            try:
-                for index, findings in each.iter_scores(candidates):
-                    found[keys[index]] = findings
+        try:
+            for index, findings in each.iter_scores(candidates):
+                found[keys[index]] = findings
+                if each.is_costly:
                     self._store.put(each.key, {keys[index]: findings})
-            except UnansweredError as error:
-                self._unanswered.append(error)
-            return found
-        found.update(zip(keys, each.score(candidates), strict=True))
-        self._store.put(each.key, found)
+        except UnansweredError as error:
+            self._unanswered.append(error)
+        if not each.is_costly:
+            self._store.put(each.key, found)
         return found
 
     def _decide_batch(self, candidates: list[Candidate]) -> Iterator[Outcome]:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pallava.data.clean.filters import CAPTIONS, Candidate, Decision, Findings
+from pallava.data.clean.filters import CAPTIONS, Candidate, Decision, Filter, Findings
 from pallava.data.sources import SOURCES
 from pallava.data.sources.files import RowDropped, json_rows
 from pallava.errors import PallavaError
@@ -24,7 +24,7 @@ _SHOWN = 80  # characters of an entry
 _LEVELS = (3, 2, 1)  # relative path, base name, base name without its ending
 
 
-class PublishedIndexFilter:
+class PublishedIndexFilter(Filter):
     """Keep the captions of listed images; a name is matched on the path, then the base name, then without ending.
 
     A weaker match counts only if the name and the image have no better one. That takes a survey of all candidates. A
@@ -36,7 +36,7 @@ class PublishedIndexFilter:
 
     name = "published-index"
     kinds = CAPTIONS
-    key = ""
+    needs_survey = True
 
     def __init__(self, path: str | Path) -> None:
         """Read the list.
@@ -71,10 +71,6 @@ class PublishedIndexFilter:
                 self._sources[number] = frozenset()
             if level == self._best[number] and candidate.record.source not in self._sources[number]:
                 self._sources[number] |= {candidate.record.source}
-
-    def item_key(self, candidate: Candidate) -> str:
-        """Return the image's name."""
-        return candidate.record.image
 
     def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
         """Return how the image's name is matched: 3 by its path, 2 by its base name, 1 without its ending, 0 not."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,13 +53,9 @@ def describe(summary: dict[str, Any], out: str) -> str:
         summary: The content of ``summary.json``.
         out: The run's folder, as it is to be named.
     """
-    parts = [_funnel(summary, str).to_text(), _reasons(summary, str).to_text()]
-    if found := summary.get("published_index"):
-        parts.append(
-            f"published list: {found['num_names']} names, {found['num_unmatched']} without a match, "
-            f"{found['num_in_several_sources']} in several sources, {found['num_without_name']} entries without a name "
-            f"({out}/{found['report']})"
-        )
+    parts = [_funnel(summary).to_text(), _reasons(summary).to_text()]
+    if index := _published_index(summary):
+        parts.append(f"published list in {out}: {index}")
     return "\n\n".join([*parts, f"{summary['num_kept']} of {summary['num_records']} records are kept, in {out}"])
 
 
@@ -76,23 +71,33 @@ def write_report(folder: str | Path, *, seed: int = 0) -> None:
     """
     folder = Path(folder)
     summary = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
-    collected = collect(folder, num_shown=_NUM_SHOWN, seed=seed)
-    settings = Table("", ["Setting", "Value"], list(_settings(summary["settings"])), is_text=True)
+    collected, index = collect(folder, num_shown=_NUM_SHOWN, seed=seed), _published_index(summary)
+    examples = [
+        [f"{label}: {reason}", "; ".join(examples)]
+        for label, source in summary["sources"].items()
+        for reason, examples in source["unread_examples"].items()
+    ]
+    settings = [
+        [name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
+        for name, value in summary["settings"].items()
+        if value is not None and name != "roots"
+    ]
+    colours = dict(zip(summary["filters"], _FILTER_COLOURS * len(summary["filters"]), strict=False))
     parts = [
         html.heading("What cleaning kept, and what it dropped", level=1),
         _figures(summary),
         html.heading("Where the records went", "Each filter sees what those to its left have kept."),
-        html.share_bars(_shares(summary), _colours(summary)),
-        _funnel(summary, _number).to_html(),
+        html.share_bars(list(_shares(summary)), {_KEPT: _KEPT_COLOUR, **colours, _UNREAD: _UNREAD_COLOUR}),
+        _funnel(summary).to_html(),
         html.heading("Reasons"),
-        _reasons(summary, _number).to_html(),
-        *_unread_examples(summary),
-        *_published_index(summary),
+        _reasons(summary).to_html(),
+        Table("", ["Unread rows", "The first of them"], examples, is_text=True).to_html() if examples else "",
+        html.heading("Published list of images", index) if index else "",
         html.heading("Distributions", "The last bar of each holds the highest hundredth, too."),
         html.grid(list(_histograms(collected, summary["settings"])), is_wide=True),
         *_sheets(collected, summary),
         html.heading("Settings"),
-        settings.to_html(),
+        Table("", ["Setting", "Value"], settings, is_text=True).to_html(),
     ]
     write_text(folder / PAGE, html.page("Cleaning report", parts), errors="replace")
 
@@ -111,31 +116,39 @@ def _dropped(summary: Row, label: str, name: str) -> dict[str, int]:
     return source["unread"] if name == _UNREAD else source["filters"][name]["dropped"]
 
 
-def _funnel(summary: Row, number: Callable[[int], str]) -> Table:
-    names = [_UNREAD, *summary["filters"]]
+def _losses(summary: Row, label: str) -> dict[str, int]:
+    return {name: sum(_dropped(summary, label, name).values()) for name in (_UNREAD, *summary["filters"])}
+
+
+def _funnel(summary: Row) -> Table:
     counts = {
-        label: [
-            source["num_records"],
-            *(sum(_dropped(summary, label, name).values()) for name in names),
-            source["num_kept"],
-        ]
+        label: [source["num_records"], *_losses(summary, label).values(), source["num_kept"]]
         for label, source in summary["sources"].items()
     }
     if len(counts) > 1:
         counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
-    rows = [[label, *map(number, row), _share(row[-1], row[0])] for label, row in counts.items()]
-    return Table("", ["source", "read", *names, "kept", "share"], rows)
+    rows = [[label, *map(_number, row), _share(row[-1], row[0])] for label, row in counts.items()]
+    return Table("", ["source", "read", _UNREAD, *summary["filters"], "kept", "share"], rows)
 
 
-def _reasons(summary: Row, number: Callable[[int], str]) -> Table:
+def _reasons(summary: Row) -> Table:
     labels, rows = list(summary["sources"]), []
     for name in (_UNREAD, *summary["filters"]):
         for reason in sorted({reason for label in labels for reason in _dropped(summary, label, name)}):
             counts = [_dropped(summary, label, name).get(reason, 0) for label in labels]
-            rows.append(
-                [f"{name}: {reason}", *(number(count) if count else "" for count in counts), number(sum(counts))]
-            )
+            cells = [_number(count) if count else "" for count in counts]
+            rows.append([f"{name}: {reason}", *cells, _number(sum(counts))])
     return Table("", ["reason", *labels, "all"], rows)
+
+
+def _published_index(summary: Row) -> str:
+    if not (index := summary.get("published_index")):
+        return ""
+    return (
+        f"{_number(index['num_names'])} names, {_number(index['num_unmatched'])} without a match, "
+        f"{_number(index['num_in_several_sources'])} in several sources, {_number(index['num_without_name'])} entries "
+        f"without a name; see {index['report']}"
+    )
 
 
 def _figures(summary: Row) -> str:
@@ -149,47 +162,11 @@ def _figures(summary: Row) -> str:
     return html.figures(values)
 
 
-def _colours(summary: Row) -> dict[str, str]:
-    filters = dict(zip(summary["filters"], _FILTER_COLOURS * len(summary["filters"]), strict=False))
-    return {_KEPT: _KEPT_COLOUR, **filters, _UNREAD: _UNREAD_COLOUR}
-
-
-def _shares(summary: Row) -> list[tuple[str, list[tuple[str, int]]]]:
-    rows = []
+def _shares(summary: Row) -> Iterator[tuple[str, list[tuple[str, int]]]]:
     for label, source in summary["sources"].items():
-        names = [*summary["filters"], _UNREAD]
-        parts = [(_KEPT, source["num_kept"]), *((name, sum(_dropped(summary, label, name).values())) for name in names)]
-        rows.append((f"{label}: {_share(source['num_kept'], source['num_records'])} kept", parts))
-    return rows
-
-
-def _unread_examples(summary: Row) -> Iterator[str]:
-    rows = [
-        [f"{label}: {reason}", "; ".join(examples)]
-        for label, source in summary["sources"].items()
-        for reason, examples in source["unread_examples"].items()
-    ]
-    if rows:
-        yield Table("", ["Unread rows", "The first of them"], rows, is_text=True).to_html()
-
-
-def _published_index(summary: Row) -> Iterator[str]:
-    if index := summary.get("published_index"):
-        yield html.heading("Published list of images", f"The names are in {index['report']}.")
-        yield html.figures(
-            [
-                (_number(index["num_names"]), "names on the list"),
-                (_number(index["num_unmatched"]), "without a match"),
-                (_number(index["num_in_several_sources"]), "in several sources"),
-                (_number(index["num_without_name"]), "entries without a name"),
-            ]
-        )
-
-
-def _settings(settings: Row) -> Iterator[list[str]]:
-    for name, value in settings.items():
-        if value is not None and name != "roots":
-            yield [name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
+        share, losses = _share(source["num_kept"], source["num_records"]), _losses(summary, label)
+        losses[_UNREAD] = losses.pop(_UNREAD)  # at the end of the bar
+        yield f"{label}: {share} kept", [(_KEPT, source["num_kept"]), *losses.items()]
 
 
 # Records of the run ---------------------------------------------------------------------------------------------------
@@ -270,20 +247,16 @@ class _Draw:
 
     def __init__(self, num_shown: int, seed: int) -> None:
         self._num_shown, self._seed = num_shown, seed
-        self._heaps: dict[Group, list[tuple[int, int, Row]]] = defaultdict(list)
-        self._num_offered = 0
+        self._ranked: dict[Group, list[tuple[bytes, Row]]] = defaultdict(list)
 
     def offer(self, group: Group, row: Row) -> None:
-        rank = -int.from_bytes(short_hash(f"{self._seed}:{row['source']}:{row['id']}"), "big")
-        self._num_offered += 1
-        heap, entry = self._heaps[group], (rank, self._num_offered, row)  # rows themselves cannot be compared
-        if len(heap) < self._num_shown:
-            heapq.heappush(heap, entry)
-        elif rank > heap[0][0]:
-            heapq.heapreplace(heap, entry)
+        ranked = self._ranked[group]
+        ranked.append((short_hash(f"{self._seed}:{row['source']}:{row['id']}"), row))
+        ranked.sort(key=lambda pair: pair[0])
+        del ranked[self._num_shown :]
 
     def drawn(self) -> dict[Group, list[Row]]:
-        return {group: [row for *_, row in sorted(heap, reverse=True)] for group, heap in sorted(self._heaps.items())}
+        return {group: [row for _, row in ranked] for group, ranked in sorted(self._ranked.items())}
 
 
 # Plots and pictures ---------------------------------------------------------------------------------------------------
@@ -308,18 +281,16 @@ def _histograms(collected: Collected, settings: Row) -> Iterator[str]:
 
 
 def _sheets(collected: Collected, summary: Row) -> Iterator[str]:
-    folder = Path(summary["image_folder"])
-    order = [*((_KEPT, label) for label in summary["sources"]), *sorted(collected.samples)]
-    groups = sorted(
-        collected.samples,
-        key=lambda group: ([_KEPT, *summary["filters"]].index(group[0]), order.index(group)),
-    )
+    folder, kinds = Path(summary["image_folder"]), [_KEPT, *summary["filters"]]
+    labels = list(summary["sources"])
+    order = [*((_KEPT, label) for label in labels), *sorted(collected.samples)]
+    groups = sorted(collected.samples, key=lambda group: (kinds.index(group[0]), order.index(group)))
     for name, what in tqdm(groups, desc="thumbnails", disable=None):
-        title = f"Kept of {what}" if name == _KEPT else f"Dropped by {name}: {what}"
         if name == _KEPT:
-            count = summary["sources"][what]["num_kept"]
+            title, count = f"Kept of {what}", summary["sources"][what]["num_kept"]
         else:
-            count = sum(_dropped(summary, label, name).get(what, 0) for label in summary["sources"])
+            title = f"Dropped by {name}: {what}"
+            count = sum(_dropped(summary, label, name).get(what, 0) for label in labels)
         cells = [_cell(row, collected, folder) for row in collected.samples[name, what]]
         shown = f"{len(cells)} of {_number(count)}, drawn at random." if len(cells) < count else f"All {count}."
         yield html.heading(title, shown)

@@ -12,13 +12,12 @@ from typing import Any
 from pallava.data.clean.filters import Filter
 from pallava.data.clean.pipeline import Input, Outcome, Pipeline
 from pallava.data.clean.published_index import PublishedIndexFilter
-from pallava.data.clean.settings import DROPPED, KEPT, CleanSettings, Effort, make_filters
+from pallava.data.clean.settings import DROPPED, KEPT, CleanSettings, make_filters
 from pallava.data.material import SUMMARY_NAME, read_sources
 from pallava.data.sources import SOURCES
 from pallava.data.sources.base import Pair, to_json
 from pallava.errors import PallavaError
 from pallava.io.files import whole_file, write_json
-from pallava.io.processes import default_num_workers
 from pallava.io.store import Store
 
 STORE, PAIRS, INDEX_REPORT = "scores.sqlite", "pairs.json", "published_index.txt"
@@ -31,8 +30,6 @@ def clean(
     *,
     splits: Sequence[str] = (),
     columns: str | None = None,
-    num_workers: int | None = None,
-    concurrency: int = 8,
     **settings: Any,
 ) -> dict[str, Any]:
     """Drop what does not belong into training from data sets; an unfinished run in the output folder is resumed.
@@ -47,8 +44,6 @@ def clean(
         out: Output folder.
         splits: The split to read: "SPLIT" for all sources, or "NAME=SPLIT" for one.
         columns: Columns of a table, such as "image=file,caption=text".
-        num_workers: Number of processes that decode images (default: one for each core, at most 16).
-        concurrency: Number of requests to an endpoint at a time.
         settings: Further settings by name, see `CleanSettings`; None means the default.
 
     Returns:
@@ -61,15 +56,14 @@ def clean(
     folder = Path(out)
     chosen = CleanSettings.create(read_sources(sources, splits, columns), settings)
     _check_folder(folder)
-    effort = Effort(default_num_workers() if num_workers is None else num_workers, concurrency)
     inputs = _open_inputs(chosen)
     roots = [each.source.root for each in inputs]
     image_folder = Path(chosen.image_folder or os.path.commonpath([root.resolve() for root in roots]))
     paths = {each.label: image_folder_path(image_folder, each.source.root) for each in inputs}
     with ExitStack() as stack:
-        filters = make_filters(chosen, effort)
+        filters = make_filters(chosen)
         for each in filters:
-            stack.callback(getattr(each, "close", lambda: None))
+            stack.callback(each.close)
         stack.enter_context(_writing(folder))
         folder.mkdir(parents=True, exist_ok=True)
         store = stack.enter_context(Store(folder / STORE))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,21 @@ from pallava.data.clean.published_index import PublishedIndexFilter
 from pallava.data.clean.text_filters import PathologyMetadata, WordsFilter
 from pallava.data.material import SourceSpec
 from pallava.errors import PallavaError
+from pallava.io.processes import default_num_workers
 from pallava.judging.endpoint import Endpoint
 
 DEFAULT_FILTERS = ("words", "image", "pathology", "species", "duplicates")
 INDEX_FILTERS = ("published-index", "image")
 """The default with a published list: its images have passed the paper's filters."""
 
+_WITHOUT_EFFECT = ("num_workers", "concurrency")
 KEPT, DROPPED = "kept.jsonl", "dropped.jsonl"
 _MIN_WORDS = 20  # as in PA-LLaVA
 
 
 @dataclass(frozen=True)
 class CleanSettings:
-    """All that the outcome of cleaning depends on.
+    """Settings of a cleaning run.
 
     Attributes:
         sources: The sources, in the order of the output.
@@ -47,6 +49,8 @@ class CleanSettings:
         species_url: OpenAI-compatible endpoint of the language model that judges captions.
         species_model: Its name there.
         drop_unanswered: Drop what an endpoint fails to answer, instead of stopping without a result.
+        num_workers: Number of processes that decode images (default: one for each core, at most 16).
+        concurrency: Number of requests to an endpoint at a time.
     """
 
     sources: tuple[SourceSpec, ...]
@@ -66,6 +70,8 @@ class CleanSettings:
     species_url: str | None = None
     species_model: str | None = None
     drop_unanswered: bool = False
+    num_workers: int = field(default_factory=default_num_workers)
+    concurrency: int = 8
 
     @classmethod
     def create(cls, sources: Iterable[SourceSpec], values: Mapping[str, Any]) -> CleanSettings:
@@ -100,21 +106,9 @@ class CleanSettings:
         return [name if count == 1 else f"{name}-{count}" for name, count in zip(names, counts, strict=True)]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON holds them."""
-        return {**asdict(self), "sources": [asdict(each) for each in self.sources], "filters": list(self.filters)}
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is done at a time, which does not change the outcome.
-
-    Attributes:
-        num_workers: Number of processes that decode images.
-        concurrency: Number of requests to an endpoint at a time.
-    """
-
-    num_workers: int = 1
-    concurrency: int = 8
+        """Return the settings on which the outcome depends, as JSON holds them."""
+        lists = {"sources": [asdict(each) for each in self.sources], "filters": list(self.filters)}
+        return {name: value for name, value in {**asdict(self), **lists}.items() if name not in _WITHOUT_EFFECT}
 
 
 @dataclass(frozen=True)
@@ -129,14 +123,14 @@ class FilterRow:
 
     kinds: frozenset[str]
     drops: str
-    make: Callable[[CleanSettings, Effort], Filter | None]
+    make: Callable[[CleanSettings], Filter | None]
 
 
 JUDGES = {"pathology": ("metadata", "clip", "endpoint", "none"), "species": ("rules", "endpoint", "none")}
 """Judges of the filters that have several, the default first."""
 
 
-def make_filters(settings: CleanSettings, effort: Effort | None = None) -> list[Filter]:
+def make_filters(settings: CleanSettings) -> list[Filter]:
     """Make the filters in the order in which they decide.
 
     Those that read no image come first, and duplicates last: only among what all others keep is the first of several
@@ -153,7 +147,7 @@ def make_filters(settings: CleanSettings, effort: Effort | None = None) -> list[
     if ("published-index" in names) != (settings.published_index is not None):
         raise PallavaError("the filter 'published-index' and the list (--published-index FILE) go together; give both")
     order = sorted((name for name in FILTERS if name in names), key=lambda name: not _is_cheap(name, settings))
-    made = [FILTERS[name].make(settings, effort or Effort()) for name in order]
+    made = [FILTERS[name].make(settings) for name in order]
     return [each for each in made if each is not None]
 
 
@@ -162,12 +156,12 @@ def _is_cheap(name: str, settings: CleanSettings) -> bool:
     return name in ("published-index", "words") or judge in ("metadata", "rules")
 
 
-def _make_image(settings: CleanSettings, effort: Effort) -> Filter:
+def _make_image(settings: CleanSettings) -> Filter:
     folder = Path(settings.image_folder) if settings.image_folder else None
-    return ImageFilter(settings.max_background, num_workers=effort.num_workers, image_folder=folder)
+    return ImageFilter(settings.max_background, num_workers=settings.num_workers, image_folder=folder)
 
 
-def _make_pathology(settings: CleanSettings, effort: Effort) -> Filter | None:
+def _make_pathology(settings: CleanSettings) -> Filter | None:
     if settings.pathology == "metadata":
         return PathologyMetadata()
     if settings.pathology == "clip":
@@ -175,43 +169,45 @@ def _make_pathology(settings: CleanSettings, effort: Effort) -> Filter | None:
             raise PallavaError("the judge 'clip' needs --model-name, open_clip's name of a model, and --pretrained")
         return PathologyClip(settings.model_name, settings.pretrained, threshold=settings.clip_threshold)
     if settings.pathology == "endpoint":
-        return PathologyEndpoint(_endpoint("pathology", settings.pathology_url, settings.pathology_model, effort))
+        return PathologyEndpoint(
+            _endpoint("pathology", settings.pathology_url, settings.pathology_model, settings.concurrency)
+        )
     return None
 
 
-def _make_species(settings: CleanSettings, effort: Effort) -> Filter | None:
+def _make_species(settings: CleanSettings) -> Filter | None:
     if settings.species == "rules":
         from pallava.data.clean.species import SpeciesRules  # compiles hundreds of regular expressions
 
         return SpeciesRules()
     if settings.species == "endpoint":
-        return SpeciesEndpoint(_endpoint("species", settings.species_url, settings.species_model, effort))
+        return SpeciesEndpoint(_endpoint("species", settings.species_url, settings.species_model, settings.concurrency))
     return None
 
 
-def _endpoint(name: str, url: str | None, model: str | None, effort: Effort) -> Endpoint:
+def _endpoint(name: str, url: str | None, model: str | None, concurrency: int) -> Endpoint:
     if not url or not model:
         raise PallavaError(
             f"the judge 'endpoint' of {name} needs --{name}-url (such as http://localhost:8000/v1) and --{name}-model, "
             "the model's name there"
         )
-    return Endpoint(url, model, concurrency=effort.concurrency)
+    return Endpoint(url, model, concurrency=concurrency)
 
 
 FILTERS = {
     "published-index": FilterRow(
         CAPTIONS,
         "images that are not on a list such as PCaption-0.5M's",
-        lambda settings, effort: PublishedIndexFilter(settings.published_index or ""),
+        lambda settings: PublishedIndexFilter(settings.published_index or ""),
     ),
-    "words": FilterRow(CAPTIONS, "captions with few words", lambda settings, effort: WordsFilter(settings.min_words)),
+    "words": FilterRow(CAPTIONS, "captions with few words", lambda settings: WordsFilter(settings.min_words)),
     "image": FilterRow(BOTH_KINDS, "missing, unreadable, truncated, too large or nearly empty images", _make_image),
     "pathology": FilterRow(
         BOTH_KINDS, "images other than pathology (--pathology metadata, clip or endpoint)", _make_pathology
     ),
     "species": FilterRow(BOTH_KINDS, "material that is not human (--species rules or endpoint)", _make_species),
     "duplicates": FilterRow(
-        BOTH_KINDS, "the same image again, or nearly so, in all sources", lambda settings, effort: DuplicateFilter()
+        BOTH_KINDS, "the same image again, or nearly so, in all sources", lambda settings: DuplicateFilter()
     ),
 }
 """All filters by name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pallava.data.clean.filters import BOTH_KINDS, CAPTIONS, KEEP, Candidate, Decision, Findings
+from pallava.data.clean.filters import CAPTIONS, KEEP, Candidate, Decision, Filter, Findings
 from pallava.errors import PallavaError
 from pallava.io.hashing import hash_json
 
@@ -12,21 +12,16 @@ _MICROSCOPY = ("microscop", "histo", "patholog", "cytolog")
 _YES = {"1", "1.0", "true", "yes"}
 
 
-class WordsFilter:
+class WordsFilter(Filter):
     """Drop captions with fewer words than a limit; a word is what stands between spaces."""
 
     name = "words"
     kinds = CAPTIONS
-    key = ""
 
     def __init__(self, min_words: int) -> None:
         if min_words < 0:
             raise PallavaError(f"the minimum number of words must be at least 0, got {min_words}")
         self._min_words = min_words
-
-    def item_key(self, candidate: Candidate) -> str:
-        """Return the text."""
-        return candidate.text
 
     def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
         """Count words."""
@@ -38,7 +33,7 @@ class WordsFilter:
         return Decision(is_long, "" if is_long else "few_words", findings["words"])
 
 
-class PathologyMetadata:
+class PathologyMetadata(Filter):
     """Filter "pathology" by metadata: PubMedVision's `modality`, Quilt-1M's `not_histology`.
 
     A modality other than microscopy, and a row marked as not histology, are dropped; where nothing is known, as in
@@ -46,7 +41,6 @@ class PathologyMetadata:
     """
 
     name = "pathology"
-    kinds = BOTH_KINDS
     key = "pathology-metadata-1"
 
     def item_key(self, candidate: Candidate) -> str:

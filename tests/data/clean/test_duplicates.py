@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pallava.data.clean.duplicates import DuplicateFilter
-from pallava.data.clean.filters import Candidate, Decision, OrderedFilter
+from pallava.data.clean.filters import Candidate, Decision
 from pallava.data.image_hashes import has_structure, perceptual_hash
 from pallava.data.sources.base import Pair, Question
 from pallava.errors import PallavaError
@@ -32,7 +32,7 @@ def question(name: str, image: str, text: str, answer: str, sha256: str = "", ph
 
 def decide(*items: Candidate, **options: int) -> list[Decision]:
     chosen = DuplicateFilter(**options)
-    assert isinstance(chosen, OrderedFilter)
+    assert chosen.is_ordered
     chosen.begin()
     return [chosen.decide(item, score) for item, score in zip(items, chosen.score(items), strict=True)]
 

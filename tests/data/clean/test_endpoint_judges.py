@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pallava.data.clean.filters import Candidate, Filter, Findings, StreamingFilter
+from pallava.data.clean.filters import Candidate, Filter, Findings
 from pallava.data.clean.judges import PathologyEndpoint, SpeciesEndpoint
 from pallava.data.sources.base import Pair
 from pallava.errors import PallavaError
@@ -83,12 +83,12 @@ def test_nothing_is_lost_and_nothing_is_asked_twice() -> None:
     assert scores[3]["reply"] == "The moon is made of cheese."
 
 
-def test_scores_come_in_the_order_of_the_items() -> None:
+def test_each_score_comes_with_its_index() -> None:
     delays = [0.1, 0.0, 0.05, 0.0]
     answers = ["human", "non-human", "human", "non-human"]
     with stub_endpoint(lambda text, before: Act(answers[number_of(text)], delay=delays[number_of(text)])) as server:
-        scores = SpeciesEndpoint(endpoint(server)).score(captions(4))
-    assert [score["answer"] for score in scores] == answers
+        scores = dict(SpeciesEndpoint(endpoint(server)).iter_scores(captions(4)))
+    assert [scores[index]["answer"] for index in range(4)] == answers
 
 
 def test_pathology_sends_the_image_and_names_its_bytes(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_pathology_sends_the_image_and_names_its_bytes(tmp_path: Path) -> None:
     items = [Candidate(Pair("pairs", name, f"{name}.png", name), tmp_path / f"{name}.png") for name in "abc"]
     with stub_endpoint(lambda text, before: Act("no, it is a chart" if before else "Yes")) as server:
         judge = PathologyEndpoint(Endpoint(server.url, "judge", concurrency=1))
-        scores = judge.score(items[:2])
+        scores = [score for _, score in judge.iter_scores(items[:2])]
     assert [judge.decide(item, score).reason for item, score in zip(items, scores, strict=False)] == [
         "",
         "not_pathology",
@@ -116,7 +116,7 @@ def test_are_filters_whose_key_names_model_and_prompt() -> None:
     local, other = Endpoint("http://a/v1", "glm"), Endpoint("http://b/v1", "qwen")
     for judge in (SpeciesEndpoint, PathologyEndpoint):
         assert isinstance(judge(local), Filter)
-        assert isinstance(judge(local), StreamingFilter)
+        assert judge(local).is_costly
         assert judge(local).key != judge(other).key
         assert judge(local).key == judge(Endpoint("http://elsewhere/v1", "glm")).key  # the same model on another server
     small = Endpoint("http://a/v1", "glm", image_side=224)

@@ -1,6 +1,6 @@
 import pytest
 
-from pallava.data.clean.filters import Decision
+from pallava.data.clean.filters import Decision, Filter
 from pallava.data.clean.pipeline import Input, Pipeline
 from pallava.data.clean.settings import FILTERS, CleanSettings, make_filters
 from pallava.data.clean.text_filters import WordsFilter
@@ -14,7 +14,7 @@ from tests.tiny.records import (
 )
 
 
-class Judge:
+class Judge(Filter):
     """Scores a text's length, and notes what it was asked."""
 
     name = "pathology"
@@ -38,6 +38,8 @@ class Judge:
 
 class Streaming(Judge):
     """Yields in any order, and breaks after some."""
+
+    is_costly = True
 
     def __init__(self, num_answers: int, error: Exception) -> None:
         super().__init__()
@@ -132,6 +134,7 @@ def test_questions_pass_filters_for_captions(store, tmp_path):
 def test_an_ordered_filter_sees_the_order_and_decides_after_judging(store, source):
     class Ordered(Judge):
         key = ""
+        is_ordered = True
 
         def begin(self):
             self.seen = []

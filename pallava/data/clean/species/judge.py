@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Literal
 
-from pallava.data.clean.filters import BOTH_KINDS, KEEP, Candidate, Decision, Findings
+from pallava.data.clean.filters import KEEP, Candidate, Decision, Filter, Findings
 from pallava.data.clean.species.rules import find_pairs, find_pattern, find_patterns, find_words
 
 Species = Literal["human", "non-human"]
@@ -156,11 +156,10 @@ def _without(patterns: Sequence[re.Pattern[str]], marked: str) -> str:
     return marked
 
 
-class SpeciesRules:
+class SpeciesRules(Filter):
     """Filter "species" by rules on words."""
 
     name = "species"
-    kinds = BOTH_KINDS
     key = "species-rules-2"
 
     def item_key(self, candidate: Candidate) -> str:
