@@ -261,7 +261,7 @@ def convert_state(state: Mapping[str, Tensor], to: Form) -> StateDict:
         state = vision_tower(state)
     elif to == "huggingface" and "logit_bias" in state:
         raise PallavaError(
-            "the weights were trained with SigLIP's loss, and a Hugging Face CLIP has no place for logit_bias; "
+            "the weights were trained with SigLIP's loss, and a Hugging Face CLIP cannot hold logit_bias; "
             "convert to the published form, which is the vision tower alone"
         )
     to_huggingface, _ = _DIRECTIONS[form]

@@ -1,6 +1,7 @@
 """From a training checkpoint to a model folder, on the recorded checkpoint and the recorded numbers."""
 
 import shutil
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,14 @@ from transformers import PreTrainedTokenizerBase
 
 from pallava.cli import main
 from pallava.errors import PallavaError
-from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
-from pallava.model.convert import convert
+from pallava.model import MLPConnector, PALLaVAForConditionalGeneration, PALLaVAProcessor
+from pallava.model.convert import build_network, convert
 from pallava.model.run_config import CONFIG_FILE, write_training_config
 from pallava.model.weights import read_weights
 from pallava.training.model import PALLaVAModel
 from tests.model.test_encoders import save_encoder
 from tests.model.test_weights import save_malicious
-from tests.tiny import golden
+from tests.tiny import golden, my_connector
 from tests.tiny import training as tiny
 
 
@@ -93,6 +94,35 @@ def test_the_encoder_is_the_pretrained_one_bit_for_bit(run: Path, tmp_path: Path
     published.pop("vision_model.embeddings.position_ids")
     for key, value in published.items():
         assert torch.equal(out["visual_encoder." + key.replace("post_layrnorm", "post_layernorm")], value)
+
+
+def test_a_connector_of_ones_own_needs_consent(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Path(my_connector.__file__).read_text().replace("my_mlp", "one_more_mlp")
+    (tmp_path / "own_connector.py").write_text(program)
+    monkeypatch.syspath_prepend(tmp_path)
+    values = run_config(run.parent)
+    values["model"]["connector"] = {"type": "own_connector.MyConnector", "width": 20}
+    write_training_config(tmp_path, values)
+    shutil.copy(run / "iter_10.pth", tmp_path)
+    with pytest.raises(PallavaError, match="own_connector.MyConnector.*--trust-remote-code"):
+        convert(tmp_path / "iter_10.pth", tmp_path / "out")
+    assert "own_connector" not in sys.modules
+    network = build_network(values["model"], trust_remote_code=True)
+    trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
+    torch.save({"state_dict": {name: value.detach() for name, value in trained.items()}}, tmp_path / "iter_10.pth")
+    out = convert(tmp_path / "iter_10.pth", tmp_path / "out", trust_remote_code=True)
+    opened = PALLaVAForConditionalGeneration.from_pretrained(out)
+    assert opened.config.connector_class == "own_connector.MyConnector"
+    for name, value in trained.items():
+        if name.startswith("connector."):
+            assert torch.equal(opened.get_parameter(name), value)
+
+
+def test_the_mlp_connector_needs_none(run: Path) -> None:
+    values = run_config(run.parent)
+    for name in ("pallava_mlp", "pallava.model.connectors.MLPConnector"):
+        network = build_network({**values["model"], "connector": {"type": name}})
+        assert isinstance(network.connector, MLPConnector)
 
 
 def test_a_deepspeed_folder_or_a_file_inside_one(run: Path, tmp_path: Path) -> None:
