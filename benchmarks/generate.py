@@ -100,8 +100,8 @@ def with_images(llm: Any) -> tuple[Any, Any]:
     """The demo's shape of encoder and connector around a language model."""
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
+    from pallava.demo import PLIP_MODEL
     from pallava.demo.fetch import fetch_smollm2
-    from pallava.demo.settings import PLIP_MODEL
     from pallava.model import (
         PALLaVAForConditionalGeneration,
         PALLaVAProcessor,

@@ -1,5 +1,7 @@
-"""What `pallava evaluate` found on the held-out questions; those on fine detail are put once more without tiles."""
+"""Examinations of the demo: what the small PLIP knows, and the figures of the small PA-LLaVA's evaluation."""
 
+import itertools
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,12 +9,19 @@ from typing import Any
 
 import torch
 
-from pallava.demo.questions import ATTRIBUTES, FINE_DETAIL
+from pallava.demo import PIXEL_MEAN, PIXEL_STD, TILE_SIZE
+from pallava.demo.micrographs import DENSITIES, GLAND_COUNTS, STAIN_SHARES, Facts, Region
+from pallava.demo.questions import ATTRIBUTES, FINE_DETAIL, view_caption
 from pallava.evaluation.answers.items import Answered
 from pallava.evaluation.answers.rules import is_exact_match
+from pallava.evaluation.encoders.embeddings import EmbeddingCache
+from pallava.evaluation.encoders.load import Encoder, from_open_clip, load_encoder
+from pallava.evaluation.encoders.zero_shot import by_embedding, evaluate
+from pallava.evaluation.examples import ClassSet, LabelledImages
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 
 MAX_NEW_TOKENS = 6
+_PLIP_ATTRIBUTES = {"stain": tuple(STAIN_SHARES), "density": tuple(DENSITIES)}
 
 
 def ask_without_tiles(
@@ -22,13 +31,13 @@ def ask_without_tiles(
     batch_size: int,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Answered]:
-    """Asks the questions on fine detail again with the overview in the place of each tile, so that it is gone.
+    """Ask the questions on fine detail again with the overview in the place of each tile, so that the detail is gone.
 
     Args:
-        folder: Of the model.
+        folder: Folder of the model.
         answered: All questions.
         batch_size: Questions at once.
-        progress: Gets a line now and then.
+        progress: Receives a line now and then.
     """
     model = PALLaVAForConditionalGeneration.from_pretrained(folder).eval()
     processor = PALLaVAProcessor.from_pretrained(folder)
@@ -46,17 +55,17 @@ def ask_without_tiles(
 
 
 def repeat_overview(pixel_values: torch.Tensor, tiles_per_image: torch.Tensor) -> torch.Tensor:
-    """Replaces every tile by its image's overview: (sum of 1+N, 3, P, P) to the same shape."""
+    """Replace every tile by its image's overview: (sum of 1+N, 3, P, P) to the same shape."""
     stacks = pixel_values.split(tiles_per_image.tolist())
     return torch.cat([stack[:1].expand_as(stack) for stack in stacks])
 
 
 def summary(result: Mapping[str, Any], without_tiles: Sequence[Answered]) -> dict[str, Any]:
-    """The figures of ``report.json``, seconds aside.
+    """Return the figures of ``report.json``, seconds aside.
 
     Args:
-        result: Of one data set in the ``results.json`` of `pallava evaluate`.
-        without_tiles: What `ask_without_tiles` gave.
+        result: Result on one data set in the ``results.json`` of `pallava evaluate`.
+        without_tiles: Result of `ask_without_tiles`.
     """
     right = [is_exact_match(each.answer, each.item.reference) for each in without_tiles]
     controls = {name: scores["exact_match_closed"] for name, scores in result["controls"].items()}
@@ -73,3 +82,64 @@ def summary(result: Mapping[str, Any], without_tiles: Sequence[Answered]) -> dic
         },
         "num_questions": result["num_questions"],
     }
+
+
+def plip_accuracies(folder: Path, pictures: Sequence[tuple[Path, Facts]], seed: int) -> dict[str, Any]:
+    """Classify held-out pictures zero-shot with the trained PLIP and with an untrained one.
+
+    Args:
+        folder: Folder that `pallava pretrain` wrote.
+        pictures: Paths and facts.
+        seed: Seed of the untrained weights.
+
+    Returns:
+        ``stain_accuracy``, ``density_accuracy``, the same for the untrained one and for the most frequent class, and
+        the number of pictures.
+    """
+    report: dict[str, Any] = {"num_pictures": len(pictures)}
+    for suffix, encoder in (("", load_encoder(str(folder))), ("_untrained", _untrained(folder, seed))):
+        for attribute in _PLIP_ATTRIBUTES:
+            result = _classify(encoder, attribute, pictures)
+            report[f"{attribute}_accuracy{suffix}"] = round(result["metrics"]["accuracy"]["value"], 4)
+            report[f"{attribute}_largest_class"] = round(result["largest_class"], 4)
+    return report
+
+
+def class_set(attribute: str) -> ClassSet:
+    """Return the classes of an attribute, each as every caption of an overview that names it."""
+    classes = []
+    for label in _PLIP_ATTRIBUTES[attribute]:
+        others = _PLIP_ATTRIBUTES["density" if attribute == "stain" else "stain"]
+        pairs = [(label, other) if attribute == "stain" else (other, label) for other in others]
+        classes.append((label, tuple(text for stain, density in pairs for text in _captions(stain, density))))
+    return ClassSet(attribute, tuple(classes), ("{}",), "captions of the synthetic micrographs")
+
+
+def _captions(stain: str, density: str) -> list[str]:
+    facts = Facts(stain=stain, density=density, glands=0, necrosis=False, inflammation=False, mitosis=False)
+    texts = []
+    for glands, *others in itertools.product(GLAND_COUNTS, (True, False), (True, False)):
+        kinds = [kind for kind, is_there in zip(("necrosis", "inflammation"), others, strict=True) if is_there]
+        regions = [Region(kind, 0, 0, 1) for kind in (*["gland"] * glands, *kinds)]
+        texts.append(view_caption(facts, regions, overview=True))
+    return texts
+
+
+def _classify(encoder: Encoder, attribute: str, pictures: Sequence[tuple[Path, Facts]]) -> dict[str, Any]:
+    words = class_set(attribute)
+    numbers = [words.labels.index(getattr(facts, attribute)) for _, facts in pictures]
+    data = LabelledImages(words, [path for path, _ in pictures], numbers)
+    with tempfile.TemporaryDirectory() as cache:
+        return evaluate(by_embedding(encoder, EmbeddingCache(Path(cache), encoder)), data)
+
+
+def _untrained(folder: Path, seed: int) -> Encoder:
+    import open_clip
+    from open_clip.transform import PreprocessCfg
+
+    name = "open_clip"
+    open_clip.add_model_config(folder / f"{name}.json")
+    torch.manual_seed(seed)
+    model = open_clip.create_model(name)
+    preprocessing = PreprocessCfg(TILE_SIZE, mean=PIXEL_MEAN, std=PIXEL_STD, resize_mode="squash")
+    return from_open_clip(model, open_clip.get_tokenizer(name), preprocessing, name="untrained")

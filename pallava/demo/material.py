@@ -1,35 +1,70 @@
 """The demo's pictures and texts on disk: drawn, cut and written here, read by the later steps.
 
-``images/`` holds every picture; ``train.json`` and ``test.json`` say what is on them; ``views.json`` is what PLIP
-learns from, with its pictures in ``views/``; ``captions.json`` is what `tools/dataformat.py` reads;
-``instruction_tuning.jsonl`` is stage 2's; ``questions.jsonl`` is held out, in the form of `pallava evaluate`.
+``images/`` has every picture; ``train.json`` and ``test.json`` describe them; ``views.json`` with the pictures in
+``views/`` is for PLIP: small whole pictures, and parts at full size; ``captions.json`` is for `tools/dataformat.py`,
+``instruction_tuning.jsonl`` for stage 2; ``questions.jsonl`` is held out, in the form of `pallava evaluate`. The
+captions of the two real pictures name what can be measured on them, and nothing else. P is the side of a view.
 """
 
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
 from PIL import Image
 
+from pallava.demo import TILE_SIZE, DemoSettings
 from pallava.demo.fetch import fetch_ihc_picture, fetch_slide
 from pallava.demo.micrographs import Facts, Micrograph, Region, draw, random_facts
-from pallava.demo.questions import CAPTION_PROMPTS, TestQuestion, caption, held_out_questions, training_turns
-from pallava.demo.real import crops, measured_caption
-from pallava.demo.settings import TILE_SIZE, DemoSettings
-from pallava.demo.views import Picture, views
+from pallava.demo.questions import (
+    CAPTION_PROMPTS,
+    TestQuestion,
+    caption,
+    held_out_questions,
+    training_turns,
+    view_caption,
+)
+from pallava.io.files import write_text
 
 _TRAIN, _TEST, _REAL, _QUESTIONS, _VIEWS = range(5)  # streams of random numbers that never meet
 
+_SHADES = {
+    "pink": (215, 150, 185),
+    "purple": (150, 95, 150),
+    "blue": (150, 165, 200),
+    "brown": (150, 115, 100),
+}
 Progress = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture with its content.
+
+    Attributes:
+        image: The opened picture.
+        facts: Facts of a synthetic picture; None for a real one.
+        regions: Places of things.
+        columns: Tiles across the canvas that it is drawn for.
+        stain: Stain of a real picture, whose other facts are measured.
+    """
+
+    image: Image.Image
+    facts: Facts | None
+    regions: tuple[Region, ...]
+    columns: int
+    stain: str = ""
+
+
 def write_material(folder: Path, settings: DemoSettings, progress: Progress = lambda text: None) -> None:
-    """Draws the synthetic micrographs, cuts the real pictures, and writes every text about them."""
+    """Draw the synthetic micrographs, cut the real pictures, and write every text about them."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     train = _draw_set(folder, "train", settings.train_pictures, [settings.seed, _TRAIN], progress)
     test = _draw_set(folder, "test", settings.test_pictures, [settings.seed, _TEST], progress)
@@ -40,13 +75,13 @@ def write_material(folder: Path, settings: DemoSettings, progress: Progress = la
     pairs += [{"image": record["name"], "caption": record["caption"]} for record in real]
     _write_json(folder / "train.json", train + real)
     _write_json(folder / "test.json", test)
-    _write_text(folder / "prompts.txt", "\n".join(CAPTION_PROMPTS) + "\n")
+    write_text(folder / "prompts.txt", "\n".join(CAPTION_PROMPTS) + "\n")
     _write_json(folder / "captions.json", [pairs[i] for i in rng.permutation(len(pairs))])
     rows = (
         _conversation(number, record, training_turns(_facts(record), rng, settings.turns))
         for number, record in enumerate(_cycle(train, settings.instruction_rows))
     )
-    _write_text(folder / "instruction_tuning.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(folder / "instruction_tuning.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     shutil.copy(folder / "images" / test[0]["name"], folder / "sample.png")  # what the trainings chat about
     questions = held_out_questions(
         [_facts(record) for record in test],
@@ -59,7 +94,7 @@ def write_material(folder: Path, settings: DemoSettings, progress: Progress = la
 
 
 def read_pictures(folder: Path, name: str) -> list[Picture]:
-    """The pictures of ``train.json`` or ``test.json``, opened."""
+    """Open the pictures of ``train.json`` or ``test.json``."""
     pictures = []
     for record in json.loads((folder / f"{name}.json").read_text()):
         with Image.open(folder / "images" / record["name"]) as image:
@@ -71,9 +106,62 @@ def read_pictures(folder: Path, name: str) -> list[Picture]:
 
 
 def picture_paths(folder: Path, name: str) -> list[Path]:
-    """Where the pictures of ``train.json`` or ``test.json`` lie, in its order."""
+    """Return the paths of the pictures of ``train.json`` or ``test.json``, in its order."""
     records = json.loads((folder / f"{name}.json").read_text())
     return [folder / "images" / record["name"] for record in records]
+
+
+def views(pictures: Sequence[Picture], size: int, rng: Generator) -> Iterator[tuple[np.ndarray, str]]:
+    """Yield endless views, flipped at random: a third of them on figures alone, a third of the others overviews.
+
+    A figure beside everything else on a part is too little to learn from.
+
+    Args:
+        pictures: Pictures, taken in turn.
+        size: Side of a view in pixels.
+        rng: Source of the choices.
+
+    Yields:
+        (P, P, 3) of uint8, and a caption.
+    """
+    for picture in cycle(pictures):
+        on_figures = rng.integers(3) == 0
+        is_overview = not on_figures and rng.integers(3) == 0
+        view, regions = (_pixels(picture.image, size), picture.regions) if is_overview else _part(picture, size, rng)
+        yield _flip(view, rng), _caption(picture, view, regions, overview=is_overview, on_figures=on_figures)
+
+
+def crops(image: Image.Image, count: int, rng: Generator) -> Iterator[Image.Image]:
+    """Cut pieces of 160 to 400 pixels a side out of a picture, in shapes of the tiling.
+
+    Pieces of bare glass are left out, so that there may be fewer than `count`.
+    """
+    for _ in range(count):
+        columns, rows = ((2, 2), (3, 2), (2, 3))[rng.integers(3)]
+        unit = int(rng.integers(80, 134))
+        left = int(rng.integers(max(image.width - columns * unit, 1)))
+        top = int(rng.integers(max(image.height - rows * unit, 1)))
+        piece = image.crop((left, top, left + columns * unit, top + rows * unit))
+        if is_tissue(np.asarray(piece)).mean() >= 0.15:
+            yield piece
+
+
+def measured_caption(stain: str, pixels: NDArray[np.uint8]) -> str:
+    """Describe a picture by its stain, the share of tissue and the tissue's mean colour.
+
+    Args:
+        stain: Stain, as the picture's source names it.
+        pixels: (R, C, 3).
+    """
+    tissue = is_tissue(pixels)
+    share = int(round(float(tissue.mean()), 1) * 100)
+    colour = f", its colour is {_colour_name(pixels[tissue].mean(0))}" if tissue.any() else ""
+    return f"{stain} stain, tissue fills {share} percent{colour}"
+
+
+def is_tissue(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return whether each pixel is coloured or dark, not bare glass: (R, C)."""
+    return (np.ptp(pixels, axis=2) > 22) | (pixels.mean(2) < 190)
 
 
 def _draw_set(folder: Path, name: str, count: int, stream: list[int], progress: Progress) -> list[dict[str, Any]]:
@@ -99,7 +187,7 @@ def _record(name: str, micrograph: Micrograph) -> dict[str, Any]:
 
 
 def _write_views(folder: Path, settings: DemoSettings, progress: Progress) -> None:
-    """Pairs of a view and its caption, all of one size."""
+    """Write pairs of a view and its caption, all of one size."""
     (folder / "views").mkdir(exist_ok=True)
     rng = np.random.default_rng([settings.seed, _VIEWS])
     pictures = read_pictures(folder, "train")
@@ -114,7 +202,7 @@ def _write_views(folder: Path, settings: DemoSettings, progress: Progress) -> No
 
 
 def _cut_real(folder: Path, settings: DemoSettings) -> list[dict[str, Any]]:
-    """Pieces of the slide and of the IHC picture, for training alone."""
+    """Cut pieces of the slide and of the IHC picture, for training alone."""
     records: list[dict[str, Any]] = []
     for stain, source in (("H&E", fetch_slide()), ("IHC", fetch_ihc_picture())):
         rng = np.random.default_rng([settings.seed, _REAL])
@@ -147,7 +235,7 @@ def _write_questions(path: Path, questions: Iterable[TestQuestion], pictures: li
         }
         for number, question in enumerate(questions)
     ]
-    _write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _conversation(number: int, record: dict[str, Any], turns: Iterable[tuple[str, str]]) -> dict[str, Any]:
@@ -167,10 +255,42 @@ def _cycle(records: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 
 
 def _write_json(path: Path, value: object) -> None:
-    _write_text(path, json.dumps(value, indent=1))
+    write_text(path, json.dumps(value, indent=1))
 
 
-def _write_text(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text)
-    unfinished.replace(path)
+def _caption(picture: Picture, view: np.ndarray, regions: Sequence[Region], *, overview: bool, on_figures: bool) -> str:
+    if picture.facts:
+        return view_caption(picture.facts, regions, overview=overview, on_figures=on_figures)
+    return measured_caption(picture.stain, view)
+
+
+def _part(picture: Picture, size: int, rng: Generator) -> tuple[np.ndarray, list[Region]]:
+    """Cut a square of the size of a tile, around a figure in two of three cases."""
+    side = picture.image.width / picture.columns
+    limits = picture.image.width - side, picture.image.height - side
+    figures = [region for region in picture.regions if region.kind == "figure"]
+    left, top = (rng.uniform(0, max(limit, 0)) for limit in limits)
+    if figures and rng.integers(3):
+        figure = figures[rng.integers(len(figures))]
+        reach = side / 2 - figure.radius
+        left, top = (
+            float(np.clip(centre + rng.uniform(-reach, reach) - side / 2, 0, max(limit, 0)))
+            for centre, limit in zip((figure.x, figure.y), limits, strict=True)
+        )
+    inside = [r for r in picture.regions if 0 <= r.x - left < side and 0 <= r.y - top < side]
+    box = (left, top, left + side, top + side)
+    return _pixels(picture.image, size, box), inside
+
+
+def _pixels(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+def _flip(view: np.ndarray, rng: Generator) -> np.ndarray:
+    rows, columns = rng.integers(2, size=2) * 2 - 1
+    return view[::rows, ::columns]
+
+
+def _colour_name(colour: NDArray[np.float64]) -> str:
+    """Return the nearest of a few names for a mean colour (3,)."""
+    return min(_SHADES, key=lambda name: float(np.square(np.asarray(_SHADES[name]) - colour).sum()))

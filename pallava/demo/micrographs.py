@@ -1,7 +1,7 @@
-"""Synthetic micrographs: drawings whose every fact is known. They are no images of tissue.
+"""Synthetic micrographs: drawings whose every fact is known. They are not images of tissue.
 
-Two dyes are laid on as concentrations, one on nuclei and one on everything else, and turned into colours by
-the Beer-Lambert law, as a stained section does it. What is drawn follows `Facts` and a seed, nothing else.
+Two dyes are concentrations, one on nuclei and one on everything else, which the Beer-Lambert law turns into colours, as
+in a stained section. A drawing depends on `Facts` and a seed, and on nothing else.
 Letters in shapes: R rows and C columns of pixels.
 """
 
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 UNIT = 72
-"""Pixels a side of what is meant to fill one tile."""
+"""Side in pixels of a part that fills one tile."""
 GRIDS: tuple[tuple[int, int], ...] = ((3, 2), (2, 3))
-"""Columns and rows of tiles that the pictures are drawn for."""
+"""Columns and rows of tiles of a picture."""
 
 DYES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "H&E": ((1.18, 1.35, 0.78), (0.23, 0.58, 0.26)),
@@ -30,24 +30,24 @@ DYES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] =
 
 The stains differ less than real ones do, so that colour does not outweigh what is drawn."""
 STAIN_SHARES: dict[str, float] = {"H&E": 0.4, "IHC": 0.2, "PAS": 0.2, "trichrome": 0.2}
-"""How often each stain is drawn: H&E is the usual one."""
+"""Share of each stain: H&E is the usual one."""
 DENSITIES: dict[str, float] = {"sparse": 1.6, "moderate": 4.6, "dense": 11.0}
 """Nuclei for each 1,000 square pixels."""
 _BAR_LENGTH, _SMUDGE = 11.0, 0.66
 GLAND_COUNTS: dict[int, str] = {0: "none", 1: "one", 4: "four"}
-"""How many glands there may be, and the word for it."""
+"""Possible numbers of glands, and the word for each."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a micrograph shows.
+    """The content of a micrograph.
 
     Attributes:
         stain: A key of `DYES`.
         density: A key of `DENSITIES`.
         glands: Number of glands, a key of `GLAND_COUNTS`.
-        necrosis: Whether there is an area of necrosis.
-        inflammation: Whether there is a cluster of small dark round nuclei.
+        necrosis: Whether an area is necrotic.
+        inflammation: Whether a cluster of small dark round nuclei is present.
         mitosis: Whether the figures in a halo are pairs of dark bars; otherwise they are even smudges that let
             as much light pass.
     """
@@ -81,7 +81,7 @@ class Micrograph:
 
 
 def random_facts(rng: Generator) -> Facts:
-    """Draws facts, each attribute independently of the others and, but for the stain, evenly."""
+    """Draw facts, each attribute independently of the others and, but for the stain, evenly."""
     return Facts(
         stain=str(rng.choice(list(STAIN_SHARES), p=list(STAIN_SHARES.values()))),
         density=str(rng.choice(list(DENSITIES))),
@@ -93,11 +93,11 @@ def random_facts(rng: Generator) -> Facts:
 
 
 def draw(facts: Facts, rng: Generator) -> Micrograph:
-    """Draws one synthetic micrograph.
+    """Draw one synthetic micrograph.
 
     Args:
-        facts: What it is to show.
-        rng: Where everything else comes from: grid, places, sizes, colours, noise.
+        facts: Its content.
+        rng: Source of everything else: grid, places, sizes, colours, noise.
     """
     grid = GRIDS[rng.integers(len(GRIDS))]
     unit = round(UNIT * rng.uniform(0.97, 1.08))  # one for both sides, so that the grid fits exactly
@@ -118,7 +118,7 @@ def draw(facts: Facts, rng: Generator) -> Micrograph:
 
 
 def _develop(nuclei: Floats, ground: Floats, stain: str, rng: Generator) -> NDArray[np.uint8]:
-    """Concentrations (R, C) to pixels (R, C, 3)."""
+    """Turn concentrations (R, C) into pixels (R, C, 3)."""
     nuclear, matrix = (np.asarray(dye, np.float32) * rng.uniform(0.9, 1.1, 3) for dye in DYES[stain])
     density = nuclei[..., None] * nuclear + ground[..., None] * matrix * rng.uniform(0.85, 1.15)
     pixels = 245.0 * np.exp(-density) + rng.normal(0, 2.0, (*nuclei.shape, 1))
@@ -126,7 +126,7 @@ def _develop(nuclei: Floats, ground: Floats, stain: str, rng: Generator) -> NDAr
 
 
 def _place(facts: Facts, width: int, height: int, rng: Generator) -> tuple[Region, ...]:
-    """Finds room for everything, so that nothing overlaps; shrinks it where there is not enough."""
+    """Place everything without overlap; things shrink if the room is too small."""
     wanted = [("necrosis", 34.0)] * facts.necrosis + [("inflammation", 29.0)] * facts.inflammation
     wanted += [("gland", 23.0)] * facts.glands + [("figure", 8.0)] * int(rng.integers(4, 7))
     placed: list[Region] = []
@@ -195,21 +195,21 @@ def _paint_inflammation(nuclei: Floats, ground: Floats, region: Region, rng: Gen
 
 
 def _paint_mitosis(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> None:
-    """Two dark bars, 4.4 pixels from middle to middle: tiles show them, overviews mix them with what is between."""
+    """Paint two dark bars, 4.4 pixels from middle to middle: tiles show them, overviews blur them."""
     along, across = _figure_axes(nuclei, ground, region, rng)
     bars = np.maximum(along - _BAR_LENGTH / 2, np.abs(across - 2.2) - 1.0)
     np.maximum(nuclei, 1.7 * _edge(bars), out=nuclei)
 
 
 def _paint_smudge(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> None:
-    """The outline of two bars, evenly filled, so that as much light passes in all."""
+    """Paint the outline of two bars, evenly filled, so that as much light passes in all."""
     along, across = _figure_axes(nuclei, ground, region, rng)
     filled = np.maximum(along - _BAR_LENGTH / 2, across - 3.2)
     np.maximum(nuclei, _SMUDGE * _edge(filled), out=nuclei)
 
 
 def _figure_axes(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> tuple[Floats, Floats]:
-    """Clears a halo; distances from the figure's two axes, each (R, C)."""
+    """Clear a halo; return the distances from the figure's two axes, each (R, C)."""
     _clear_halo(nuclei, ground, region)
     angle = rng.integers(2) * np.pi / 2 + rng.uniform(-0.25, 0.25)
     ys, xs = _offsets(ground.shape, region)
@@ -235,12 +235,12 @@ def _distance(shape: tuple[int, ...], region: Region) -> Floats:
 
 
 def _edge(signed: Floats) -> Floats:
-    """Coverage of a pixel, from its signed distance to an outline (negative inside)."""
+    """Return the coverage of a pixel from its signed distance to an outline (negative inside)."""
     return np.clip(0.5 - signed, 0, 1)
 
 
 def _smooth_noise(height: int, width: int, cell: int, rng: Generator) -> Floats:
-    """Bilinear noise of about -1 to 1 whose lumps are `cell` pixels wide, (R, C)."""
+    """Return bilinear noise of about -1 to 1 whose lumps are `cell` pixels wide, (R, C)."""
     rows, columns = height // cell + 2, width // cell + 2
     coarse = rng.uniform(-1, 1, (rows, columns)).astype(np.float32)
     y, x = np.arange(height) / cell, np.arange(width) / cell
@@ -252,7 +252,7 @@ def _smooth_noise(height: int, width: int, cell: int, rng: Generator) -> Floats:
 
 
 def _fibres(height: int, width: int, rng: Generator) -> Floats:
-    """Wavy stripes in one direction, (R, C)."""
+    """Return wavy stripes in one direction, (R, C)."""
     angle = rng.uniform(0, np.pi)
     ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
     across = xs * np.float32(np.cos(angle)) + ys * np.float32(np.sin(angle))
@@ -260,7 +260,7 @@ def _fibres(height: int, width: int, rng: Generator) -> Floats:
 
 
 def _stamp(target: Floats, stamp: Floats, x: float, y: float, strength: float) -> None:
-    """Lays a small square onto the map, keeping the darker of both; what hangs over the border is cut."""
+    """Put a small square onto the map, keeping the darker of both; parts over the border are cut."""
     half = stamp.shape[0] // 2
     left, top = round(x) - half, round(y) - half
     cut_left, cut_top = max(-left, 0), max(-top, 0)
@@ -279,7 +279,7 @@ def _disc_stamp(radius: float) -> Floats:
 
 @lru_cache(maxsize=1)
 def _nucleus_stamps() -> tuple[Floats, ...]:
-    """64 ellipses of many sizes and directions, the same in every process."""
+    """Return 64 ellipses of many sizes and directions, the same in every process."""
     rng = np.random.default_rng(0)
     axis = np.arange(-7, 8, dtype=np.float32)
     stamps = []

@@ -1,4 +1,4 @@
-"""The demo's page: what was trained, how it went, what it answers."""
+"""The demo's page: the trainings, the scores and some answers."""
 
 import json
 from collections.abc import Sequence
@@ -7,15 +7,16 @@ from typing import Any
 
 from PIL import Image
 
+from pallava.demo import PIXEL_MEAN, PIXEL_STD, TILE_SIZE
 from pallava.demo.questions import FINE_DETAIL
-from pallava.demo.settings import PIXEL_MEAN, PIXEL_STD, TILE_SIZE
-from pallava.demo.stages import plip_losses
+from pallava.demo.stages import plip_losses, read_losses
 from pallava.evaluation.answers.items import Answered
 from pallava.evaluation.answers.rules import is_exact_match
 from pallava.images import open_image
+from pallava.io.files import write_text
 from pallava.report import page as html
 from pallava.report.plots import line_plot
-from pallava.report.tables import percent, table
+from pallava.report.table import Table, percent
 from pallava.tiling import TileSpec, choose_canvas, denormalize, make_tiles
 
 _SPEC = TileSpec(TILE_SIZE, PIXEL_MEAN, PIXEL_STD)
@@ -27,7 +28,7 @@ _CAUTION = (
 
 
 def write_page(folder: Path, report: dict[str, Any], answered: Sequence[Answered]) -> None:
-    """Writes ``index.html`` into the demo's folder."""
+    """Write ``index.html`` into the demo's folder."""
     parts = [
         html.heading(
             "PA-LLaVA, small",
@@ -48,10 +49,10 @@ def write_page(folder: Path, report: dict[str, Any], answered: Sequence[Answered
         html.heading("Real pictures in the training", "Captions say what can be measured on them, no more."),
         html.grid(_real_pictures(folder)),
         html.heading("Time"),
-        table(["Step", "Seconds"], [[name, f"{value:.0f}"] for name, value in report["seconds"].items()]),
-        f"<footer>{_CAUTION}</footer>",
+        Table("", ["Step", "Seconds"], [[name, f"{value:.0f}"] for name, value in report["seconds"].items()]).to_html(),
+        html.footer(_CAUTION),
     ]
-    (folder / "index.html").write_text(html.page("PA-LLaVA, small: results", parts), encoding="utf-8")
+    write_text(folder / "index.html", html.page("PA-LLaVA, small: results", parts))
 
 
 def _key_figures(report: dict[str, Any]) -> str:
@@ -83,7 +84,7 @@ def _result_table(report: dict[str, Any], answered: Sequence[Answered]) -> str:
         ["all closed, most frequent answer", str(closed), percent(report["closed_accuracy_majority"])],
         ["all open", str(len(answered) - closed), percent(report["open_exact_match"])],
     ]
-    return table(["Attribute", "Questions", "Right"], rows)
+    return Table("", ["Attribute", "Questions", "Right"], rows).to_html()
 
 
 def _plip_table(folder: Path) -> str:
@@ -96,16 +97,16 @@ def _plip_table(folder: Path) -> str:
         ]
         for attribute in ("stain", "density")
     ]
-    return table(["Attribute", "Images", "Trained PLIP", "Untrained", "Largest class"], rows)
+    return Table("", ["Attribute", "Images", "Trained PLIP", "Untrained", "Largest class"], rows).to_html()
 
 
 def _samples(answered: Sequence[Answered]) -> list[str]:
-    """Cards of the pictures with the most questions."""
-    by_picture: dict[str, list[html.Answered]] = {}
+    """Make cards of the pictures with the most questions."""
+    by_picture: dict[str, list[html.ShownAnswer]] = {}
     for each in answered:
         item = each.item
         is_right = is_exact_match(each.answer, item.reference)
-        shown = html.Answered(item.question, each.answer, item.reference, is_right)
+        shown = html.ShownAnswer(item.question, each.answer, item.reference, is_right)
         by_picture.setdefault(item.image, []).append(shown)
     chosen = sorted(by_picture, key=lambda path: (-len(by_picture[path]), path))[:_NUM_SAMPLES]
     return [
@@ -135,15 +136,6 @@ def _curves(folder: Path) -> list[str]:
         )
         for (title, points), unit in zip(curves.items(), ("view", "step", "step"), strict=True)
     ]
-
-
-def read_losses(work_dir: Path) -> list[tuple[float, float]]:
-    """Steps and losses that a training logged, of its newest run."""
-    logs = sorted(work_dir.glob("*/vis_data/scalars.json"))
-    if not logs:
-        return []
-    records = (json.loads(line) for line in logs[-1].read_text().splitlines() if line.strip())
-    return [(record["step"], record["loss"]) for record in records if "loss" in record]
 
 
 def _real_pictures(folder: Path) -> list[str]:

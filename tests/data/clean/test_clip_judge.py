@@ -19,8 +19,8 @@ from pallava.data.clean.filters import Candidate, Filter
 from pallava.data.clean.judges import PathologyClip
 from pallava.data.sources.base import Pair
 from pallava.demo.fetch import fetch_slide
+from pallava.demo.material import is_tissue
 from pallava.demo.micrographs import draw, random_facts
-from pallava.demo.real import is_tissue
 from pallava.errors import PallavaError
 from pallava.images import open_image
 from pallava.judging.prompts import OTHER_CAPTIONS, PATHOLOGY_CAPTIONS

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pallava.demo.material import Picture, crops, measured_caption, views
 from pallava.demo.micrographs import draw, random_facts
-from pallava.demo.views import Picture, views
 
 FIGURES = {"mitotic bars", "pale smudge"}
 
@@ -42,3 +42,17 @@ def test_no_overview_names_a_figure(some):
 def test_the_same_seed_gives_the_same_views(some):
     again = islice(views([drawn(seed) for seed in range(30)], 32, np.random.default_rng(0)), 20)
     assert all(np.array_equal(one, other) and a == b for (one, a), (other, b) in zip(again, some, strict=False))
+
+
+def test_the_caption_measures_tissue_and_colour():
+    pixels = np.full((10, 10, 3), 245, np.uint8)
+    pixels[:4] = (150, 95, 150)
+    assert measured_caption("H&E", pixels) == "H&E stain, tissue fills 40 percent, its colour is purple"
+
+
+def test_bare_glass_is_left_out():
+    rng = np.random.default_rng(0)
+    assert list(crops(Image.new("RGB", (600, 600), "white"), 5, rng)) == []
+    pieces = list(crops(Image.new("RGB", (600, 600), (150, 95, 150)), 5, rng))
+    assert len(pieces) == 5
+    assert all(160 <= side <= 402 for piece in pieces for side in piece.size)

@@ -1,6 +1,6 @@
 import contextlib
 
-from pallava.demo.stamps import Step, run_steps
+from pallava.demo.pipeline import Step, run_steps
 
 
 def steps(tmp_path, ran, settings=(1, 1), code="a"):
