@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pallava.data.clean import clean
 from pallava.data.material import (
     Conversation,
     SourceSpec,
@@ -17,6 +18,7 @@ from pallava.data.material import (
 )
 from pallava.data.sources.base import Pair, Question, to_json
 from pallava.errors import PallavaError
+from tests.tiny.records import caption, save_picture
 
 COLUMNS = {"image": "file", "caption": "text"}
 
@@ -87,3 +89,23 @@ def test_three_kinds_of_records(tmp_path: Path) -> None:
     found = [(row.id, row.row.images, folder) for row, folder in records if isinstance(row, Conversation)]
     assert found == [("line 1", ["x.jpg"], tmp_path.resolve()), ("7", [], tmp_path.resolve())]
     assert records.dropped == {"malformed": 1}
+
+
+def test_a_table_is_cleaned(tmp_path: Path) -> None:
+    for folder, seed in (("tables", 0), ("pictures", 1)):
+        save_picture(tmp_path / folder / "a.png", seed)
+    rows = ["file\ttext", f"a.png\t{caption(0)}", "a.png\tShort.", f"missing.png\t{caption(1)}", f"\t{caption(2)}"]
+    (tmp_path / "tables" / "t.tsv").write_text("\n".join(rows))
+    for image_folder, image in ((None, "a.png"), (tmp_path, "tables/a.png"), (tmp_path / "pictures", "a.png")):
+        summary = clean(
+            [f"csv={tmp_path / 'tables' / 't.tsv'}"],
+            tmp_path / "out",
+            columns="image=file,caption=text",
+            image_folder=image_folder and str(image_folder),
+            filters=["words", "image"],
+        )
+        assert json.loads((tmp_path / "out" / "pairs.json").read_text()) == [{"image": image, "caption": caption(0)}]
+        assert Path(summary["image_folder"]) == (image_folder or tmp_path / "tables")
+        assert summary["sources"]["csv"]["unread"] == {"empty_name": 1}
+        dropped = {name: each["dropped"] for name, each in summary["sources"]["csv"]["filters"].items()}
+        assert dropped == {"words": {"few_words": 1}, "image": {"missing": 1}}

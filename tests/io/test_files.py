@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pallava.io import files
 from pallava.io.files import whole_file, whole_folder, write_bytes, write_json, write_text
 
 
@@ -115,3 +116,15 @@ def test_of_two_runs_that_make_one_folder_the_first_wins(tmp_path):
         write("second", lambda: write("first", lambda: None))
     assert names(tmp_path / "folder") == ["first"]
     assert names(tmp_path) == ["folder"]
+
+
+def test_a_folder_of_many_files_is_synchronized_at_once(tmp_path: Path, monkeypatch) -> None:
+    called = []
+    monkeypatch.setattr(files, "_MANY_FILES", 2)
+    monkeypatch.setattr(files.os, "sync", lambda: called.append(True))
+    for count in (2, 3):
+        with whole_folder(tmp_path / str(count)) as folder:
+            for number in range(count):
+                (folder / str(number)).touch()
+        assert len(list((tmp_path / str(count)).iterdir())) == count
+        assert len(called) == count - 2
