@@ -1,7 +1,7 @@
-"""Opening a picture: one function for training, chat, evaluation and the tools.
+"""Open a picture: one function for training, chat, evaluation and the tools.
 
-Pictures come from the internet and from microscopes, so every file is taken as foreign: its size is read
-from the header and compared with a cap before a pixel is decoded, and any failure becomes one sentence.
+Pictures come from the internet and from microscopes, so every file is treated as foreign: its size is read from the
+header and compared with a cap before a pixel is decoded, and any failure becomes one sentence.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,11 +29,6 @@ MAX_PIXELS = 1024**3 // 12
 # An allow-list, since some of Pillow's readers start other programs (EPS runs Ghostscript).
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM", "AVIF")
 _ORIENTATION_TAG = 0x0112
-# Of JPEG: where the size stands (baseline and progressive), what may stand around it, and where pixels begin.
-_FRAMES, _START_OF_SCAN = (0xC0, 0xC1, 0xC2), 0xDA
-_TABLES = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})
-_FRAME = struct.Struct(">BHHB")
-_HEADER_BYTES = 4096
 _PHOTOMETRIC_TAG = 0x0106
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -48,25 +42,24 @@ _TRANSPOSE = {
 
 
 class ImageError(PallavaError):
-    """A picture that cannot be used; the message names it, says what was found and why that is refused."""
+    """A picture that cannot be used: the message names it and the reason."""
 
 
 def open_image(source: ImageSource, *, max_pixels: int | None = MAX_PIXELS) -> Image.Image:
-    """Opens a picture as a person sees it.
+    """Open a picture as a person sees it.
 
-    The stored orientation is applied, transparency is laid on white, deep greyscale is scaled to 8 bits and
-    not clipped. Of a file with several frames the first is taken. What this function once returned, it passes
-    through unchanged.
+    The stored orientation is applied, transparency is laid on white, deep greyscale is scaled to 8 bits and not
+    clipped. Of several frames the first is used. An image that this function has returned passes through unchanged.
 
     Args:
         source: A path, the bytes of a file, an open binary file (stays open), or a Pillow image.
-        max_pixels: The cap on width times height, checked before decoding; None switches it off.
+        max_pixels: Maximum of width times height, checked before decoding; None for no maximum.
 
     Returns:
         A decoded image of mode RGB without metadata.
 
     Raises:
-        ImageError: The file is missing, empty, truncated, no picture, or larger than the cap.
+        ImageError: The file is missing, empty, truncated, not a picture, or too large.
     """
     if type(source) is Image.Image and source.mode == "RGB" and not source.info:
         return source
@@ -77,50 +70,18 @@ def open_image(source: ImageSource, *, max_pixels: int | None = MAX_PIXELS) -> I
 
 
 def image_size(source: ImageSource) -> tuple[int, int]:
-    """Reads (width, height) in pixels as stored, before any orientation, from the header alone.
+    """Read (width, height) in pixels as stored, before any orientation, from the header alone.
 
     Raises:
-        ImageError: The file is missing, empty or no picture. Damage behind the header is not seen.
+        ImageError: The file is missing, empty or not a picture; damage behind the header is not detected.
     """
-    if isinstance(source, str | Path) and (size := _plain_jpeg_size(source)):
-        return size
     with _opened(source) as image:
         return image.size
 
 
-def _plain_jpeg_size(path: str | Path) -> tuple[int, int] | None:
-    """Reads the size of a JPEG of the common kind, several times as fast as Pillow, which reads every table.
-
-    Anything unusual or damaged gives None, and is Pillow's to judge.
-    """
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - a pipe would wait for ever
-            return None
-        with open(path, "rb", buffering=_HEADER_BYTES) as file:  # noqa: PTH123 - half the time of Path.open
-            if file.read(2) != b"\xff\xd8":
-                return None
-            size = None
-            while len(head := file.read(4)) == 4 and head[0] == 0xFF:
-                length = (head[2] << 8 | head[3]) - 2
-                if head[1] == _START_OF_SCAN:
-                    return size if 0 <= length == len(file.read(length)) else None
-                if head[1] in _FRAMES:
-                    precision, height, width, layers = _FRAME.unpack(file.read(6))
-                    if size or precision != 8 or layers not in (1, 3, 4) or length != 6 + 3 * layers:
-                        return None
-                    size, length = (width, height) if width and height else None, 3 * layers
-                elif head[1] not in _TABLES:
-                    return None
-                if length < 0 or len(file.read(length)) < length:
-                    return None
-    except (OSError, ValueError, struct.error):
-        return None
-    return None
-
-
 @contextmanager
 def _opened(source: ImageSource) -> Iterator[Image.Image]:
-    """Gives the undecoded image; anything that fails inside the block is told as an ImageError."""
+    """Yield the undecoded image; whatever fails inside the block becomes an ImageError."""
     try:
         with _PillowLimitsOff():
             if isinstance(source, Image.Image):
@@ -131,7 +92,7 @@ def _opened(source: ImageSource) -> Iterator[Image.Image]:
     except ImageError:
         raise
     except FileNotFoundError:
-        raise ImageError(f"cannot open image {_name(source)}: there is no such file") from None
+        raise ImageError(f"cannot open image {_name(source)}: no such file") from None
     except Image.UnidentifiedImageError:
         raise ImageError(f"cannot open image {_name(source)}: {_foreign(source)}") from None
     except Exception as error:  # decoders of damaged data raise whatever they stumble over, KeyError included
@@ -164,7 +125,7 @@ def _name(source: ImageSource) -> str:
 
 
 def _foreign(source: ImageSource) -> str:
-    """Says what an unknown file starts with, which tells a web page or an archive from a picture."""
+    """Return what an unknown file starts with, which shows a web page or an archive."""
     head = b""
     if isinstance(source, bytes):
         head = source[:12]
@@ -172,7 +133,7 @@ def _foreign(source: ImageSource) -> str:
         with Path(source).open("rb") as file:
             head = file.read(12)
     found = f" (it starts with {head!r})" if head else ""
-    return f"not a picture of a known format{found}; known are {', '.join(_FORMATS)}"
+    return f"not a picture of a known format{found}; choose {', '.join(_FORMATS)}"
 
 
 @cache
@@ -195,7 +156,7 @@ def _check_size(image: Image.Image, source: ImageSource, max_pixels: int | None)
 
 
 def _upright(rgb: Image.Image, stored: Image.Image) -> Image.Image:
-    """Turns the RGB version of the stored image as the stored image's metadata ask for."""
+    """Turn the RGB version of the stored image as its metadata ask for."""
     try:
         orientation = stored.getexif().get(_ORIENTATION_TAG)
     except Exception:  # broken metadata must not cost a sound picture: viewers show it as it is stored
@@ -217,7 +178,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Scales by the range of the storage type if the values fit it, else by their own minimum and maximum."""
+    """Scale by the range of the storage type if the values fit it, else by their own minimum and maximum."""
     values = np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0, neginf=0)
     low, high = float(values.min()), float(values.max())
     if low < 0 or high > 65535:
@@ -233,10 +194,9 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 
 
 class _PillowLimitsOff:
-    """Switches off Pillow's own size limit, and its leniency to truncated files, while one of ours is open.
+    """Switches off Pillow's own size limit, and its leniency to truncated files, while an image is being opened.
 
-    Both are globals of Pillow without another switch; a warning filter would not be safe between threads. The
-    last one to leave restores them.
+    Both are globals of Pillow; the last thread to leave restores them.
     """
 
     _lock: ClassVar[threading.Lock] = threading.Lock()

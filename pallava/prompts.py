@@ -30,15 +30,15 @@ _BEGIN_IDS = {
 
 @dataclasses.dataclass(frozen=True)
 class PromptTemplate:
-    """How one family of language models marks who speaks.
+    """Marks of who speaks, for one family of language models.
 
     Attributes:
-        name: The name that configs use.
+        name: Name in configs.
         instruction: Format string with ``{input}`` around a human message, up to where the answer begins.
-        system: Format string with ``{system}``; used only where the user gives a system message.
-        suffix: What follows each answer and is trained.
+        system: Format string with ``{system}``, used only with a system message.
+        suffix: Text after each answer that is trained.
         suffix_as_eos: Whether ``suffix`` ends the answer; otherwise the tokenizer's end token follows it.
-        sep: What follows each answer's end and is not trained.
+        sep: Text after the end of each answer that is not trained.
         stop_words: Tokens that end an answer.
         extra_end_tokens: Further tokens that end an answer wherever the vocabulary has them.
     """
@@ -53,12 +53,12 @@ class PromptTemplate:
     extra_end_tokens: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the template as plain values that JSON can hold."""
+        """Return the template as plain values that JSON can hold."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PromptTemplate:
-        """Read what `to_dict` gave.
+        """Build a template from the values of `to_dict`.
 
         Raises:
             PallavaError: A key is unknown, a required one is missing, or ``instruction`` has no ``{input}``.
@@ -66,12 +66,12 @@ class PromptTemplate:
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise PallavaError(
-                f"prompt template has unknown keys {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+                f"prompt template cannot have keys {', '.join(unknown)}; its keys are {', '.join(sorted(known))}"
             )
         if missing := [key for key in ("name", "instruction") if key not in values]:
-            raise PallavaError(f"prompt template lacks {' and '.join(missing)}")
+            raise PallavaError(f"prompt template must have {' and '.join(missing)}, got {', '.join(sorted(values))}")
         if "{input}" not in values["instruction"]:
-            raise PallavaError(f"prompt template '{values['name']}' has no {{input}} in its instruction")
+            raise PallavaError(f"instruction of prompt template '{values['name']}' must contain {{input}}")
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**fields)
 
@@ -160,7 +160,7 @@ TEMPLATES: dict[str, PromptTemplate] = {
     )
 }
 
-# What training files ask of an image that has a caption; a caption must be a full answer to each.
+# Questions of training files on an image with a caption; a caption must be a full answer to each.
 CAPTION_PROMPTS: tuple[str, ...] = (
     "Describe this pathology image.",
     "What does this pathology image show?",
@@ -211,17 +211,17 @@ class Encoded:
 
 
 def get_template(template: str | Mapping[str, Any] | PromptTemplate) -> PromptTemplate:
-    """Give the template of a name, of a dictionary as `PromptTemplate.to_dict` makes it, or itself.
+    """Return the template of a name or of a dictionary as `PromptTemplate.to_dict` makes it; a template is unchanged.
 
     Raises:
-        PallavaError: No template has that name, or the dictionary is not one.
+        PallavaError: No template has that name, or the dictionary is not that of a template.
     """
     if isinstance(template, PromptTemplate):
         return template
     if isinstance(template, Mapping):
         return PromptTemplate.from_dict(template)
     if template not in TEMPLATES:
-        raise PallavaError(f"no prompt template '{template}'; there are {', '.join(sorted(TEMPLATES))}")
+        raise PallavaError(f"prompt template must be one of {', '.join(sorted(TEMPLATES))}, got '{template}'")
     return TEMPLATES[template]
 
 
@@ -241,22 +241,22 @@ def build_choice_question(question: str, options: Sequence[str]) -> str:
     """Put the options below a question, one a line behind its letter, and say how to answer.
 
     Raises:
-        PallavaError: There are fewer than two options, or more than there are letters.
+        PallavaError: It has fewer than two options, or more than ten.
     """
     if not 2 <= len(options) <= len(CHOICE_LETTERS):
-        raise PallavaError(f"a choice has 2 to {len(CHOICE_LETTERS)} options, not {len(options)}")
+        raise PallavaError(f"a choice must have 2 to {len(CHOICE_LETTERS)} options, got {len(options)}")
     lines = (f"{letter}. {option.strip()}" for letter, option in zip(CHOICE_LETTERS, options, strict=False))
     return "\n".join([question.strip(), *lines, CHOICE_INSTRUCTION])
 
 
 def build_class_question(names: Sequence[str]) -> str:
-    """Ask which of some classes an image shows, by their names in words.
+    """Build the question which of some classes, by their names in words, an image shows.
 
     Raises:
-        PallavaError: There are fewer than two classes.
+        PallavaError: It has fewer than two classes.
     """
     if len(names) < 2:
-        raise PallavaError(f"a question for a class needs at least two of them, not {len(names)}")
+        raise PallavaError(f"a question for a class must have at least two classes, got {len(names)}")
     return CLASS_QUESTION.format(f"{', '.join(names[:-1])} or {names[-1]}")
 
 
@@ -286,7 +286,7 @@ def turns_from_conversations(conversations: Sequence[Mapping[str, str]]) -> list
             question = None
         else:
             expected = "'human', 'gpt' or, at the start, 'system'"
-            raise PallavaError(f"message {position + 1} is from '{speaker}'; expected {expected}")
+            raise PallavaError(f"message {position + 1} must be from {expected}, got '{speaker}'")
     if question is not None:
         turns.append(Turn(question, None, system if not turns else None))
     return turns
@@ -296,12 +296,14 @@ def _read_message(message: Any, position: int) -> tuple[str, str]:
     speaker = message.get("from") if isinstance(message, Mapping) else None
     value = message.get("value") if isinstance(message, Mapping) else None
     if not isinstance(speaker, str) or not isinstance(value, str):
-        raise PallavaError(f'message {position + 1} is not {{"from": "human" or "gpt", "value": text}}')
+        raise PallavaError(
+            f'message {position + 1} must be {{"from": "human" or "gpt", "value": text}}, got {message!r:.100}'
+        )
     return speaker, value
 
 
 def encode_conversation(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> Encoded:
-    """Give the ids and labels that a conversation is trained on, equal to those of xtuner's ``encode_fn``.
+    """Return the ids and labels that a conversation is trained on, equal to those of xtuner's ``encode_fn``.
 
     Raises:
         PallavaError: A turn has no answer, or the template needs an end token that the tokenizer lacks.
@@ -310,7 +312,7 @@ def encode_conversation(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBas
     labels: list[int] = []
     for round_, turn in enumerate(turns, start=1):
         if turn.answer is None:
-            raise PallavaError(f"turn {round_} has no answer to train on")
+            raise PallavaError(f"turn {round_} must have an answer to train on")
         prompt = _encode_question(turn, round_, tokenizer, template)
         answer = tokenizer.encode(turn.answer + template.suffix, add_special_tokens=False)
         if not template.suffix_as_eos:
@@ -322,13 +324,13 @@ def encode_conversation(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBas
 
 
 def encode_prompt(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> list[int]:
-    """Give the ids up to where the answer to the last turn begins, the same that training has before it.
+    """Return the ids before the answer to the last turn, the same that training has before it.
 
     Raises:
-        PallavaError: There is no turn, or one before the last has no answer.
+        PallavaError: The list of turns is empty, or one before the last has no answer.
     """
     if not turns:
-        raise PallavaError("there is no question to answer")
+        raise PallavaError("a conversation must have a question to answer")
     history = encode_conversation(turns[:-1], tokenizer, template).input_ids
     return history + _encode_question(turns[-1], len(turns), tokenizer, template)
 
@@ -356,12 +358,12 @@ def _begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     ids = tokenizer.eos_token_id
     if ids is None:
-        raise PallavaError("the prompt template ends answers with the tokenizer's end token, and it has none")
+        raise PallavaError("the tokenizer must have an end token for a prompt template that ends answers with it")
     return list(ids) if isinstance(ids, list) else [ids]
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> list[int]:
-    """Give every id that ends an answer: the template's that the vocabulary has, and the tokenizer's own."""
+    """Return every id that ends an answer: the template's in the vocabulary, and the tokenizer's own."""
     ids: list[int] = []
     for token in (*template.stop_words, *template.extra_end_tokens):
         index = tokenizer.convert_tokens_to_ids(token)

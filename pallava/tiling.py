@@ -1,7 +1,7 @@
-"""From a picture to its overview and tiles: one function for training, chat, evaluation and serving.
+"""Make the overview and tiles of a picture: one function for training, chat, evaluation and serving.
 
-The canvas is chosen as LLaVA-NeXT does (https://llava-vl.github.io/blog/2024-01-30-llava-next/), from the 15
-grids that PA-LLaVA uses. Letters in shapes: N tiles, P side of a tile in pixels, R rows and C columns.
+The canvas is chosen as in LLaVA-NeXT (https://llava-vl.github.io/blog/2024-01-30-llava-next/), from the 15 grids that
+PA-LLaVA uses. Letters in shapes: N tiles, P side of a tile in pixels, R rows and C columns.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PUBLISHED_CANVASES: tuple[tuple[int, int], ...] = tuple(
     (columns, rows) for columns in range(1, 9) for rows in range(1, 9) if 4 <= columns * rows <= 8
 )
-"""The 15 grids (columns, rows) of 4 to 8 tiles; of equally good ones the earlier is taken."""
+"""The 15 grids (columns, rows) of 4 to 8 tiles; of equally good ones the earlier is chosen."""
 
 MAX_TILES = max(columns * rows for columns, rows in PUBLISHED_CANVASES)
 """Largest number of tiles of an image, its overview not counted."""
@@ -32,7 +32,7 @@ MAX_TILES = max(columns * rows for columns, rows in PUBLISHED_CANVASES)
 
 @dataclass(frozen=True)
 class TileSpec:
-    """What the encoder wants a tile to be.
+    """Size, normalization and filter of the encoder's tiles.
 
     Attributes:
         size: Side of the square tile in pixels.
@@ -50,14 +50,14 @@ class TileSpec:
 
     @classmethod
     def from_image_processor(cls, processor: CLIPImageProcessor) -> TileSpec:
-        """Reads size, normalization and filter off an image processor of transformers.
+        """Read size, normalization and filter from an image processor of transformers.
 
         Raises:
             PallavaError: The processor's size is not a square, or it scales pixels other than by 1/255.
         """
         factor = processor.rescale_factor if processor.do_rescale else 1.0
         if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
-            raise PallavaError(f"the image processor scales pixels by {factor}; tiles are scaled by 1/255")
+            raise PallavaError(f"the image processor must scale pixels by 1/255, got {factor}")
         mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0,) * 3, (1,) * 3)
         return cls(_square_size(processor), _three("image_mean", mean), _three("image_std", std), processor.resample)
 
@@ -65,7 +65,7 @@ class TileSpec:
 def choose_canvas(
     image_size: tuple[int, int], tile_size: int, canvases: Sequence[tuple[int, int]] = PUBLISHED_CANVASES
 ) -> tuple[int, int]:
-    """Chooses the canvas that keeps most of the image, and of those the one with the least padding.
+    """Choose the canvas that keeps most of the image, and of those the one with the least padding.
 
     Args:
         image_size: (width, height) of the image in pixels.
@@ -74,6 +74,9 @@ def choose_canvas(
 
     Returns:
         (width, height) of the canvas in pixels.
+
+    Raises:
+        PallavaError: The list of canvases is empty.
     """
     width, height = image_size
     best, best_rank = (0, 0), (-1, 0)
@@ -85,17 +88,17 @@ def choose_canvas(
         if rank > best_rank:
             best, best_rank = canvas, rank
     if best == (0, 0):
-        raise PallavaError("there is no canvas to choose from: the list of canvases is empty")
+        raise PallavaError("the list of canvases must not be empty")
     return best
 
 
 def make_tiles(
     image: Image.Image, spec: TileSpec, canvases: Sequence[tuple[int, int]] = PUBLISHED_CANVASES
 ) -> torch.Tensor:
-    """Makes the overview and the tiles of one image, normalized for the encoder.
+    """Make the overview and the tiles of one image, normalized for the encoder.
 
     Args:
-        image: A picture; it is brought to RGB and upright by `open_image` if it did not come from there.
+        image: A picture; `open_image` makes it RGB and upright if it has not done so before.
         spec: Size, normalization and filter of a tile.
         canvases: Grids (columns, rows) to choose from.
 
@@ -115,7 +118,7 @@ def make_tiles(
 
 
 def place_on_canvas(image_size: tuple[int, int], canvas_size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Where an image lies on its canvas: it touches it in one direction and is centred in the other.
+    """Place an image on its canvas: it fills one direction and is centred in the other.
 
     Args:
         image_size: (width, height) of the image in pixels.
@@ -134,19 +137,18 @@ def place_on_canvas(image_size: tuple[int, int], canvas_size: tuple[int, int]) -
 
 
 def denormalize(tiles: torch.Tensor, spec: TileSpec) -> torch.Tensor:
-    """Back from tiles (N, 3, P, P) as the encoder gets them to bytes of the same shape."""
+    """Turn tiles (N, 3, P, P) as the encoder reads them back into bytes of the same shape."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
     return tiles.mul(std).add(mean).mul(255).round().clamp(0, 255).to(torch.uint8)
 
 
 def join_tiles(tiles: torch.Tensor, columns: int) -> torch.Tensor:
-    """Puts tiles (N, ..., H, W), row by row, side by side: (..., R*H, C*W) with C `columns`."""
+    """Join tiles (N, ..., H, W), row by row, to (..., R*H, C*W) with C `columns`."""
     rows = [torch.cat(list(row), dim=-1) for row in tiles.split(columns)]
     return torch.cat(rows, dim=-2)
 
 
 def _fit(image: Image.Image, canvas_size: tuple[int, int], resample: int) -> Image.Image:
-    """Resizes the image and puts it on a black canvas."""
     left, top, *new_size = place_on_canvas(image.size, canvas_size)
     resized = image.resize((new_size[0], new_size[1]), resample)
     if resized.size == canvas_size:
@@ -157,7 +159,7 @@ def _fit(image: Image.Image, canvas_size: tuple[int, int], resample: int) -> Ima
 
 
 def _normalize(stack: torch.Tensor, spec: TileSpec) -> torch.Tensor:
-    """(1+N, P, P, 3) of bytes to (1+N, 3, P, P) of float32."""
+    """Turn bytes (1+N, P, P, 3) into float32 (1+N, 3, P, P)."""
     mean, std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (spec.mean, spec.std))
     pixels = stack.permute(0, 3, 1, 2).contiguous().to(torch.float32)
     return pixels.div_(255).sub_(mean).div_(std)
@@ -168,12 +170,12 @@ def _square_size(processor: CLIPImageProcessor) -> int:
     values = {"height": size} if isinstance(size, int) else dict(size)  # newer transformers have a class of their own
     sides = {int(value) for key, value in values.items() if key in ("height", "width", "shortest_edge")}
     if len(sides) != 1 or min(sides) < 1:
-        raise PallavaError(f"tiles are square, but the image processor's size is {values}; make the sides equal")
+        raise PallavaError(f"the image processor's size must be square, got {values}")
     return sides.pop()
 
 
 def _three(name: str, values: Sequence[float]) -> tuple[float, float, float]:
     if len(values) != 3:
-        raise PallavaError(f"the image processor's {name} needs 3 values, one a channel, and has {len(values)}")
+        raise PallavaError(f"the image processor's {name} must have 3 values, one a channel, got {len(values)}")
     red, green, blue = (float(value) for value in values)
     return red, green, blue

@@ -175,9 +175,9 @@ def test_template_survives_json():
     ("template", "message"),
     [
         ("llama4_chat", "llama3_chat"),
-        ({"name": "x"}, "lacks instruction"),
+        ({"name": "x"}, "instruction"),
         ({"name": "x", "instruction": "no place"}, "{input}"),
-        ({"name": "x", "instruction": "{input}", "SUFFIX": "e"}, "unknown keys SUFFIX"),
+        ({"name": "x", "instruction": "{input}", "SUFFIX": "e"}, "SUFFIX"),
     ],
 )
 def test_wrong_template_is_named(template, message):
@@ -199,5 +199,5 @@ def test_choices_stand_below_their_question():
     text = build_choice_question(" Which stain? ", [" PAS", "Congo red "])
     assert text == "Which stain?\nA. PAS\nB. Congo red\nAnswer with the letter of the right option."
     for count in (1, 11):
-        with pytest.raises(PallavaError, match=f"a choice has 2 to 10 options, not {count}"):
+        with pytest.raises(PallavaError, match=f"2 to 10 options, got {count}"):
             build_choice_question("Which?", ["x"] * count)

@@ -242,7 +242,7 @@ def greedy(llm: Any) -> GenerationConfig:
 
 
 def _is_local(source: str) -> bool:
-    """A name on the hub has at most one slash and no leading dot or slash."""
+    """Return whether it cannot be a name on the hub, which has at most one slash and no leading dot or slash."""
     return source.startswith((".", "/", "~")) or (source.count("/") > 1 and ":" not in source)
 
 

@@ -1,4 +1,9 @@
-"""From pictures and words to what the model reads: the same tiles and ids in training, chat and evaluation."""
+"""Turn pictures and words into the model's inputs: the same tiles and ids in training, chat and evaluation.
+
+Conversations come in Hugging Face's form (messages of `role` and `content`), as rendered prompts, or in the form of
+training files; `pallava.prompts` alone makes ids of them. The translations are in this file, if a long one, because
+only the processor uses them.
+"""
 
 import base64
 import dataclasses
@@ -34,13 +39,13 @@ Message = Mapping[str, Any]
 _SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
 _IMAGE_KEYS = ("image", "url", "path")
 Image = Any
-"""Whatever `pallava.images.open_image` opens: a path, bytes, an open file, a PIL image."""
+"""Anything that `pallava.images.open_image` opens: a path, bytes, an open file, a PIL image."""
 Text = str | Sequence[Mapping[str, str]]
 """A question, a prompt that `apply_chat_template` wrote, or a conversation of
 ``{"from": "human" | "gpt" | "system", "value": ...}`` that ends with a question."""
 _IGNORED_OPTIONS = {"padding", "legacy", "add_special_tokens"}
-"""What transformers' pipelines say to every processor; here padding is always on the left and special tokens are the
-template's."""
+"""Options that transformers' pipelines pass to every processor; here padding is always on the left and special tokens
+are the template's."""
 
 
 class PALLaVAProcessor(ProcessorMixin):
@@ -100,14 +105,14 @@ class PALLaVAProcessor(ProcessorMixin):
         return_tensors: str | None = "pt",
         **options: Any,
     ) -> BatchFeature:
-        """Makes the inputs of `PALLaVAForConditionalGeneration.generate`.
+        """Make the inputs of `PALLaVAForConditionalGeneration.generate`.
 
         Args:
             text: One question, prompt or conversation, or a batch of them. A question without ``<image>`` gets the
-                marker of its image: all images where it is alone, one each in a batch of as many as images.
-            images: One image, those of the whole batch in reading order, or a list of them for each text.
-            system: A system message before each question.
-            return_tensors: Always PyTorch's.
+                markers of its images: of all if it is alone, of one each in a batch of as many as images.
+            images: One image, those of the whole batch in reading order, or a list for each text.
+            system: System message before each question.
+            return_tensors: ``pt``.
             **options: Those of transformers' pipelines, which change nothing here.
 
         Returns:
@@ -115,7 +120,7 @@ class PALLaVAProcessor(ProcessorMixin):
             (sum of 1+N, 3, P, P) and `tiles_per_image` (I,).
 
         Raises:
-            PallavaError: The images cannot be shared out, one cannot be opened, or an option is not known.
+            PallavaError: The images cannot be assigned to texts, one cannot be opened, or an option is unknown.
         """
         _check_options(options, return_tensors)
         is_one = isinstance(text, str) or (len(text) > 0 and isinstance(text[0], Mapping))
@@ -147,28 +152,28 @@ class PALLaVAProcessor(ProcessorMixin):
         processor_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Writes messages of `role` and `content` as the model was trained on them; see `read_messages` for the form.
+        """Write messages in the form that the model was trained on; `read_messages` describes theirs.
 
         Args:
             conversation: One conversation, which ends with a question, or several.
-            chat_template: Not to be given: the folder's own is the one that the model knows.
+            chat_template: None or the folder's own.
             tokenize: Whether to make the model's inputs, images opened and tiled, instead of the prompt as text.
-            return_dict: Whether to give all inputs, and not the ids alone.
-            continue_final_message: Not possible.
-            add_generation_prompt: Always done: the template of a question ends where its answer begins.
-            return_tensors: Always PyTorch's.
+            return_dict: Whether to return all inputs instead of the ids alone.
+            continue_final_message: False.
+            add_generation_prompt: Not used: the template of a question always ends where its answer begins.
+            return_tensors: ``pt``.
             processor_kwargs: Further options of `__call__`.
-            **options: As of `__call__`.
+            **options: Options of `__call__`.
 
         Returns:
-            The prompt, a list of prompts, ids (B, L), or what `__call__` gives.
+            The prompt, a list of prompts, ids (B, L), or the result of `__call__`.
 
         Raises:
-            PallavaError: A message has another form, or an answer is to be continued.
+            PallavaError: A message has another form, or the conversation does not end with a question.
         """
         _check_options({**options, **(processor_kwargs or {})}, return_tensors)
         if continue_final_message or chat_template not in (None, self.chat_template):
-            raise PallavaError("the model answers questions in its own chat template: it continues no answer of yours")
+            raise PallavaError("a conversation must use the folder's own chat template and end with a question")
         is_one = isinstance(conversation[0], Mapping)
         read = [read_messages(each) for each in ([conversation] if is_one else conversation)]  # type: ignore[arg-type]
         turns = [_open_ended(turns_from_conversations(messages)) for messages, _ in read]
@@ -180,7 +185,7 @@ class PALLaVAProcessor(ProcessorMixin):
         return inputs if return_dict else inputs["input_ids"]
 
     def batch_decode(self, ids: LongTensor, skip_special_tokens: bool = True, **kwargs: Any) -> list[str]:  # type: ignore[override]
-        """Answers, or prompts, as text, without padding, end tokens and image markers."""
+        """Turn ids (B, L) into texts without padding, end tokens and image markers."""
         rows = [[int(index) for index in row if index != IMAGE_TOKEN_INDEX] for row in ids]
         decoded = self.tokenizer.batch_decode(rows, skip_special_tokens=skip_special_tokens, **kwargs)
         return [answer.strip() for answer in decoded]
@@ -188,7 +193,7 @@ class PALLaVAProcessor(ProcessorMixin):
     def post_process_image_text_to_text(  # type: ignore[override]
         self, generated_outputs: LongTensor, skip_special_tokens: bool = True, **kwargs: Any
     ) -> list[str]:
-        """What transformers' pipeline decodes by: `batch_decode`."""
+        """Call `batch_decode`, for transformers' pipeline."""
         return self.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
 
     def _turns(self, text: Text, num_images: int, system: str | None) -> list[Turn]:
@@ -212,7 +217,7 @@ class PALLaVAProcessor(ProcessorMixin):
 
 def _open_ended(turns: list[Turn]) -> list[Turn]:
     if turns and turns[-1].answer is not None:
-        raise PallavaError("the conversation ends with an answer: end it with a question")
+        raise PallavaError("the conversation ends with an answer; end it with a question")
     return turns
 
 
@@ -220,21 +225,21 @@ def _check_options(options: Mapping[str, Any], return_tensors: Any) -> None:
     if unknown := sorted(set(options) - _IGNORED_OPTIONS):
         raise PallavaError(f"the processor of PA-LLaVA has no option {', '.join(unknown)}")
     if return_tensors not in (None, "pt"):
-        raise PallavaError(f"the processor of PA-LLaVA gives PyTorch tensors (pt), not {return_tensors}")
+        raise PallavaError(f"return_tensors must be pt (PyTorch), got {return_tensors}")
 
 
 def _check_markers(prompts: Sequence[Sequence[int]], per_text: Sequence[int]) -> None:
-    """Whether each prompt has as many markers as images; that of a whole batch would not show a wrong one."""
+    """Refuse a prompt with another number of markers than images; sums over the batch could agree by chance."""
     for number, (prompt, num_images) in enumerate(zip(prompts, per_text, strict=True), 1):
         if (num_markers := prompt.count(IMAGE_TOKEN_INDEX)) != num_images:
             raise PallavaError(
-                f"Text {number} holds {num_markers} image marker(s), but {num_images} image(s) were given for it: "
-                "each image needs exactly one <image> in its text."
+                f"text {number} must have one <image> for each of its images, got {num_markers} image marker(s) and "
+                f"{num_images} image(s)"
             )
 
 
 def _share_images(texts: Sequence[Text], images: Any) -> tuple[list[Image], list[int] | None]:
-    """All images in reading order, and how many are each text's; None where only its markers tell."""
+    """Return all images in reading order, and their number for each text; None if only its markers show it."""
     images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
     if len(images) == len(texts) and all(isinstance(each, (list, tuple)) for each in images):
         return [image for each in images for image in each], [len(each) for each in images]
@@ -245,20 +250,20 @@ def _share_images(texts: Sequence[Text], images: Any) -> tuple[list[Image], list
     if all(not isinstance(text, str) or "<image>" in text for text in texts):
         return images, None
     raise PallavaError(
-        f"{len(images)} images for {len(texts)} questions: give one image each, or put <image> into every text."
+        f"{len(images)} images cannot be assigned to {len(texts)} questions; give one each, or <image> in every text"
     )
 
 
 def read_messages(messages: Sequence[Message]) -> tuple[list[dict[str, str]], list[Any]]:
-    """A conversation in Hugging Face's form as the one that training files have, with its images.
+    """Translate a conversation from Hugging Face's form to that of training files.
 
     Args:
-        messages: Of `role` (``user``, ``assistant``, ``system``) and `content`: a text, or a list of parts
+        messages: Messages of `role` (``user``, ``assistant``, ``system``) and `content`: a text, or a list of parts
             ``{"type": "text", "text": ...}`` and ``{"type": "image", "image" | "url" | "path" | "base64": ...}``.
 
     Returns:
-        Messages of ``from`` and ``value``, and what the image parts name, in reading order; a part that names nothing
-        is a marker alone.
+        Messages of ``from`` and ``value``, and the images of the parts in reading order; a part without an image is a
+        marker alone.
 
     Raises:
         PallavaError: A message has another role or shape.
@@ -267,7 +272,7 @@ def read_messages(messages: Sequence[Message]) -> tuple[list[dict[str, str]], li
     for position, message in enumerate(messages, start=1):
         role = message.get("role") if isinstance(message, Mapping) else None
         if role not in _SPEAKERS or "content" not in message:
-            raise PallavaError(f"message {position} needs a role (user, assistant or system) and a content")
+            raise PallavaError(f"message {position} must have a role (user, assistant or system) and a content")
         text, count, found = _read_content(message["content"], position)
         images += found
         conversation.append({"from": _SPEAKERS[role], "value": build_question(text, count) if count else text})
@@ -275,7 +280,7 @@ def read_messages(messages: Sequence[Message]) -> tuple[list[dict[str, str]], li
 
 
 def _read_content(content: Any, position: int) -> tuple[str, int, list[Any]]:
-    """The text of a message, how many markers its image parts make, and the images that they name."""
+    """Return the text of a message, the number of its image parts, and their images."""
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     texts: list[str] = []
     images: list[Any] = []
@@ -289,7 +294,7 @@ def _read_content(content: Any, position: int) -> tuple[str, int, list[Any]]:
             count += 1
             images += _named_image(part)
         else:
-            raise PallavaError(f"message {position} has a part that is neither a text nor an image")
+            raise PallavaError(f"message {position} must have parts that are texts or images, got {part!r:.100}")
     return "\n".join(texts), count, images
 
 
@@ -302,7 +307,7 @@ def _named_image(part: Mapping[str, Any]) -> list[Any]:
 
 
 def render_prompt(turns: Sequence[Turn], template: PromptTemplate, end_token: str | None) -> str:
-    """The text up to where the answer to the last turn begins; `parse_prompt` reads it back."""
+    """Render the text before the answer to the last turn; `parse_prompt` reads it back."""
     system = turns[0].system
     text = template.system.format(system=system) if system else ""
     for round_, turn in enumerate(turns, start=1):
@@ -313,10 +318,10 @@ def render_prompt(turns: Sequence[Turn], template: PromptTemplate, end_token: st
 
 
 def parse_prompt(text: str, template: PromptTemplate, end_token: str | None) -> list[Turn] | None:
-    """The turns of a text that was rendered by `render_prompt` or the Jinja template; None if it was not.
+    """Return the turns of a text that `render_prompt` or the Jinja template rendered; None for another text.
 
     Raises:
-        PallavaError: It ends with an answer, so that there is nothing to ask.
+        PallavaError: The text ends with an answer.
     """
     before, after = template.instruction.split("{input}")
     system_before, system_after = template.system.split("{system}")
@@ -329,7 +334,7 @@ def parse_prompt(text: str, template: PromptTemplate, end_token: str | None) -> 
     end = _answer_end(template, end_token)
     *answered, last = found["rounds"].split(end + before)
     if not last.endswith(after):
-        raise PallavaError("the prompt ends with an answer, or with the beginning of one: end it with a question")
+        raise PallavaError("the prompt ends with an answer, or with the beginning of one; end it with a question")
     rounds = [each.partition(after)[::2] for each in answered]
     turns = [Turn(question, answer) for question, answer in rounds] + [Turn(last.removesuffix(after))]
     return [Turn(turns[0].question, turns[0].answer, found["system"]), *turns[1:]]
@@ -340,7 +345,7 @@ def _answer_end(template: PromptTemplate, end_token: str | None) -> str:
 
 
 def jinja_template(template: PromptTemplate) -> str:
-    """The template as Jinja, for messages with `role` and `content`; image parts become markers in front."""
+    """Return the template as Jinja, for messages with `role` and `content`; image parts become markers in front."""
     before, after = template.instruction.split("{input}")
     system_before, _, system_after = template.system.partition("{system}")
 

@@ -1,4 +1,4 @@
-"""Vision transformers of timm as encoders: UNI, Virchow2, H-optimus and the like are timm names."""
+"""Vision transformers of timm as encoders: UNI, Virchow2, H-optimus and others are timm names."""
 
 import math
 import os
@@ -16,8 +16,8 @@ from pallava.model.weights import StateDict, load_strictly, read_weights
 from pallava.tiling import TileSpec
 
 SCHEME = "timm:"
-_HEADS = ("head.", "fc_norm.", "head_drop.", "attn_pool.")  # what stands behind the tokens
-_LAYER_CLASSES = ("mlp_layer", "norm_layer", "embed_layer", "block_fn")  # given by name: a config holds no classes
+_HEADS = ("head.", "fc_norm.", "head_drop.", "attn_pool.")  # layers after the tokens
+_LAYER_CLASSES = ("mlp_layer", "norm_layer", "embed_layer", "block_fn")  # by name: a config cannot hold classes
 
 
 class TimmEncoderConfig(PretrainedConfig):
@@ -25,7 +25,7 @@ class TimmEncoderConfig(PretrainedConfig):
 
     Args:
         architecture: timm's name of the model.
-        model_args: What `timm.create_model` takes beside the name; layer classes by their name in `timm.layers`.
+        model_args: Options of `timm.create_model`; layer classes by their name in `timm.layers`.
         hidden_size: Width of a token.
         num_hidden_layers: Number of blocks.
         image_size: Side of a tile in pixels.
@@ -52,7 +52,7 @@ class TimmEncoderConfig(PretrainedConfig):
 
 
 class TimmEncoder(PreTrainedModel):
-    """A vision transformer of timm, without its head, that transformers can save and open."""
+    """A vision transformer of timm without its head, as a model of transformers."""
 
     config_class = TimmEncoderConfig
     base_model_prefix = ""
@@ -65,7 +65,7 @@ class TimmEncoder(PreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: Tensor, layer: int = -1) -> Tensor:
-        """Patch tokens of a layer; later blocks are not run.
+        """Return the patch tokens of a layer; later blocks are not run.
 
         Args:
             pixel_values: (N, 3, P, P), normalized tiles.
@@ -82,20 +82,20 @@ class TimmEncoder(PreTrainedModel):
         return tokens
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Recomputes activations in the backward pass."""
+        """Recompute activations in the backward pass."""
         self.timm_model.set_grad_checkpointing(True)
 
     def gradient_checkpointing_disable(self) -> None:
-        """Keeps activations instead."""
+        """Keep activations."""
         self.timm_model.set_grad_checkpointing(False)
 
     @staticmethod
     def _fix_state_dict_key_on_load(key: str) -> str:
-        """Keeps layer scale's ``gamma``, which transformers would rename to ``weight``."""
+        """Keep layer scale's ``gamma``, which transformers would rename to ``weight``."""
         return key
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Fills what no file holds, such as frequencies, which newer transformers leave empty; all else timm has."""
+        """Fill what no file holds, such as frequencies, which newer transformers leave empty."""
         fill: Any = getattr(module, "init_non_persistent_buffers", None)
         if fill is not None:
             fill()
@@ -104,17 +104,17 @@ class TimmEncoder(PreTrainedModel):
 def open_timm(
     name: str, *, checkpoint: str | os.PathLike[str] | None = None, pretrained: bool = True, **model_args: Any
 ) -> TimmEncoder:
-    """Builds an encoder by timm's name of it.
+    """Build an encoder by timm's name of it.
 
     Args:
-        name: Such as ``vit_small_patch16_224`` or ``hf-hub:MahmoodLab/UNI``.
-        checkpoint: Weights in a file or folder; default: those that timm downloads. Where ``img_size`` is given their
-            position embeddings are resampled to it, as timm does with its own.
-        pretrained: Whether to fetch timm's weights where there is no checkpoint; without, they are random.
-        **model_args: Passed on to `timm.create_model`; layer classes by their name in `timm.layers`.
+        name: Name such as ``vit_small_patch16_224`` or ``hf-hub:MahmoodLab/UNI``.
+        checkpoint: File or folder of weights (default: those that timm downloads); with ``img_size`` their position
+            embeddings are resampled to it, as timm does with its own.
+        pretrained: Whether to download timm's weights without a checkpoint; otherwise they are random.
+        **model_args: Options of `timm.create_model`; layer classes by their name in `timm.layers`.
 
     Raises:
-        PallavaError: timm has no such vision transformer, cannot fetch it, or the checkpoint does not fit.
+        PallavaError: timm has no such vision transformer, cannot download it, or the checkpoint does not fit.
     """
     if checkpoint is None:
         return _wrap(_create(name, model_args, pretrained=pretrained), name, model_args)
@@ -124,7 +124,7 @@ def open_timm(
 
 
 def open_timm_folder(folder: Path, description: Mapping[str, Any], **model_args: Any) -> TimmEncoder:
-    """Opens a folder as timm writes it: ``config.json`` names the architecture, the weights lie beside it.
+    """Open a folder as timm writes it: ``config.json`` names the architecture, with the weights beside it.
 
     Raises:
         PallavaError: timm has no such vision transformer, or the weights do not fit.
@@ -136,12 +136,12 @@ def open_timm_folder(folder: Path, description: Mapping[str, Any], **model_args:
 
 
 def timm_tile_spec(source: str, description: Mapping[str, Any] | None = None, **model_args: Any) -> TileSpec:
-    """What tiles a timm model wants, without its weights.
+    """Return size, normalization and filter of a timm model's tiles, without opening its weights.
 
     Args:
         source: timm's name.
-        description: Of a folder as timm writes it, instead of the name.
-        **model_args: As for `open_timm`.
+        description: ``config.json`` of a folder as timm writes it, in place of the name.
+        **model_args: As in `open_timm`.
 
     Raises:
         PallavaError: timm has no such vision transformer.
@@ -156,12 +156,11 @@ def timm_tile_spec(source: str, description: Mapping[str, Any] | None = None, **
 
 
 def timm_patch_size(source: str, description: Mapping[str, Any] | None = None, **model_args: Any) -> int:
-    """Side of a patch in pixels; arguments as for `timm_tile_spec`."""
+    """Return the side of a patch in pixels; arguments as in `timm_tile_spec`."""
     return _outline(source, description, model_args).patch_embed.patch_size[0]
 
 
 def _outline(source: str, description: Mapping[str, Any] | None, model_args: Mapping[str, Any]) -> Any:
-    """The model without memory for its weights."""
     description = description or {}
     given = {k: v for k, v in model_args.items() if k not in ("checkpoint", "pretrained", "model_name")}
     with init_empty_weights():
@@ -179,15 +178,15 @@ def _create(name: str, model_args: Mapping[str, Any], *, pretrained: bool = Fals
         model = timm.create_model(name, pretrained=pretrained, num_classes=0, **given)
     except Exception as error:  # timm raises RuntimeError, ValueError, TypeError and what downloading raises
         raise PallavaError(_why(name, error, pretrained)) from None
-    if not _gives_square_grid(model):
+    if not _has_square_grid(model):
         raise PallavaError(
-            f"{name} of timm gives no square grid of patch tokens: choose a vision transformer, such as "
-            "vit_small_patch16_224."
+            f"timm model {name} must make a square grid of patch tokens; choose a vision transformer, such as "
+            "vit_small_patch16_224"
         )
     return model
 
 
-def _gives_square_grid(model: Any) -> bool:
+def _has_square_grid(model: Any) -> bool:
     patches = getattr(model, "patch_embed", None)
     sides = (getattr(patches, "img_size", None), getattr(patches, "patch_size", None))
     is_square = all(side and side[0] == side[1] for side in sides)
@@ -197,13 +196,13 @@ def _gives_square_grid(model: Any) -> bool:
 def _why(name: str, error: Exception, pretrained: bool) -> str:
     reason = " ".join(str(error).split())[:300]
     if isinstance(error, RuntimeError) and "Unknown model" in reason:
-        return f"timm has no model named {name!r}: see timm.list_models('vit_*')."
+        return f"timm has no model named {name!r}; see timm.list_models('vit_*')"
     advice = (
-        "Download it where there is a network, and give the folder, or checkpoint=... beside the name."
+        "download it where a network is available, and give the folder, or checkpoint=... beside the name"
         if pretrained
-        else "See timm.create_model for what it takes."
+        else "see the options of timm.create_model"
     )
-    return f"timm cannot build {name}: {reason} {advice}"
+    return f"timm cannot build {name}: {reason}; {advice}"
 
 
 def _wrap(model: Any, name: str, model_args: Mapping[str, Any]) -> TimmEncoder:
@@ -222,12 +221,12 @@ def _wrap(model: Any, name: str, model_args: Mapping[str, Any]) -> TimmEncoder:
 
 
 def _architecture(name: str, model: Any) -> str:
-    """The name that opens without a hub."""
+    """Return the name that opens without a hub."""
     return model.pretrained_cfg.get("architecture") or name if ":" in name else name
 
 
 def _own_args(name: str, model: Any) -> dict[str, Any]:
-    """What a model of the hub adds to its architecture."""
+    """Return the options that a model of the hub adds to its architecture."""
     if ":" not in name:
         return {}
     plain = (bool, int, float, str)
@@ -245,7 +244,7 @@ def _load(encoder: TimmEncoder, state: StateDict, source: object, *, resamples: 
 
 
 def _resample(positions: Tensor, model: Any) -> Tensor:
-    """Position embeddings (1, T, D) for the model's grid; what comes from no square grid stays, and will not fit."""
+    """Resample position embeddings (1, T, D) to the model's grid; those of no square grid stay as they are."""
     from timm.layers import resample_abs_pos_embed
 
     num_others = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens

@@ -198,7 +198,7 @@ def test_a_clip_alone_writes_a_picture(folder: Path) -> None:
         ("nowhere", [], "nowhere' does not exist"),
         ("nowhere", ["--text", "x"], "no encoder at"),
         ("merged", ["--out", "look.doc"], "must end in .png"),
-        ("merged", ["--image", "nowhere.png"], "there is no such file"),
+        ("merged", ["--image", "nowhere.png"], "no such file"),
     ],
 )
 def test_what_is_refused(

@@ -257,7 +257,7 @@ def test_timm_weights_take_another_tile_size_as_timm_does_it(tmp_path: Path) -> 
     ("source", "options", "said"),
     [
         ("timm:no_such_vit", {}, "timm has no model named 'no_such_vit'"),
-        ("timm:resnet18", {"pretrained": False}, "no square grid of patch tokens"),
+        ("timm:resnet18", {"pretrained": False}, "square grid of patch tokens"),
         (f"timm:{NAME}", {"pretrained": False, "nonsense": 1}, "timm cannot build .*nonsense"),
         ("nowhere", {}, "'nowhere' does not exist"),
     ],

@@ -68,16 +68,16 @@ def test_without_images(processor: PALLaVAProcessor) -> None:
 def test_each_text_has_its_own_images(processor: PALLaVAProcessor) -> None:
     """Three markers and three images in the batch, but not in each text."""
     picture = Image.new("RGB", (64, 32))
-    with pytest.raises(PallavaError, match=r"Text 1 holds 2 image marker.*1 image"):
+    with pytest.raises(PallavaError, match=r"text 1 .*2 image marker.*1 image"):
         processor(["<image><image>\nq ?", "<image>\nq ?"], images=[[picture], [picture, picture]])
-    with pytest.raises(PallavaError, match=r"Text 1 holds 1 image marker.*2 image"):
+    with pytest.raises(PallavaError, match=r"text 1 .*1 image marker.*2 image"):
         processor("<image>\nq ?", images=[picture, picture])
     inputs = processor(["<image><image>\nq ?", "<image>\nq ?"], images=[[picture, picture], [picture]])
     assert len(inputs["tiles_per_image"]) == 3
 
 
 def test_images_that_cannot_be_shared_out(processor: PALLaVAProcessor) -> None:
-    with pytest.raises(PallavaError, match="2 images for 3 questions"):
+    with pytest.raises(PallavaError, match="2 images .* 3 questions"):
         processor(["a", "b", "c"], images=[picture(9, 9)] * 2)
 
 

@@ -97,7 +97,7 @@ def test_check_finds_what_is_wrong(root: Path) -> None:
     result = run(root, "check", "train.jsonl", "--image-folder", "pv", "--workers", "1")
     assert result.returncode == 1
     assert "1 of 3 rows of train.jsonl are at fault" in result.stdout
-    assert "train_0001.jpg': there is no such file" in result.stdout
+    assert "train_0001.jpg': no such file" in result.stdout
 
 
 @pytest.mark.parametrize(
