@@ -22,12 +22,11 @@ from xtuner.engine.hooks import DatasetInfoHook
 from xtuner.engine.runner import TrainLoop
 
 from pallava.model import load_encoder, load_image_processor
-from pallava.training.collate import collate
-from pallava.training.dataset import PALLaVADataset
+from pallava.model.loading import load_llm, load_tokenizer
+from pallava.training.dataset import PALLaVADataset, collate
 from pallava.training.hooks.chat import SampleChatHook
 from pallava.training.hooks.config import TrainingConfigHook
 from pallava.training.hooks.random_state import RandomStateHook
-from pallava.training.llm import load_llm, load_tokenizer
 from pallava.training.model import PALLaVAModel, build_connector
 from pallava.training.optimizer import GroupLearningRateHook, grouped_adamw, precise_optim_wrapper
 

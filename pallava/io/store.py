@@ -80,7 +80,7 @@ class Store:
             self._database.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", rows)
 
     def read(self, name: str) -> Any:
-        """Return the setting of that name; None if there is none."""
+        """Return the setting of that name, or None."""
         with self._sqlite_errors():
             row = self._database.execute("SELECT value FROM run WHERE name = ?", [name]).fetchone()
         return None if row is None else json.loads(row[0])

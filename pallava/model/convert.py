@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pallava.devices import device_dtype
 from pallava.errors import PallavaError
 from pallava.io.files import whole_folder
 from pallava.model import (
@@ -20,7 +19,7 @@ from pallava.model import (
 )
 from pallava.model.card import write_model_card
 from pallava.model.connectors import CONNECTORS, build_connector, import_name, import_path, own_checkpoint_keys
-from pallava.model.loading import add_lora, is_adapted, open_llm, open_tokenizer
+from pallava.model.loading import add_lora, is_adapted, load_llm, load_tokenizer
 from pallava.model.published import describe_weights, is_archive, is_published_folder, open_published
 from pallava.model.run_config import (
     PUBLISHED_TRAINING,
@@ -211,25 +210,16 @@ def _build_connector(model: Mapping[str, Any], encoder: Any, llm: Any, trust_rem
     return build_connector(encoder.config.hidden_size, llm.config.hidden_size, **part)
 
 
-def _load_llm(pretrained_model_name_or_path: str, torch_dtype: str | None = "auto", **options: Any) -> Any:
-    dtype = device_dtype() if torch_dtype == "auto" else torch_dtype and torch_dtype.removeprefix("torch.")
-    return open_llm(pretrained_model_name_or_path, torch_dtype=dtype, **options)
-
-
-def _load_tokenizer(pretrained_model_name_or_path: str, **options: Any) -> Any:
-    return open_tokenizer(pretrained_model_name_or_path, **options)
-
-
 # Parts by the end of the name that a config gives them; none of them is imported by that name.
 _PARTS: Mapping[str, Callable[..., Any]] = {
-    "load_llm": _load_llm,
-    "load_tokenizer": _load_tokenizer,
+    "load_llm": load_llm,
+    "load_tokenizer": load_tokenizer,
     "load_encoder": load_encoder,
     "load_plip": load_plip,
     "load_image_processor": load_image_processor,
     "LoraConfig": dict,  # which `add_lora` takes
-    "AutoModelForCausalLM.from_pretrained": partial(_load_llm, torch_dtype=None),
-    "AutoTokenizer.from_pretrained": _load_tokenizer,
+    "AutoModelForCausalLM.from_pretrained": partial(load_llm, torch_dtype=None),
+    "AutoTokenizer.from_pretrained": load_tokenizer,
 }
 
 

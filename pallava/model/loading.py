@@ -7,10 +7,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from pallava.devices import device_dtype
 from pallava.errors import PallavaError
 from pallava.model.configuration import PALLaVAConfig
 from pallava.model.versions import block_broken_bitsandbytes
@@ -202,6 +210,34 @@ def open_tokenizer(name_or_path: str | os.PathLike[str], **options: Any) -> Any:
     """
     with loading_errors(name_or_path, "tokenizer"):
         return AutoTokenizer.from_pretrained(name_or_path, **{"trust_remote_code": False, **options})
+
+
+def load_llm(
+    pretrained_model_name_or_path: str, torch_dtype: str | torch.dtype | None = "auto", **options: Any
+) -> PreTrainedModel:
+    """Load the language model that a config names; takes what `open_llm` takes.
+
+    Args:
+        pretrained_model_name_or_path: A folder, or a name on the Hugging Face hub.
+        torch_dtype: Precision; "auto" is that of training on this device (bf16, fp16, or float32 on a CPU), whatever
+            the files hold, and None that of transformers.
+        **options: Options of `AutoModelForCausalLM.from_pretrained`, such as `gguf_file` or `quantization_config`.
+
+    Raises:
+        PallavaError: The model does not exist, cannot be read, or is incomplete.
+    """
+    if isinstance(torch_dtype, str):
+        torch_dtype = device_dtype() if torch_dtype == "auto" else torch_dtype.removeprefix("torch.")
+    return open_llm(pretrained_model_name_or_path, torch_dtype=torch_dtype, **options)
+
+
+def load_tokenizer(pretrained_model_name_or_path: str, **options: Any) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that a config names; takes what `open_tokenizer` takes.
+
+    Raises:
+        PallavaError: The tokenizer does not exist, or cannot be read.
+    """
+    return open_tokenizer(pretrained_model_name_or_path, **options)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """The xtuner plugin. Importing it applies the work-arounds and registers our parts."""
 
+import sys
+
 from pallava.io.processes import end_with_parent
 from pallava.training import compat, failures
 
@@ -10,11 +12,23 @@ compat.apply()  # before the imports below: peft must not meet a broken bitsandb
 
 from xtuner.registry import BUILDER  # noqa: E402
 
-from pallava.model import load_encoder, load_image_processor, load_plip  # noqa: E402
-from pallava.training import collate, dataset, llm, model, optimizer  # noqa: E402
+from pallava.model import load_encoder, load_image_processor, load_plip, loading  # noqa: E402
+from pallava.model.connectors import build_connector  # noqa: E402
+from pallava.training import dataset, model, optimizer  # noqa: E402
 from pallava.training.hooks import random_state  # noqa: E402
 
-for __part in (load_encoder, load_plip, load_image_processor):  # pallava.model knows nothing of xtuner
+# pallava.model knows nothing of xtuner.
+for __part in (
+    load_encoder,
+    load_plip,
+    load_image_processor,
+    loading.load_llm,
+    loading.load_tokenizer,
+    build_connector,
+):
     BUILDER.register_module(module=__part)
 
-__all__ = ["collate", "compat", "dataset", "llm", "model", "optimizer", "random_state"]
+# Configs and checkpoints from before two modules were merged into others name these.
+sys.modules[f"{__name__}.collate"], sys.modules[f"{__name__}.llm"] = dataset, loading
+
+__all__ = ["compat", "dataset", "model", "optimizer", "random_state"]

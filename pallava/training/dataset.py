@@ -1,18 +1,20 @@
-"""Training rows with their tiles, as xtuner's runner asks for them."""
+"""Training rows with their tiles, and their batches."""
 
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from mmengine.dist import barrier, is_distributed
 from mmengine.logging import print_log
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
-from xtuner.registry import BUILDER
+from xtuner.registry import BUILDER, MAP_FUNC
 
 from pallava.data.tokenize import Prepared, prepare
 from pallava.data.training_row import EncodingSettings
@@ -20,7 +22,7 @@ from pallava.errors import PallavaError
 from pallava.images import open_image
 from pallava.model.connectors import ConnectorConfig
 from pallava.model.encoders import count_tokens
-from pallava.prompts import PromptTemplate
+from pallava.prompts import IGNORE_INDEX, PromptTemplate
 from pallava.tiling import MAX_TILES, TileSpec, make_tiles
 from pallava.training.model import connector_settings
 
@@ -29,27 +31,27 @@ T = TypeVar("T")
 
 @BUILDER.register_module()
 class PALLaVADataset(Dataset[dict[str, Any]]):
-    """Image-text rows: ids tokenized ahead, images opened and tiled when they are asked for.
+    """Image-text rows: tokenized ahead, while images are opened and tiled on access.
 
-    Under distribution one process of each node tokenizes, and the others read what it kept.
+    In distributed training one process of each node tokenizes, and the others read what it kept.
 
     Args:
-        data_path: A JSONL or JSON file, a folder of such files, or what ``pallava data prepare`` wrote.
-        image_folder: What `image` in a row is relative to.
-        tokenizer: The language model's, or its config.
-        image_processor: The encoder's, or its config.
+        data_path: A JSONL or JSON file, a folder of such files, or the output of ``pallava data prepare``.
+        image_folder: Folder that `image` in a row is relative to.
+        tokenizer: The language model's tokenizer, or its config.
+        image_processor: The encoder's image processor, or its config.
         prompt_template: A name in `pallava.prompts.TEMPLATES`, a template, or its dictionary.
-        context_length: Most tokens of a sample, visual ones included.
+        context_length: Largest number of tokens of a sample, visual ones included.
         num_visual_tokens: Largest number of visual tokens of an image (default: computed from the connector and the
             encoder that `image_processor` names by its source).
         connector: The config of the model's connector, which decides whether tiles are cut and how many visual tokens
             an image has (default: the published one).
-        num_proc: Processes that tokenize.
-        cache_dir: Where to keep what was tokenized; default: ``pallava`` in the cache of `datasets`.
+        num_proc: Number of processes that tokenize.
+        cache_dir: Folder of tokenized rows (default: ``pallava`` in the cache of `datasets`).
 
     Raises:
-        PallavaError: No data, broken data, data prepared with other settings, another number of visual tokens than
-            the encoder's, or none where no encoder is named.
+        PallavaError: The data are missing, broken or prepared with other settings, or the number of visual tokens is
+            not the encoder's, or missing where no encoder is named.
     """
 
     def __init__(
@@ -80,19 +82,19 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
 
     @functools.cached_property
     def modality_length(self) -> list[int]:
-        """Length of each row in tokens, visual ones included; negative for rows without image."""
+        """Return the length of each row in tokens, visual ones included; negative for rows without image."""
         lengths, images = self.rows["length"][:], self.rows["images"][:]
         return [length if names else -length for length, names in zip(lengths, images, strict=True)]
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Gives one row.
+        """Return one row.
 
         Returns:
-            `input_ids` and `labels` (lists, with -200 for each image), `pixel_values` (sum of 1+N, 3, P, P), the
+            `input_ids` and `labels` (lists, with -200 for each image), `pixel_values` (sum of 1+N, 3, P, P) with the
             tiles of all its images, and `tiles_per_image` (list).
 
         Raises:
@@ -113,21 +115,43 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         try:
             return make_tiles(open_image(path), self.tile_spec)
         except PallavaError as error:
-            raise PallavaError(f"row '{row_id}', image {path}: {error}") from error
+            raise PallavaError(f"row '{row_id}', image '{path}': {error}") from error
+
+
+@MAP_FUNC.register_module()
+def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Pad rows of `PALLaVADataset` on the right and join their tiles.
+
+    Returns:
+        ``{"data": ..., "data_samples": None}``; data holds `input_ids` (0 is padding), `attention_mask` and `labels`
+        (-100 is padding), each (B, L), `pixel_values` (sum of 1+N, 3, P, P), not padded, and `tiles_per_image` (I,),
+        both in the order of the images over the batch and empty where it has none.
+    """
+    ids = [torch.tensor(row["input_ids"]) for row in rows]
+    labels = [torch.tensor(row["labels"]) for row in rows]
+    counts = list(chain.from_iterable(row["tiles_per_image"] for row in rows))
+    data = {
+        "input_ids": pad_sequence(ids, batch_first=True),  # (B, L)
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
+        "pixel_values": torch.cat([row["pixel_values"] for row in rows]),
+        "tiles_per_image": torch.tensor(counts, dtype=torch.long),
+    }
+    return {"data": data, "data_samples": None}
 
 
 def build(part: Any) -> Any:
-    """A tokenizer or image processor from its config, or itself."""
+    """Build a tokenizer or an image processor from its config; return any other value itself."""
     return BUILDER.build(part) if isinstance(part, Mapping) else part
 
 
 def _count_visual_tokens(image_processor: Any, given: int | None, connector: ConnectorConfig) -> int:
-    """Asks the encoder that the image processor is named after; before hours are spent on tokenizing."""
+    """Count by the encoder that the image processor names, before hours are spent on tokenizing."""
     if not isinstance(image_processor, Mapping) or "source" not in image_processor:
         if given is None:
             raise PallavaError(
-                "num_visual_tokens is not given, and image_processor names no encoder by its source: set "
-                "num_visual_tokens to what the encoder gives for a tile, such as 196."
+                "num_visual_tokens must be set, such as to 196, where image_processor does not name the encoder by "
+                "its source"
             )
         return given
     encoder = {key: value for key, value in image_processor.items() if key != "type"}
@@ -141,9 +165,9 @@ def _count_visual_tokens(image_processor: Any, given: int | None, connector: Con
 
 
 def _one_per_node_first(work: Callable[[], T]) -> T:
-    """Runs work that leaves a result on disk, on the first process of each node and then on the others.
+    """Run work that leaves a result on disk, on the first process of each node and then on the others.
 
-    A failure of the first is raised after the others were let go, which then fail by themselves in the same way.
+    A failure of the first is raised after the others are released, which then fail by themselves in the same way.
     """
     result: T | None = None
     failure: Exception | None = None

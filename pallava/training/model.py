@@ -1,4 +1,4 @@
-"""The model as xtuner trains it: which parts are frozen, what is saved, where weights come from."""
+"""The model as xtuner trains it: its frozen parts, its saved weights, the weights that it starts from."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -27,8 +27,6 @@ from pallava.model.weights import StateDict, load_strictly, read_weights, shorte
 
 Part = dict[str, Any]
 """A part of the model as a config names it: ``dict(type=..., ...)``."""
-
-BUILDER.register_module(module=build_connector)
 
 
 def connector_settings(part: Part | None) -> ConnectorConfig:
@@ -64,12 +62,12 @@ class PALLaVAModel(BaseModel):
         visual_encoder: The vision model.
         connector: The connector; its type is one that `build_connector` knows as `kind`, and widths are filled in
             (default: the published sizes).
-        freeze_llm: Keeps the language model's own weights as they are; LoRA still learns.
-        freeze_visual_encoder: Keeps the encoder as it is.
+        freeze_llm: Whether the language model's own weights stay as they are; LoRA still learns.
+        freeze_visual_encoder: Whether the encoder stays as it is.
         llm_lora: peft's `LoraConfig`; without `target_modules` every linear layer but the output's.
         pretrained_pth: Weights to start from: a checkpoint of ours or a published one, a file or a folder.
-        use_activation_checkpointing: Trades a second forward pass for memory.
-        vision_feature_layer: Which hidden states of the encoder the connector reads; -2 is the last but one layer.
+        use_activation_checkpointing: Whether to save memory at the price of a second forward pass.
+        vision_feature_layer: Index of the encoder's hidden states that the connector reads; -2 is the last but one.
 
     Raises:
         PallavaError: A part cannot be opened, or the weights to start from do not fit.
@@ -115,19 +113,19 @@ class PALLaVAModel(BaseModel):
         return build_connector(*widths, **_connector_arguments(connector))
 
     def _tag_parameters(self) -> None:
-        """Says on each parameter which learning rate is its own: the optimizer is given no names."""
+        """Note each parameter's group of learning rates on it: the optimizer gets parameters without names."""
         for name, parameter in self.named_parameters():
             parameter.lr_group = name.split(".")[0]  # type: ignore[attr-defined]
 
     def forward(
         self, data: dict[str, Tensor], data_samples: object = None, mode: str = "loss"
     ) -> dict[str, Tensor] | list[dict[str, Tensor]] | Any:
-        """Runs one batch of `pallava.training.collate.collate`.
+        """Run one batch of `pallava.training.dataset.collate`.
 
         Args:
             data: `input_ids`, `attention_mask`, `labels` (B, L), `pixel_values` (sum of 1+N, 3, P, P) and
                 `tiles_per_image` (I,), both empty where the batch has no image.
-            data_samples: Not used; mmengine passes it.
+            data_samples: Ignored; mmengine passes it.
             mode: ``"loss"``, ``"predict"`` (logits of each sample) or ``"tensor"`` (the whole output).
         """
         has_images = len(data["tiles_per_image"]) > 0
@@ -141,12 +139,12 @@ class PALLaVAModel(BaseModel):
         return output
 
     def _nothing_from_connector(self) -> Tensor:
-        """Zero, with a gradient of zero for the connector: ranks wait for each other's gradients."""
+        """Return zero, with a gradient of zero for the connector: ranks wait for each other's gradients."""
         learnt = [p.sum() for p in (*self.connector.parameters(), *self.visual_encoder.parameters()) if p.requires_grad]
         return 0.0 * torch.stack(learnt).sum() if learnt else torch.zeros((), device=self.network.device)
 
     def train(self, mode: bool = True) -> "PALLaVAModel":
-        """Sets training mode; frozen parts stay in evaluation mode."""
+        """Set training mode; frozen parts stay in evaluation mode."""
         super().train(mode)
         if self.freeze_visual_encoder:
             self.visual_encoder.eval()
@@ -155,10 +153,10 @@ class PALLaVAModel(BaseModel):
         return self
 
     def init_weights(self) -> None:
-        """Does nothing: the parts have their weights, and mmengine would draw them anew."""
+        """Do nothing: the parts have their weights, and mmengine would draw them anew."""
 
     def gradient_checkpointing_enable(self) -> None:
-        """Recomputes activations in the backward pass, in the parts that have one."""
+        """Recompute activations in the backward pass, in the parts that have one."""
         options = {"gradient_checkpointing_kwargs": {"use_reentrant": False}}
         self.llm.gradient_checkpointing_enable(**options)
         self.connector.gradient_checkpointing = True
@@ -166,20 +164,20 @@ class PALLaVAModel(BaseModel):
             self.visual_encoder.gradient_checkpointing_enable(**options)
 
     def gradient_checkpointing_disable(self) -> None:
-        """Keeps activations instead."""
+        """Keep activations instead."""
         self.llm.gradient_checkpointing_disable()
         self.connector.gradient_checkpointing = False
         self.visual_encoder.gradient_checkpointing_disable()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> "OrderedDict[str, Tensor]":  # type: ignore[override]
-        """What is trained, and nothing else."""
+        """Return the trained weights alone."""
         prefix = kwargs.get("prefix", "")
         trained = {prefix + name for name, parameter in self.named_parameters() if parameter.requires_grad}
         state = super().state_dict(*args, **kwargs)
         return OrderedDict((key, value) for key, value in state.items() if key in trained)
 
     def load_pretrained(self, source: str) -> None:
-        """Loads trained weights, every key accounted for.
+        """Load trained weights strictly.
 
         Raises:
             PallavaError: The file cannot be read safely, or its keys and shapes are not those of this model.
@@ -189,10 +187,10 @@ class PALLaVAModel(BaseModel):
         print_log(f"Loaded pretrained weights from {source}", "current")
 
     def own_keys(self, state: Mapping[str, Tensor], source: object) -> StateDict:
-        """Checkpoint weights under this model's keys.
+        """Return a checkpoint's weights under this model's keys.
 
         Raises:
-            PallavaError: They were trained with cross-attention and this connector has none, or the reverse.
+            PallavaError: They were trained with cross-attention and this connector is without, or the reverse.
         """
         return own_checkpoint_keys(state, self.connector.config, source)
 
@@ -205,28 +203,28 @@ class PALLaVAModel(BaseModel):
         save_format: str = "xtuner",
         **kwargs: Any,
     ) -> None:
-        """Writes the model folder for ``xtuner convert pth_to_hf``.
+        """Write the model folder for ``xtuner convert pth_to_hf``.
 
         Args:
             cfg: The run's config, from which the frozen parts are opened again (here they are on the meta device).
             save_dir: The folder.
-            fp32: Keeps float32; float16 otherwise, as xtuner's command says.
+            fp32: Whether to write float32 instead of float16.
             save_pretrained_kwargs: Passed on to `save_pretrained`.
             save_format: ``"xtuner"`` keeps LoRA as an adapter, ``"huggingface"`` merges it.
-            **kwargs: Not used.
+            **kwargs: Ignored.
 
         Raises:
-            PallavaError: Another format, the checkpoint lacked a trained weight, or the folder holds something else.
+            PallavaError: The format is unknown, the checkpoint lacks a trained weight, or the folder is not a model.
         """
         if save_format not in ("xtuner", "huggingface"):
             raise PallavaError(
-                f"--save-format {save_format} is another model's: use xtuner (adapter) or huggingface (merged)."
+                f"--save-format must be xtuner (LoRA as an adapter) or huggingface (LoRA merged), got {save_format}"
             )
         check_out(save_dir, overwrite=True)  # xtuner's command has made it if it was not there
         sizes = {k: v for k, v in (save_pretrained_kwargs or {}).items() if k == "max_shard_size"}
         state = self.state_dict()
         if missing := sorted(key for key, value in state.items() if value.is_meta):
-            raise PallavaError(f"The checkpoint lacks {len(missing)} trained weights: {shorten(missing)}.")
+            raise PallavaError(f"the checkpoint lacks {len(missing)} trained weights: {shorten(missing)}")
         convert_run(
             training_config(cfg.to_dict(), cfg.filename),
             state,

@@ -23,7 +23,7 @@ def grouped_adamw(
     lr_mults: Mapping[str, float] | None = None,
     **options: Any,
 ) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, one group for each name that the model gave them in `lr_group`.
+    """Build AdamW over the trainable parameters, in one group for each name that the model gave them in `lr_group`.
 
     Under `--deepspeed` xtuner keeps `optimizer` alone of a config's `optim_wrapper`, and a constructor or
     `paramwise_cfg` beside it would be lost. This function works there and in the plain runner alike.
@@ -31,11 +31,11 @@ def grouped_adamw(
     Args:
         params: Parameters, frozen ones included; `parameter.lr_group` names the group (default: "llm").
         lr: Learning rate of every group that `lr_mults` does not name.
-        lr_mults: Factor on `lr` by group. A name that no parameter has is ignored: a connector may be frozen.
-        options: AdamW's own: betas, weight_decay, eps.
+        lr_mults: Factor on `lr` by group. A name without parameters is ignored: a connector may be frozen.
+        **options: Options of AdamW: betas, weight_decay, eps.
 
     Raises:
-        PallavaError: Nothing is trainable, or AdamW has no such option.
+        PallavaError: Nothing is trainable, or AdamW does not have an option.
     """
     members: dict[str, list[nn.Parameter]] = {}
     for parameter in params:
@@ -43,7 +43,7 @@ def grouped_adamw(
             members.setdefault(getattr(parameter, "lr_group", "llm"), []).append(parameter)
     if not members:
         raise PallavaError(
-            "Nothing in the model is trainable: leave freeze_llm or the connector unfrozen, or give llm_lora."
+            "the model must have trainable weights; leave the language model or the connector unfrozen, or set llm_lora"
         )
     mults = lr_mults or {}
     # mmengine logs the first group as `lr`: the one that runs at the plain rate.
@@ -52,32 +52,32 @@ def grouped_adamw(
     try:
         return torch.optim.AdamW(groups, lr=lr, **options)
     except TypeError as error:
-        raise PallavaError(f"optim_wrapper.optimizer has a setting that AdamW does not: {error}.") from None
+        raise PallavaError(f"optim_wrapper.optimizer has a setting that AdamW does not have: {error}") from None
 
 
 @OPTIM_WRAPPERS.register_module()
 def precise_optim_wrapper(optimizer: torch.optim.Optimizer, precision: str = "auto", **options: Any) -> OptimWrapper:
-    """Mmengine's wrapper for a precision: bf16 where the device has it, else fp16, else (on a CPU) float32.
+    """Build mmengine's wrapper for a precision: bf16 where the device has it, else fp16, else (on a CPU) float32.
 
     Only the plain runner uses it; under `--deepspeed` xtuner makes the same choice.
 
     Args:
-        optimizer: What steps.
+        optimizer: The optimizer.
         precision: "auto", or "bfloat16", "float16" (with a dynamic loss scale) or "float32" to insist on it.
-        options: Of mmengine's OptimWrapper: clip_grad, accumulative_counts.
+        **options: Options of mmengine's OptimWrapper: clip_grad, accumulative_counts.
 
     Raises:
-        PallavaError: Unknown precision, or half precision on a CPU.
+        PallavaError: The precision is unknown, or half precision on a CPU.
     """
     if precision not in PRECISIONS:
-        raise PallavaError(f"precision={precision!r} is unknown: choose one of {', '.join(PRECISIONS)}.")
+        raise PallavaError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if precision == "auto":
         precision = str(device_dtype()).removeprefix("torch.")
-        print_log(f"Training in {precision}, the best that this device has.", logger="current")
+        print_log(f"training in {precision}, the best that this device has", logger="current")
     if precision == "float32":
         return OptimWrapper(optimizer=optimizer, **options)
     if not torch.cuda.is_available():
-        raise PallavaError(f"precision={precision!r} needs a GPU, and none was found: set precision='auto'.")
+        raise PallavaError(f"precision={precision!r} needs a GPU, and none was found; set precision='auto'")
     # bf16 has the range of float32 and needs no loss scale.
     loss_scale: Any = "dynamic" if precision == "float16" else {"enabled": False}
     return AmpOptimWrapper(optimizer=optimizer, dtype=precision, loss_scale=loss_scale, **options)
@@ -87,7 +87,7 @@ class GroupLearningRateHook(Hook):
     """Logs every group's learning rate beside the first one's, which mmengine logs as `lr`."""
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Writes `train/<name>_lr` for each named group but the first."""
+        """Log `train/<name>_lr` for each named group but the first."""
         for group in runner.optim_wrapper.optimizer.param_groups[1:]:
             if "name" in group:
                 runner.message_hub.update_scalar(f"train/{group['name']}_lr", group["lr"])

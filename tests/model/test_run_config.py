@@ -12,6 +12,7 @@ from pallava.config_files import find_config
 from pallava.errors import PallavaError
 from pallava.model.card import write_model_card
 from pallava.model.convert import convert_run
+from pallava.model.loading import load_llm
 from pallava.model.run_config import (
     CONFIG_FILE,
     PUBLISHED_TRAINING,
@@ -22,7 +23,6 @@ from pallava.model.run_config import (
     write_training_config,
 )
 from pallava.training.hooks.config import load_config
-from pallava.training.llm import load_llm
 
 DUMPED = "model = dict(type='PALLaVAModel', llm=dict(type='load_llm'))\ntrain_dataloader = dict(dataset=dict())\n"
 VALUES: dict[str, Any] = {"model": {"type": "PALLaVAModel"}, "train_dataloader": {"dataset": {}}}
@@ -35,7 +35,7 @@ def test_a_config_survives_as_json(name: str, tmp_path: Path) -> None:
     found = find_training_config(tmp_path / "iter_8.pth")
     assert found is not None
     assert found["config_file"] == f"{name}.py"
-    assert found["model"]["llm"]["type"] == "pallava.training.llm.load_llm"
+    assert found["model"]["llm"]["type"] == "pallava.model.loading.load_llm"
     assert found == load_config(find_config(name))
     config.dump(tmp_path / "dumped.py")
     assert {**load_config(tmp_path / "dumped.py"), "config_file": f"{name}.py"} == found
@@ -45,7 +45,7 @@ def test_callables_become_their_import_paths() -> None:
     values = {"a": load_llm, "b": (AutoTokenizer.from_pretrained, {1: {2}}), "c": Path("x"), "d": [None, True, 1.5]}
     found = config_to_json(values)
     assert json.loads(json.dumps(found)) == found
-    assert found["a"] == "pallava.training.llm.load_llm"
+    assert found["a"] == "pallava.model.loading.load_llm"
     assert found["b"] == ["transformers.models.auto.tokenization_auto.AutoTokenizer.from_pretrained", {"1": [2]}]
     assert found["c"] == "x"
     assert found["d"] == [None, True, 1.5]

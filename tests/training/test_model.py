@@ -97,6 +97,13 @@ def test_frozen_parts_learn_nothing_and_drop_nothing() -> None:
         assert (parameter.grad is not None) == parameter.requires_grad, name
 
 
+def test_a_frozen_language_model_without_lora_stays_in_evaluation_mode() -> None:
+    model = tiny(llm_lora=None).train()
+    assert not any(module.training for module in model.llm.modules())  # its dropout would act in training
+    assert model.connector.training
+    assert tiny(llm_lora=None, freeze_llm=False).llm.training
+
+
 def test_gradient_checkpointing_changes_no_gradient() -> None:
     grads = []
     for checkpointing in (True, False):

@@ -36,12 +36,12 @@ def test_no_group_is_empty(frozen):
 
 
 def test_nothing_to_train():
-    with pytest.raises(PallavaError, match="Nothing in the model is trainable"):
+    with pytest.raises(PallavaError, match="freeze|unfrozen"):
         grouped_adamw(model(llm=False, connector=False).parameters(), lr=1.0)
 
 
 def test_a_setting_that_adamw_has_not():
-    with pytest.raises(PallavaError, match="has a setting that AdamW does not: .*'weight_deca'"):
+    with pytest.raises(PallavaError, match="'weight_deca'"):
         grouped_adamw(model().parameters(), lr=1.0, weight_deca=0.1)
 
 
@@ -63,7 +63,7 @@ def test_precision_without_a_gpu():
     assert wrapper._accumulative_counts == 3
     with pytest.raises(PallavaError, match="needs a GPU"):
         precise_optim_wrapper(adamw, precision="bfloat16")
-    with pytest.raises(PallavaError, match="choose one of auto, bfloat16"):
+    with pytest.raises(PallavaError, match="auto, bfloat16"):
         precise_optim_wrapper(adamw, precision="fp16")
 
 

@@ -21,7 +21,7 @@ from transformers import (
 from xtuner.registry import BUILDER
 
 from pallava.config_files import find_config
-from pallava.training.collate import collate
+from pallava.training.dataset import collate
 from pallava.training.optimizer import grouped_adamw
 from tests.tiny import training as tiny
 

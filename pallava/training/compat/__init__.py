@@ -34,7 +34,7 @@ _applied: list[str] = []
 
 
 def apply() -> list[str]:
-    """Applies the work-arounds that this machine and these versions need, once.
+    """Apply the work-arounds that this machine and these versions need, once.
 
     Returns:
         Names of those that were needed.

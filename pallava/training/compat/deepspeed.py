@@ -30,7 +30,7 @@ def start_alone_without_mpi() -> bool:
 
 
 def name_single_process() -> None:
-    """Sets what DeepSpeed needs to start a group of one, unless a launcher named the process already."""
+    """Set what DeepSpeed needs to start a group of one, unless a launcher named the process already."""
     launched = {"RANK", "WORLD_SIZE"} <= os.environ.keys()
     mpi_processes = max(int(os.environ.get(name, 1)) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
     if launched or mpi_processes > 1:
@@ -53,7 +53,7 @@ def gather_without_gradients() -> bool:
 
 
 def gather_without_compiling() -> bool:
-    """On a CPU DeepSpeed compiles a shared-memory all-reduce first: a minute, or a failure where there is no compiler.
+    """On a CPU DeepSpeed compiles a shared-memory all-reduce first: a minute, or a failure without a compiler.
 
     Only its inference uses it; without it, all goes over gloo as before.
     """

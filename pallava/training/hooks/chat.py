@@ -1,4 +1,4 @@
-"""Asks the model in training about a few images, as a user will ask the finished one."""
+"""Sample questions to the model in training, as a user will ask the finished one."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,20 +31,20 @@ _GAP = 4  # pixels between the tiles of a picture
 class SampleChatHook(Hook):
     """Answers sample questions before training (shortly), every so many iterations, and after it.
 
-    The answers are those that the model folder converted at this iteration gives: the same processor, all tiles,
-    greedy, in evaluation mode. Nothing of the training changes: modes and random states are put back. They go to the
-    log, to ``vis_data/sample_chat_ITERATION.txt`` and to TensorBoard; the pictures, once, to the visualizer. One
-    process answers; where no process holds all parameters (ZeRO-3) there are no answers.
+    The answers are those of the model folder converted at this iteration: the same processor, all tiles, greedy, in
+    evaluation mode. The training does not change: modes and random states are put back. They go to the log, to
+    ``vis_data/sample_chat_ITERATION.txt`` and to TensorBoard; the pictures, once, to the visualizer. One process
+    answers; where no process holds all parameters (ZeRO-3), none does.
 
     Args:
-        tokenizer: The language model's, or its config.
-        image_processor: The encoder's, or its config.
-        images: Paths, one for each question, or one for all; none switches the hook off.
-        questions: The questions; none switches the hook off.
-        prompt_template: As in training.
-        every_n_iters: How often to ask.
-        max_new_tokens: Longest answer.
-        system: A system message before each question; give one only if training has it.
+        tokenizer: The language model's tokenizer, or its config.
+        image_processor: The encoder's image processor, or its config.
+        images: Paths, one for each question, or one for all; an empty list switches the hook off.
+        questions: The questions; an empty list switches the hook off.
+        prompt_template: Prompt template of the training.
+        every_n_iters: Number of iterations from one chat to the next.
+        max_new_tokens: Largest number of tokens in an answer.
+        system: System message before each question; only if the training has it.
 
     Raises:
         PallavaError: An image is missing or unreadable, or the images are neither one nor as many as the questions.
@@ -79,7 +79,7 @@ class SampleChatHook(Hook):
         self.processor = PALLaVAProcessor(build(image_processor), build(tokenizer), prompt_template)
 
     def before_train(self, runner: Any) -> None:
-        """Asks the model as it comes, and stores the pictures."""
+        """Ask the untrained model, and store the pictures."""
         if self.questions and is_main_process():
             for index, image in enumerate(self.pictures):
                 sheet = contact_sheet(image, self.processor.tile_spec)
@@ -87,12 +87,12 @@ class SampleChatHook(Hook):
         self._chat(runner, runner.iter, min(_SHORT, self.max_new_tokens))
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Asks where it is due."""
+        """Ask where it is due."""
         if self.every_n_train_iters(runner, self.every_n_iters):
             self._chat(runner, runner.iter + 1, self.max_new_tokens)
 
     def after_train(self, runner: Any) -> None:
-        """Asks the model as it leaves, unless its last iteration did."""
+        """Ask the trained model, unless its last iteration did."""
         if runner.iter != self._last_step:
             self._chat(runner, runner.iter, self.max_new_tokens)
 
@@ -101,14 +101,14 @@ class SampleChatHook(Hook):
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-            runner.logger.warning("No sample chat: ZeRO-3 leaves no process with all parameters.")
+            runner.logger.warning("the sample chat is left out: under ZeRO-3 no process has all parameters")
             return
         with as_converted(model):
             answers = [
                 self._answer(model.network, question, image, max_new_tokens)
                 for question, image in zip(self.questions, self.images, strict=True)
             ]
-        if step:  # what was said before training is short
+        if step:  # answers before training are short
             self._last_step = step
         texts = [
             f"Question: {question}\nAnswer: {answer}" for question, answer in zip(self.questions, answers, strict=True)
@@ -124,7 +124,7 @@ class SampleChatHook(Hook):
 
 @contextmanager
 def as_converted(model: nn.Module) -> Iterator[None]:
-    """Puts a model in training into the state that it is used in, and everything back afterwards."""
+    """Put a model in training into the state that it is used in, and everything back afterwards."""
     modules = list(model.modules())
     modes = [module.training for module in modules]
     checkpointing = [module for module in modules if getattr(module, "gradient_checkpointing", False) is True]
@@ -146,7 +146,7 @@ def as_converted(model: nn.Module) -> Iterator[None]:
 
 
 def contact_sheet(image: Any, spec: TileSpec) -> np.ndarray:
-    """What the model sees of an image: its overview on the left, its tiles in their places on the right.
+    """Draw what the model sees of an image: its overview on the left, its tiles in their places on the right.
 
     Returns:
         (height, width, 3), uint8.
@@ -164,7 +164,7 @@ def _open_sample(path: str | Path) -> Any:
     try:
         return open_image(path)
     except PallavaError as error:
-        raise PallavaError(f"sample image of the chat: {error}; set sample_images, or [] to go without") from error
+        raise PallavaError(f"sample image of the chat: {error}; set sample_images, or [] for no chat") from error
 
 
 def _write(runner: Any, step: int, texts: Sequence[str]) -> None:

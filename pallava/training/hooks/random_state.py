@@ -1,4 +1,4 @@
-"""A resumed run goes on with the random numbers that the interrupted one would have drawn."""
+"""Random numbers of a resumed run: those that the interrupted one would have drawn."""
 
 import random
 from typing import Any
@@ -26,14 +26,14 @@ class RandomStateHook(Hook):
         self._is_restored = False
 
     def before_train(self, runner: Any) -> None:
-        """Keeps the loader's own draws, one an epoch, out of the state that is stored."""
+        """Keep the loader's own draws, one an epoch, out of the state that is stored."""
         loader = runner.train_dataloader
         if loader.generator is None:
             loader.generator = torch.Generator()
             loader.generator.manual_seed(runner.seed)
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Restores the state of a resumed run, once, after the loader skipped what was seen."""
+        """Restore the state of a resumed run, once, after the loader skipped what was seen."""
         if self._is_restored:
             return
         self._is_restored = True
@@ -43,16 +43,16 @@ class RandomStateHook(Hook):
         if get_rank() < len(states):
             set_random_state(states[get_rank()])
         else:
-            print_log("Resumed with more processes than before: the new ones draw new random numbers.", "current")
+            print_log("resumed with more processes than before; the new ones draw new random numbers", "current")
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Stores the states where a checkpoint is about to be written."""
+        """Store the states when a checkpoint is about to be written."""
         if any(_saves_now(hook, self, runner) for hook in runner.hooks if isinstance(hook, CheckpointHook)):
             runner.message_hub.update_info(_KEY, all_gather_object(get_random_state()))
 
 
 def get_random_state() -> dict[str, Any]:
-    """This process's state of torch, Python and numpy, in tensors and plain numbers (safe to load)."""
+    """Return this process's state of torch, Python and numpy, in tensors and plain numbers (safe to load)."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
@@ -63,7 +63,7 @@ def get_random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Undoes `get_random_state`; a CUDA state is left out where there is no CUDA."""
+    """Set what `get_random_state` returned; a CUDA state is left out without CUDA."""
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())

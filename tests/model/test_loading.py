@@ -5,7 +5,7 @@ import torch
 
 from pallava.devices import device_dtype
 from pallava.errors import PallavaError
-from pallava.training.llm import load_llm, load_tokenizer
+from pallava.model.loading import load_llm, load_tokenizer
 from tests.tiny.training import save_parts
 
 
