@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,9 +12,9 @@ from typing import Any
 from tqdm import tqdm
 
 from pallava.data.sources.files import RowDropped, json_rows
-from pallava.data.training_row import EncodingSettings, Fault, UnusableRow, encode_turns, find_faults, read_row
+from pallava.data.training_row import EncodingSettings, Fault, check_image, encode_turns, find_faults, read_row
 from pallava.errors import PallavaError
-from pallava.images import MAX_PIXELS, ImageError, image_size, open_image
+from pallava.images import MAX_PIXELS
 from pallava.io.hashing import short_hash
 from pallava.io.processes import batches, map_in_order
 from pallava.io.records import Entry
@@ -155,7 +154,7 @@ def _check_batch(
 def _row_faults(value: Any, image_folder: Path, decode_images: bool, room: _Room | None) -> list[Fault]:
     try:
         row = read_row(value)
-    except UnusableRow as error:
+    except RowDropped as error:
         return [Fault(error.reason, str(error))]
     faults = [fault for name in row.images if (fault := _image_fault(image_folder, name, decode_images))]
     faults += find_faults(row)
@@ -172,18 +171,11 @@ def _row_faults(value: Any, image_folder: Path, decode_images: bool, room: _Room
 def _image_fault(folder: Path, name: str, decode_images: bool) -> Fault | None:
     if posixpath.isabs(name) or posixpath.normpath(name).startswith("../"):
         return Fault("outside_folder", f"'{name}' leaves the image folder")
-    path = folder / name
     try:
-        if decode_images:
-            open_image(path)
-            return None
-        width, height = image_size(path)
-    except ImageError as error:
-        return Fault("unreadable_image" if os.path.lexists(path) else "missing_image", str(error))
-    if width * height <= MAX_PIXELS:
-        return None
-    too_large = f"image '{path}' must have at most {MAX_PIXELS} pixels, got {width} x {height}"
-    return Fault("unreadable_image", too_large)
+        check_image(folder / name, MAX_PIXELS, decode=decode_images)
+    except RowDropped as error:
+        return Fault("missing_image" if error.reason == "missing" else "unreadable_image", str(error))
+    return None
 
 
 @lru_cache(1)

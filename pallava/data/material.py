@@ -16,7 +16,7 @@ from typing import Any
 from pallava.data.sources import SOURCES, Source, open_source
 from pallava.data.sources.base import KINDS, Record, record_from_json
 from pallava.data.sources.files import RowDropped, json_rows
-from pallava.data.training_row import TrainingRow, UnusableRow, read_row
+from pallava.data.training_row import TrainingRow, read_row
 from pallava.errors import PallavaError
 from pallava.io.records import Entry, RecordFile
 
@@ -241,7 +241,7 @@ class _TrainingRecords(Records):
         for entry in json_rows(self._path):
             try:
                 row = read_row(None if isinstance(entry, RowDropped) else entry.value)
-            except UnusableRow as fault:  # `pallava data check` lists them
+            except RowDropped as fault:  # `pallava data check` lists them
                 self.dropped[fault.reason] = self.dropped.get(fault.reason, 0) + 1
                 continue
             assert isinstance(entry, Entry)

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pallava.data.training_row import EncodingSettings, UnusableRow, encode_row
+from pallava.data.sources.files import RowDropped
+from pallava.data.training_row import EncodingSettings, encode_row
 from pallava.errors import PallavaError
 from pallava.io.files import whole_folder, write_json
 from pallava.io.hashing import hash_file, hash_json
@@ -197,7 +198,7 @@ def _map_row(raw: dict[str, str], tokenizer: PreTrainedTokenizerBase, settings: 
     result = {"id": raw["origin"], "images": [], "input_ids": [], "labels": [], "length": 0, "is_cut": False}
     try:
         encoded, images, is_cut = encode_row(row, tokenizer, settings)
-    except UnusableRow as error:
+    except RowDropped as error:
         return {**result, "reason": error.reason}
     text = len(encoded.input_ids) - len(images)
     return {

@@ -21,10 +21,9 @@ from tqdm import tqdm
 
 from pallava.data.material import Conversation, Records, SourceSpec, common_folder, open_records, read_source
 from pallava.data.sources.base import Question, Record
-from pallava.data.sources.files import printable
-from pallava.data.training_row import is_file_name
+from pallava.data.sources.files import RowDropped, printable
+from pallava.data.training_row import check_image, is_file_name
 from pallava.errors import PallavaError
-from pallava.images import ImageError, image_size, open_image
 from pallava.io.files import real_path, whole_file
 from pallava.io.hashing import short_hash
 from pallava.io.processes import batches, map_in_order
@@ -264,12 +263,6 @@ def _caption_results(source: Path, make_rows: _CaptionRows, num_workers: int, su
             bar.update(records.num_bytes_read - bar.n)
 
 
-class _Unusable(Exception):
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
 @dataclass(frozen=True)
 class _CaptionRows:
     """Makes the rows of pairs of image and caption; is sent to worker processes."""
@@ -286,7 +279,7 @@ class _CaptionRows:
         for record in batch:
             try:
                 results.append(self._make_line(record))
-            except _Unusable as error:
+            except RowDropped as error:
                 results.append(_LeftOut(error.reason, record.position, str(error)))
         return results
 
@@ -294,8 +287,8 @@ class _CaptionRows:
         image, caption = _image_and_caption(record.value)
         name = self._name_in_folder(image)
         if not caption:
-            raise _Unusable("empty_caption", f"the caption of '{image}' is empty")
-        self._check_image(self.root + name)
+            raise RowDropped("empty_caption", f"the caption of '{image}' is empty")
+        check_image(self.root + name, self.max_pixels, decode=self.decode_images)
         return _line(_row(f"{self.id_prefix}{record.index:08d}", name, self._question(record.index), caption))
 
     def _name_in_folder(self, image: str) -> str:
@@ -303,18 +296,8 @@ class _CaptionRows:
         path = os.path.normpath(os.path.join(self.root, image))  # noqa: PTH118 - a tenth of the time of Path
         real = real_path(path)
         if not real.startswith(self.root):
-            raise _Unusable("outside_folder", f"'{image}' leaves the image folder")
+            raise RowDropped("outside_folder", f"'{image}' leaves the image folder")
         return (path if path.startswith(self.root) else real).removeprefix(self.root)
-
-    def _check_image(self, path: str) -> None:
-        try:
-            width, height = image_size(path)
-            if width * height > self.max_pixels:
-                raise _Unusable("too_large", f"'{path}' has {width} x {height} pixels, more than {self.max_pixels}")
-            if self.decode_images:
-                open_image(path)
-        except ImageError as error:
-            raise _Unusable("unreadable" if os.path.exists(path) else "missing", str(error)) from None  # noqa: PTH110
 
     def _question(self, index: int) -> str:
         draw, is_image_first = divmod(int.from_bytes(short_hash(f"{self.seed}:{index}"), "big"), 2)
@@ -324,15 +307,15 @@ class _CaptionRows:
 
 def _image_and_caption(value: Any) -> tuple[str, str]:
     if not isinstance(value, dict):
-        raise _Unusable("malformed", f"expected an object with image and caption, got {type(value).__name__}")
+        raise RowDropped("malformed", f"expected an object with image and caption, got {type(value).__name__}")
     for key in ("image", "caption"):
         if key not in value:
-            raise _Unusable("malformed", f"the record has no '{key}'; its keys are {sorted(value)[:8]}")
+            raise RowDropped("malformed", f"the record has no '{key}'; its keys are {sorted(value)[:8]}")
     image, caption = value["image"], "" if value["caption"] is None else value["caption"]
     if not is_file_name(image):
-        raise _Unusable("malformed", f"'image' must be the name of a file, got {image!r:.80}")
+        raise RowDropped("malformed", f"'image' must be the name of a file, got {image!r:.80}")
     if not isinstance(caption, str):
-        raise _Unusable("malformed", f"'caption' must be text, got {type(caption).__name__}")
+        raise RowDropped("malformed", f"'caption' must be text, got {type(caption).__name__}")
     return image, printable(caption).strip()
 
 

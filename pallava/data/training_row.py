@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pallava.data.sources.files import printable
+from pallava.data.sources.files import RowDropped, printable
 from pallava.errors import PallavaError
+from pallava.images import ImageError, image_size, open_image
 from pallava.io.hashing import hash_json
 from pallava.prompts import (
     IGNORE_INDEX,
@@ -39,14 +42,6 @@ class Fault(NamedTuple):
     stops_training: bool = True
 
 
-class UnusableRow(PallavaError):
-    """A row that training drops; `reason` is that of its `Fault`."""
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.message)
-        self.reason = fault.reason
-
-
 @dataclasses.dataclass(frozen=True)
 class TrainingRow:
     """A row of the right form.
@@ -72,11 +67,27 @@ def is_file_name(value: Any) -> bool:
     return isinstance(value, str) and bool(value) and "\0" not in value and printable(value) == value
 
 
+def check_image(path: str | Path, max_pixels: int, *, decode: bool) -> None:
+    """Check an image by its header, or by all of its pixels at some hundred times the cost.
+
+    Raises:
+        RowDropped: It is "missing", "unreadable" or "too_large".
+    """
+    try:
+        width, height = image_size(path)
+        if width * height > max_pixels:
+            raise RowDropped("too_large", f"'{path}' has {width} x {height} pixels, more than {max_pixels}")
+        if decode:
+            open_image(path)
+    except ImageError as error:
+        raise RowDropped("unreadable" if os.path.exists(path) else "missing", str(error)) from None  # noqa: PTH110
+
+
 def read_row(value: Any) -> TrainingRow:
     """Read a row of ``{"image", "conversations"}``; "image" is a name, a list of names, or absent.
 
     Raises:
-        UnusableRow: The row is malformed.
+        RowDropped: The row is malformed.
     """
     try:
         if not isinstance(value, dict):
@@ -90,7 +101,7 @@ def read_row(value: Any) -> TrainingRow:
             raise PallavaError(f"the row has no conversations; its keys are {', '.join(map(str, value))[:80]}")
         turns = turns_from_conversations(conversations)
     except PallavaError as error:
-        raise UnusableRow(Fault("malformed", str(error))) from None
+        raise RowDropped("malformed", str(error)) from None
     return TrainingRow(images, [m["from"] for m in conversations if m["from"] != "system"], turns)
 
 
@@ -180,21 +191,21 @@ def encode_row(
     """Return a training row's ids and labels, its images, and whether an answer was cut.
 
     Raises:
-        UnusableRow: The row cannot be trained on.
+        RowDropped: The row cannot be trained on.
     """
     row = read_row(value)
     for fault in find_faults(row):
         if fault.stops_training:
-            raise UnusableRow(fault)
+            raise RowDropped(fault.reason, fault.message)
     encoded, num_tokens = encode_turns(row, tokenizer, settings.prompt_template)
     room = settings.text_room(len(row.images))
     if num_tokens <= room:
         return encoded, row.images, False
     cut = _cut(encoded, room)
     if cut.input_ids.count(IMAGE_TOKEN_INDEX) < len(row.images):
-        raise UnusableRow(Fault("over_room", f"an image marker would be lost: room for {room} of {num_tokens} tokens"))
+        raise RowDropped("over_room", f"an image marker would be lost: room for {room} of {num_tokens} tokens")
     if all(label == IGNORE_INDEX for label in cut.labels):
-        raise UnusableRow(Fault("over_room", f"no answer would be left: room for {room} of {num_tokens} tokens"))
+        raise RowDropped("over_room", f"no answer would be left: room for {room} of {num_tokens} tokens")
     return cut, row.images, any(label != IGNORE_INDEX for label in encoded.labels[len(cut.labels) :])
 
 

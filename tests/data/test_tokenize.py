@@ -7,8 +7,9 @@ from transformers import AutoTokenizer
 
 from pallava.cli import main
 from pallava.data.check import check_training_file
+from pallava.data.sources.files import RowDropped
 from pallava.data.tokenize import METADATA_NAME, load_prepared, prepare
-from pallava.data.training_row import EncodingSettings, UnusableRow, encode_row, tokenizer_hash
+from pallava.data.training_row import EncodingSettings, encode_row, tokenizer_hash
 from pallava.errors import PallavaError
 from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
@@ -122,7 +123,7 @@ def test_what_training_drops_the_check_reports(one, smollm2_folder, smollm2_toke
     reason, is_cut = "", False
     try:
         is_cut = encode_row(one, smollm2_tokenizer, settings)[2]
-    except UnusableRow as error:
+    except RowDropped as error:
         reason = error.reason
     assert not reason or (report.faults[reason], report.num_faulty) == (1, 1)
     assert reason or (report.faults["malformed"], report.faults["over_room"]) == (0, is_cut)

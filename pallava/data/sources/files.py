@@ -9,7 +9,6 @@ import logging
 import os
 import posixpath
 import re
-import sys
 from collections.abc import Callable, Collection, Iterator
 from itertools import islice
 from pathlib import Path
@@ -32,7 +31,7 @@ SHOWN = 8
 _MAX_TABLE = 1 << 30
 _BATCH = 64
 _ENDINGS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"II": ".tif", b"MM": ".tif", b"RI": ".webp", b"BM": ".bmp"}
-_SPACES = "".join(filter(str.isspace, map(chr, range(sys.maxunicode + 1)))) + "\u200b\u2060\ufeff"
+_SPACES = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060\ufeff"  # none is above U+3000
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _LOGGER = logging.getLogger(__name__)
 
