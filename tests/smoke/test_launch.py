@@ -26,34 +26,46 @@ def test_no_such_config(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-ROWS = "train_dataloader.dataset.data_path"
-FAULTS = {
-    "no language model": (["model.llm.pretrained_model_name_or_path=./none"], "No language model at ./none"),
-    "no data": ([f"{ROWS}=./none.jsonl"], "no training data at none.jsonl"),
-    "no encoder": (["model.visual_encoder.source=./none"], "No visual encoder at none"),
-    "unreadable image": ([f"{ROWS}=./damaged.jsonl", "train_dataloader.num_workers=1"], "images/damaged.png"),
-    "wrong key": (["model.connector.num_layers=3"], "model.connector has no num_layers"),
-    "weights of another model": (["model.pretrained_pth=./other.pth"], "do not fit PALLaVAModel"),
-}
-
-
-def test_a_users_mistake_is_one_sentence_and_fails(tmp_path):
-    data = save_data(tmp_path)
-    config = write_config("pallava_domain_alignment", save_parts(tmp_path), data, tmp_path / "tiny.py", num_steps=4)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Start a training with options in a folder that also holds a damaged image and weights of another model."""
+    folder = tmp_path_factory.mktemp("run")
+    data = save_data(folder)
+    config = write_config("pallava_domain_alignment", save_parts(folder), data, folder / "tiny.py", num_steps=4)
     row = {"id": "7", "image": "damaged.png", "conversations": [{"from": "human", "value": "<image>\nis ?"}]}
     row["conversations"].append({"from": "gpt", "value": "yes"})
-    (tmp_path / "damaged.jsonl").write_text(json.dumps(row) + "\n")
-    (tmp_path / "images" / "damaged.png").write_bytes((tmp_path / "images" / "0.png").read_bytes()[:200])
+    (folder / "damaged.jsonl").write_text(json.dumps(row) + "\n")
+    (folder / "images" / "damaged.png").write_bytes((folder / "images" / "0.png").read_bytes()[:200])
     other = {"connector.qformer.encoder.layer.0.crossattention.attention.key.weight": torch.ones(8, 8)}
-    torch.save({"state_dict": other}, tmp_path / "other.pth")
-    command = [Path(sys.executable).with_name("pallava"), "train", config, "--work-dir", "run", "--cfg-options"]
-    output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
-    output["env"] = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}  # the config names a hook of the tests
-    started = {fault: subprocess.Popen([*command, *options], **output) for fault, (options, _) in FAULTS.items()}
-    for fault, process in started.items():  # side by side: each spends its time on imports
-        errors = process.communicate(timeout=300)[1]
-        last = errors.strip().splitlines()[-1]
-        assert process.returncode == 1, (fault, errors[-2000:])
-        assert last.startswith("error: "), (fault, errors[-2000:])
-        assert FAULTS[fault][1] in last
-        assert "Traceback" not in errors.replace("Original Traceback", ""), fault
+    torch.save({"state_dict": other}, folder / "other.pth")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}  # the config names a hook of the tests
+
+    def start(*options):
+        return train(config, "--work-dir", "run", "--cfg-options", *options, cwd=folder, env=environment)
+
+    return start
+
+
+ROWS = "train_dataloader.dataset.data_path"
+SLOW = pytest.mark.slow  # what raises these is tested by itself, and how they are reported by the other faults
+
+
+@pytest.mark.parametrize(
+    ("options", "fact"),
+    [
+        pytest.param(["lr=1e-5"], "optim_wrapper.optimizer.lr", id="no effect"),
+        pytest.param([f"{ROWS}=./damaged.jsonl", "train_dataloader.num_workers=1"], "images/damaged.png", id="image"),
+        pytest.param(["model.llm.pretrained_model_name_or_path=./none"], "./none", id="LLM", marks=SLOW),
+        pytest.param([f"{ROWS}=./none.jsonl"], "none.jsonl", id="data", marks=SLOW),
+        pytest.param(["model.visual_encoder.source=./none"], "none", id="encoder", marks=SLOW),
+        pytest.param(["model.connector.num_layers=3"], "num_layers", id="key", marks=SLOW),
+        pytest.param(["model.pretrained_pth=./other.pth"], "other.pth", id="weights", marks=SLOW),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_fails(run, options, fact):
+    done = run(*options)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1
+    assert last.startswith("error: ")
+    assert fact in last
+    assert "Traceback" not in last

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from mmengine.optim import LinearLR
+from torch.utils.data import DataLoader, Dataset
 from xtuner.registry import BUILDER
 
 from pallava.errors import PallavaError
@@ -52,6 +53,18 @@ def test_a_user_message_ours():
         raise PallavaError("no such thing")
 
     assert caught(fail) == "no such thing"
+
+
+class Broken(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise PallavaError("row '7', image 'a.png': broken")
+
+
+def test_an_error_of_ours_in_a_data_loaders_worker():
+    assert caught(lambda: next(iter(DataLoader(Broken(), num_workers=1)))) == "row '7', image 'a.png': broken"
 
 
 @pytest.mark.parametrize("call", [lambda: BUILDER.build({"type": build_wrongly}), lambda: {}["key"], lambda: 1 / 0])
