@@ -153,9 +153,9 @@ def measure(model: Any, processor: Any, rounds: int, lengths: Sequence[int] | No
         rounds: How often; a round before them warms up.
         lengths: New tokens of each answer; None where the model ends it.
     """
+    from pallava.evaluation.answers.consistency import View
     from pallava.evaluation.answers.generation import Answerer
     from pallava.evaluation.answers.items import Item
-    from pallava.evaluation.views import View
 
     times = Times()
     with tempfile.TemporaryDirectory() as folder:

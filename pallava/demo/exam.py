@@ -12,7 +12,7 @@ import torch
 from pallava.demo import PIXEL_MEAN, PIXEL_STD, TILE_SIZE
 from pallava.demo.micrographs import DENSITIES, GLAND_COUNTS, STAIN_SHARES, Facts, Region
 from pallava.demo.questions import ATTRIBUTES, FINE_DETAIL, view_caption
-from pallava.evaluation.answers.items import Answered
+from pallava.evaluation.answers.items import Answer
 from pallava.evaluation.answers.rules import is_exact_match
 from pallava.evaluation.encoders.embeddings import EmbeddingCache
 from pallava.evaluation.encoders.load import Encoder, from_open_clip, load_encoder
@@ -26,11 +26,11 @@ _PLIP_ATTRIBUTES = {"stain": tuple(STAIN_SHARES), "density": tuple(DENSITIES)}
 
 def ask_without_tiles(
     folder: Path,
-    answered: Sequence[Answered],
+    answered: Sequence[Answer],
     *,
     batch_size: int,
     progress: Callable[[str], None] = lambda text: None,
-) -> list[Answered]:
+) -> list[Answer]:
     """Ask the questions on fine detail again with the overview in the place of each tile, so that the detail is gone.
 
     Args:
@@ -42,14 +42,14 @@ def ask_without_tiles(
     model = PALLaVAForConditionalGeneration.from_pretrained(folder).eval()
     processor = PALLaVAProcessor.from_pretrained(folder)
     fine = [each for each in answered if each.item.group == FINE_DETAIL]
-    again: list[Answered] = []
+    again: list[Answer] = []
     for start in range(0, len(fine), batch_size):
         batch = fine[start : start + batch_size]
         inputs = processor([each.item.question for each in batch], [each.item.image for each in batch])
         inputs["pixel_values"] = repeat_overview(inputs["pixel_values"], inputs["tiles_per_image"])
         with torch.inference_mode():
             answers = processor.batch_decode(model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS))
-        again += [replace(each, answer=answer) for each, answer in zip(batch, answers, strict=True)]
+        again += [replace(each, text=answer) for each, answer in zip(batch, answers, strict=True)]
         progress(f"{len(again)} of {len(fine)} questions without tiles")
     return again
 
@@ -60,14 +60,14 @@ def repeat_overview(pixel_values: torch.Tensor, tiles_per_image: torch.Tensor) -
     return torch.cat([stack[:1].expand_as(stack) for stack in stacks])
 
 
-def summary(result: Mapping[str, Any], without_tiles: Sequence[Answered]) -> dict[str, Any]:
+def summary(result: Mapping[str, Any], without_tiles: Sequence[Answer]) -> dict[str, Any]:
     """Return the figures of ``report.json``, seconds aside.
 
     Args:
         result: Result on one data set in the ``results.json`` of `pallava evaluate`.
         without_tiles: Result of `ask_without_tiles`.
     """
-    right = [is_exact_match(each.answer, each.item.reference) for each in without_tiles]
+    right = [is_exact_match(each.text, each.item.reference) for each in without_tiles]
     controls = {name: scores["exact_match_closed"] for name, scores in result["controls"].items()}
     groups = {name: round(result["groups"][name]["value"], 4) for name in ATTRIBUTES if name in result["groups"]}
     return {

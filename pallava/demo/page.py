@@ -10,7 +10,7 @@ from PIL import Image
 from pallava.demo import PIXEL_MEAN, PIXEL_STD, TILE_SIZE
 from pallava.demo.questions import FINE_DETAIL
 from pallava.demo.stages import plip_losses, read_losses
-from pallava.evaluation.answers.items import Answered
+from pallava.evaluation.answers.items import Answer
 from pallava.evaluation.answers.rules import is_exact_match
 from pallava.images import open_image
 from pallava.io.files import write_text
@@ -27,7 +27,7 @@ _CAUTION = (
 )
 
 
-def write_page(folder: Path, report: dict[str, Any], answered: Sequence[Answered]) -> None:
+def write_page(folder: Path, report: dict[str, Any], answered: Sequence[Answer]) -> None:
     """Write ``index.html`` into the demo's folder."""
     parts = [
         html.heading(
@@ -68,7 +68,7 @@ def _key_figures(report: dict[str, Any]) -> str:
     )
 
 
-def _result_table(report: dict[str, Any], answered: Sequence[Answered]) -> str:
+def _result_table(report: dict[str, Any], answered: Sequence[Answer]) -> str:
     rows = [
         [
             name + " (the fine detail)" * (name == FINE_DETAIL),
@@ -100,13 +100,13 @@ def _plip_table(folder: Path) -> str:
     return Table("", ["Attribute", "Images", "Trained PLIP", "Untrained", "Largest class"], rows).to_html()
 
 
-def _samples(answered: Sequence[Answered]) -> list[str]:
+def _samples(answered: Sequence[Answer]) -> list[str]:
     """Make cards of the pictures with the most questions."""
     by_picture: dict[str, list[html.ShownAnswer]] = {}
     for each in answered:
         item = each.item
-        is_right = is_exact_match(each.answer, item.reference)
-        shown = html.ShownAnswer(item.question, each.answer, item.reference, is_right)
+        is_right = is_exact_match(each.text, item.reference)
+        shown = html.ShownAnswer(item.question, each.text, item.reference, is_right)
         by_picture.setdefault(item.image, []).append(shown)
     chosen = sorted(by_picture, key=lambda path: (-len(by_picture[path]), path))[:_NUM_SAMPLES]
     return [

@@ -22,8 +22,7 @@ from pallava.demo.material import picture_paths, read_pictures, write_material
 from pallava.demo.page import write_page
 from pallava.demo.stages import checkpoint_of, evaluate_model, pretrain_plip, train_stage
 from pallava.errors import PallavaError
-from pallava.evaluation.answers.items import Answered
-from pallava.evaluation.answers.predictions import read_predictions
+from pallava.evaluation.answers.items import Answer, read_predictions
 from pallava.io.files import write_json
 from pallava.io.hashing import hash_file, hash_json
 from pallava.model.card import add_scores
@@ -209,13 +208,13 @@ class Demo:
         again = ask_without_tiles(model, self._answered(), batch_size=self.settings.eval_batch, progress=self._progress)
         write_json(self.folder / "answers_without_tiles.json", [each.as_record() for each in again], indent=1)
 
-    def _answered(self) -> list[Answered]:
+    def _answered(self) -> list[Answer]:
         return read_predictions(self.folder / "evaluation" / "predictions.jsonl")
 
     def _write_report(self, seconds: dict[str, float]) -> dict[str, Any]:
         results = json.loads((self.folder / "evaluation" / "results.json").read_text())
         without_tiles = json.loads((self.folder / "answers_without_tiles.json").read_text())
-        report = summary(results["data"]["questions"], [Answered.from_record(record) for record in without_tiles])
+        report = summary(results["data"]["questions"], [Answer.from_record(record) for record in without_tiles])
         report["seconds"] = {**seconds, "total": round(sum(seconds.values()), 1)}
         write_json(self.folder / "report.json", report, indent=1)
         write_page(self.folder, report, self._answered())

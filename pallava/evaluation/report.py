@@ -204,13 +204,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_without_nan(each) for each in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def as_text(shown: Table) -> str:
-    """Return a table for the terminal."""
-    return shown.to_text()
-
-
-def as_html(shown: Table) -> str:
-    """Return a table for a page."""
-    return shown.to_html()

@@ -1,298 +1,278 @@
-"""What a PA-LLaVA can be examined in. A task reads items, whose prompts are those of training, and scores answers.
+"""Tasks of an evaluation: how each reads its data, words its questions and scores the answers.
 
-Nothing here asks a model: loading and scoring are functions of files and answers.
+A task is one row of `TASKS`; nothing here asks a model.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pallava.data.material import SourceSpec, open_records
-from pallava.data.sources.base import Question
-from pallava.data.training_file import question_text
 from pallava.errors import PallavaError
-from pallava.evaluation.answers.items import Item, Kind
-from pallava.evaluation.examples import CaptionedImages, LabelledImages, read_captioned
-from pallava.io.records import RecordFile
-from pallava.prompts import (
-    CAPTION_PROMPTS,
-    CHOICE_LETTERS,
-    IMAGE_TOKEN,
-    build_choice_question,
-    build_class_question,
-    turns_from_conversations,
-)
+from pallava.evaluation.answers.items import AS_IS, SHUFFLED, Answer, AnswerSet, Item, Questions
+from pallava.evaluation.answers.questions import read_custom, read_public_questions
+from pallava.evaluation.answers.scores import CONTROLS, is_right, score_answers, score_classes
+from pallava.evaluation.answers.similarity import score_captions
+from pallava.evaluation.examples import known_sets, read_captioned, read_class_set, read_labelled
+from pallava.prompts import CAPTION_PROMPTS, build_class_question
 
-_CLOSED = ("yes", "no")
-_CUSTOM_KINDS = ("open", "closed", "choice")
-_EXPECTED = (
-    '{"image" ("" for none), "question", "answer"}, and if wanted "id", "kind" (open, closed, choice), "choices" and '
-    '"group"'
-)
-
-
-@dataclass
-class Questions:
-    """What is asked of one data set.
-
-    Attributes:
-        items: The questions.
-        left_out: Count of what cannot be asked, for each reason.
-        labelled: The images with their classes, where the items ask for these.
-    """
-
-    items: list[Item]
-    left_out: dict[str, int] = field(default_factory=dict)
-    labelled: LabelledImages | None = None
+_FOR_ALL = {"split", "batch_size", "seed", "device"}
+_FOR_MODEL = {"limit", "exclude", "max_new_tokens", "consistency", "without_shuffled", "base_llm"}
+_FOR_ENCODER = {"model_name", "pretrained"}
 
 
 @dataclass(frozen=True)
-class Task:
-    """What can be examined.
+class EvaluateOptions:
+    """Options of an evaluation; the metadata of each is what argparse knows of it."""
 
-    Attributes:
-        max_new_tokens: Longest answer, unless the user says otherwise.
-        kinds: What the references are.
-    """
-
-    max_new_tokens: int
-    kinds: tuple[Kind, ...]
-
-
-TASKS: dict[str, Task] = {
-    "pathvqa": Task(64, ("open", "closed")),
-    "pmc-vqa": Task(32, ("choice",)),
-    "custom": Task(64, ("open", "closed", "choice")),
-    "caption": Task(256, ("caption",)),
-    "zero-shot": Task(32, ("class",)),
-}
-"""By the name of the subcommand."""
-
-
-def read_public_questions(name: str, root: Path, split: str) -> Questions:
-    """Reads PathVQA ("path-vqa") or PMC-VQA ("pmc-vqa") as training files hold them.
-
-    Raises:
-        PallavaError: The folder is not the set, lacks the split, or has no question in it.
-    """
-    records = open_records(SourceSpec(name, str(root), split))
-    items = [_public_item(record, path) for record, path in records if isinstance(record, Question)]
-    return _checked(Questions(items, dict(records.dropped)), f"the split {split!r} of {root}")
-
-
-def _public_item(question: Question, image: Path) -> Item:
-    kind: Kind = "choice" if question.answer_type == "choice" else "open"
-    if question.answer_type == "yes/no":
-        kind = "closed"
-    return Item(
-        question.id, str(image), question_text(question).strip(), question.answer.strip(), kind, question.options
+    split: str | None = field(
+        default=None, metadata={"help": "split of a public set (default: test for questions, else that of the set)"}
+    )
+    image_folder: Path | None = field(
+        default=None,
+        metadata={"help": "folder of the images that a JSONL names (default: its own folder)", "type": Path},
+    )
+    training: Path | None = field(
+        default=None,
+        metadata={"help": "training file, whose most frequent answer to each question is a control", "type": Path},
+    )
+    class_set: Path | None = field(
+        default=None, metadata={"help": "JSON file with names (and templates) of the classes", "type": Path}
+    )
+    template: Sequence[str] = field(
+        default=(),
+        metadata={
+            "help": "sentence with {} for the class, in place of the class set's (repeatable)",
+            "action": "append",
+        },
+    )
+    limit: int | None = field(
+        default=None, metadata={"help": "number of questions to take of each data set (default: all)", "type": int}
+    )
+    exclude: Path | None = field(
+        default=None, metadata={"help": "file of ids to leave out, as `pallava data leak` lists them", "type": Path}
+    )
+    max_new_tokens: int | None = field(
+        default=None,
+        metadata={"help": "maximum length of an answer in tokens (default: 32 to 256, by task)", "type": int},
+    )
+    consistency: bool = field(
+        default=False,
+        metadata={"help": "also ask about scaled, turned, flipped and stain-shifted images", "action": "store_true"},
+    )
+    without_shuffled: bool = field(
+        default=False, metadata={"help": "leave out the control with other questions' images", "action": "store_true"}
+    )
+    base_llm: str | None = field(
+        default=None,
+        metadata={"help": "base language model of a folder with an adapter (default: that of its training)"},
+    )
+    model_name: str | None = field(
+        default=None, metadata={"help": "open_clip's name of a checkpoint's model, or a JSON description"}
+    )
+    pretrained: str | None = field(default=None, metadata={"help": "open_clip's name of the weights of a named model"})
+    batch_size: int | None = field(
+        default=None,
+        metadata={"help": "questions (default: 16) or images of an encoder (default: 64) at once", "type": int},
+    )
+    seed: int = field(
+        default=0,
+        metadata={"help": "seed of the bootstrap and of the order of shuffled images (default: 0)", "type": int},
+    )
+    device: str = field(
+        default="auto", metadata={"help": "device: auto (a GPU if available), cpu, cuda, ... (default: auto)"}
     )
 
 
-def read_custom(path: Path, image_folder: Path | None = None) -> Questions:
-    """Reads questions of the user's own.
+def _as_read(item: Item, questions: Questions) -> str:
+    return item.question
 
-    Args:
-        path: A JSON list or JSONL of records.
-        image_folder: What the images' paths are relative to; default: the folder of the file.
 
-    Raises:
-        PallavaError: The file cannot be read, or a record is wrong; the message gives its place.
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One task.
+
+    Attributes:
+        name: Name on the command line.
+        help: Help text.
+        data: Help text of the data.
+        read: From path, name of a public set (or "") and options to the data: `Questions`, or what `measure` takes.
+        prompt: From a question as it was read, and all of them, to the text that is put to the model.
+        score: From all answers and a seed to the scores; None for a task of encoders alone.
+        is_right: Whether an answer is right; None for answers that are only more or less near.
+        max_new_tokens: Maximum length of an answer in tokens.
+        options: Names of the options that this task has beside those of all tasks.
+        measure: From an encoder, its cache, data, batch size and seed to the scores; None for a task of a PA-LLaVA.
     """
-    items = []
-    for record in RecordFile(path):
-        try:
-            items.append(_custom_item(record.value, record.index, image_folder or path.parent))
-        except PallavaError as error:
-            raise PallavaError(f"'{path}', {record.position}: {error}; expected {_EXPECTED}") from None
-    return _checked(Questions(items), f"'{path}'")
+
+    name: str
+    help: str
+    data: str
+    read: Callable[[Path, str, EvaluateOptions], Any]
+    prompt: Callable[[Item, Questions], str] = _as_read
+    score: Callable[[AnswerSet, int], dict[str, Any]] | None = None
+    is_right: Callable[[Answer, Questions], bool] | None = None
+    max_new_tokens: int = 64
+    options: tuple[str, ...] = ()
+    measure: Callable[[Any, Any, Any, int, int], dict[str, Any]] | None = None
+
+    def option_names(self, kind: str = "") -> set[str]:
+        """Return the names of all options of the task, or of those for one kind of model: "pallava" or "encoder"."""
+        names = {*_FOR_ALL, *self.options}
+        if self.score and kind != "encoder":
+            names |= _FOR_MODEL
+        if self.measure and kind != "pallava":
+            names |= _FOR_ENCODER
+        return names - {"pallava": {"template"}, "encoder": {"training"}}.get(kind, set())
+
+    def read_questions(self, path: Path, source: str, options: EvaluateOptions) -> Questions:
+        """Read the data and word the questions.
+
+        Raises:
+            PallavaError: The data cannot be read, or no question can be asked.
+        """
+        questions = self.read(path, source, options)
+        if not questions.items:
+            left_out = questions.left_out or "nothing"
+            raise PallavaError(f"'{path}' must hold at least one question that can be asked; left out: {left_out}")
+        items = [replace(item, question=self.prompt(item, questions)) for item in questions.items]
+        return replace(questions, items=items)
 
 
-def _custom_item(value: Any, index: int, folder: Path) -> Item:
-    if not isinstance(value, Mapping):
-        raise PallavaError("not an object")
-    if "image" not in value:  # a misspelt key would have the question asked without its image
-        raise PallavaError("no 'image'")
-    question, answer, image = (_text(value, key) for key in ("question", "answer", "image"))
-    if not question or not answer:
-        raise PallavaError(f"no {'answer' if question else 'question'}")
-    choices = value.get("choices") or []
-    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        raise PallavaError('"choices" is not a list of texts')
-    kind = _kind(value.get("kind"), answer, choices)
-    if choices:
-        answer = _letter(answer, choices)
-        question = build_choice_question(question, choices)
-    item_id, group = value.get("id", index), value.get("group")
-    if not isinstance(item_id, str | int | float) or isinstance(item_id, bool):
-        raise PallavaError(f"the id {json.dumps(item_id)} is neither a text nor a number")
-    path = str(folder / image) if image else ""
-    return Item(str(item_id), path, question, answer, kind, tuple(choices), "" if group is None else str(group))
-
-
-def _kind(given: Any, answer: str, choices: Sequence[str]) -> Any:
-    """The kind that a record names, or that its answer and choices speak for."""
-    kind = given or ("choice" if choices else "closed" if _bare(answer) in _CLOSED else "open")
-    if kind not in _CUSTOM_KINDS:
-        raise PallavaError(f"the kind {kind!r} is none of {', '.join(_CUSTOM_KINDS)}")
-    if choices and kind != "choice":
-        raise PallavaError(f"a question of the kind {kind!r} has no choices")
-    if kind == "closed" and _bare(answer) not in _CLOSED:
-        raise PallavaError(f"the answer {answer!r} to a closed question is neither yes nor no")
-    if kind == "choice" and not choices and (len(answer) != 1 or answer.upper() not in CHOICE_LETTERS):
-        letters = f"{CHOICE_LETTERS[0]} to {CHOICE_LETTERS[-1]}"
-        raise PallavaError(f"the answer {answer!r} to a choice without choices is no letter from {letters}")
-    return kind
-
-
-def _text(value: Mapping[str, Any], key: str) -> str:
-    found = value.get(key, "")
-    if not isinstance(found, str) or "\0" in found:
-        raise PallavaError(f"{key!r} is not a text")
-    return found.replace(IMAGE_TOKEN, "").strip()
-
-
-def _bare(answer: str) -> str:
-    return answer.strip().rstrip(".").casefold()
-
-
-def _letter(answer: str, choices: Sequence[str]) -> str:
-    """The letter of the right choice, which is given by itself or by its text."""
-    letters = CHOICE_LETTERS[: len(choices)]
-    named = [letter for letter, text in zip(letters, choices, strict=False) if _bare(text) == _bare(answer)]
-    if len(named) == 1:
-        return named[0]
-    if len(answer) == 1 and answer.upper() in letters:
-        return answer.upper()
-    raise PallavaError(f"the answer {answer!r} is not one of the choices, nor the letter of one")
-
-
-def caption_items(data: CaptionedImages) -> Questions:
-    """Asks for a description of every image; of several captions of an image the first is the reference."""
+def _read_captions(path: Path, source: str, options: EvaluateOptions) -> Questions:
+    """The first caption of each image as reference."""
+    data = _read_pairs(path, source, options)
     first: dict[Path, Item] = {}
     for image, caption, item_id in zip(data.images, data.captions, data.ids, strict=True):
-        first.setdefault(image, Item(item_id, str(image), CAPTION_PROMPTS[0], caption, "caption"))
+        first.setdefault(image, Item(item_id, str(image), "", caption, "caption"))
     left_out = Counter(data.left_out)
     left_out["a further caption of an image"] += len(data.images) - len(first)
-    return _checked(Questions(list(first.values()), dict(+left_out)), "the data")
+    return Questions(list(first.values()), dict(+left_out))
 
 
-def read_captions(
-    path: Path, name: str = "", *, image_folder: Path | None = None, split: str | None = None
-) -> Questions:
-    """Reads images with captions, as `pallava.evaluation.examples.read_captioned` does.
-
-    Raises:
-        PallavaError: They cannot be read, or there is none.
-    """
-    return caption_items(read_captioned(path, name, image_folder=image_folder, split=split))
-
-
-def class_items(data: LabelledImages) -> Questions:
-    """Asks which class every image shows, by the first name of each; the reference is the label."""
-    question = build_class_question([names[0] for _, names in data.class_set.classes])
+def _read_classes(path: Path, source: str, options: EvaluateOptions) -> Questions:
+    """The label of each image as reference."""
+    class_set = read_class_set(options.class_set) if options.class_set else None
+    data = read_labelled(path, source, class_set=class_set, templates=options.template, split=options.split)
     labels = data.class_set.labels
     items = [
-        Item(item_id, str(image), question, labels[label], "class", labels)
+        Item(item_id, str(image), "", labels[label], "class", labels)
         for image, label, item_id in zip(data.images, data.labels, data.ids, strict=True)
     ]
-    return _checked(Questions(items, dict(data.left_out), data), "the data")
+    return Questions(items, dict(data.left_out), data)
 
 
-def select(
-    data: Mapping[str, Questions], *, excluded: Iterable[str] = (), limit: int | None = None
-) -> tuple[dict[str, Questions], int]:
-    """Leaves out some questions by id, and takes the first of the rest of each data set.
-
-    Args:
-        data: By its name.
-        excluded: Ids as the data has them; all questions of such an id are left out.
-        limit: How many to take of each data set.
-
-    Returns:
-        What is left, each with an id of its own, which also tells the data sets apart where there are several; and how
-        many were left out by id.
-
-    Raises:
-        PallavaError: No excluded id is in the data, or nothing is left.
-    """
-    unwanted = {each.strip() for each in excluded}
-    chosen: dict[str, Questions] = {}
-    num_excluded = 0
-    for name, questions in data.items():
-        prefix = f"{name}/" if len(data) > 1 else ""
-        ids = _unique([item.id for item in questions.items])
-        kept = [
-            replace(item, id=prefix + own)
-            for item, own in zip(questions.items, ids, strict=True)
-            if item.id.strip() not in unwanted
-        ]
-        num_excluded += len(questions.items) - len(kept)
-        if not kept:
-            raise PallavaError(f"all questions of {name} are excluded; there is nothing to ask")
-        chosen[name] = replace(questions, items=kept[:limit])
-    if unwanted and not num_excluded:
-        first = next(iter(data.values())).items[0].id
-        raise PallavaError(
-            f"none of the {len(unwanted)} ids to exclude is in the data, whose first is {first!r}: is this the list of "
-            "another set or split?"
-        )
-    return chosen, num_excluded
+def _read_pairs(path: Path, source: str, options: EvaluateOptions) -> Any:
+    return read_captioned(path, source, image_folder=options.image_folder, split=options.split)
 
 
-def _unique(ids: Sequence[str]) -> list[str]:
-    """The same, but an id that comes again gets a number, such that it is none of the others."""
-    taken, count, unique = set(ids), Counter[str](), []
-    for each in ids:
-        count[each] += 1
-        own = each
-        while own in taken and count[each] > 1:
-            own = f"{each}~{count[each]}"
-            count[each] += own in taken
-        taken.add(own)
-        unique.append(own)
-    return unique
+def _class_prompt(item: Item, questions: Questions) -> str:
+    assert questions.labelled is not None
+    return build_class_question([names[0] for _, names in questions.labelled.class_set.classes])
 
 
-def read_excluded(path: Path) -> list[str]:
-    """Reads ids, one a line, as `pallava data leak` writes them.
+def _score_captions(answers: AnswerSet, seed: int) -> dict[str, Any]:
+    result = score_captions(answers.by_view[AS_IS], seed=seed)
+    if shuffled := answers.by_view.get(SHUFFLED):
+        result["controls"]["shuffled images"] = {
+            name: {**each, "definition": f"{each['definition']}; {CONTROLS['shuffled images']}"}
+            for name, each in score_captions(shuffled, seed=seed)["scores"].items()
+        }
+    return result
+
+
+def _measure_classes(encoder: Any, cache: Any, data: Questions, batch_size: int, seed: int) -> dict[str, Any]:
+    from pallava.evaluation.encoders import zero_shot
+
+    assert data.labelled is not None
+    return zero_shot.evaluate(zero_shot.by_embedding(encoder, cache, batch_size=batch_size), data.labelled, seed=seed)
+
+
+def _measure_retrieval(encoder: Any, cache: Any, data: Any, batch_size: int, seed: int) -> dict[str, Any]:
+    from pallava.evaluation.encoders import retrieval
+
+    return retrieval.evaluate(encoder, data, cache, batch_size=batch_size, seed=seed)
+
+
+_CAPTIONS = "[NAME=]PATH: JSONL of image and caption, or a public set of captions such as quilt-1m=FOLDER (repeatable)"
+TASKS: dict[str, Task] = {}
+"""Tasks by name."""
+
+
+def register_task(task: Task) -> Task:
+    """Add a task, so that `evaluate` and the command know it by its name.
 
     Raises:
-        PallavaError: The file cannot be read.
+        PallavaError: The name is taken.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PallavaError(f"cannot read the ids to exclude from '{path}': {error}") from None
-    return [line.strip() for line in lines if line.strip()]
+    if task.name in TASKS:
+        raise PallavaError(f"the task '{task.name}' is registered already; choose another name")
+    TASKS[task.name] = task
+    return task
 
 
-def read_training_answers(path: Path) -> list[tuple[str, str]]:
-    """Reads questions and answers of a training file (id, image, conversations), the questions as items have them.
-
-    Raises:
-        PallavaError: The file cannot be read, or holds no conversation.
-    """
-    pairs: list[tuple[str, str]] = []
-    for record in RecordFile(path):
-        conversation = record.value.get("conversations") if isinstance(record.value, dict) else None
-        if isinstance(conversation, list):
-            turns = turns_from_conversations(conversation)
-            pairs += [
-                (turn.question.replace(IMAGE_TOKEN, "").strip(), turn.answer.strip()) for turn in turns if turn.answer
-            ]
-    if not pairs:
-        raise PallavaError(f"'{path}' holds no conversation: expected a training file of id, image, conversations")
-    return pairs
-
-
-def _checked(questions: Questions, where: str) -> Questions:
-    """Refuses an empty set."""
-    if not questions.items:
-        raise PallavaError(f"{where} holds no question that can be asked; left out: {questions.left_out or 'nothing'}")
-    return questions
+for _task in (
+    Task(
+        name="pathvqa",
+        help="questions of PathVQA",
+        data="folder of PathVQA",
+        read=lambda path, source, options: read_public_questions("path-vqa", path, options.split),
+        score=score_answers,
+        is_right=is_right,
+        options=("training",),
+    ),
+    Task(
+        name="pmc-vqa",
+        help="questions of PMC-VQA",
+        data="folder of PMC-VQA",
+        read=lambda path, source, options: read_public_questions("pmc-vqa", path, options.split),
+        score=score_answers,
+        is_right=is_right,
+        max_new_tokens=32,
+        options=("training",),
+    ),
+    Task(
+        name="custom",
+        help="questions of your own",
+        data="JSONL of image, question, answer",
+        read=lambda path, source, options: read_custom(path, options.image_folder),
+        score=score_answers,
+        is_right=is_right,
+        options=("training", "image_folder"),
+    ),
+    Task(
+        name="caption",
+        help="what does this image show?",
+        data=_CAPTIONS,
+        read=_read_captions,
+        prompt=lambda item, questions: CAPTION_PROMPTS[0],
+        score=_score_captions,
+        max_new_tokens=256,
+        options=("image_folder",),
+    ),
+    Task(
+        name="zero-shot",
+        help="which of some classes is this?",
+        data="[NAME=]FOLDER: folder of classes (FOLDER/<class>/*.png), or a public set: "
+        f"{', '.join(known_sets())} (repeatable)",
+        read=_read_classes,
+        prompt=_class_prompt,
+        score=score_classes,
+        is_right=is_right,
+        max_new_tokens=32,
+        options=("training", "class_set", "template"),
+        measure=_measure_classes,
+    ),
+    Task(
+        name="retrieval",
+        help="which caption belongs to this image, and the other way round?",
+        data=_CAPTIONS,
+        read=_read_pairs,
+        options=("image_folder",),
+        measure=_measure_retrieval,
+    ),
+):
+    register_task(_task)

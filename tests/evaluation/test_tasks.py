@@ -8,19 +8,16 @@ from pathlib import Path
 import pytest
 
 from pallava.errors import PallavaError
-from pallava.evaluation.answers.items import Answered, Item
-from pallava.evaluation.examples import CaptionedImages, read_class_set, read_labelled
-from pallava.evaluation.tasks import (
-    Questions,
-    caption_items,
-    class_items,
-    read_captions,
+from pallava.evaluation.answers.items import Answer, Item, Questions
+from pallava.evaluation.answers.questions import (
     read_custom,
     read_excluded,
     read_public_questions,
     read_training_answers,
     select,
 )
+from pallava.evaluation.tasks import TASKS, EvaluateOptions, Task, register_task
+from pallava.prompts import CAPTION_PROMPTS
 from tests.tiny.clips import write_classes
 
 
@@ -92,8 +89,8 @@ def test_questions_of_ones_own(tmp_path: Path):
         Item("c", image, asked, "B", "choice", choices),
         Item("d", "", asked, "A", "choice", choices, "3"),
     ]
-    answered = Answered(items[3], "B")
-    assert Answered.from_record(json.loads(json.dumps(answered.as_record()))) == answered
+    answered = Answer(items[3], "B")
+    assert Answer.from_record(json.loads(json.dumps(answered.as_record()))) == answered
     elsewhere = read_custom(tmp_path / "q.jsonl", tmp_path / "images").items[0]
     assert elsewhere.image == str(tmp_path / "images" / "a.png")
 
@@ -104,23 +101,23 @@ RIGHT = {"image": "", "question": "q", "answer": "a"}
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ("text", "not an object"),
-        ({"image": "", "question": "q"}, "no answer"),
-        ({**RIGHT, "question": " "}, "no question"),
-        ({**RIGHT, "answer": 3}, "'answer' is not a text"),
-        ({**RIGHT, "kind": "caption"}, "the kind 'caption' is none of open, closed, choice"),
-        ({**RIGHT, "answer": "maybe", "kind": "closed"}, "neither yes nor no"),
-        ({**RIGHT, "answer": "c", "choices": ["x", "y"]}, "not one of the choices"),
+        ("text", "got a str"),
+        ({"image": "", "question": "q"}, "'answer' is missing"),
+        ({**RIGHT, "question": " "}, "'question' is missing"),
+        ({**RIGHT, "answer": 3}, "'answer'"),
+        ({**RIGHT, "kind": "caption"}, "open, closed, choice, got 'caption'"),
+        ({**RIGHT, "answer": "maybe", "kind": "closed"}, "yes or no, got 'maybe'"),
+        ({**RIGHT, "answer": "c", "choices": ["x", "y"]}, "choices or its letter, got 'c'"),
         ({**RIGHT, "answer": "x", "choices": ["x"]}, "2 to 10 options"),
-        ({**RIGHT, "answer": "x", "choices": "xy"}, "not a list of texts"),
-        ({**RIGHT, "answer": "x", "choices": ["x", "y"], "kind": "open"}, "the kind 'open' has no choices"),
-        ({**RIGHT, "answer": "no", "choices": ["yes", "no"], "kind": "closed"}, "the kind 'closed' has no choices"),
-        ({**RIGHT, "answer": "fat", "kind": "choice"}, "the answer 'fat' to a choice without choices is no letter"),
-        ({**RIGHT, "answer": "K", "kind": "choice"}, "no letter from A to J"),
-        ({"img": "a.png", "question": "q", "answer": "a"}, 'no \'image\'; expected {"image" ("" for none)'),
-        ({**RIGHT, "image": None}, "'image' is not a text"),
-        ({**RIGHT, "id": None}, "the id null is neither a text nor a number"),
-        ({**RIGHT, "id": ["a"]}, 'the id ["a"] is neither a text nor a number'),
+        ({**RIGHT, "answer": "x", "choices": "xy"}, "'choices'"),
+        ({**RIGHT, "answer": "x", "choices": ["x", "y"], "kind": "open"}, "the kind 'open'"),
+        ({**RIGHT, "answer": "no", "choices": ["yes", "no"], "kind": "closed"}, "the kind 'closed'"),
+        ({**RIGHT, "answer": "fat", "kind": "choice"}, "got 'fat'"),
+        ({**RIGHT, "answer": "K", "kind": "choice"}, "a letter from A to J, got 'K'"),
+        ({"img": "a.png", "question": "q", "answer": "a"}, '\'image\' is missing; expected {"image" ("" for none)'),
+        ({**RIGHT, "image": None}, "'image'"),
+        ({**RIGHT, "id": None}, "'id' must be a text or a number, got null"),
+        ({**RIGHT, "id": ["a"]}, 'got ["a"]'),
     ],
 )
 def test_a_wrong_record_is_told_with_its_place(tmp_path: Path, row: object, reason: str):
@@ -135,32 +132,41 @@ def test_a_choice_whose_question_holds_the_choices(tmp_path: Path):
     assert (item.kind, item.reference, item.choices) == ("choice", "b", ())
 
 
-def test_captions_ask_once_an_image():
-    data = CaptionedImages([Path("a.png"), Path("a.png"), Path("b.png")], ["one", "two", "three"], ["1", "2", "3"])
-    questions = caption_items(data)
+def test_captions_ask_once_an_image(tmp_path: Path):
+    rows = [{"id": "1", "image": "a.png", "caption": ["one", "two"]}, {"image": "b.png", "caption": "three"}]
+    path = write_lines(tmp_path / "pairs.jsonl", rows)
+    questions = TASKS["caption"].read_questions(path, "", EvaluateOptions())
     assert [(item.id, item.reference, item.kind) for item in questions.items] == [
         ("1", "one", "caption"),
-        ("3", "three", "caption"),
+        ("b.png", "three", "caption"),
     ]
+    assert {item.question for item in questions.items} == {CAPTION_PROMPTS[0]}
     assert questions.left_out == {"a further caption of an image": 1}
-
-
-def test_captions_of_a_file(tmp_path: Path):
-    rows = [{"id": "x", "image": "a.png", "caption": "a gland"}, {"image": "b.png", "caption": "a nucleus"}]
-    questions = read_captions(write_lines(tmp_path / "pairs.jsonl", rows))
-    assert [item.id for item in questions.items] == ["x", "b.png"]
 
 
 def test_classes_are_asked_by_their_names(tmp_path: Path):
     write_classes(tmp_path / "data", {"TUM": 1, "ADI": 2})
     words = {"classes": [{"label": "ADI", "names": ["fat", "adipose"]}, {"label": "TUM", "names": ["a tumour"]}]}
     (tmp_path / "words.json").write_text(json.dumps(words))
-    data = read_labelled(tmp_path / "data", class_set=read_class_set(tmp_path / "words.json"))
-    items = class_items(data).items
+    options = EvaluateOptions(class_set=tmp_path / "words.json")
+    items = TASKS["zero-shot"].read_questions(tmp_path / "data", "", options).items
     assert [item.id for item in items] == ["ADI/0.png", "ADI/1.png", "TUM/0.png"]
     assert [item.reference for item in items] == ["ADI", "ADI", "TUM"]
     assert items[0].question == "Which of these does this pathology image show: fat or a tumour?"
     assert items[0].choices == ("ADI", "TUM")
+
+
+def test_a_task_without_a_question_is_refused(tmp_path: Path):
+    empty = Task(
+        name="empty", help="nothing", data="nothing", read=lambda path, source, options: Questions([], {"x": 2})
+    )
+    with pytest.raises(PallavaError, match=r"nowhere.*'x': 2"):
+        empty.read_questions(tmp_path / "nowhere", "", EvaluateOptions())
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(PallavaError, match="'custom'"):
+        register_task(TASKS["custom"])
 
 
 def test_exclusion_and_limit():
@@ -169,9 +175,9 @@ def test_exclusion_and_limit():
     assert [item.id for item in chosen["a"].items] == ["1", "2"]
     assert num_excluded == 2
     assert len(data["a"].items) == 5
-    with pytest.raises(PallavaError, match="none of the 1 ids to exclude is in the data, whose first is '0'"):
+    with pytest.raises(PallavaError, match="none of the 1 ids.*'0'"):
         select(data, excluded=["elsewhere"])
-    with pytest.raises(PallavaError, match="all questions of a are excluded"):
+    with pytest.raises(PallavaError, match="all questions of 'a'"):
         select(data, excluded=map(str, range(5)))
     both, _ = select({**data, "b": data["a"]}, excluded=["0"], limit=1)
     assert [item.id for each in both.values() for item in each.items] == ["a/1", "b/1"]
@@ -200,7 +206,7 @@ def test_ids_that_come_again_become_unique(ids: list[str], unique: list[str]):
 def test_lists_of_the_user(tmp_path: Path):
     (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbf1\r\n\n test 2 \n")
     assert read_excluded(tmp_path / "ids.txt") == ["1", "test 2"]
-    with pytest.raises(PallavaError, match="cannot read the ids to exclude"):
+    with pytest.raises(PallavaError, match=r"none\.txt"):
         read_excluded(tmp_path / "none.txt")
 
 
@@ -212,5 +218,5 @@ def test_training_answers_have_the_form_of_items(tmp_path: Path):
     write_training_file([SourceSpec("pmc-vqa", str(root), "test")], tmp_path / "train.jsonl")
     (item,) = read_public_questions("pmc-vqa", root, "test").items
     assert read_training_answers(tmp_path / "train.jsonl") == [(item.question, "B")]
-    with pytest.raises(PallavaError, match="holds no conversation"):
+    with pytest.raises(PallavaError, match=r"other\.jsonl.*no conversation"):
         read_training_answers(write_lines(tmp_path / "other.jsonl", [{"question": "q"}]))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pallava.demo.stages import computes_in_bf16
-from pallava.evaluation.answers.predictions import read_predictions
+from pallava.evaluation.answers.items import read_predictions
 from tests.tiny.endpoint import Act, stub_endpoint
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

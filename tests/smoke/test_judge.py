@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from pallava.cli import main
-from pallava.evaluation.answers.items import Answered, Item
+from pallava.evaluation.answers.items import Answer, Item
 from tests.tiny.answering_model import write_model, write_questions
 from tests.tiny.endpoint import Act, StubEndpoint, stub_endpoint
 
 pytestmark = pytest.mark.smoke
 CAPTIONS = [f"gland number {n} with {n % 3} mitoses" for n in range(12)]
-QUESTION = Answered(Item("q", "", "Is it fat?", "no", "closed"), "no")
+QUESTION = Answer(Item("q", "", "Is it fat?", "no", "closed"), "no")
 
 
-def write(folder: Path, answered: list[Answered]) -> Path:
+def write(folder: Path, answered: list[Answer]) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "predictions.jsonl").write_text("".join(json.dumps(each.as_record()) + "\n" for each in answered))
     return folder
@@ -30,7 +30,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_proxies: None) -> P
     monkeypatch.setenv("PALLAVA_API_KEY", "secret")
     monkeypatch.chdir(tmp_path)
     items = [Item(str(n), f"{n}.png", "Describe it.", text, "caption") for n, text in enumerate(CAPTIONS)]
-    write(tmp_path / "captions", [Answered(item, f"a gland, number {item.id}") for item in items])
+    write(tmp_path / "captions", [Answer(item, f"a gland, number {item.id}") for item in items])
     write(tmp_path / "questions", [QUESTION])
     return tmp_path
 
@@ -122,14 +122,14 @@ def test_answers_to_questions(work: Path, capsys: pytest.CaptureFixture[str]) ->
     ("arguments", "reason"),
     [
         (["nowhere"], "cannot read 'nowhere'"),
-        (["questions"], "holds no captions, and only captions are compared by words"),
+        (["questions"], "must have captions to be compared by words"),
         (["captions", "--url", "http://127.0.0.1:9/v1"], "needs both --url and --model"),
         (["captions", "--model", "judge"], "needs both --url and --model"),
         (["captions", "--url", "localhost", "--model", "judge"], "'localhost' is no URL"),
         (["captions", "--url", "http://127.0.0.1:9/v1", "--model", "judge"], "is the server running"),
         (
             ["captions", "--url", "http://127.0.0.1:9/v1", "--model", "j", "--out", "captions/predictions.jsonl"],
-            "cannot write the results",
+            "captions/predictions.jsonl",
         ),
         (["captions", "--url", "http://127.0.0.1:9/v1", "--model", "judge", "--concurrency", "0"], "concurrency"),
     ],

@@ -1,72 +1,121 @@
-"""Whether an answer stays the same when the image changes in a way that means nothing; needs no right answers."""
+"""Images shown otherwise: exchanged for another one as a control, or changed in ways that keep their meaning.
+
+An answer that changes with the latter is not consistent; to see that needs no right answers.
+"""
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pallava.evaluation import statistics as metrics
-from pallava.evaluation.answers.items import Answered
-from pallava.evaluation.statistics import estimate_means
+from PIL import Image
+
+from pallava.evaluation.answers.items import AS_IS, Answer, Item
+from pallava.evaluation.statistics import NUM_RESAMPLES, estimate_means
+from pallava.transforms import ImageChange, resizing, shift_stains, turning
 
 _NO_WORD = re.compile(r"[\W_]+")
 _SAME = "share of answers that equal the one on the unchanged image, case and punctuation aside"
-_RIGHT = "share of right answers on the changed image"
+_RIGHT = "share of right answers"
 
-IsRight = Callable[[Answered], bool]
+IsRight = Callable[[Answer], bool]
+
+
+@dataclass(frozen=True)
+class View:
+    """A way to show images.
+
+    Attributes:
+        name: Name in the files of answers; empty for images as they are.
+        change: Change of the picture, if any.
+    """
+
+    name: str = AS_IS
+    change: ImageChange | None = None
+
+
+UNCHANGED_MEANING: tuple[View, ...] = (
+    View("half_size", resizing(0.5)),
+    View("double_size", resizing(2)),
+    View("rotated_90", turning(Image.Transpose.ROTATE_90)),
+    View("rotated_180", turning(Image.Transpose.ROTATE_180)),
+    View("rotated_270", turning(Image.Transpose.ROTATE_270)),
+    View("mirrored", turning(Image.Transpose.FLIP_LEFT_RIGHT)),
+    View("upside_down", turning(Image.Transpose.FLIP_TOP_BOTTOM)),
+    View("stain_shifted", shift_stains),
+)
+"""Changes after which a question about tissue has the same answer."""
+
+
+def shuffle_images(items: Sequence[Item], seed: int = 0) -> list[Item]:
+    """Return the questions, each about the image of other ones; all images are shown as often as before.
+
+    Args:
+        items: Questions; those without an image are left out.
+        seed: Seed of the order in which images take each other's place.
+
+    Returns:
+        The questions; an empty list if all are about the same image.
+    """
+    images = sorted({item.image for item in items if item.image})
+    if len(images) < 2:
+        return []
+    random.Random(seed).shuffle(images)
+    successor = dict(zip(images, [*images[1:], images[0]], strict=True))
+    return [replace(item, image=successor[item.image]) for item in items if item.image]
 
 
 def score_consistency(
-    as_is: Sequence[Answered],
-    changed: Mapping[str, Sequence[Answered]],
+    as_is: Sequence[Answer],
+    changed: Mapping[str, Sequence[Answer]],
     is_right: IsRight | None = None,
     *,
     unopened: Collection[str] = (),
-    num_resamples: int = metrics.NUM_RESAMPLES,
+    num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Compares answers on changed images with those on the unchanged ones.
+    """Compare answers about changed images with those about the unchanged ones.
 
     Args:
-        as_is: Questions with their answers.
-        changed: By the name of the change, the same questions answered on changed images; some may be missing.
-        is_right: What makes an answer right; None where nothing does.
-        unopened: Images that could not be opened; their questions were not asked, and are left out.
-        num_resamples: Of the bootstrap, for which images are drawn with all their questions.
-        seed: Of the bootstrap.
+        as_is: Answers about unchanged images.
+        changed: By the name of the change, answers to the same questions about changed images; some may be missing.
+        is_right: Whether an answer is right; None if answers are neither right nor wrong.
+        unopened: Images that cannot be opened; their questions are left out.
+        num_resamples: Number of resamples of the bootstrap, which draws images with all their questions.
+        seed: Seed of the bootstrap.
 
     Returns:
-        ``same`` and, where there is a right answer, ``accuracy``: each by the name of the change, ``unchanged`` and
-        ``all`` among them, an estimate as `share` gives it. ``num_empty`` counts the empty answers of each,
-        ``num_left_out`` the questions that are left out.
+        ``same`` and, with `is_right`, ``accuracy``: estimates as `share` returns them by the name of the change,
+        ``unchanged`` and ``all`` among them. ``num_empty`` counts the empty answers of each, ``num_left_out`` the
+        questions that are left out.
     """
     how = {"num_resamples": num_resamples, "seed": seed}
     answers = {
         name: [each for each in given if each.item.image not in unopened]
         for name, given in {"unchanged": as_is, **changed}.items()
     }
-    before = {each.item.id: each for each in answers["unchanged"]}
-    same = {
-        name: [_words(each.answer) == _words(before[each.item.id].answer) for each in answers[name]] for name in changed
-    }
-    result: dict[str, Any] = {
-        "same": {name: share(values, _images(answers[name]), _SAME, **how) for name, values in same.items()},
-        "num_empty": {name: sum(not each.answer.strip() for each in given) for name, given in answers.items()},
+    before = {each.item.id: _words(each.text) for each in answers["unchanged"]}
+    same: dict[str, Any] = {}
+    equal: dict[str, bool] = {}  # by id, whether the answers under all changes are the same
+    for name in changed:
+        values = [_words(each.text) == before[each.item.id] for each in answers[name]]
+        same[name] = share(values, answers[name], _SAME, **how)
+        for each, is_same in zip(answers[name], values, strict=True):
+            equal[each.item.id] = equal.get(each.item.id, True) and is_same
+    repeated = [each for each in answers["unchanged"] if each.item.id in equal]
+    same["all"] = share([equal[each.item.id] for each in repeated], repeated, f"{_SAME}, under every change", **how)
+    result = {
+        "same": same,
+        "num_empty": {name: sum(not each.text.strip() for each in given) for name, given in answers.items()},
         "num_left_out": len(as_is) - len(before),
     }
-    equal = _under_all(same, answers)
-    asked_again = [each for each in before.values() if each.item.id in equal]
-    values = [equal[each.item.id] for each in asked_again]
-    result["same"]["all"] = share(values, _images(asked_again), f"{_SAME}, under every change", **how)
     if is_right is not None:
         result["accuracy"] = {
             name: share(
-                [is_right(each) for each in given],
-                _images(given),
-                _RIGHT if name in changed else "share of right answers",
-                **how,
+                map(is_right, given), given, f"{_RIGHT} on the changed image" if name in changed else _RIGHT, **how
             )
             for name, given in answers.items()
         }
@@ -74,55 +123,35 @@ def score_consistency(
 
 
 def share(
-    values: Sequence[bool],
-    images: Sequence[str],
-    definition: str,
-    *,
-    num_resamples: int = metrics.NUM_RESAMPLES,
-    seed: int = 0,
+    values: Any, answers: Sequence[Answer], definition: str, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> dict[str, Any]:
-    """A share with its bootstrap interval, for which images are drawn with all their questions.
+    """Return a share with its bootstrap interval, for which images are drawn with all their questions.
 
     Args:
-        values: Of each question.
-        images: Of each question; an empty text where there is none.
-        definition: What it is a share of.
-        num_resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        values: A boolean for each answer.
+        answers: The answers, whose images count.
+        definition: The share in words.
+        num_resamples: Number of resamples of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Returns:
-        ``value``, ``low``, ``high``, ``count``, ``definition``; NaN of nothing.
+        ``value``, ``low``, ``high`` (NaN without answers), ``count``, ``definition``.
     """
-    (estimate,) = estimate_means([values], images, num_resamples=num_resamples, seed=seed)
-    return {**asdict(estimate), "count": len(values), "definition": definition}
+    images = [each.item.image for each in answers]
+    (estimate,) = estimate_means([list(values)], images, num_resamples=num_resamples, seed=seed)
+    return {**asdict(estimate), "count": len(images), "definition": definition}
 
 
 def share_by_group(
-    answered: Sequence[Answered], is_right: IsRight, *, num_resamples: int = metrics.NUM_RESAMPLES, seed: int = 0
+    answers: Sequence[Answer], is_right: IsRight, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> dict[str, Any]:
-    """The share of right answers in each group, in the order in which groups first come; nothing without groups."""
-    groups: dict[str, list[Answered]] = {}
-    for each in answered:
+    """Return the share of right answers in each group, in the order of the groups' first answers."""
+    groups: dict[str, list[Answer]] = {}
+    for each in answers:
         if each.item.group:
             groups.setdefault(each.item.group, []).append(each)
     how = {"num_resamples": num_resamples, "seed": seed}
-    return {
-        name: share([is_right(each) for each in own], _images(own), "share of right answers", **how)
-        for name, own in groups.items()
-    }
-
-
-def _under_all(same: Mapping[str, Sequence[bool]], answers: Mapping[str, Sequence[Answered]]) -> dict[str, bool]:
-    """By the id of each question that was asked again, whether all its answers are the same."""
-    equal: dict[str, bool] = {}
-    for name, values in same.items():
-        for each, is_same in zip(answers[name], values, strict=True):
-            equal[each.item.id] = equal.get(each.item.id, True) and is_same
-    return equal
-
-
-def _images(answered: Sequence[Answered]) -> list[str]:
-    return [each.item.image for each in answered]
+    return {name: share(map(is_right, own), own, _RIGHT, **how) for name, own in groups.items()}
 
 
 def _words(answer: str) -> str:

@@ -1,26 +1,38 @@
-"""What a PA-LLaVA is asked, and what it said: the records that tasks, runner and scores share."""
+"""Questions to a PA-LLaVA and its answers: the records that readers, runner and scores share, and their files."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pallava.errors import PallavaError
+from pallava.evaluation.examples import LabelledImages
+from pallava.io.records import RecordFile
 
 Kind = Literal["open", "closed", "choice", "class", "caption"]
-"""What the reference is: free words, yes or no, one of lettered choices, one of some classes, or a caption."""
+"""Kind of a reference: free words, yes or no, one of lettered choices, one of some classes, or a caption."""
+
+AS_IS, SHUFFLED = "", "shuffled"
+"""Names of the views of images as they are, and of other questions' images."""
+
+_TEXTS = ("id", "image", "question", "reference", "kind", "answer")
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing to ask.
+    """One question.
 
     Attributes:
-        id: Unique in its task; what a stopped run goes on by.
-        image: Path of the picture; empty if there is none.
-        question: What is put to the model, without image marker and chat template.
+        id: Unique in its task; a stopped run resumes by it.
+        image: Path of the picture; empty without one.
+        question: Text that is put to the model, without image marker and chat template.
         reference: The right answer: the text of a caption or answer, the letter of a choice, the label of a class.
-        kind: What the reference is.
+        kind: Kind of the reference.
         choices: Texts of the choices A, B, ..., or labels of the classes, in order.
-        group: What it is counted with in a table of its own; empty if with nothing.
+        group: Name of the group that it is counted with in a table of its own; empty for none.
     """
 
     id: str
@@ -33,19 +45,19 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """An item with what a model said; an empty answer is one too, and wrong."""
+class Answer:
+    """A question with the text that a model answered; an empty text is an answer too, and wrong."""
 
     item: Item
-    answer: str
+    text: str
 
     def as_record(self) -> dict[str, Any]:
-        """One line of ``predictions.jsonl``."""
-        return {**asdict(self.item), "choices": list(self.item.choices), "answer": self.answer}
+        """Return one line of ``predictions.jsonl``."""
+        return {**asdict(self.item), "choices": list(self.item.choices), "answer": self.text}
 
     @classmethod
-    def from_record(cls, record: dict[str, Any]) -> Answered:
-        """Reads such a line.
+    def from_record(cls, record: Mapping[str, Any]) -> Answer:
+        """Return the answer that such a line holds.
 
         Raises:
             KeyError: A field is missing.
@@ -53,3 +65,71 @@ class Answered:
         values = {name: record[name] for name in ("id", "image", "question", "reference", "kind")}
         item = Item(**values, choices=tuple(record["choices"]), group=record.get("group", ""))
         return cls(item, record["answer"])
+
+
+@dataclass
+class Questions:
+    """Questions of one data set.
+
+    Attributes:
+        items: The questions.
+        left_out: Count of the records that cannot be asked about, for each reason.
+        labelled: The images with their classes, if the items ask for these.
+    """
+
+    items: list[Item]
+    left_out: dict[str, int] = field(default_factory=dict)
+    labelled: LabelledImages | None = None
+
+
+@dataclass(frozen=True)
+class AnswerSet:
+    """All answers of a model to the questions of one data set.
+
+    Attributes:
+        questions: The questions.
+        by_view: By the name of the view (empty: images as they are), answers in the order of the questions.
+        problems: By image that cannot be opened, the reason.
+        training: Questions and answers of the training material, for a control.
+    """
+
+    questions: Questions
+    by_view: Mapping[str, list[Answer]]
+    problems: Mapping[str, str] = field(default_factory=dict)
+    training: Sequence[tuple[str, str]] = ()
+
+
+def read_predictions(path: Path) -> list[Answer]:
+    """Return all answers of a ``predictions.jsonl`` of `pallava evaluate`, in order.
+
+    Args:
+        path: The file, or its folder.
+
+    Raises:
+        PallavaError: The file cannot be read, is empty, holds something else, or holds an id twice.
+    """
+    path = path / "predictions.jsonl" if path.is_dir() else path
+    answers = []
+    for record in RecordFile(path):
+        if problem := _problem(record.value):
+            raise PallavaError(
+                f"'{path}', {record.position}: {problem}; expected a line of the predictions.jsonl that "
+                "`pallava evaluate` writes"
+            )
+        answers.append(Answer.from_record(record.value))
+    for name, count in Counter(each.item.id for each in answers).items():
+        if count > 1:
+            raise PallavaError(f"'{path}' holds the id '{name}' {count} times; expected each once")
+    return answers
+
+
+def _problem(record: Any) -> str:
+    if not isinstance(record, dict):
+        return f"expected a JSON object, got a {type(record).__name__}"
+    if missing := [name for name in (*_TEXTS, "choices") if name not in record]:
+        return f"the key '{missing[0]}' is missing"
+    if wrong := [name for name in _TEXTS if not isinstance(record[name], str)]:
+        return f"'{wrong[0]}' must be a text"
+    if not isinstance(record["choices"], list) or not all(isinstance(each, str) for each in record["choices"]):
+        return "'choices' must be a list of texts"
+    return "" if record["kind"] in get_args(Kind) else f"the kind '{record['kind']}' is not known"

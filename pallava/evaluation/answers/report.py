@@ -1,31 +1,30 @@
-"""Results of a PA-LLaVA's examination: tables for the terminal, and a page with some questions and their images."""
+"""Results of a PA-LLaVA: tables for the terminal, and a page with some questions and their images."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image
 
 from pallava.evaluation import report as shared
-from pallava.evaluation.answers.consistency import IsRight
-from pallava.evaluation.answers.items import Answered
-from pallava.evaluation.report import CAUTION, Table, as_estimate, as_html
+from pallava.evaluation.answers.items import AS_IS, Answer, AnswerSet, Questions
 from pallava.images import ImageError, open_image
-from pallava.report.page import Answered as Shown
+from pallava.report.page import ShownAnswer, card, grid, heading, note, page, picture
 from pallava.report.page import answers as answer_list
-from pallava.report.page import card, grid, heading, note, page, picture
-from pallava.report.tables import table
+from pallava.report.table import Table, estimate
 
 _NUM_SAMPLES = 12
-_THUMBNAIL = 320
-T = TypeVar("T")
+_THUMBNAIL = 320  # pixels
+_SHOWN_WIDTH = 240
+
+Rule = Callable[[Answer, Questions], bool]
 
 
 def tables(report: Mapping[str, Any]) -> list[Table]:
-    """The tables of a report: scores beside their controls, then groups and consistency where there are any."""
+    """Return the tables of a report: scores beside their controls, then groups and consistency where there are any."""
     shown = shared.tables(report) if report["task"] == "zero-shot" else []
     for name, result in report["data"].items():
         shown += [] if report["task"] == "zero-shot" else [_scores(name, result)]
@@ -36,34 +35,42 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
     return shown
 
 
+def report_text(report: Mapping[str, Any]) -> str:
+    """Return the tables of a report, of a PA-LLaVA or an encoder, and the counts of what was left out, for printing."""
+    is_encoder = report["kind"] == "encoder"
+    shown = shared.tables(report) if is_encoder else tables(report)
+    lines = [
+        f"{name}: {'left out ' if is_encoder else ''}{count} x {reason}"
+        for name, result in report["data"].items()
+        for reason, count in {**result["left_out"], **result.get("problems", {})}.items()
+    ]
+    return "\n".join(["\n\n".join(each.to_text() for each in shown), *lines])
+
+
 def write_answers_report(
-    report: Mapping[str, Any],
-    predictions: Mapping[str, Mapping[str, Sequence[Answered]]],
-    folder: Path,
-    rules: Mapping[str, IsRight | None],
+    report: Mapping[str, Any], answers: Mapping[str, AnswerSet], folder: Path, is_right: Rule | None
 ) -> None:
-    """Writes ``results.json``, ``index.html`` and the predictions.
+    """Write ``results.json``, ``index.html`` and the predictions.
 
     Args:
         report: ``model``, ``task`` and the results by the name of the ``data``.
-        predictions: By the name of the data and that of the view: on images as they are (an empty name), shuffled,
-            changed.
-        folder: Where to.
-        rules: By the name of the data, what makes an answer right; None where nothing does.
+        answers: All answers by the name of the data.
+        folder: Folder to write to.
+        is_right: Whether an answer is right; None for answers that are only more or less near.
 
     Raises:
         PallavaError: The folder cannot be written.
     """
-    views = dict.fromkeys(view for by_view in predictions.values() for view in by_view)
+    views = dict.fromkeys(view for each in answers.values() for view in each.by_view)
     files = {
         f"predictions{'_' * bool(view)}{view}.jsonl": "".join(
-            json.dumps(each.as_record(), ensure_ascii=False) + "\n"
-            for by_view in predictions.values()
-            for each in by_view.get(view, ())
+            json.dumps(answer.as_record(), ensure_ascii=False) + "\n"
+            for each in answers.values()
+            for answer in each.by_view.get(view, ())
         )
         for view in views
     }
-    files["index.html"] = _page(report, [(each, rules[name]) for name in predictions for each in predictions[name][""]])
+    files["index.html"] = _page(report, answers, is_right)
     files |= shared.confusion_files(report)
     shared.write_files(folder, {**files, "results.json": shared.as_json(report)})
 
@@ -76,7 +83,7 @@ def _scores(name: str, result: Mapping[str, Any]) -> Table:
 
 
 def _groups(name: str, groups: Mapping[str, Any]) -> Table:
-    rows = [(group, str(estimate["count"]), as_estimate(estimate)) for group, estimate in groups.items()]
+    rows = [(group, str(estimate["count"]), _estimate(estimate)) for group, estimate in groups.items()]
     return Table(f"{name}: right answers in each group", ("group", "questions", "right"), tuple(rows))
 
 
@@ -86,8 +93,8 @@ def _consistency(name: str, result: Mapping[str, Any]) -> Table:
         (
             view.replace("_", " "),
             str((result["same"].get(view) or accuracy[view])["count"]),
-            as_estimate(result["same"][view]) if view in result["same"] else "",
-            as_estimate(accuracy[view]) if view in accuracy else "",
+            _estimate(result["same"][view]) if view in result["same"] else "",
+            _estimate(accuracy[view]) if view in accuracy else "",
             str(result["num_empty"].get(view, "")),
         )
         for view in dict.fromkeys([*accuracy, *result["same"]])
@@ -98,35 +105,42 @@ def _consistency(name: str, result: Mapping[str, Any]) -> Table:
     return Table(title, ("image", "questions", "same answer", "right", "empty answers"), tuple(rows))
 
 
-def _page(report: Mapping[str, Any], judged: Sequence[tuple[Answered, IsRight | None]]) -> str:
+def _estimate(result: Mapping[str, Any]) -> str:
+    return estimate(result["value"], result["low"], result["high"])
+
+
+def _page(report: Mapping[str, Any], answers: Mapping[str, AnswerSet], is_right: Rule | None) -> str:
     first = next(iter(report["data"].values()))
     title = f"{report['task']} of {report['model']}"
-    parts = [heading(title, f"Values with their intervals ({first['interval']}).", level=1), note(CAUTION)]
+    parts = [heading(title, f"Values with their intervals ({first['interval']}).", level=1), note(shared.CAUTION)]
     shown = tables(report)
     if report["task"] == "zero-shot":
         parts += shared.sections(report)
         shown = shown[len(shared.tables(report)) :]
-    for name, result in report["data"].items():
-        for reason, count in {**result["left_out"], **result["problems"]}.items():
-            parts.append(note(f"{name}: {count} x {reason}"))
-    parts += [as_html(each) for each in shown]
+    parts += [
+        note(f"{name}: {count} x {reason}")
+        for name, result in report["data"].items()
+        for reason, count in {**result["left_out"], **result["problems"]}.items()
+    ]
+    parts += [each.to_html() for each in shown]
     parts.append(heading("Samples", "Spread evenly over the data, not chosen."))
-    parts.append(grid([_sample(*each) for each in spread(judged, _NUM_SAMPLES)]))
-    return page(title, [*parts, *shared.definitions(report), _settings(report)])
+    pairs = [(answer, each.questions) for each in answers.values() for answer in each.by_view[AS_IS]]
+    evenly = (
+        [pairs[n * len(pairs) // _NUM_SAMPLES] for n in range(_NUM_SAMPLES)] if len(pairs) > _NUM_SAMPLES else pairs
+    )
+    parts.append(grid([_sample(answer, questions, is_right) for answer, questions in evenly]))
+    settings = [[name.replace("_", " "), str(value)] for name, value in report["settings"].items()]
+    shown = [heading("Settings"), Table("", ["setting", "value"], settings, is_text=True).to_html()]
+    return page(title, [*parts, *shared.definitions(report), *shown])
 
 
-def spread(values: Sequence[T], count: int) -> list[T]:
-    """Up to `count` of them, at even distances."""
-    return [values[number * len(values) // count] for number in range(count)] if len(values) > count else [*values]
-
-
-def _sample(each: Answered, is_right: IsRight | None) -> str:
-    item, answer = each.item, each.answer or "(no answer)"
+def _sample(answer: Answer, questions: Questions, is_right: Rule | None) -> str:
+    item, text = answer.item, answer.text or "(no answer)"
     if is_right is None:
-        said = table(["", ""], [["model", answer], ["reference", item.reference]], is_text=True)
+        shown = Table("", ["", ""], [["model", text], ["reference", item.reference]], is_text=True).to_html()
     else:
-        said = answer_list([Shown(item.kind, answer, item.reference, is_right(each))])
-    return card(item.question, _thumbnail(item.image) + said)
+        shown = answer_list([ShownAnswer(item.kind, text, item.reference, is_right(answer, questions))])
+    return card(item.question, _thumbnail(item.image) + shown)
 
 
 def _thumbnail(path: str) -> str:
@@ -137,9 +151,4 @@ def _thumbnail(path: str) -> str:
     except ImageError as error:
         return note(str(error))
     image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BICUBIC)
-    return picture(image, width=min(image.width, 240))
-
-
-def _settings(report: Mapping[str, Any]) -> str:
-    rows = [[name.replace("_", " "), str(value)] for name, value in report["settings"].items()]
-    return heading("Settings") + table(["setting", "value"], rows, is_text=True)
+    return picture(image, width=min(image.width, _SHOWN_WIDTH))

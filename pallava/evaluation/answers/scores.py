@@ -1,4 +1,7 @@
-"""Scores of answered questions, each by its definition, with intervals and with what can be had without looking."""
+"""Scores of answers, each by its definition, with intervals and beside controls that need no look at the image.
+
+A score of one's own is one more row of `SCORES`.
+"""
 
 from __future__ import annotations
 
@@ -9,41 +12,55 @@ from typing import Any
 
 import numpy as np
 
-from pallava.evaluation import statistics as metrics
-from pallava.evaluation.answers.items import Answered, Kind
-from pallava.evaluation.answers.options import class_names, read_choice, read_class
-from pallava.evaluation.answers.rules import (
-    bleu_1,
-    is_exact_match,
-    is_published_choice,
-    is_published_match,
-    is_right_by_llava_med,
-    is_right_by_quilt_llava,
-    published_form,
-    token_overlap,
-)
+from pallava.evaluation.answers import rules
+from pallava.evaluation.answers.items import AS_IS, SHUFFLED, Answer, AnswerSet, Kind, Questions
+from pallava.evaluation.answers.rules import class_names, published_form, read_choice, read_class
 from pallava.evaluation.examples import ClassSet
-from pallava.evaluation.statistics import Predictions, estimate_means
+from pallava.evaluation.statistics import NUM_RESAMPLES, UNNAMED, Predictions, estimate_means
 from pallava.prompts import CHOICE_LETTERS
 
 
 @dataclass(frozen=True)
 class Score:
-    """One way to score answers.
+    """One way to score answers: the mean of a rule over the questions of some kinds.
 
     Attributes:
-        kinds: Of the questions that it is a mean over.
-        of: From 0 to 1, given the answer, the reference and the choices.
+        kinds: The kinds of questions.
+        rule: From an answer to its worth from 0 to 1.
         definition: The same in a sentence.
     """
 
     kinds: tuple[Kind, ...]
-    of: Callable[[str, str, Sequence[str]], float]
+    rule: Callable[[Answer], float]
     definition: str
 
 
-def _of_pair(rule: Callable[[str, str], float]) -> Callable[[str, str, Sequence[str]], float]:
-    return lambda answer, reference, choices: float(rule(answer, reference))
+def _pair(rule: Callable[[str, str], float]) -> Callable[[Answer], float]:
+    return lambda answer: float(rule(answer.text, answer.item.reference))
+
+
+def _overlap(name: str) -> Callable[[Answer], float]:
+    return lambda answer: getattr(rules.token_overlap(answer.text, answer.item.reference), name)
+
+
+def is_right(answer: Answer, questions: Questions | None = None) -> bool:
+    """Return whether an answer is right.
+
+    A choice and a class are read as a careful reader would; other answers are right if they equal the reference but
+    for case, spaces and a full stop.
+
+    Args:
+        answer: The answer.
+        questions: All questions, whose names of the classes count.
+    """
+    item = answer.item
+    if item.kind == "choice":
+        return read_choice(answer.text, item.choices) == item.reference.strip().upper()
+    if item.kind == "class":
+        class_set = questions.labelled.class_set if questions and questions.labelled else None
+        number = read_class(answer.text, class_names(item.choices, class_set))
+        return number is not None and item.choices[number] == item.reference
+    return rules.is_exact_match(answer.text, item.reference)
 
 
 _PUBLISHED = (
@@ -51,64 +68,58 @@ _PUBLISHED = (
 )
 _TOKENS = "mean over open questions; tokens are made as the VQA challenge does, and compared as sets."
 _EXACT = "that equal their reference but for case, spaces and a final full stop."
+_OPEN: tuple[Kind, ...] = ("open",)
+_CLOSED: tuple[Kind, ...] = ("closed",)
+_CHOICE: tuple[Kind, ...] = ("choice",)
+_SHARE_OF_CLOSED = "Share of yes/no questions"
 
 SCORES: dict[str, Score] = {
     "published_open": Score(
-        ("open",), _of_pair(is_published_match), f"Share of open questions with answers {_PUBLISHED}"
+        _OPEN, _pair(rules.is_published_match), f"Share of open questions with answers {_PUBLISHED}"
     ),
     "published_closed": Score(
-        ("closed",), _of_pair(is_published_match), f"Share of yes/no questions with answers {_PUBLISHED}"
+        _CLOSED, _pair(rules.is_published_match), f"{_SHARE_OF_CLOSED} with answers {_PUBLISHED}"
     ),
     "published_overall": Score(
         ("open", "closed"),
-        _of_pair(is_published_match),
+        _pair(rules.is_published_match),
         f"Share of open and yes/no questions with answers {_PUBLISHED}",
     ),
     "published_choice": Score(
-        ("choice",),
-        _of_pair(is_published_choice),
+        _CHOICE,
+        _pair(rules.is_published_choice),
         "Share of multiple-choice questions right by PA-LLaVA's rule: the text before the first colon is the letter.",
     ),
     "choice_accuracy": Score(
-        ("choice",),
-        lambda answer, reference, choices: float(read_choice(answer, choices) == reference.strip().upper()),
+        _CHOICE,
+        lambda answer: float(is_right(answer)),
         "Share of multiple-choice questions whose answer names the right choice and no other, by letter or by text.",
     ),
-    "exact_match_open": Score(("open",), _of_pair(is_exact_match), f"Share of open questions with answers {_EXACT}"),
-    "token_recall": Score(
-        ("open",),
-        _of_pair(lambda answer, reference: token_overlap(answer, reference).recall),
-        f"Share of the reference's tokens that the answer has: {_TOKENS}",
-    ),
+    "exact_match_open": Score(_OPEN, _pair(rules.is_exact_match), f"Share of open questions with answers {_EXACT}"),
+    "token_recall": Score(_OPEN, _overlap("recall"), f"Share of the reference's tokens that the answer has: {_TOKENS}"),
     "token_precision": Score(
-        ("open",),
-        _of_pair(lambda answer, reference: token_overlap(answer, reference).precision),
-        f"Share of the answer's tokens that the reference has: {_TOKENS}",
+        _OPEN, _overlap("precision"), f"Share of the answer's tokens that the reference has: {_TOKENS}"
     ),
-    "token_f1": Score(
-        ("open",),
-        _of_pair(lambda answer, reference: token_overlap(answer, reference).f1),
-        f"Harmonic mean of each answer's token precision and recall: {_TOKENS}",
-    ),
+    "token_f1": Score(_OPEN, _overlap("f1"), f"Harmonic mean of each answer's token precision and recall: {_TOKENS}"),
     "bleu_1": Score(
-        ("open",),
-        _of_pair(bleu_1),
+        _OPEN,
+        _pair(rules.bleu_1),
         "BLEU of single tokens, made as the VQA challenge does, of each answer: mean over open questions.",
     ),
-    "exact_match_closed": Score(
-        ("closed",), _of_pair(is_exact_match), f"Share of yes/no questions with answers {_EXACT}"
-    ),
+    "exact_match_closed": Score(_CLOSED, _pair(rules.is_exact_match), f"{_SHARE_OF_CLOSED} with answers {_EXACT}"),
     "llava_med_closed": Score(
-        ("closed",),
-        _of_pair(is_right_by_llava_med),
-        "Share of yes/no questions right by LLaVA-Med's rule: the reference occurs in the answer, even inside a word.",
+        _CLOSED,
+        _pair(rules.is_right_by_llava_med),
+        f"{_SHARE_OF_CLOSED} right by LLaVA-Med's rule: the reference occurs in the answer, even inside a word.",
     ),
     "quilt_llava_closed": Score(
-        ("closed",),
-        _of_pair(is_right_by_quilt_llava),
-        "Share of yes/no questions right by Quilt-LLaVA's rule: the word no or not means no, all other words mean yes.",
+        _CLOSED,
+        _pair(rules.is_right_by_quilt_llava),
+        f"{_SHARE_OF_CLOSED} right by Quilt-LLaVA's rule: the word no or not means no, all other words mean yes.",
     ),
 }
+
+_NOT_TRAINED = "question that the training material does not ask: it gives no control"
 
 CONTROLS = {
     "majority answer": "the same for the most frequent reference of each kind of question, given as the answer to all",
@@ -118,38 +129,40 @@ CONTROLS = {
 
 
 def score_questions(
-    answered: Sequence[Answered],
+    answers: Sequence[Answer],
     *,
     training: Sequence[tuple[str, str]] = (),
-    shuffled: Sequence[Answered] = (),
-    num_resamples: int = metrics.NUM_RESAMPLES,
+    shuffled: Sequence[Answer] = (),
+    num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Scores answers to open, yes/no and multiple-choice questions; those of other kinds are counted only.
+    """Score answers to open, yes/no and multiple-choice questions; those of other kinds are counted only.
 
     Args:
-        answered: All questions that were to be asked; one that was not answered has an empty answer, which is wrong.
-        training: Question and answer of each pair that was trained on, the question worded as in `answered`.
+        answers: All questions of the evaluation; an empty answer is wrong.
+        training: Question and answer of each pair that was trained on, the question worded as in `answers`.
         shuffled: Answers to the same questions about other images.
-        num_resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        num_resamples: Number of resamples of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Returns:
         Counts, and by name the scores that the questions allow, each with its interval, the number of questions that
         it is a mean over, and its definition; ``controls`` holds, by name of the control, the same scores of answers
-        that were had without looking at the right image.
+        that need no look at the right image.
     """
     controls = {
-        "majority answer": _majority(answered),
-        "training answer": _from_training(answered, training),
+        "majority answer": _majority(answers),
+        "training answer": _from_training(answers, training),
         "shuffled images": shuffled,
     }
     return {
-        "num_questions": len(answered),
-        "counts": dict(Counter(each.item.kind for each in answered)),
-        "num_unanswered": sum(not each.answer.strip() for each in answered),
-        "num_unread_choices": sum(_is_unread(each) for each in answered),
-        "scores": _scores(answered, num_resamples, seed),
+        "num_questions": len(answers),
+        "counts": dict(Counter(each.item.kind for each in answers)),
+        "num_unanswered": sum(not each.text.strip() for each in answers),
+        "num_unread_choices": sum(
+            each.item.kind == "choice" and read_choice(each.text, each.item.choices) is None for each in answers
+        ),
+        "scores": _scores(answers, num_resamples, seed),
         "controls": {
             control: {
                 name: {**score, "definition": f"{score['definition'].rstrip('.')}; {CONTROLS[control]}."}
@@ -162,77 +175,101 @@ def score_questions(
     }
 
 
-def read_classes(answered: Sequence[Answered], *, class_set: ClassSet | None = None) -> Predictions:
-    """Reads generated answers to which class an image is of; those that name no class, or several, are unnamed.
+def score_answers(answers: AnswerSet, seed: int = 0) -> dict[str, Any]:
+    """Score answers to questions beside all controls, as `score_questions` does."""
+    views = answers.by_view
+    return score_questions(views[AS_IS], training=answers.training, shuffled=views.get(SHUFFLED, ()), seed=seed)
+
+
+def score_classes(answers: AnswerSet, seed: int = 0) -> dict[str, Any]:
+    """Score answers that name classes, as zero-shot classification by an encoder is scored.
+
+    An image that cannot be opened is left out, as it is for an encoder.
+    """
+    from pallava.evaluation.encoders import zero_shot
+    from pallava.evaluation.encoders.embeddings import count_reasons
+
+    labelled = answers.questions.labelled
+    assert labelled is not None
+
+    def read(given: Sequence[Answer]) -> Predictions:
+        opened = [each for each in given if each.item.image not in answers.problems]
+        return read_classes(opened, class_set=labelled.class_set)
+
+    as_is = answers.by_view[AS_IS]
+    result = zero_shot.evaluate(lambda data: (read(as_is), count_reasons(answers.problems)), labelled, seed=seed)
+    text = training_answer(as_is[0].item.question, answers.training)
+    trained = [] if text is None else [replace(each, text=text) for each in as_is]
+    for name, given in {"training answer": trained, "shuffled images": answers.by_view.get(SHUFFLED)}.items():
+        if given:
+            result["controls"][name] = zero_shot.score_control(name, read(given), seed=seed)
+    return {"problems": {_NOT_TRAINED: 1} if answers.training and not trained else {}, **result}
+
+
+def read_classes(answers: Sequence[Answer], *, class_set: ClassSet | None = None) -> Predictions:
+    """Read which class each answer names; one that names no class, or several, is `UNNAMED`.
 
     Args:
-        answered: All with the same classes as their choices.
-        class_set: Names of the classes; default: those of the set that comes with the package and has these labels.
+        answers: Answers, all with the same classes as their choices.
+        class_set: Names of the classes (default: those of the known set that has these labels).
 
     Raises:
-        ValueError: There is no answer, the classes differ, or a reference is none of them.
+        ValueError: There are no answers, the classes differ, or a reference is not one of them.
     """
-    (labels,) = {each.item.choices for each in answered}
+    (labels,) = {each.item.choices for each in answers}
     names = class_names(labels, class_set)
-    read = [read_class(each.answer, names) for each in answered]
-    predicted = [metrics.UNNAMED if number is None else number for number in read]
-    return Predictions(labels, np.array([labels.index(each.item.reference) for each in answered]), np.array(predicted))
+    numbers = [read_class(each.text, names) for each in answers]
+    predicted = [UNNAMED if number is None else number for number in numbers]
+    return Predictions(labels, np.array([labels.index(each.item.reference) for each in answers]), np.array(predicted))
 
 
 def training_answer(question: str, training: Iterable[tuple[str, str]]) -> str | None:
-    """What training pairs say most often to a question, whatever its kind; None if none of them asks it."""
+    """Return the most frequent answer of training pairs to a question, whatever its kind; None if no pair has it."""
     form = published_form(question)
-    return _most_frequent((form, answer) for asked, answer in training if published_form(asked) == form).get(form)
+    return _most_frequent((form, answer) for other, answer in training if published_form(other) == form).get(form)
 
 
-def _scores(answered: Sequence[Answered], num_resamples: int, seed: int) -> dict[str, dict[str, Any]]:
+def _scores(answers: Sequence[Answer], num_resamples: int, seed: int) -> dict[str, dict[str, Any]]:
     """Every score that the kinds of questions allow; those over the same questions share their resamples."""
     by_kinds: dict[tuple[Kind, ...], list[str]] = defaultdict(list)
     for name, score in SCORES.items():
         by_kinds[score.kinds].append(name)
     results: dict[str, dict[str, Any]] = {}
     for kinds, names in by_kinds.items():
-        own = [each for each in answered if each.item.kind in kinds]
-        if {each.item.kind for each in own} == set(kinds):
-            results |= dict(zip(names, _means(own, [SCORES[name] for name in names], num_resamples, seed), strict=True))
+        own = [each for each in answers if each.item.kind in kinds]
+        if {each.item.kind for each in own} != set(kinds):
+            continue
+        values = [[SCORES[name].rule(each) for each in own] for name in names]
+        images = [each.item.image for each in own]
+        estimates = estimate_means(values, images, num_resamples=num_resamples, seed=seed)
+        for name, found in zip(names, estimates, strict=True):
+            results[name] = {**asdict(found), "count": len(own), "definition": SCORES[name].definition}
     return {name: results[name] for name in SCORES if name in results}
 
 
-def _means(
-    answered: Sequence[Answered], scores: Sequence[Score], num_resamples: int, seed: int
-) -> Iterable[dict[str, Any]]:
-    values = [[s.of(a.answer, a.item.reference, a.item.choices) for a in answered] for s in scores]
-    images = [each.item.image for each in answered]
-    estimates = estimate_means(values, images, num_resamples=num_resamples, seed=seed)
-    for score, estimate in zip(scores, estimates, strict=True):
-        yield {**asdict(estimate), "count": len(answered), "definition": score.definition}
+def _majority(answers: Sequence[Answer]) -> list[Answer]:
+    frequent = _most_frequent((each.item.kind, each.item.reference) for each in answers)
+    return [replace(each, text=frequent[each.item.kind]) for each in answers]
 
 
-def _majority(answered: Sequence[Answered]) -> list[Answered]:
-    """The same questions with the most frequent reference of their kind as answer."""
-    frequent = _most_frequent((each.item.kind, each.item.reference) for each in answered)
-    return [replace(each, answer=frequent[each.item.kind]) for each in answered]
-
-
-def _from_training(answered: Sequence[Answered], training: Sequence[tuple[str, str]]) -> list[Answered]:
-    """The same questions answered as the training set answers them most often; none if there is no such set."""
+def _from_training(answers: Sequence[Answer], training: Sequence[tuple[str, str]]) -> list[Answer]:
+    """The same questions answered as the training set answers them most often; none without such a set."""
     if not training:
         return []
-    of_question = _most_frequent((_kind_and_question(*pair), pair[1]) for pair in training)
-    of_kind = _most_frequent((_kind_of(answer), answer) for _, answer in training)
+    kinds = [_kind_of(answer) for _, answer in training]
+    of_question = _most_frequent(
+        ((kind, published_form(question)), answer) for kind, (question, answer) in zip(kinds, training, strict=True)
+    )
+    of_kind = _most_frequent((kind, answer) for kind, (_, answer) in zip(kinds, training, strict=True))
     return [
-        replace(each, answer=of_question.get((kind, published_form(each.item.question)), of_kind.get(kind, "")))
-        for each in answered
+        replace(each, text=of_question.get((kind, published_form(each.item.question)), of_kind.get(kind, "")))
+        for each in answers
         for kind in [each.item.kind]
     ]
 
 
-def _kind_and_question(question: str, answer: str) -> tuple[Kind, str]:
-    return _kind_of(answer), published_form(question)
-
-
 def _kind_of(answer: str) -> Kind:
-    """What kind of question has such an answer; training pairs do not say."""
+    """The kind of question that has such an answer; training pairs do not record it."""
     form = published_form(answer)
     if form in ("yes", "no"):
         return "closed"
@@ -240,7 +277,7 @@ def _kind_of(answer: str) -> Kind:
 
 
 def _most_frequent(pairs: Iterable[tuple[Any, str]]) -> Mapping[Any, str]:
-    """Of each key the text that occurs most often with it, as PA-LLaVA compares texts; of equals the first."""
+    """By key the text that occurs most often with it, as PA-LLaVA compares texts; of equals the first."""
     counts: dict[Any, Counter[str]] = defaultdict(Counter)
     spelled: dict[tuple[Any, str], str] = {}
     for key, text in pairs:
@@ -248,8 +285,3 @@ def _most_frequent(pairs: Iterable[tuple[Any, str]]) -> Mapping[Any, str]:
         counts[key][form] += 1
         spelled.setdefault((key, form), text)
     return {key: spelled[key, counter.most_common(1)[0][0]] for key, counter in counts.items()}
-
-
-def _is_unread(answered: Answered) -> bool:
-    item = answered.item
-    return item.kind == "choice" and read_choice(answered.answer, item.choices) is None

@@ -1,170 +1,159 @@
-"""Answers on the disk while they come in, so that a stopped evaluation goes on where it stopped.
-
-Each process appends to a file of its own, a batch at a time; a line cut short by a kill is passed over and its question
-asked again.
-"""
+"""Processes that share one evaluation, and their answers on the disk, so that a stopped evaluation can be resumed."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import torch.distributed as dist
 
 from pallava.errors import PallavaError
-from pallava.evaluation.answers.processes import Processes
-from pallava.io.hashing import hash_file
-from pallava.io.locks import hold_lock
+from pallava.io.store import Store
 
-_FOLDER, _SETTINGS = "answers", "settings.json"
-_DECIDING = (
-    "*.safetensors", "*.bin", "*.pth", "*.pt", "*.gguf", "*.index.json", "*config.json",
-    "*token*.json", "vocab.*", "merges.txt", "chat_template.*", "*.model", "*.tiktoken", "*.jinja", "*.py",
-)  # fmt: skip
+_FOLDER = "answers"
+_NAMESPACE, _SETTINGS = "answers", "settings"
+_OLD_ANSWERS = "process_*.jsonl"
+_PATIENCE = timedelta(days=7)  # the first process to be done waits for the last one
+
+Value = TypeVar("Value")
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """One answer.
+@dataclass(frozen=True)
+class Processes:
+    """The processes of one evaluation, as torchrun starts them, or a single one.
 
     Attributes:
-        asked: What `ask_key` gives for the question.
-        answer: What the model said; empty if it could not be asked.
-        problem: Why it could not be asked, if so.
+        rank: Number of this process.
+        count: Number of processes on all nodes.
+        local_rank: Number of this process on its node.
     """
 
-    asked: str
-    answer: str
-    problem: str = ""
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
 
+    @classmethod
+    @contextmanager
+    def join(cls, environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
+        """Connect to the others for the length of the context, if torchrun has started several."""
+        rank, count, local = (int(environment.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        if count < 2:
+            yield cls()
+            return
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", timeout=_PATIENCE)
+        try:
+            yield cls(rank, count, local)
+        finally:
+            dist.destroy_process_group()
 
-def ask_key(*parts: str) -> str:
-    """A number for what is asked, by which an answer is found again: 32 hexadecimal digits."""
-    return hashlib.blake2b("\0".join(parts).encode(errors="surrogatepass"), digest_size=16).hexdigest()
+    def gather(self, value: Value) -> list[Value]:
+        """Return the values of all processes, in each of them, once all have called this."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
 
+    def agree(self, work: Callable[[], Value]) -> Value:
+        """Call a function in every process; if it fails in one, raise that error in all.
 
-def folder_hash(folder: str | Path) -> str:
-    """One number for what decides the answers of a model folder, whatever it is called; of what is none, its name.
-
-    Weights, configurations and tokenizer decide; a card does not, nor do results that lie in the folder.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        return str(folder)
-    paths = sorted({path for pattern in _DECIDING for path in root.rglob(pattern) if path.is_file()})
-    with ThreadPoolExecutor(4) as pool:
-        hashes = list(pool.map(hash_file, paths))
-    names = [path.relative_to(root).as_posix() for path in paths]
-    return ask_key(*names, *hashes)
+        Raises:
+            PallavaError: As `work` raises in this process or another.
+        """
+        failure, value = "", None
+        try:
+            value = work()
+        except PallavaError as error:
+            failure = str(error)
+        if failures := [text for text in self.gather(failure) if text]:
+            raise PallavaError(failures[0])
+        return value  # type: ignore[return-value]
 
 
 class AnswerStore:
-    """The answers of a run, kept in a folder of its own below the results.
+    """The answers of an evaluation: one file a process, below the folder of its results.
 
-    Args:
-        out: Folder of the results.
-        settings: What the answers depend on, beside the questions; other settings do not mix.
-        rank: Number of this process.
-
-    Raises:
-        PallavaError: The folder has answers of other settings, cannot be written, or another run writes to it now.
+    An answer is ``{"answer": text, "problem": reason}``; the answer is empty if a problem kept the question from being
+    asked.
     """
 
-    def __init__(self, out: Path, settings: Mapping[str, Any], rank: int = 0) -> None:
-        self._folder, self._rank = out / _FOLDER, rank
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._check(settings, rank)
-            self._file = (self._folder / f"process_{rank}.jsonl").open("ab+", buffering=0)
-            self._take()
-        except OSError as error:
-            raise PallavaError(f"cannot write answers to '{self._folder}': {error.strerror}") from None
+    def __init__(self, out: Path, settings: Mapping[str, Any], processes: Processes | None = None) -> None:
+        """Open the file of this process; the first process also opens those of processes that no longer take part.
 
-    @classmethod
-    def open(cls, out: Path, settings: Mapping[str, Any], processes: Processes) -> AnswerStore:
-        """Opens the store in every process, the first of them first, since it writes the settings.
+        Args:
+            out: Folder of the results.
+            settings: What the answers depend on, beside the questions; answers of other settings do not mix.
+            processes: The processes of this evaluation.
 
         Raises:
-            PallavaError: As the class does, in all processes if in one.
+            PallavaError: The folder has answers of other settings, cannot be written, or is in use by another run.
         """
-        store, failures = None, [""]
-        for is_due in (processes.rank == 0, processes.rank > 0):
-            failure = ""
-            try:
-                store = cls(out, settings, processes.rank) if is_due and not any(failures) else store
-            except PallavaError as error:
-                failure = str(error)
-            failures += processes.gather(failure)
-        if any(failures):
-            raise PallavaError(next(filter(None, failures)))
-        assert store is not None
-        return store
+        self._processes = processes or Processes()
+        self._folder = out / _FOLDER
+        self._stores: list[Store] = []
+        try:
+            self._processes.agree(lambda: self._open(json.loads(json.dumps(settings))))
+        except PallavaError:
+            self.close()
+            raise
 
-    def read(self) -> dict[str, Said]:
-        """All answers of all processes, by what was asked; one goes before a problem, wherever it stands."""
-        found: dict[str, Said] = {}
-        for path in sorted(self._folder.glob("process_*.jsonl")):
-            for said in _lines(path):
-                if not said.problem or found.get(said.asked, said).problem:
-                    found[said.asked] = said
+    def __enter__(self) -> AnswerStore:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def read(self) -> dict[str, dict[str, str]]:
+        """Return the answers of all processes by key, once all have called this; an answer precedes a problem."""
+        found: dict[str, dict[str, str]] = {}
+        own = [store.get_all(_NAMESPACE) for store in self._stores]
+        for answers in (each for stored in self._processes.gather(own) for each in stored):
+            found |= {key: one for key, one in answers.items() if not one["problem"] or key not in found}
         return found
 
-    def append(self, answers: Sequence[Said]) -> None:
-        """Writes answers in one piece.
+    def put(self, answers: Mapping[str, Mapping[str, str]]) -> None:
+        """Write answers by key.
 
         Raises:
-            PallavaError: The disk does not take them.
+            PallavaError: The file cannot be written.
         """
-        text = "".join(json.dumps(asdict(said), ensure_ascii=False) + "\n" for said in answers)
-        try:
-            self._file.write(text.encode(errors="replace"))
-        except OSError as error:
-            raise PallavaError(f"cannot write answers to '{self._folder}': {error.strerror}") from None
+        self._stores[0].put(_NAMESPACE, answers)
 
     def close(self) -> None:
-        """Lets another run have the file."""
-        self._file.close()
-        self._lock.__exit__(None, None, None)
+        """Close the files and release their locks."""
+        for store in self._stores:
+            store.close()
 
-    def _take(self) -> None:
-        """Keeps others off the file, and cuts off a line that a kill has left unfinished."""
-        refusal = f"another evaluation is writing to '{self._folder}': wait for its end, or give another --out"
-        self._lock = hold_lock(self._folder / f"process_{self._rank}.lock", refusal)
-        self._lock.__enter__()
-        self._file.seek(0)
-        self._file.truncate(self._file.read().rfind(b"\n") + 1)
+    def _open(self, settings: Mapping[str, Any]) -> None:
+        rank, count = self._processes.rank, self._processes.count
+        if rank == 0 and any(path.stat().st_size for path in self._folder.glob(_OLD_ANSWERS)):
+            raise PallavaError(
+                f"'{self._folder}' holds answers of an earlier version, which cannot be resumed; use another --out, or "
+                f"remove '{self._folder}' to ask again"
+            )
+        names = [f"process_{rank}.sqlite"]
+        if rank == 0:
+            running = {f"process_{number}.sqlite" for number in range(count)}
+            names += sorted({path.name for path in self._folder.glob("process_*.sqlite")} - running)
+        for name in names:
+            self._stores.append(Store(self._folder / name))
+        for store in self._stores:
+            self._check(store, settings)
 
-    def _check(self, settings: Mapping[str, Any], rank: int) -> None:
-        path, wanted = self._folder / _SETTINGS, json.loads(json.dumps(settings))
-        has_answers = any(each.stat().st_size for each in self._folder.glob("process_*.jsonl"))
-        if rank == 0 and not has_answers:
-            unfinished = path.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
-            unfinished.replace(path)
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, FileNotFoundError):
+    def _check(self, store: Store, wanted: Mapping[str, Any]) -> None:
+        found = store.read(_SETTINGS) or {}
+        differing = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
+        if differing and store.get_all(_NAMESPACE):
+            named = ", ".join(f"{name} ({found.get(name)} there, {wanted.get(name)} now)" for name in differing)
             raise PallavaError(
-                f"'{self._folder}' holds answers, but {_SETTINGS}, which says of what model, is missing or broken: "
-                "give another --out, or remove the folder"
-            ) from None
-        names = sorted({*found, *wanted})
-        if other := [name for name in names if found.get(name) != wanted.get(name)]:
-            named = ", ".join(f"{name} ({found.get(name)} there, {wanted.get(name)} now)" for name in other)
-            raise PallavaError(
-                f"'{self._folder.parent}' holds answers of another evaluation, which differs in {named}: give another "
+                f"'{self._folder.parent}' holds answers of another evaluation, which differs in {named}; use another "
                 f"--out, or remove '{self._folder}'"
             )
-
-
-def _lines(path: Path) -> Iterator[Said]:
-    """Whole lines; what a kill or a full disk has left in between is passed over."""
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                yield Said(**json.loads(line)) if line.endswith(b"\n") else Said("", "")
-            except (ValueError, TypeError):
-                continue
+        store.write(_SETTINGS, wanted)

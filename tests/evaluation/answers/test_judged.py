@@ -9,24 +9,25 @@ import pytest
 
 from pallava.errors import PallavaError
 from pallava.evaluation import statistics as metrics
-from pallava.evaluation.answers.items import Answered, Item
+from pallava.evaluation.answers.items import Answer, Item
+from pallava.evaluation.answers.similarity import as_candidate, score_judgements
 from pallava.io.store import Store
 from pallava.judging.endpoint import Endpoint, UnansweredError
-from pallava.judging.judge import Judgement, judge, score_judgements
+from pallava.judging.judge import Judgement, judge
 from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY
 from tests.tiny.endpoint import Act, StubEndpoint, stub_endpoint
 
 pytestmark = pytest.mark.usefixtures("quick_retries", "no_proxies")
 
 
-def caption(number: int, answer: str) -> Answered:
-    return Answered(Item(f"c{number}", "", "Describe it.", f"reference {number}", "caption"), answer)
+def caption(number: int, answer: str) -> Answer:
+    return Answer(Item(f"c{number}", "", "Describe it.", f"reference {number}", "caption"), answer)
 
 
-def run(server: StubEndpoint, answered: list[Answered], folder: Path, **settings) -> list[Judgement]:
+def run(server: StubEndpoint, answered: list[Answer], folder: Path, **settings) -> list[Judgement]:
     endpoint = Endpoint(server.url, "judge", concurrency=4, **settings)
     with Store(folder / "grades.sqlite") as store:
-        return judge(answered, endpoint, store)
+        return judge([as_candidate(each) for each in answered], endpoint, store)
 
 
 def number_of(text: str) -> int:
@@ -72,10 +73,10 @@ def test_nothing_is_lost_and_nothing_is_asked_twice(tmp_path: Path) -> None:
 
 def test_what_the_judge_is_shown(tmp_path: Path) -> None:
     answered = [
-        Answered(Item("1", "", "Describe it.", "a gland", "caption"), "gland {reference}"),
-        Answered(Item("2", "", "What is it?", "B", "choice", ("fat", "a vessel")), "B: a vessel"),
-        Answered(Item("3", "", "Is it fat?", "no", "closed"), "no"),
-        Answered(Item("4", "other.png", "Describe it!", "a gland", "caption"), " gland {reference}\n"),
+        Answer(Item("1", "", "Describe it.", "a gland", "caption"), "gland {reference}"),
+        Answer(Item("2", "", "What is it?", "B", "choice", ("fat", "a vessel")), "B: a vessel"),
+        Answer(Item("3", "", "Is it fat?", "no", "closed"), "no"),
+        Answer(Item("4", "other.png", "Describe it!", "a gland", "caption"), " gland {reference}\n"),
     ]
     with stub_endpoint(lambda text, before: Act("10")) as server:
         assert [each.grade for each in run(server, answered, tmp_path)] == [10] * 4
@@ -91,7 +92,7 @@ def test_another_judge_is_asked_anew(tmp_path: Path) -> None:
     with stub_endpoint(lambda text, before: Act("3"), models=("judge", "other")) as server:
         run(server, [caption(1, "caption 1")], tmp_path)
         with Store(tmp_path / "grades.sqlite") as store:
-            judge([caption(1, "caption 1")], Endpoint(server.url, "other"), store)
+            judge([as_candidate(caption(1, "caption 1"))], Endpoint(server.url, "other"), store)
         assert [request["model"] for request in server.requests] == ["judge", "other"]
 
 

@@ -8,8 +8,8 @@ import sacrebleu
 from sacrebleu.metrics import BLEU
 
 from pallava.evaluation import statistics as metrics
-from pallava.evaluation.answers.caption_scores import CONTROL, score_captions
-from pallava.evaluation.answers.items import Answered, Item
+from pallava.evaluation.answers.items import Answer, Item
+from pallava.evaluation.answers.similarity import CONTROL, score_captions
 
 REFERENCES = [
     "Sheets of tumor cells with extensive necrosis.",
@@ -27,9 +27,9 @@ GENERATED = [
 ]
 
 
-def captions(generated: list[str], references: list[str]) -> list[Answered]:
+def captions(generated: list[str], references: list[str]) -> list[Answer]:
     pairs = enumerate(zip(generated, references, strict=True))
-    return [Answered(Item(str(n), "", "Describe it.", right, "caption"), text) for n, (text, right) in pairs]
+    return [Answer(Item(str(n), "", "Describe it.", right, "caption"), text) for n, (text, right) in pairs]
 
 
 def value(scored: dict, name: str) -> float:

@@ -4,12 +4,11 @@ from pathlib import Path
 import pytest
 
 from pallava.errors import PallavaError
-from pallava.evaluation.answers.items import Answered, Item
-from pallava.evaluation.answers.predictions import read_predictions
+from pallava.evaluation.answers.items import Answer, Item, read_predictions
 
 ANSWERED = [
-    Answered(Item("1", "a.png", "What is it?", "B", "choice", ("fat", "vessel")), "B"),
-    Answered(Item("2", "", "Describe it.", "a gland", "caption"), ""),
+    Answer(Item("1", "a.png", "What is it?", "B", "choice", ("fat", "vessel")), "B"),
+    Answer(Item("2", "", "Describe it.", "a gland", "caption"), ""),
 ]
 
 
@@ -34,15 +33,15 @@ def without(name: str) -> dict:
 @pytest.mark.parametrize(
     ("records", "reason"),
     [
-        (["a"], "line 1: a str, not a record"),
-        ([changed(), without("answer")], "line 2: no 'answer'"),
-        ([without("choices")], "no 'choices'"),
-        ([changed(answer=None)], "'answer' is no text"),
-        ([changed(id=7)], "'id' is no text"),
-        ([changed(choices="ab")], "'choices' is no list of texts"),
-        ([changed(kind="video")], "there is no kind 'video'"),
+        (["a"], "line 1: .*str"),
+        ([changed(), without("answer")], "line 2: .*'answer'"),
+        ([without("choices")], "'choices'"),
+        ([changed(answer=None)], "'answer' must be a text"),
+        ([changed(id=7)], "'id' must be a text"),
+        ([changed(choices="ab")], "'choices' must be a list"),
+        ([changed(kind="video")], "'video'"),
         ([changed(), changed()], "holds the id '1' 2 times"),
-        ([], "the file is empty"),
+        ([], "is empty"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, records: list, reason: str) -> None:

@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pallava.evaluation.answers.consistency import score_consistency, share, share_by_group
-from pallava.evaluation.answers.items import Answered, Item
-from pallava.evaluation.views import UNCHANGED_MEANING, shuffle_images
+from pallava.evaluation.answers.consistency import (
+    UNCHANGED_MEANING,
+    score_consistency,
+    share,
+    share_by_group,
+    shuffle_images,
+)
+from pallava.evaluation.answers.items import Answer, Item
 from pallava.transforms import shift_stains
 
 
@@ -17,12 +22,12 @@ def item(number: int, image: str = "a.png", group: str = "") -> Item:
     return Item(str(number), image, "q", "yes", "closed", group=group)
 
 
-def said(*answers: str) -> list[Answered]:
-    return [Answered(item(number), answer) for number, answer in enumerate(answers)]
+def answers_of(*answers: str) -> list[Answer]:
+    return [Answer(item(number), answer) for number, answer in enumerate(answers)]
 
 
-def is_yes(answered: Answered) -> bool:
-    return answered.answer == "yes"
+def is_yes(answered: Answer) -> bool:
+    return answered.text == "yes"
 
 
 def test_no_question_keeps_its_image_and_all_are_shown_as_often():
@@ -62,8 +67,9 @@ def test_a_stain_shift_is_seen_but_small():
 
 
 def test_shares_of_equal_and_of_right_answers():
-    as_is = said("yes", "No.", "two glands", "")
-    changed = {"mirrored": said("yes", "no", "two  Glands!", ""), "half_size": said("no", "no", "two", "none")}
+    as_is = answers_of("yes", "No.", "two glands", "")
+    changed = {"mirrored": answers_of("yes", "no", "two  Glands!", "")}
+    changed |= {"half_size": answers_of("no", "no", "two", "none")}
     result = score_consistency(as_is, changed, is_yes, num_resamples=50)
     assert {name: each["value"] for name, each in result["same"].items()} == {
         "mirrored": 1.0,
@@ -79,13 +85,13 @@ def test_shares_of_equal_and_of_right_answers():
 
 
 def test_questions_without_an_image_are_not_in_the_share():
-    result = score_consistency(said("yes", "no", "no"), {"mirrored": said("yes", "no")}, num_resamples=50)
+    result = score_consistency(answers_of("yes", "no", "no"), {"mirrored": answers_of("yes", "no")}, num_resamples=50)
     assert result["same"]["all"]["count"] == 2
 
 
 def test_an_image_that_cannot_be_opened_is_no_consistent_answer():
-    as_is = [Answered(item(0, "broken.png"), ""), *said("", "yes", "", "no")[1:]]
-    changed = {"mirrored": [Answered(each.item, "" if number != 1 else "no") for number, each in enumerate(as_is)]}
+    as_is = [Answer(item(0, "broken.png"), ""), *answers_of("", "yes", "", "no")[1:]]
+    changed = {"mirrored": [Answer(each.item, "" if number != 1 else "no") for number, each in enumerate(as_is)]}
     result = score_consistency(as_is, changed, is_yes, unopened={"broken.png"}, num_resamples=50)
     assert (result["same"]["mirrored"]["value"], result["same"]["mirrored"]["count"]) == (pytest.approx(1 / 3), 3)
     assert (result["same"]["all"]["count"], result["accuracy"]["unchanged"]["count"]) == (3, 3)
@@ -94,8 +100,8 @@ def test_an_image_that_cannot_be_opened_is_no_consistent_answer():
 
 
 def test_a_share_has_its_interval():
-    images = [f"{number}.png" for number in range(40)]
-    estimate = share([True] * 30 + [False] * 10, images, "of something")
+    answers = [Answer(item(number, f"{number}.png"), "") for number in range(40)]
+    estimate = share([True] * 30 + [False] * 10, answers, "of something")
     assert estimate["value"] == 0.75
     assert 0.5 < estimate["low"] < 0.75 < estimate["high"] < 0.95
     assert (estimate["count"], estimate["definition"]) == (40, "of something")
@@ -105,11 +111,11 @@ def test_a_share_has_its_interval():
 def test_questions_about_one_image_are_not_taken_for_independent():
     """Each image ten times: the interval must be that of the images, not a third of it."""
     answers = np.random.default_rng(0).choice(["yes", "no"], 60)
-    one = [Answered(item(number, f"{number}.png", "a"), answer) for number, answer in enumerate(answers)]
+    one = [Answer(item(number, f"{number}.png", "a"), answer) for number, answer in enumerate(answers)]
     many = [replace(each, item=replace(each.item, id=f"{each.item.id}-{n}")) for n in range(10) for each in one]
 
-    def bounds(answered: list[Answered]) -> list[tuple[float, float]]:
-        changed = {"mirrored": [Answered(each.item, "yes") for each in answered]}
+    def bounds(answered: list[Answer]) -> list[tuple[float, float]]:
+        changed = {"mirrored": [Answer(each.item, "yes") for each in answered]}
         found = score_consistency(answered, changed, is_yes, num_resamples=200)
         shares = [found["same"]["mirrored"], found["same"]["all"], found["accuracy"]["unchanged"]]
         shares.append(share_by_group(answered, is_yes, num_resamples=200)["a"])
@@ -121,7 +127,7 @@ def test_questions_about_one_image_are_not_taken_for_independent():
 
 def test_groups_in_their_order():
     answered = [
-        Answered(item(n, group=g), a) for n, (g, a) in enumerate([("b", "yes"), ("a", "no"), ("b", "no"), ("", "yes")])
+        Answer(item(n, group=g), a) for n, (g, a) in enumerate([("b", "yes"), ("a", "no"), ("b", "no"), ("", "yes")])
     ]
     result = share_by_group(answered, is_yes, num_resamples=50)
     assert list(result) == ["b", "a"]

@@ -10,7 +10,7 @@ import pytest
 from sklearn import metrics as theirs
 
 from pallava.evaluation import statistics as metrics
-from pallava.evaluation.answers.items import Answered, Item, Kind
+from pallava.evaluation.answers.items import Answer, Item, Kind
 from pallava.evaluation.answers.scores import CONTROLS, SCORES, read_classes, score_questions, training_answer
 from pallava.evaluation.encoders import zero_shot
 from pallava.evaluation.examples import known_set
@@ -21,11 +21,11 @@ CHOICES = ("fat", "bone", "skin", "nerve")
 
 def ask(
     kind: Kind, reference: str, answer: str, *, image: str = "", question: str = "?", choices: tuple[str, ...] = ()
-) -> Answered:
-    return Answered(Item(f"{kind}{reference}{answer}{image}", image, question, reference, kind, choices), answer)
+) -> Answer:
+    return Answer(Item(f"{kind}{reference}{answer}{image}", image, question, reference, kind, choices), answer)
 
 
-def mixed(count: int = 60, seed: int = 0) -> list[Answered]:
+def mixed(count: int = 60, seed: int = 0) -> list[Answer]:
     """Questions of three kinds, three an image."""
     rng = np.random.default_rng(seed)
     said = {"open": ["the liver", "liver", "a kidney", ""], "closed": ["yes", "No.", "maybe", "Yes, it is"]}
@@ -48,7 +48,7 @@ def test_every_score_is_a_mean_over_the_questions_of_its_kind_and_says_what_it_i
     assert list(result["scores"]) == list(SCORES)
     for name, found in result["scores"].items():
         own = [each for each in answered if each.item.kind in SCORES[name].kinds]
-        values = [SCORES[name].of(each.answer, each.item.reference, each.item.choices) for each in own]
+        values = [SCORES[name].rule(each) for each in own]
         assert found["value"] == pytest.approx(sum(values) / len(values)), name
         assert found["count"] == len(own)
         assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1
@@ -103,7 +103,7 @@ def test_intervals_are_those_of_drawing_whole_images():
     found = score_questions(answered, num_resamples=200, seed=5)["scores"]["llava_med_closed"]
     groups: dict[str, list[float]] = {}
     for number, each in enumerate(answered):
-        right = SCORES["llava_med_closed"].of(each.answer, each.item.reference, ())
+        right = SCORES["llava_med_closed"].rule(each)
         groups.setdefault(each.item.image or f"\0{number}", []).append(right)
     ordered = [groups[name] for name in sorted(groups)]
     assert len(ordered) == 37
@@ -175,7 +175,7 @@ def test_the_training_set_answers_with_what_it_says_most_often_to_a_question():
 
 def test_answers_about_other_images_are_scored_alike():
     answered = [ask("closed", "yes", "yes", image=f"{n}.png") for n in range(8)]
-    shuffled = [replace(each, answer="no" if n % 4 else "yes") for n, each in enumerate(answered)]
+    shuffled = [replace(each, text="no" if n % 4 else "yes") for n, each in enumerate(answered)]
     result = score_questions(answered, shuffled=shuffled, num_resamples=20)
     control = result["controls"]["shuffled images"]
     assert {score["value"] for score in control.values()} == {0.25}

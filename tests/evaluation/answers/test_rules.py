@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from pallava.evaluation.answers import rules
-from pallava.evaluation.answers.options import class_names, read_choice, read_class
+from pallava.evaluation.answers.items import Answer, Item
+from pallava.evaluation.answers.rules import class_names, read_choice, read_class
 from pallava.evaluation.answers.scores import SCORES
 from pallava.evaluation.examples import known_set
 from tests.evaluation.multimedeval_run import RECORDED, TRICKY
 
 Row = dict[str, Any]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TRICKY_ROWS: dict[str, list[Row]] = json.loads(TRICKY.read_text(encoding="utf-8"))
 VOCABULARY = """
 the a An yes no not none abnormal tumor cells x-ray x ray 10 ten 1,000 2.5 e.g. don't dont isnt (H&E) h&e, liver/kidney
@@ -32,6 +33,10 @@ def draw_texts(count: int, seed: int = 0) -> list[str]:
     rng = random.Random(seed)
     joints = [" "] * 6 + ["  ", ", ", ". ", "-", " - "]
     return [rng.choice(joints).join(rng.choices(VOCABULARY.split(), k=rng.randrange(9))) for _ in range(count)]
+
+
+def answer_of(row: Row) -> Answer:
+    return Answer(Item("", "", "?", row["reference"], "choice", tuple(row.get("choices", ()))), row["answer"])
 
 
 def of(kind: str) -> Any:
@@ -49,9 +54,7 @@ def test_tricky_answers_have_a_verdict_of_every_rule(kind: str):
 @pytest.mark.parametrize("kind", ["closed", "open", "choice"])
 def test_tricky_answers_are_judged_as_by_hand(kind: str):
     for row in TRICKY_ROWS[kind]:
-        found = {
-            name: SCORES[name].of(row["answer"], row["reference"], row.get("choices", ())) for name in row["expected"]
-        }
+        found = {name: SCORES[name].rule(answer_of(row)) for name in row["expected"]}
         assert found == pytest.approx(row["expected"], abs=1e-6), row
 
 

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from pallava.errors import PallavaError
-from pallava.evaluation.answers.generation import Answerer, Prepared, ask_all, plan_batches
+from pallava.evaluation.answers.consistency import View
+from pallava.evaluation.answers.generation import Answerer, Batch, ask_all, plan_batches
 from pallava.evaluation.answers.items import Item
-from pallava.evaluation.answers.store import AnswerStore, Said, folder_hash
-from pallava.evaluation.tasks import read_custom
-from pallava.evaluation.views import View
+from pallava.evaluation.answers.questions import read_custom
+from pallava.evaluation.answers.store import AnswerStore, Processes
+from pallava.evaluation.run import hash_model
+from pallava.io.store import Store
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 from tests.tiny.answering_model import write_model, write_questions
 
@@ -36,25 +38,22 @@ def items(tmp_path_factory: pytest.TempPathFactory) -> list[Item]:
 
 
 def ask(answerer: Answerer, items: Sequence[Item], out: Path, **options) -> list[str]:
-    store = AnswerStore(out, SETTINGS)
-    try:
-        return [each.answer for each in ask_all(answerer, items, store, **options)[0]]
-    finally:
-        store.close()
+    with AnswerStore(out, SETTINGS) as store:
+        return [each.text for each in ask_all(answerer, items, store, **options)[0]]
 
 
-class Interrupting(Answerer):
-    """Stops in the middle of its work."""
+class Counting(Answerer):
+    """Counts the questions of each batch, and stops in the middle of its work if it is told to."""
 
-    def answer(self, batch: Prepared) -> list[str]:
-        left.append(len(batch.asked))
-        if len(left) > STOP_AFTER:
+    def answer(self, batch: Batch) -> list[str]:
+        counts.append(len(batch.numbers))
+        if len(counts) > stop_after[0]:
             raise KeyboardInterrupt
         return super().answer(batch)
 
 
-left: list[int] = []
-STOP_AFTER = 2
+counts: list[int] = []
+stop_after = [1000]
 
 
 def test_a_batch_of_16_answers_as_each_alone(answerer: Answerer, items: list[Item], tmp_path: Path):
@@ -95,66 +94,75 @@ def test_batches_hold_questions_of_like_length(items: list[Item]):
 
 def test_interrupted_work_goes_on_without_asking_twice(answerer: Answerer, items: list[Item], tmp_path: Path):
     whole = ask(answerer, items, tmp_path / "whole", batch_size=4)
-    stopping = Interrupting(answerer.model, answerer.processor, 12)
-    left.clear()
+    counting = Counting(answerer.model, answerer.processor, 12)
+    counts.clear()
+    stop_after[0] = 2
     with pytest.raises(KeyboardInterrupt):
-        ask(stopping, items, tmp_path / "out", batch_size=4)
-    path = tmp_path / "out" / "answers" / "process_0.jsonl"
-    path.write_bytes(path.read_bytes()[:-20])  # the last line is torn
-    assert ask(answerer, items, tmp_path / "out", batch_size=4) == whole
-    asked = [json.loads(line)["asked"] for line in path.read_text().splitlines()]
-    assert len(asked) == len(set(asked)) == len(items)
+        ask(counting, items, tmp_path / "out", batch_size=4)
+    counts.clear()
+    stop_after[0] = 1000
+    assert ask(counting, items, tmp_path / "out", batch_size=4) == whole
+    assert sum(counts) == len(items) - 2 * 4
+    assert ask(counting, items, tmp_path / "out", batch_size=4) == whole
+    assert sum(counts) == len(items) - 2 * 4, "a question was asked twice"
 
 
-def test_lines_that_are_no_answer_are_passed_over(tmp_path: Path):
-    store = AnswerStore(tmp_path, SETTINGS)
-    said = [Said(f"{number:032}", "an \u2028answer\n\ud800", "") for number in range(3)]
-    store.append(said)
-    store.close()
-    draw, path = random.Random(0), tmp_path / "answers" / "process_0.jsonl"
-    whole = path.read_bytes()
-    for _ in range(40):
-        cut = draw.randrange(len(whole) + 1)
-        path.write_bytes(whole[:cut])
-        store = AnswerStore(tmp_path, SETTINGS)
-        assert len(store.read()) == whole[:cut].count(b"\n")
-        store.append(said[:1])
-        store.close()
-        assert path.read_bytes().splitlines()[-1] == whole.splitlines()[0]
-    path.write_bytes(b'{"asked": 1}\nnull\n[]\n\xff\n' + whole)
-    store = AnswerStore(tmp_path, SETTINGS)
-    assert len(store.read()) == 3
-    store.close()
+def test_a_kill_at_any_byte_leaves_whole_answers(tmp_path: Path):
+    odd = {"answer": "an \u2028answer\n\ud800", "problem": ""}
+    draw, folder = random.Random(0), tmp_path / "out" / "answers"
+    with AnswerStore(tmp_path / "out", SETTINGS) as store:
+        for number in range(6):
+            store.put({f"{number}-{part}": odd for part in range(3)})
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}  # as a kill leaves them
+    log = "process_0.sqlite-wal"
+    for number in range(40):
+        copy = tmp_path / str(number) / "answers"
+        copy.mkdir(parents=True)
+        for name, content in files.items():
+            (copy / name).write_bytes(content[: draw.randrange(len(content) + 1)] if name == log else content)
+        with AnswerStore(copy.parent, SETTINGS) as store:
+            found = store.read()
+            assert list(found.values()) == [odd] * len(found)
+            assert sorted(found) == sorted(f"{n}-{part}" for n in range(len(found) // 3) for part in range(3))
+            store.put({"new": odd})
+            assert len(store.read()) == len(found) + 1
 
 
 def test_answers_of_other_settings_do_not_mix(tmp_path: Path):
     AnswerStore(tmp_path, {**SETTINGS, "max_new_tokens": 11}).close()  # which came to nothing
-    store = AnswerStore(tmp_path, SETTINGS)
-    store.append([Said("0", "yes")])
-    store.close()
-    with pytest.raises(PallavaError, match=r"max_new_tokens \(12 there, 13 now\): give another --out, or remove"):
+    with AnswerStore(tmp_path, SETTINGS) as store:
+        store.put({"0": {"answer": "yes", "problem": ""}})
+    with pytest.raises(PallavaError, match=r"max_new_tokens \(12 there, 13 now\).*--out"):
         AnswerStore(tmp_path, {**SETTINGS, "max_new_tokens": 13})
-
-
-def test_answers_whose_settings_are_lost_do_not_mix(tmp_path: Path):
-    store = AnswerStore(tmp_path, SETTINGS)
-    store.append([Said("0", "yes")])
-    store.close()
-    settings = tmp_path / "answers" / "settings.json"
-    settings.write_text("{")
-    with pytest.raises(PallavaError, match="settings.json, which says of what model, is missing or broken"):
+    AnswerStore(tmp_path, SETTINGS).close()
+    with Store(tmp_path / "answers" / "process_0.sqlite") as lost:
+        lost.write("settings", None)
+    with pytest.raises(PallavaError, match=r"task \(None there, custom now\)"):
         AnswerStore(tmp_path, SETTINGS)
-    settings.unlink()
-    with pytest.raises(PallavaError, match="settings.json, which says of what model, is missing or broken"):
+
+
+def test_answers_of_processes_that_no_longer_take_part_count(tmp_path: Path):
+    with AnswerStore(tmp_path, SETTINGS, Alone(rank=3)) as store:
+        store.put({"0": {"answer": "yes", "problem": ""}})
+    with AnswerStore(tmp_path, SETTINGS) as store:
+        assert store.read() == {"0": {"answer": "yes", "problem": ""}}
+        with pytest.raises(PallavaError, match=r"process_3\.sqlite.*in use"):
+            AnswerStore(tmp_path, SETTINGS, Alone(rank=3))
+    with pytest.raises(PallavaError, match="13 now"):
         AnswerStore(tmp_path, {**SETTINGS, "max_new_tokens": 13})
-    assert not settings.exists()
+
+
+def test_answers_of_an_earlier_version_are_refused(tmp_path: Path):
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers" / "settings.json").write_text(json.dumps(SETTINGS))
+    (tmp_path / "answers" / "process_0.jsonl").write_text('{"asked": "0", "answer": "yes", "problem": ""}\n')
+    with pytest.raises(PallavaError, match="earlier version.*use another --out, or remove"):
+        AnswerStore(tmp_path, SETTINGS)
 
 
 def test_one_at_a_time(tmp_path: Path):
-    store = AnswerStore(tmp_path, SETTINGS)
-    with pytest.raises(PallavaError, match="another evaluation is writing"):
+    with AnswerStore(tmp_path, SETTINGS), pytest.raises(PallavaError, match=r"process_0\.sqlite.*in use"):
         AnswerStore(tmp_path, SETTINGS)
-    store.close()
 
 
 def test_another_question_of_the_same_id_is_asked(answerer: Answerer, items: list[Item], tmp_path: Path):
@@ -168,14 +176,13 @@ def test_another_question_of_the_same_id_is_asked(answerer: Answerer, items: lis
 def test_an_image_that_cannot_be_opened_costs_its_questions_only(answerer: Answerer, items: list[Item], tmp_path: Path):
     (tmp_path / "broken.png").write_bytes(b"nothing")
     broken = replace(items[0], image=str(tmp_path / "broken.png"))
-    store = AnswerStore(tmp_path / "out", SETTINGS)
-    answered, problems = ask_all(answerer, [broken, *items[1:6]], store)
-    assert answered[0].answer == ""
-    assert list(problems) == [broken.image]
-    assert [each.answer for each in answered[1:]] == ask(answerer, items[1:6], tmp_path / "other")
-    with pytest.raises(PallavaError, match="none of the 1 images can be opened; the first: cannot open image"):
-        ask_all(answerer, [broken], store)
-    store.close()
+    with AnswerStore(tmp_path / "out", SETTINGS) as store:
+        answers, problems = ask_all(answerer, [broken, *items[1:6]], store)
+        assert answers[0].text == ""
+        assert list(problems) == [broken.image]
+        assert [each.text for each in answers[1:]] == ask(answerer, items[1:6], tmp_path / "other")
+        with pytest.raises(PallavaError, match="no image of 1 can be opened.*broken.png"):
+            ask_all(answerer, [broken], store)
 
 
 def test_an_image_that_has_come_back_is_asked_about(answerer: Answerer, items: list[Item], tmp_path: Path):
@@ -190,17 +197,20 @@ def test_an_image_that_has_come_back_is_asked_about(answerer: Answerer, items: l
     image.unlink()
     (kept, *_), problems = answer_alone(answerer, [item, *items[1:3]], tmp_path / "out")
     assert (kept, problems) == (mended, {}), "what was answered is not asked again"
-    asked = [json.loads(line) for path in (tmp_path / "out").glob("answers/*.jsonl") for line in path.open()]
-    assert len(asked) == 4
+
+
+class Alone(Processes):
+    """A process that does not hear of the others."""
+
+    def gather(self, value):
+        return [value]
 
 
 def answer_alone(answerer: Answerer, items: list[Item], out: Path, rank: int = 0) -> tuple[list[str], dict[str, str]]:
-    """As a process of that number, whose file goes behind those of smaller ones."""
-    AnswerStore(out, SETTINGS).close()
-    store = AnswerStore(out, SETTINGS, rank)
-    answered, problems = ask_all(answerer, items, store)
-    store.close()
-    return [each.answer for each in answered], problems
+    """As a process of that number, whose answers are read after those of smaller ones."""
+    with AnswerStore(out, SETTINGS, Alone(rank)) as store:
+        answers, problems = ask_all(answerer, items, store)
+    return [each.text for each in answers], problems
 
 
 def test_a_model_folder_is_known_by_what_decides_its_answers(tmp_path: Path):
@@ -212,10 +222,10 @@ def test_a_model_folder_is_known_by_what_decides_its_answers(tmp_path: Path):
     for file in ("results.json", "predictions.jsonl", "answers/settings.json", "evaluation/pathvqa/results.json"):
         (tmp_path / "b" / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "b" / file).write_text("{}")
-    assert folder_hash(tmp_path / "a") == folder_hash(tmp_path / "b")
+    assert hash_model(tmp_path / "a") == hash_model(tmp_path / "b")
     for file in ("model.safetensors", "config.json", "tokenizer.json", "adapter/adapter_config.json"):
         (tmp_path / "b" / file).write_bytes(b"13")
-        assert folder_hash(tmp_path / "a") != folder_hash(tmp_path / "b"), file
+        assert hash_model(tmp_path / "a") != hash_model(tmp_path / "b"), file
         (tmp_path / "b" / file).write_bytes(b"12")
     (tmp_path / "b" / "chat_template.jinja").write_text("new")
-    assert folder_hash(tmp_path / "a") != folder_hash(tmp_path / "b")
+    assert hash_model(tmp_path / "a") != hash_model(tmp_path / "b")

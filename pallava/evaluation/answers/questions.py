@@ -1,0 +1,208 @@
+"""Readers of questions: of the public sets, of the user's own, and of training files; and which of them are asked."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pallava.data.material import SourceSpec, open_records
+from pallava.data.sources.base import Question
+from pallava.data.training_file import question_text
+from pallava.errors import PallavaError
+from pallava.evaluation.answers.items import Item, Kind, Questions
+from pallava.io.records import RecordFile
+from pallava.prompts import CHOICE_LETTERS, IMAGE_TOKEN, build_choice_question, turns_from_conversations
+
+_CLOSED = ("yes", "no")
+_CUSTOM_KINDS = ("open", "closed", "choice")
+_EXPECTED = (
+    '{"image" ("" for none), "question", "answer"}, and optionally "id", "kind" (open, closed, choice), "choices" and '
+    '"group"'
+)
+
+
+def read_public_questions(name: str, root: Path, split: str | None) -> Questions:
+    """Read PathVQA ("path-vqa") or PMC-VQA ("pmc-vqa") as training files hold them.
+
+    Raises:
+        PallavaError: The folder is not the set, or lacks the split.
+    """
+    records = open_records(SourceSpec(name, str(root), split or "test"))
+    items = [_public_item(record, path) for record, path in records if isinstance(record, Question)]
+    return Questions(items, dict(records.dropped))
+
+
+def read_custom(path: Path, image_folder: Path | None = None) -> Questions:
+    """Read questions of the user's own.
+
+    Args:
+        path: A JSON list or JSONL of records.
+        image_folder: Folder that the images' paths are relative to (default: the folder of the file).
+
+    Raises:
+        PallavaError: The file cannot be read, or a record is wrong; the message gives its place.
+    """
+    items = []
+    for record in RecordFile(path):
+        try:
+            items.append(_custom_item(record.value, record.index, image_folder or path.parent))
+        except PallavaError as error:
+            raise PallavaError(f"'{path}', {record.position}: {error}; expected {_EXPECTED}") from None
+    return Questions(items)
+
+
+def read_training_answers(path: Path) -> list[tuple[str, str]]:
+    """Read questions and answers of a training file (id, image, conversations), the questions as items have them.
+
+    Raises:
+        PallavaError: The file cannot be read, or has no conversation.
+    """
+    pairs: list[tuple[str, str]] = []
+    for record in RecordFile(path):
+        conversation = record.value.get("conversations") if isinstance(record.value, dict) else None
+        if isinstance(conversation, list):
+            turns = turns_from_conversations(conversation)
+            pairs += [
+                (turn.question.replace(IMAGE_TOKEN, "").strip(), turn.answer.strip()) for turn in turns if turn.answer
+            ]
+    if not pairs:
+        raise PallavaError(f"'{path}' has no conversation; expected a training file of id, image, conversations")
+    return pairs
+
+
+def select(
+    data: Mapping[str, Questions], *, excluded: Iterable[str] = (), limit: int | None = None
+) -> tuple[dict[str, Questions], int]:
+    """Leave out some questions by id, and take the first of the rest of each data set.
+
+    Args:
+        data: By its name.
+        excluded: Ids as the data has them; all questions of such an id are left out.
+        limit: Number of questions to take of each data set.
+
+    Returns:
+        The questions left, each with an id of its own, which begins with the name of the data set if there are
+        several; and the number of those left out by id.
+
+    Raises:
+        PallavaError: No excluded id is in the data, or no question is left.
+    """
+    unwanted = {each.strip() for each in excluded}
+    chosen: dict[str, Questions] = {}
+    num_excluded = 0
+    for name, questions in data.items():
+        prefix = f"{name}/" if len(data) > 1 else ""
+        ids = _unique([item.id for item in questions.items])
+        kept = [
+            replace(item, id=prefix + own)
+            for item, own in zip(questions.items, ids, strict=True)
+            if item.id.strip() not in unwanted
+        ]
+        num_excluded += len(questions.items) - len(kept)
+        if not kept:
+            raise PallavaError(f"all questions of '{name}' are excluded; no question is left")
+        chosen[name] = replace(questions, items=kept[:limit])
+    if unwanted and not num_excluded:
+        first = next(iter(data.values())).items[0].id
+        raise PallavaError(
+            f"none of the {len(unwanted)} ids to exclude is in the data, whose first is {first!r}; check that the list "
+            "belongs to this data set and split"
+        )
+    return chosen, num_excluded
+
+
+def read_excluded(path: Path) -> list[str]:
+    """Return the ids of a text file, one a line, as `pallava data leak` writes them.
+
+    Raises:
+        PallavaError: The file cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PallavaError(f"cannot read the ids to exclude from '{path}': {error}") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _public_item(question: Question, image: Path) -> Item:
+    kind: Kind = "choice" if question.answer_type == "choice" else "open"
+    if question.answer_type == "yes/no":
+        kind = "closed"
+    text = question_text(question).strip()
+    return Item(question.id, str(image), text, question.answer.strip(), kind, question.options)
+
+
+def _custom_item(value: Any, index: int, folder: Path) -> Item:
+    if not isinstance(value, Mapping):
+        raise PallavaError(f"expected a JSON object, got a {type(value).__name__}")
+    if "image" not in value:  # a misspelt key would have the question asked without its image
+        raise PallavaError("'image' is missing")
+    question, answer, image = (_text(value, key) for key in ("question", "answer", "image"))
+    if not question or not answer:
+        raise PallavaError(f"'{'answer' if question else 'question'}' is missing or empty")
+    choices = value.get("choices") or []
+    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+        raise PallavaError("'choices' must be a list of texts")
+    kind = _kind(value.get("kind"), answer, choices)
+    if choices:
+        answer = _letter(answer, choices)
+        question = build_choice_question(question, choices)
+    item_id, group = value.get("id", index), value.get("group")
+    if not isinstance(item_id, str | int | float) or isinstance(item_id, bool):
+        raise PallavaError(f"'id' must be a text or a number, got {json.dumps(item_id)}")
+    path = str(folder / image) if image else ""
+    return Item(str(item_id), path, question, answer, kind, tuple(choices), "" if group is None else str(group))
+
+
+def _kind(given: Any, answer: str, choices: Sequence[str]) -> Any:
+    kind = given or ("choice" if choices else "closed" if _bare(answer) in _CLOSED else "open")
+    if kind not in _CUSTOM_KINDS:
+        raise PallavaError(f"'kind' must be one of {', '.join(_CUSTOM_KINDS)}, got {kind!r}")
+    if choices and kind != "choice":
+        raise PallavaError(f"a question of the kind {kind!r} cannot have choices")
+    if kind == "closed" and _bare(answer) not in _CLOSED:
+        raise PallavaError(f"the answer to a closed question must be yes or no, got {answer!r}")
+    if kind == "choice" and not choices and (len(answer) != 1 or answer.upper() not in CHOICE_LETTERS):
+        letters = f"{CHOICE_LETTERS[0]} to {CHOICE_LETTERS[-1]}"
+        raise PallavaError(f"the answer to a choice without choices must be a letter from {letters}, got {answer!r}")
+    return kind
+
+
+def _text(value: Mapping[str, Any], key: str) -> str:
+    found = value.get(key, "")
+    if not isinstance(found, str) or "\0" in found:
+        raise PallavaError(f"{key!r} must be a text")
+    return found.replace(IMAGE_TOKEN, "").strip()
+
+
+def _bare(answer: str) -> str:
+    return answer.strip().rstrip(".").casefold()
+
+
+def _letter(answer: str, choices: Sequence[str]) -> str:
+    """The letter of the right choice, which a record gives by its letter or its text."""
+    letters = CHOICE_LETTERS[: len(choices)]
+    named = [letter for letter, text in zip(letters, choices, strict=False) if _bare(text) == _bare(answer)]
+    if len(named) == 1:
+        return named[0]
+    if len(answer) == 1 and answer.upper() in letters:
+        return answer.upper()
+    raise PallavaError(f"the answer must be one of the choices or its letter, got {answer!r}")
+
+
+def _unique(ids: Sequence[str]) -> list[str]:
+    """Number ids that come again, such that each is unlike all others."""
+    taken, count, unique = set(ids), Counter[str](), []
+    for each in ids:
+        count[each] += 1
+        own = each
+        while own in taken and count[each] > 1:
+            own = f"{each}~{count[each]}"
+            count[each] += own in taken
+        taken.add(own)
+        unique.append(own)
+    return unique

@@ -1,0 +1,269 @@
+"""Similarity of generated texts to references: in words by BLEU and ROUGE, in meaning by a language model.
+
+Scores of words see no meaning, and pathology has many words for one thing; that is why there is a judge. Letters in
+shapes: N captions, R resamples, K scores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pallava.errors import PallavaError
+from pallava.evaluation.answers.items import Answer, Item, read_predictions
+from pallava.evaluation.report import as_json, write_files
+from pallava.evaluation.statistics import NUM_RESAMPLES, UNDEFINED, Counts, Floats, bootstrap, estimate_means
+from pallava.io.store import Store
+from pallava.judging.endpoint import Endpoint
+from pallava.judging.judge import Candidate, Judgement, judge
+from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY, MAX_GRADE
+from pallava.prompts import CHOICE_LETTERS
+from pallava.report.table import Table, estimate
+
+_ORDER = 4
+_SMOOTHING = "exp"  # sacrebleu's own choice for a corpus
+_BY_SACREBLEU = f"; sacrebleu, lower case, 13a tokens, {_SMOOTHING} smoothing"
+_BY_ROUGE_SCORE = "; rouge-score, lower case, no stemming"
+_ROUGE = ("rouge1", "rouge2", "rougeL")
+SCORES = {
+    "bleu_1": "BLEU of single words, over all captions together, with brevity penalty (Papineni et al. 2002)"
+    + _BY_SACREBLEU,
+    "bleu_4": "BLEU of one to four words in a row, over all captions together, with brevity penalty" + _BY_SACREBLEU,
+    "rouge_1": "ROUGE-1: F1 of the words of two captions, mean of all (Lin 2004)" + _BY_ROUGE_SCORE,
+    "rouge_2": "ROUGE-2: F1 of the pairs of words of two captions, mean of all" + _BY_ROUGE_SCORE,
+    "rouge_l": "ROUGE-L: F1 of the longest common subsequence of words of two captions, mean of all" + _BY_ROUGE_SCORE,
+}
+"""Definition of each score by its name."""
+CONTROL = "another reference"
+_GRADES = "grades.sqlite"
+_SIMILARITY = (
+    f"similarity to the reference, 0 to {MAX_GRADE}, as the judge sees it: mean of all that it graded, where an empty "
+    "answer gets 0 unasked; unreadable and refused ones are left out"
+)
+
+
+def score_captions(answers: Sequence[Answer], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> dict[str, Any]:
+    """Score generated captions against those that people wrote.
+
+    The control compares each generated caption with the reference of another item: what the style of the captions
+    alone is worth.
+
+    Args:
+        answers: Captions; an empty one counts, and is worth nothing.
+        num_resamples: Number of resamples of the bootstrap, which draws captions.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        As JSON holds it: ``num_questions``, ``counts`` by kind, ``num_unanswered``, ``interval``, and ``scores``, name
+        to ``value``, ``low``, ``high`` (from 0 to 1; NaN without captions), ``count`` and ``definition``; ``controls``
+        has the same scores by name of the control.
+    """
+    generated = [each.text for each in answers]
+    references = [each.item.reference for each in answers]
+    half = len(references) // 2  # neighbours may come from one slide
+    others = references[half:] + references[:half]
+    control = _estimates(generated, others, num_resamples, seed) if half else {}
+    for each in control.values():
+        each["definition"] += "; reference of another item"
+    return {
+        "num_questions": len(answers),
+        "counts": dict(Counter(each.item.kind for each in answers)),
+        "num_unanswered": sum(not text.strip() for text in generated),
+        "scores": _estimates(generated, references, num_resamples, seed),
+        "controls": {CONTROL: control} if control else {},
+        "interval": f"95 %, {num_resamples} bootstrap resamples of captions, seed {seed}",
+    }
+
+
+def judge_predictions(
+    predictions: str | Path,
+    out: str | Path | None = None,
+    *,
+    url: str | None = None,
+    model: str | None = None,
+    concurrency: int = 8,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare predictions with their references: captions word by word, and all by a language model if one is named.
+
+    Args:
+        predictions: A ``predictions.jsonl`` of `pallava evaluate`, or its folder.
+        out: Folder of the results (default: ``judge`` beside the predictions; for another file NAME.jsonl
+            ``judge_NAME``). Grades in it are not asked for again.
+        url: URL of an OpenAI-compatible endpoint.
+        model: Name of the language model there.
+        concurrency: Number of requests at a time.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The content of ``results.json``: ``predictions``, ``counts``, ``similarity`` and ``words``; numbers that are
+        not defined are NaN.
+
+    Raises:
+        PallavaError: The predictions cannot be read or compared, the endpoint fails, or the results cannot be written.
+    """
+    path = Path(predictions)
+    if bool(url) != bool(model):
+        raise PallavaError("a judge needs both --url and --model; without either, words alone are compared")
+    endpoint = Endpoint(url, model, concurrency=concurrency) if url and model else None
+    answers = read_predictions(path)
+    captions = [each for each in answers if each.item.kind == "caption"]
+    if not endpoint and not captions:
+        raise PallavaError(
+            f"'{path}' must have captions to be compared by words, got {len(answers)} answers to questions; give --url "
+            "and --model to have them judged (`pallava evaluate` has scored them by rules)"
+        )
+    out = Path(out) if out else results_folder(path)
+    similarity, files = None, {}
+    if endpoint:
+        with Store(out / _GRADES) as store:
+            judgements = judge([as_candidate(each) for each in answers], endpoint, store)
+        versions = {"caption": CAPTION_SIMILARITY.version, "answer": ANSWER_SIMILARITY.version}
+        about = {"model": endpoint.model, "url": endpoint.base_url, "prompt_versions": versions}
+        similarity = {"judge": about, **score_judgements(judgements, [each.item.image for each in answers], seed=seed)}
+        lines = (json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in judgements)
+        files["judgements.jsonl"] = "".join(lines)
+    report = {
+        "predictions": str(predictions),
+        "counts": dict(Counter(each.item.kind for each in answers)),
+        "similarity": similarity,
+        "words": score_captions(captions, seed=seed) if captions else None,
+    }
+    write_files(out, {**files, "results.json": as_json(report)})
+    return report
+
+
+def results_folder(predictions: Path) -> Path:
+    """Return the folder for the results of judging: beside the predictions, apart from those of another file."""
+    if predictions.is_dir():
+        return predictions / "judge"
+    return predictions.parent / ("judge" if predictions.name == "predictions.jsonl" else f"judge_{predictions.stem}")
+
+
+def score_judgements(
+    judgements: Sequence[Judgement],
+    images: Sequence[str] | None = None,
+    *,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Return the mean grade with its interval, and the count of each grade.
+
+    Args:
+        judgements: Judgements of all answers.
+        images: Image of each answer, empty for none; those of one image are drawn together (default: none).
+        num_resamples: Number of resamples of the bootstrap.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        As JSON holds it: ``num_questions``, ``num_unanswered``, ``num_unreadable``, ``num_refused``, ``grades``
+        (rounded grade to count), ``interval``, and ``scores`` with ``similarity``: ``value``, ``low``, ``high`` (NaN
+        without grades), ``count`` and ``definition``.
+    """
+    verdicts = Counter(each.verdict for each in judgements)
+    pairs = zip(judgements, images or [""] * len(judgements), strict=True)
+    graded = [(each.grade, image) for each, image in pairs if each.grade is not None]
+    grades, own = [grade for grade, _ in graded], [image for _, image in graded]
+    (found,) = estimate_means([grades], own, num_resamples=num_resamples, seed=seed)
+    rounded = Counter(int(grade + 0.5) for grade in grades)
+    return {
+        "num_questions": len(judgements),
+        "num_unanswered": verdicts["empty"],
+        "num_unreadable": verdicts["unreadable"],
+        "num_refused": verdicts["refused"],
+        "grades": {str(grade): rounded[grade] for grade in range(MAX_GRADE + 1)},
+        "scores": {"similarity": {**asdict(found), "count": len(grades), "definition": _SIMILARITY}},
+        "interval": f"95 %, {num_resamples} bootstrap resamples of images with all their graded answers, seed {seed}",
+    }
+
+
+def similarity_tables(report: Mapping[str, Any]) -> list[Table]:
+    """Return the tables of `judge_predictions`: grades, and scores of words beside their control."""
+    shown = []
+    if result := report["similarity"]:
+        score = result["scores"]["similarity"]
+        value = f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]" if score["count"] else "–"
+        counts = [str(result[f"num_{name}"]) for name in ("questions", "unanswered", "unreadable", "refused")]
+        header = (f"similarity, 0 to {MAX_GRADE}", "answers", "of them empty", "unreadable replies", "refused requests")
+        shown.append(Table(f"judged by {result['judge']['model']}", header, [[value, *counts]]))
+        grades = result["grades"]
+        shown.append(Table("answers of each grade", list(grades), [list(map(str, grades.values()))]))
+    if result := report["words"]:
+        control = result["controls"].get(CONTROL, {})
+        rows = [[name, _shown(each), _shown(control.get(name))] for name, each in result["scores"].items()]
+        title = f"words of {result['num_questions']} captions, {result['num_unanswered']} of them empty"
+        shown.append(Table(title, ("score", "own reference", "another's reference"), rows))
+    return shown
+
+
+def _shown(score: Mapping[str, Any] | None) -> str:
+    return estimate(score["value"], score["low"], score["high"]) if score else "–"
+
+
+def as_candidate(answer: Answer) -> Candidate:
+    """Return an answer as the judge takes it."""
+    item = answer.item
+    question = "" if item.kind == "caption" else item.question
+    return Candidate(item.id, _reference(item), answer.text, question)
+
+
+def _reference(item: Item) -> str:
+    """The right answer in words: of lettered choices, the letter with its text."""
+    number = CHOICE_LETTERS.find(item.reference) if item.kind == "choice" and item.reference else -1
+    return f"{item.reference}: {item.choices[number]}" if 0 <= number < len(item.choices) else item.reference
+
+
+def _estimates(generated: list[str], references: list[str], num_resamples: int, seed: int) -> dict[str, dict[str, Any]]:
+    count = len(generated)
+    estimates = [UNDEFINED] * len(SCORES)
+    if count:
+        summands = np.concatenate([_ngrams(generated, references), _rouge(generated, references)], axis=1)
+        estimates = bootstrap(
+            lambda weights: _from_weights(summands, weights), count, num_resamples=num_resamples, seed=seed
+        )
+    return {
+        name: {**asdict(estimate), "count": count, "definition": definition}
+        for (name, definition), estimate in zip(SCORES.items(), estimates, strict=True)
+    }
+
+
+def _ngrams(generated: list[str], references: list[str]) -> Floats:
+    """What BLEU adds up over captions, (N, 10): matches of 1 to 4 words in a row, as many totals, both lengths."""
+    from sacrebleu.metrics import BLEU
+
+    bleu = BLEU(lowercase=True, tokenize="13a", effective_order=True)  # for a sentence, of which only counts are used
+    each = [bleu.sentence_score(text, [reference]) for text, reference in zip(generated, references, strict=True)]
+    return np.array([[*score.counts, *score.totals, score.sys_len, score.ref_len] for score in each], dtype=np.float64)
+
+
+def _rouge(generated: list[str], references: list[str]) -> Floats:
+    """F1 of each caption: (N, 3)."""
+    from rouge_score.rouge_scorer import RougeScorer  # two seconds
+
+    scorer = RougeScorer(list(_ROUGE))
+    each = [scorer.score(reference, text) for text, reference in zip(generated, references, strict=True)]
+    return np.array([[score[name].fmeasure for name in _ROUGE] for score in each])
+
+
+def _from_weights(summands: Floats, weights: Counts) -> Floats:
+    """From what captions add to sums, (N, 13), and how often each is drawn, (R, N), to scores, (R, K)."""
+    sums = weights @ summands
+    ngrams = sums[:, : 2 * _ORDER + 2].astype(np.int64).tolist()
+    bleu = np.array([[_bleu(row, order) for order in (1, _ORDER)] for row in ngrams])
+    return np.concatenate([bleu, sums[:, 2 * _ORDER + 2 :] / len(summands)], axis=1)
+
+
+def _bleu(sums: list[int], order: int) -> float:
+    from sacrebleu.metrics import BLEU
+
+    right, total, (length, reference_length) = sums[:_ORDER], sums[_ORDER:-2], sums[-2:]
+    score = BLEU.compute_bleu(
+        right[:order], total[:order], length, reference_length, smooth_method=_SMOOTHING, max_ngram_order=order
+    )
+    return score.score / 100

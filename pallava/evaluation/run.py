@@ -1,0 +1,235 @@
+"""One evaluation from the data to the report: of a PA-LLaVA, which answers, or of an encoder, which embeds."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pallava.devices import find_device
+from pallava.errors import PallavaError
+from pallava.evaluation.answers.consistency import (
+    UNCHANGED_MEANING,
+    View,
+    score_consistency,
+    share_by_group,
+    shuffle_images,
+)
+from pallava.evaluation.answers.generation import Answerer, ask_all
+from pallava.evaluation.answers.items import AS_IS, SHUFFLED, AnswerSet, Questions
+from pallava.evaluation.answers.questions import read_excluded, read_training_answers, select
+from pallava.evaluation.answers.report import write_answers_report
+from pallava.evaluation.answers.store import AnswerStore, Processes
+from pallava.evaluation.encoders.embeddings import EmbeddingCache, count_reasons, default_cache
+from pallava.evaluation.encoders.load import load_encoder, model_kind
+from pallava.evaluation.report import write_report
+from pallava.evaluation.tasks import TASKS, EvaluateOptions, Task
+from pallava.io.hashing import hash_folder
+from pallava.model import PALLaVAConfig, PALLaVAForConditionalGeneration, PALLaVAProcessor
+from pallava.model.loading import ADAPTER_FOLDER
+
+Data = str | Path | Sequence[str | Path]
+
+_QUESTIONS_AT_ONCE, _IMAGES_AT_ONCE = 16, 64
+_DECIDING = (
+    "*.safetensors", "*.bin", "*.pth", "*.pt", "*.gguf", "*.index.json", "*config.json",
+    "*token*.json", "vocab.*", "merges.txt", "chat_template.*", "*.model", "*.tiktoken", "*.jinja", "*.py",
+)  # fmt: skip
+
+
+def evaluate(model: str | Path, task: str, data: Data, out: str | Path | None = None, **options: Any) -> dict[str, Any]:
+    """Evaluate a model in one task.
+
+    In several processes, as torchrun starts them, all share the work.
+
+    Args:
+        model: Folder of a PA-LLaVA; or an encoder, as `pallava.evaluation.encoders.load.load_encoder` takes it.
+        task: Name of a task: one of `TASKS`.
+        data: Path, or NAME=PATH for a public set; or several of them.
+        out: Folder for ``results.json``, ``index.html`` and the answers, by which a stopped evaluation is resumed; all
+            processes must share it. Without it nothing is written.
+        options: Fields of `EvaluateOptions`.
+
+    Returns:
+        The content of ``results.json``: ``model``, ``task``, ``kind``, and the results by name of the data set in
+        ``data``; numbers that are not defined are NaN. In several processes only the first one returns results, the
+        others an empty dictionary.
+
+    Raises:
+        PallavaError: Data, model or options are wrong, or the folder is in use or belongs to another evaluation.
+    """
+    paths = {each.name for each in fields(EvaluateOptions) if each.metadata.get("type") is Path}
+    given = EvaluateOptions(**{name: Path(v) if v and name in paths else v for name, v in options.items()})
+    row = _find_task(task)
+    kind = model_kind(str(model))
+    _check(str(model), kind, row, given)
+    sources = _name_data([data] if isinstance(data, str | Path) else data)
+    run = _evaluate_encoder if kind == "encoder" else _evaluate_model
+    return run(str(model), row, sources, None if out is None else Path(out), given)
+
+
+def _evaluate_encoder(
+    model: str, task: Task, sources: Mapping[str, tuple[str, Path]], out: Path | None, options: EvaluateOptions
+) -> dict[str, Any]:
+    assert task.measure is not None
+    # Read the data before loading the model, so that a wrong path fails at once.
+    data = {label: task.read(path, name, options) for label, (name, path) in sources.items()}
+    device = find_device(options.device)
+    encoder = load_encoder(model, model_name=options.model_name, pretrained=options.pretrained, device=device)
+    cache, batch_size = EmbeddingCache(default_cache(), encoder), options.batch_size or _IMAGES_AT_ONCE
+    results = {label: task.measure(encoder, cache, each, batch_size, options.seed) for label, each in data.items()}
+    report = {"model": model, "task": task.name, "kind": "encoder", "data": results}
+    if out:
+        write_report(report, out)
+    return report
+
+
+def _evaluate_model(
+    model: str, task: Task, sources: Mapping[str, tuple[str, Path]], out: Path | None, options: EvaluateOptions
+) -> dict[str, Any]:
+    with Processes.join() as processes:
+        data = {label: task.read_questions(path, name, options) for label, (name, path) in sources.items()}
+        excluded = read_excluded(options.exclude) if options.exclude else []
+        questions, num_excluded = select(data, excluded=excluded, limit=options.limit)
+        training = read_training_answers(options.training) if options.training else []
+        settings = processes.agree(lambda: _settings(model, task, options, processes))
+        with _folder(out) as folder, AnswerStore(folder, settings, processes) as store:
+            answerer = processes.agree(lambda: _load(model, options, settings["max_new_tokens"], processes.local_rank))
+            answers = {
+                label: ask(answerer, each, store, options, training=training, processes=processes)
+                for label, each in questions.items()
+            }
+        if processes.rank > 0:
+            return {}
+        results = {label: score(task, each, options) for label, each in answers.items()}
+        report = {"model": model, "task": task.name, "kind": "pallava"}
+        report |= {"settings": {**settings, "num_excluded": num_excluded}, "data": results}
+        if out:
+            write_answers_report(report, answers, out, task.is_right)
+        return report
+
+
+def ask(
+    answerer: Answerer,
+    questions: Questions,
+    store: AnswerStore,
+    options: EvaluateOptions,
+    *,
+    training: Sequence[tuple[str, str]] = (),
+    processes: Processes | None = None,
+) -> AnswerSet:
+    """Ask all questions in all views that the options name; those with a stored answer are not asked again.
+
+    Raises:
+        PallavaError: As `pallava.evaluation.answers.generation.ask_all`.
+    """
+    items = questions.items
+    views = {AS_IS: (items, View())}
+    if not options.without_shuffled and (others := shuffle_images(items, options.seed)):
+        views[SHUFFLED] = others, View(SHUFFLED)
+    if options.consistency and (with_image := [item for item in items if item.image]):
+        views |= {view.name: (with_image, view) for view in UNCHANGED_MEANING}
+    by_view, problems = {}, dict[str, str]()
+    how = {"batch_size": options.batch_size or _QUESTIONS_AT_ONCE, "processes": processes}
+    for name, (chosen, view) in views.items():
+        by_view[name], found = ask_all(answerer, chosen, store, view=view, **how)
+        problems |= found
+    return AnswerSet(questions, by_view, problems, training)
+
+
+def score(task: Task, answers: AnswerSet, options: EvaluateOptions) -> dict[str, Any]:
+    """Compute scores, controls, groups and consistency, and count the questions that could not be asked.
+
+    A question about an image that cannot be opened counts as unanswered, unless the task's score leaves it out.
+    """
+    assert task.score is not None
+    reasons = count_reasons(answers.problems)
+    problems = {f"{reason}: its questions count as unanswered": count for reason, count in reasons.items()}
+    result = {"left_out": dict(answers.questions.left_out), "problems": problems, **task.score(answers, options.seed)}
+    is_right = None if (rule := task.is_right) is None else lambda answer: rule(answer, answers.questions)
+    if is_right:
+        result["groups"] = share_by_group(answers.by_view[AS_IS], is_right, seed=options.seed)
+    if options.consistency:
+        changed = {name: each for name, each in answers.by_view.items() if name not in (AS_IS, SHUFFLED)}
+        result["consistency"] = score_consistency(
+            answers.by_view[AS_IS], changed, is_right, unopened=answers.problems, seed=options.seed
+        )
+    return result
+
+
+def _find_task(name: str) -> Task:
+    if name not in TASKS:
+        raise PallavaError(f"{name!r} is not a task; choose {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def _check(model: str, kind: str, task: Task, options: EvaluateOptions) -> None:
+    """Refuse a task or an option that does not go with the model."""
+    is_encoder = kind == "encoder"
+    suitable = [each.name for each in TASKS.values() if (each.measure if is_encoder else each.score)]
+    if task.name not in suitable:
+        if is_encoder and not Path(model).exists():  # not a name of an encoder
+            raise PallavaError(f"the model folder '{model}' does not exist")
+        what = "an encoder" if is_encoder else "a whole PA-LLaVA"
+        raise PallavaError(f"'{model}' is {what}; its tasks are {', '.join(suitable)}, not {task.name}")
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value not in (field.default, (), []) and field.name not in task.option_names(kind):
+            raise PallavaError(
+                f"--{field.name.replace('_', '-')} does not go with the task {task.name} of '{model}', which is "
+                f"{'an encoder' if is_encoder else 'a whole PA-LLaVA'}"
+            )
+    for name in ("batch_size", "limit", "max_new_tokens"):
+        if (number := getattr(options, name)) is not None and number < 1:
+            raise PallavaError(f"{name.replace('_', ' ')} must be at least 1, got {number}")
+
+
+def _name_data(data: Sequence[str | Path]) -> dict[str, tuple[str, Path]]:
+    """Label in the report to (name of a public set or "", path)."""
+    named: dict[str, tuple[str, Path]] = {}
+    for text in map(str, data):
+        name, _, path = text.partition("=") if re.match(r"[a-z][a-z0-9_-]*=", text) else ("", "", text)
+        label = name or Path(path).resolve().stem
+        if label in named:
+            raise PallavaError(f"two data sets have the label '{label}' in the report; evaluate one at a time")
+        named[label] = name, Path(path)
+    return named
+
+
+def _settings(model: str, task: Task, options: EvaluateOptions, processes: Processes) -> dict[str, Any]:
+    """Everything that the answers depend on, beside the questions; the first process hashes for all."""
+    config = PALLaVAConfig.from_pretrained(model)
+    base = (options.base_llm or config.base_llm) if (Path(model) / ADAPTER_FOLDER).is_dir() else None
+    return {
+        "task": task.name,
+        "model": processes.gather(hash_model(model) if processes.rank == 0 else "")[0],
+        "base_llm": processes.gather(hash_model(base) if base and processes.rank == 0 else "")[0],
+        "max_new_tokens": options.max_new_tokens or task.max_new_tokens,
+    }
+
+
+def hash_model(folder: str | Path) -> str:
+    """Return a key for what decides the answers of a model folder: weights, configurations and tokenizer.
+
+    A card does not count, nor do results in the folder. The key of anything but a folder is its name.
+    """
+    return hash_folder(folder, _DECIDING) if Path(folder).is_dir() else str(folder)
+
+
+def _load(model: str, options: EvaluateOptions, max_new_tokens: int, local_rank: int) -> Answerer:
+    device = find_device(options.device, local_rank)
+    network = PALLaVAForConditionalGeneration.from_pretrained(model, base_llm=options.base_llm)
+    return Answerer(network.to(device).eval(), PALLaVAProcessor.from_pretrained(model), max_new_tokens)
+
+
+@contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    if out:
+        yield out
+        return
+    with tempfile.TemporaryDirectory(prefix="pallava-") as folder:
+        yield Path(folder)
