@@ -12,6 +12,7 @@ from pallava import __version__
 from pallava.errors import PallavaError
 from pallava.io.files import write_text
 from pallava.model.connectors import describe_connector
+from pallava.model.loading import ADAPTER_FOLDER
 from pallava.model.weights import read_json
 from pallava.report.table import Table, escape_markdown
 
@@ -169,20 +170,17 @@ def _index(results: Mapping[str, Any]) -> Iterator[EvalResult]:
 
 def _parts(config: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
     llm, encoder = config.get("text_config", {}), config.get("vision_config", {})
-    adapter = folder / "adapter" / "adapter_config.json"
+    adapter = folder / ADAPTER_FOLDER / "adapter_config.json"
     kind = f"{llm.get('model_type', 'llama')}, {llm.get('hidden_size', '?')} wide"
     yield "language model", f"{_name(_base(config)) or 'not named'} ({kind})"
     if adapter.is_file():
         lora = read_json(adapter)
         scale = f"rank {lora.get('r')}, alpha {lora.get('lora_alpha')}"
-        yield "LoRA", f"in `adapter/`, {scale}; the language model is not in this folder"
+        yield "LoRA", f"in `{ADAPTER_FOLDER}/`, {scale}; the language model is not in this folder"
     else:
         yield "weights", "whole, with those of the language model"
-    yield (
-        "encoder",
-        f"{encoder.get('model_type', 'clip_vision_model')}, tiles of {encoder.get('image_size', 224)} pixels, hidden "
-        f"state {config.get('vision_feature_layer', -2)}",
-    )
+    kind, size = encoder.get("model_type", "clip_vision_model"), encoder.get("image_size", 224)
+    yield "encoder", f"{kind}, tiles of {size} pixels, hidden state {config.get('vision_feature_layer', -2)}"
     yield "connector", describe_connector(config.get("connector_config", {}), config.get("connector_class"))
 
 
@@ -199,12 +197,9 @@ def _name(given: str) -> str:
 def _training(training: Mapping[str, Any]) -> str:
     if not training:
         return "Not recorded: whoever shares this model should say here what it was trained on."
-    rows = []
-    for entry in training.get("data", ()):
-        each = entry if isinstance(entry, Mapping) else {"name": entry}
-        rows.append(
-            (_name(str(each["name"])), str(each.get("num_records", "")), each.get("terms", "see the data's own page"))
-        )
+    data = [each if isinstance(each, Mapping) else {"name": each} for each in training.get("data", ())]
+    terms = "see the data's own page"
+    rows = [(_name(str(d["name"])), str(d.get("num_records", "")), d.get("terms", terms)) for d in data]
     settings = [(name, str(value)) for name, value in training.items() if name != "data"]
     tables = [(("data", "records", "terms"), rows), (("setting", "value"), settings)]
     return "\n\n".join(_table(header, content) for header, content in tables if content)
@@ -250,31 +245,21 @@ def _score_sections(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _scores(scores: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[str]:
     controls = result.get("controls") or {}
     count = result.get("num_questions", result.get("num_images", ""))
-    rows = [
-        (
-            name,
-            str(score.get("count", count)),
-            _estimate(score),
-            *(_estimate(each[name]) if name in each else "" for each in controls.values()),
-        )
-        for name, score in scores.items()
-    ]
+    rows = []
+    for name, score in scores.items():
+        others = (_estimate(each[name]) if name in each else "" for each in controls.values())
+        rows.append((name, str(score.get("count", count)), _estimate(score), *others))
     yield _table(("score", "n", "model", *controls), rows)
     yield f"In brackets: {result['interval']}." if "interval" in result else "In brackets: 95 % intervals."
-    definitions = [
-        f"- {escape_markdown(name)}: {escape_markdown(each['definition'])}"
-        for name, each in scores.items()
-        if "definition" in each
-    ]
-    if definitions:
-        yield "\n".join(definitions)
+    defined = {name: each["definition"] for name, each in scores.items() if "definition" in each}
+    if defined:
+        yield "\n".join(f"- {escape_markdown(name)}: {escape_markdown(text)}" for name, text in defined.items())
 
 
 def _estimate(score: Mapping[str, Any]) -> str:
-    def number(value: Any) -> str:
-        return "–" if value is None or value != value else f"{value:.3f}"
-
-    return f"{number(score['value'])} [{number(score.get('low'))}, {number(score.get('high'))}]"
+    values = (score["value"], score.get("low"), score.get("high"))
+    value, low, high = ("–" if each is None or each != each else f"{each:.3f}" for each in values)
+    return f"{value} [{low}, {high}]"
 
 
 def _table(header: tuple[str, ...], rows: list[Any]) -> str:

@@ -38,12 +38,10 @@ AnyConfig: TypeAlias = "CLIPConfig | CLIPVisionConfig"
 
 DESCRIPTION, WEIGHTS = "open_clip.json", "open_clip.pt"
 """Files of an open_clip model in a folder: its description and its state dict."""
-PUBLISHED_WEIGHTS = "plip_80w_196token.bin"
+_PUBLISHED_WEIGHTS = "plip_80w_196token.bin"
 
-KeyTable = tuple[tuple[str, str], ...]
-"""(beginning or part of an open_clip key, its counterpart in Hugging Face's)."""
-
-BEGINNINGS: KeyTable = (
+_KeyTable = tuple[tuple[str, str], ...]  # (beginning or part of an open_clip key, its counterpart in Hugging Face's)
+_BEGINNINGS: _KeyTable = (
     ("visual.class_embedding", "vision_model.embeddings.class_embedding"),
     ("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
     ("visual.conv1.", "vision_model.embeddings.patch_embedding."),
@@ -57,14 +55,14 @@ BEGINNINGS: KeyTable = (
     ("logit_scale", "logit_scale"),
     ("logit_bias", "logit_bias"),  # SigLIP's; it passes through Hugging Face's form, which has no room for it
 )
-BLOCK_PARTS: KeyTable = (
+_BLOCK_PARTS: _KeyTable = (
     (".ln_1.", ".layer_norm1."),
     (".ln_2.", ".layer_norm2."),
     (".attn.", ".self_attn."),
     (".mlp.c_fc.", ".mlp.fc1."),
     (".mlp.c_proj.", ".mlp.fc2."),
 )
-TRANSPOSED: KeyTable = (
+_TRANSPOSED: _KeyTable = (
     ("visual.proj", "visual_projection.weight"),
     ("text_projection", "text_projection.weight"),
 )
@@ -105,33 +103,31 @@ def convert_encoder(
         raise PallavaError(f"'{out}' exists already; give another folder, or remove it")
     state, config = read_clip(source, model_name)
     state = convert_state(state, to)
-    vision = config.vision_config if isinstance(config, CLIPConfig) else config
     with whole_folder(out) as folder:
-        _WRITERS[to](state, config, folder)
-        (find_image_processor(source) or make_image_processor(vision.image_size)).save_pretrained(folder)
+        _write(to, state, config, folder)
+        processor = find_image_processor(source) or make_image_processor(_vision_of(config).image_size)
+        processor.save_pretrained(folder)
         if to == "huggingface" and isinstance(config, CLIPConfig):
             _write_tokenizer(source, config, folder)
     return out
 
 
 def load_projected_vision(source: str | os.PathLike[str], model_name: str = "") -> CLIPVisionModelWithProjection:
-    """Open the vision tower of a whole CLIP with its projection into the space that it shares with texts.
+    """Open the vision tower of a whole CLIP, with its projection into the space that it shares with texts.
 
-    Args:
-        source: As for `convert_encoder`.
-        model_name: As for `convert_encoder`.
+    Takes what `convert_encoder` takes.
 
     Raises:
-        PallavaError: There is no such source, it is a CLIP without projection, or its weights do not fit.
+        PallavaError: There is no such source, it is a vision tower alone, or its weights do not fit.
     """
     state, config = read_clip(Path(source), model_name)
-    vision = config.vision_config if isinstance(config, CLIPConfig) else config
-    if isinstance(config, CLIPConfig):
-        vision.projection_dim = config.projection_dim
-    state = {key: value.float() for key, value in convert_state(vision_tower(state), "huggingface").items()}
-    if "visual_projection.weight" not in state:
+    vision = _vision_of(config)
+    vision.projection_dim = config.projection_dim
+    tower = {key: value for key, value in state.items() if key.startswith(_VISION)}
+    tower = {key: value.float() for key, value in convert_state(tower, "huggingface").items()}
+    if "visual_projection.weight" not in tower:
         raise PallavaError(f"'{source}' is a vision tower alone and shares no space with texts; give the whole CLIP")
-    return _fill(CLIPVisionModelWithProjection, vision, state, source).eval()
+    return _fill(CLIPVisionModelWithProjection, vision, tower, source).eval()
 
 
 def projected_tile_spec(source: str | os.PathLike[str], tower: CLIPVisionModelWithProjection) -> TileSpec:
@@ -192,11 +188,7 @@ def read_description(model_name: str, *, has_text: bool = True) -> dict[str, Any
 
 
 def read_clip(source: Path, model_name: str = "") -> tuple[StateDict, AnyConfig]:
-    """Read weights, in the form that they have, and their Hugging Face configuration.
-
-    Args:
-        source: As for `convert_encoder`.
-        model_name: As for `convert_encoder`.
+    """Read weights, in the form that they have, and their Hugging Face configuration; as for `convert_encoder`.
 
     Raises:
         PallavaError: The source does not exist, or nothing describes its weights.
@@ -238,11 +230,6 @@ def form_of(state: Mapping[str, Tensor]) -> Form:
     )
 
 
-def vision_tower(state: Mapping[str, Tensor]) -> StateDict:
-    """Select the vision tower of a state dict of any form, with its projection if it has one."""
-    return {key: value for key, value in state.items() if key.startswith(_VISION)}
-
-
 def convert_state(state: Mapping[str, Tensor], to: Form) -> StateDict:
     """Convert the weights of a CLIP, or of its vision tower alone, to another form.
 
@@ -258,15 +245,13 @@ def convert_state(state: Mapping[str, Tensor], to: Form) -> StateDict:
     """
     form = form_of(state)
     if to == "published":
-        state = vision_tower(state)
+        state = {key: value for key, value in state.items() if key.startswith(_VISION)}
     elif to == "huggingface" and "logit_bias" in state:
         raise PallavaError(
             "the weights were trained with SigLIP's loss, and a Hugging Face CLIP cannot hold logit_bias; "
             "convert to the published form, which is the vision tower alone"
         )
-    to_huggingface, _ = _DIRECTIONS[form]
-    _, from_huggingface = _DIRECTIONS[to]
-    return from_huggingface(to_huggingface(state))
+    return _FROM_HUGGINGFACE[to](_TO_HUGGINGFACE[form](state))
 
 
 def open_clip_to_huggingface(state: Mapping[str, Tensor]) -> StateDict:
@@ -275,13 +260,13 @@ def open_clip_to_huggingface(state: Mapping[str, Tensor]) -> StateDict:
     Raises:
         PallavaError: A key is in no table.
     """
-    projections, result = dict(TRANSPOSED), {}
+    projections, result = dict(_TRANSPOSED), {}
     for key, value in state.items():
         key = key.removeprefix("text.")  # where open_clip built the text tower as a module of its own
         if key in projections:
             result[projections[key]] = value.T.contiguous()
             continue
-        renamed = _rename(key, BEGINNINGS, BLOCK_PARTS)
+        renamed = _rename(key, _BEGINNINGS, _BLOCK_PARTS)
         if ".in_proj_" not in renamed:
             result[renamed] = value
             continue
@@ -290,27 +275,19 @@ def open_clip_to_huggingface(state: Mapping[str, Tensor]) -> StateDict:
     return result
 
 
-def huggingface_to_open_clip(state: Mapping[str, Tensor]) -> StateDict:
-    """Reverse `open_clip_to_huggingface`.
-
-    Raises:
-        PallavaError: A key is in no table.
-    """
-    beginnings, parts, projections = (_swapped(table) for table in (BEGINNINGS, BLOCK_PARTS, TRANSPOSED))
-    to_open_clip, result = dict(projections), {}
+def _to_open_clip(state: Mapping[str, Tensor]) -> StateDict:
+    tables = (_BEGINNINGS, _BLOCK_PARTS, _TRANSPOSED)
+    beginnings, parts, projections = (tuple((new, old) for old, new in table) for table in tables)
+    transposed, result = dict(projections), {}
     for key, value in state.items():
-        if key in to_open_clip:
-            result[to_open_clip[key]] = value.T.contiguous()
+        if key in transposed:
+            result[transposed[key]] = value.T.contiguous()
         elif ".q_proj." in key:
             whole = torch.cat([state[key.replace(".q_proj.", f".{name}_proj.")] for name in "qkv"])
             result[_rename(key.replace(".q_proj.", ".in_proj_"), beginnings, parts)] = whole
         elif ".k_proj." not in key and ".v_proj." not in key and not key.endswith(".position_ids"):
             result[_rename(key, beginnings, parts)] = value
     return result
-
-
-def _from_published(state: Mapping[str, Tensor]) -> StateDict:
-    return rename_keys(state, PLIP_RENAMES)
 
 
 def _to_published(state: Mapping[str, Tensor]) -> StateDict:
@@ -322,10 +299,15 @@ def _to_published(state: Mapping[str, Tensor]) -> StateDict:
 
 
 _Change = Callable[[Mapping[str, Tensor]], StateDict]
-_DIRECTIONS: Mapping[Form, tuple[_Change, _Change]] = {  # to Hugging Face's form, and from it
-    "open_clip": (open_clip_to_huggingface, huggingface_to_open_clip),
-    "huggingface": (dict, dict),
-    "published": (_from_published, _to_published),
+_TO_HUGGINGFACE: Mapping[Form, _Change] = {
+    "open_clip": open_clip_to_huggingface,
+    "huggingface": dict,
+    "published": lambda state: rename_keys(state, PLIP_RENAMES),
+}
+_FROM_HUGGINGFACE: Mapping[Form, _Change] = {
+    "open_clip": _to_open_clip,
+    "huggingface": dict,
+    "published": _to_published,
 }
 
 
@@ -374,7 +356,7 @@ def open_clip_description(config: CLIPConfig | CLIPVisionConfig) -> dict[str, An
     Raises:
         PallavaError: open_clip cannot build it.
     """
-    vision = config.vision_config if isinstance(config, CLIPConfig) else config
+    vision = _vision_of(config)
     text = config.text_config if isinstance(config, CLIPConfig) else None
     act = _shared_value("hidden_act", vision, text)
     if act not in _ACTIVATIONS.values():
@@ -405,7 +387,7 @@ def open_clip_description(config: CLIPConfig | CLIPVisionConfig) -> dict[str, An
     return described
 
 
-def _rename(key: str, beginnings: KeyTable, parts: KeyTable) -> str:
+def _rename(key: str, beginnings: _KeyTable, parts: _KeyTable) -> str:
     for old, new in beginnings:
         if key.startswith(old):
             renamed = new + key.removeprefix(old)
@@ -413,10 +395,6 @@ def _rename(key: str, beginnings: KeyTable, parts: KeyTable) -> str:
                 renamed = renamed.replace(old_part, new_part)
             return renamed
     raise PallavaError(f"the weight {key!r} is not part of a plain CLIP ViT: no other form has a name for it")
-
-
-def _swapped(table: KeyTable) -> KeyTable:
-    return tuple((new, old) for old, new in table)
 
 
 def _sizes(description: Mapping[str, Any], part: str, sizes: set[str]) -> dict[str, Any]:
@@ -471,6 +449,10 @@ def _read_config(path: Path) -> AnyConfig:
     return CLIPVisionConfig.from_dict(values)
 
 
+def _vision_of(config: AnyConfig) -> CLIPVisionConfig:
+    return config.vision_config if isinstance(config, CLIPConfig) else config
+
+
 def _fill(kind: Any, config: AnyConfig, state: StateDict, source: object) -> Any:
     """Build a model from its configuration and exactly these weights."""
     with init_empty_weights(include_buffers=False):
@@ -480,32 +462,21 @@ def _fill(kind: Any, config: AnyConfig, state: StateDict, source: object) -> Any
     return model
 
 
-def _write_huggingface(state: StateDict, config: AnyConfig, folder: Path) -> None:
-    kind: Any = CLIPModel if isinstance(config, CLIPConfig) else CLIPVisionModel
-    if kind is CLIPVisionModel and "visual_projection.weight" in state:
-        kind = CLIPVisionModelWithProjection
-    _fill(kind, config, state, "the source").save_pretrained(folder)
-
-
-def _write_open_clip(state: StateDict, config: AnyConfig, folder: Path) -> None:
-    described = open_clip_description(config)
-    if "logit_bias" in state:  # without it open_clip builds a model that has no bias to load
-        described["init_logit_bias"] = state["logit_bias"].item()
-    write_json(folder / DESCRIPTION, described)
-    torch.save(state, folder / WEIGHTS)
-
-
-def _write_published(state: StateDict, config: AnyConfig, folder: Path) -> None:
-    vision = config.vision_config if isinstance(config, CLIPConfig) else config
-    vision.save_pretrained(folder)
-    torch.save(state, folder / PUBLISHED_WEIGHTS)
-
-
-_WRITERS: Mapping[Form, Callable[[StateDict, AnyConfig, Path], None]] = {
-    "huggingface": _write_huggingface,
-    "open_clip": _write_open_clip,
-    "published": _write_published,
-}
+def _write(to: Form, state: StateDict, config: AnyConfig, folder: Path) -> None:
+    if to == "huggingface":
+        kind: Any = CLIPModel if isinstance(config, CLIPConfig) else CLIPVisionModel
+        if kind is CLIPVisionModel and "visual_projection.weight" in state:
+            kind = CLIPVisionModelWithProjection
+        _fill(kind, config, state, "the source").save_pretrained(folder)
+    elif to == "published":
+        _vision_of(config).save_pretrained(folder)
+        torch.save(state, folder / _PUBLISHED_WEIGHTS)
+    else:
+        described = open_clip_description(config)
+        if "logit_bias" in state:  # without it open_clip builds a model that has no bias to load
+            described["init_logit_bias"] = state["logit_bias"].item()
+        write_json(folder / DESCRIPTION, described)
+        torch.save(state, folder / WEIGHTS)
 
 
 def _write_tokenizer(source: Path, config: CLIPConfig, folder: Path) -> None:

@@ -8,9 +8,8 @@ import contextlib
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import init_empty_weights
@@ -35,37 +34,22 @@ _ARCHIVES = (".tar", ".tgz", ".gz")
 _LORA = re.compile(r"llm\.base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.default\.weight")
 # What changes the mathematics of an adapter, and is off in the published ones.
 _OTHER_LORA = (
-    "use_dora",
-    "rank_pattern",
-    "alpha_pattern",
-    "modules_to_save",
-    "layers_to_transform",
-    "layer_replication",
-    "fan_in_fan_out",
-    "lora_bias",
-    "megatron_config",
-    "target_parameters",
-    "trainable_token_indices",
-)
+    "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "layer_replication",
+    "fan_in_fan_out", "lora_bias", "megatron_config", "target_parameters", "trainable_token_indices",
+)  # fmt: skip
 Log = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class _Lora:
-    """Rank, names of the adapted linear layers such as ``q_proj``, and their number, inferred from keys and shapes."""
-
+class _Lora(NamedTuple):
     rank: int
-    targets: tuple[str, ...]
+    targets: tuple[str, ...]  # names of the adapted linear layers, such as ``q_proj``
     num_modules: int
 
 
-@dataclass(frozen=True)
-class _Published:
-    """Weights under the keys of a training checkpoint, and what descriptions beside them record."""
-
-    state: StateDict
+class _Published(NamedTuple):
+    state: StateDict  # under the keys of a training checkpoint
     source: Path
-    lora_alpha: float | None = None
+    lora_alpha: float | None = None  # as described beside the weights, like what follows
     num_attention_heads: int | None = None
     encoder: Path | None = None
 
@@ -129,7 +113,7 @@ def open_published(
         for line in describe_weights(weights.state):
             log(line)
         lora = _find_lora(weights.state)
-        alpha = _choose_alpha(weights, lora, lora_alpha, log) if lora else 1.0
+        alpha = _choose_alpha(weights, lora, lora_alpha, log) if lora else None
         heads = _choose_heads(weights, connector_heads, log)
         with _unpacked(Path(encoder), out) as opened:
             opened_source = str(opened) if opened != Path(encoder) else str(encoder)  # or timm: and its name
@@ -144,8 +128,7 @@ def open_published(
                 base = _add_lora(base, adapter, lora, alpha, weights.source)
             with loading_errors(opened_source, "visual encoder"):
                 visual = load_encoder(opened_source)
-            network = PALLaVAForConditionalGeneration.from_parts(base, visual, opened_connector).eval()
-    return network, processor
+    return PALLaVAForConditionalGeneration.from_parts(base, visual, opened_connector).eval(), processor
 
 
 def describe_weights(state: Mapping[str, Tensor]) -> list[str]:
@@ -153,9 +136,8 @@ def describe_weights(state: Mapping[str, Tensor]) -> list[str]:
     connector = {key for key in state if key.startswith(CONNECTOR_PREFIXES)}
     in_lora = {key for key in state if _LORA.fullmatch(key)}
     left_out = {key for key in connector if key.endswith("embeddings.position_ids")}
-    counts = {
-        "of LoRA": in_lora, "of the connector": connector - left_out, "of other parts": set(state) - connector - in_lora
-    }  # fmt: skip
+    others = set(state) - connector - in_lora
+    counts = {"of LoRA": in_lora, "of the connector": connector - left_out, "of other parts": others}
     parts = [f"{len(keys)} {name}" for name, keys in counts.items() if keys]
     parts += [f"left out: {key}, a buffer that is never read" for key in sorted(left_out)]
     lora = _find_lora(state)
@@ -283,24 +265,22 @@ def _describe_base(llm: str, dtype: torch.dtype | None) -> Any:
     """Build the base language model without its weights."""
     with loading_errors(llm), init_empty_weights(include_buffers=False):
         config = AutoConfig.from_pretrained(llm, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_config(
-            config, torch_dtype=dtype or config.torch_dtype, trust_remote_code=False
-        )
+        dtype = dtype or config.torch_dtype
+        model = AutoModelForCausalLM.from_config(config, torch_dtype=dtype, trust_remote_code=False)
     with contextlib.suppress(OSError):  # the base may have none; what its config says stands then
         model.generation_config = GenerationConfig.from_pretrained(llm)
     return model
 
 
-def _add_lora(base: Any, adapter: StateDict, lora: _Lora | None, alpha: float, source: Path) -> Any:
+def _add_lora(base: Any, adapter: StateDict, lora: _Lora | None, alpha: float | None, source: Path) -> Any:
     if lora is None:
         raise PallavaError(f"'{source}' holds LoRA's matrices B without any A: {shorten(sorted(adapter))}")
     width = max(base.config.hidden_size, base.config.intermediate_size)
     if not 0 < lora.rank <= width:
         raise PallavaError(f"'{source}' has LoRA of rank {lora.rank}, but {base.config.name_or_path} is {width} wide")
+    config = {"r": lora.rank, "lora_alpha": alpha, "target_modules": list(lora.targets), "task_type": "CAUSAL_LM"}
     try:
-        model = add_lora(base, {
-            "r": lora.rank, "lora_alpha": alpha, "target_modules": list(lora.targets), "task_type": "CAUSAL_LM"
-        })  # fmt: skip
+        model = add_lora(base, config)
     except ValueError as error:  # a target that the base has not
         raise PallavaError(f"LoRA of '{source}' does not fit {base.config.name_or_path}: {error}") from None
     expected = {key: value for key, value in model.state_dict().items() if ".lora_" in key}

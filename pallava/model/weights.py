@@ -41,20 +41,13 @@ _IGNORED_GLOBALS = (
     "builtins.getattr",
     "mmengine.logging.history_buffer.HistoryBuffer",
     "mmengine.config.config.ConfigDict",
-    "numpy.dtype",
-    "numpy.ndarray",
-    "numpy._core.multiarray.scalar",
-    "numpy._core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar",
-    "numpy.core.multiarray._reconstruct",
-    "numpy.dtypes.Float64DType",
-    "numpy.dtypes.Float32DType",
-    "numpy.dtypes.Int64DType",
-    "numpy.dtypes.UInt32DType",
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
     "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
     "deepspeed.utils.tensor_fragment.fragment_address",
+    *(f"numpy.{name}" for name in ("dtype", "ndarray")),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("_core", "core") for name in ("scalar", "_reconstruct")),
+    *(f"numpy.dtypes.{name}DType" for name in ("Float64", "Float32", "Int64", "UInt32")),
 )
 _MODEL_STATES = "mp_rank_00_model_states.pt"  # where ZeRO-1 and -2 keep the trained weights whole
 _SAFE_TORCH = (2, 10)  # older weights_only unpicklers could be attacked (CVE-2025-32434 and a later one)
