@@ -1,5 +1,6 @@
 """From a training checkpoint or published weights to the one folder that opens with transformers and pallava alone."""
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -81,17 +82,18 @@ def convert(
     checkpoint, out = Path(checkpoint), Path(out)
     check_out(out, overwrite=overwrite)
     _check_checkpoint(checkpoint, out)
+    is_published = is_archive(checkpoint) or is_published_folder(checkpoint)
+    values = None if is_published else _open_config(checkpoint, config)
     unrecorded: dict[str, Any] = {
         "lora_alpha": lora_alpha, "connector_heads": connector_heads, "prompt_template": prompt_template
     }  # fmt: skip
-    is_published = is_archive(checkpoint) or is_published_folder(checkpoint)
-    values = None if is_published else _open_config(checkpoint, config)
+    writing: dict[str, Any] = {"merge": merge, "dtype": dtype, "max_shard_size": max_shard_size}
     if values is None:
         network, processor = open_published(
             checkpoint, out, llm=llm, visual_encoder=visual_encoder, merge=merge, dtype=dtype, log=log, **unrecorded
         )
         network.config.encoder_source = visual_encoder
-        _write(network, processor, out, PUBLISHED_TRAINING, merge=merge, dtype=dtype, max_shard_size=max_shard_size)
+        _write(network, processor, out, PUBLISHED_TRAINING, **writing)
         return out
     if any(unrecorded.values()):
         raise PallavaError(
@@ -102,10 +104,7 @@ def convert(
     state = read_weights(checkpoint)
     for line in describe_weights(state):
         log(line)
-    convert_run(
-        values, state, out, merge=merge, dtype=dtype, source=checkpoint, max_shard_size=max_shard_size,
-        trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+    convert_run(values, state, out, source=checkpoint, trust_remote_code=trust_remote_code, **writing)
     return out
 
 
@@ -113,12 +112,11 @@ def check_out(out: str | Path, *, overwrite: bool) -> None:
     """Refuse to write a model folder over something else.
 
     Args:
-        out: The folder; one that does not exist or is empty is always right.
+        out: The folder to write.
         overwrite: Whether a model folder may be replaced.
 
     Raises:
-        PallavaError: It is a file, the working directory, something else than a model folder, or a model folder that
-            may not be replaced.
+        PallavaError: It is the working directory, or exists and is not a model folder that may be replaced.
     """
     out = Path(out)
     if out.resolve() == Path.cwd():
@@ -166,8 +164,8 @@ def convert_run(
     load_strictly(network, own, source=source, expected=expected)
     network.config.encoder_source = values["model"]["visual_encoder"].get("source")
     processor = PALLaVAProcessor(
-        _build(dataset.get("image_processor"), trust_remote_code),
-        _build(dataset.get("tokenizer"), trust_remote_code),
+        _build(dataset, "image_processor", trust_remote_code),
+        _build(dataset, "tokenizer", trust_remote_code),
         dataset.get("prompt_template"),
     )
     _write(network, processor, Path(out), describe_run(values), merge=merge, dtype=dtype, **save_kwargs)
@@ -188,19 +186,19 @@ def build_network(model: Mapping[str, Any], *, trust_remote_code: bool = False) 
     """
     if str(model.get("type")).rpartition(".")[2] != "PALLaVAModel":
         raise PallavaError(f"the config's model.type must be PALLaVAModel, got {model.get('type')!r}")
-    llm = _build({"low_cpu_mem_usage": True, **_part(model, "llm")}, trust_remote_code)
-    encoder = _build(_part(model, "visual_encoder"), trust_remote_code)
+    llm = _build(model, "llm", trust_remote_code)
+    encoder = _build(model, "visual_encoder", trust_remote_code)
     connector = _build_connector(model, encoder, llm, trust_remote_code)
     llm.requires_grad_(not model.get("freeze_llm", True))
     encoder.requires_grad_(not model.get("freeze_visual_encoder", True))
     if model.get("llm_lora"):
-        llm = add_lora(llm, _build(_part(model, "llm_lora"), trust_remote_code))
+        llm = add_lora(llm, _build(model, "llm_lora", trust_remote_code))
     layer = model.get("vision_feature_layer", -2)
     return PALLaVAForConditionalGeneration.from_parts(llm, encoder, connector, vision_feature_layer=layer).eval()
 
 
 def _build_connector(model: Mapping[str, Any], encoder: Any, llm: Any, trust_remote_code: bool) -> Any:
-    part = _part(model, "connector") if model.get("connector") else {}
+    part = dict(model.get("connector") or {})
     name = str(part.pop("type", build_connector.__name__))
     if not _is_ours(name, build_connector.__name__):
         part["kind"] = name
@@ -212,30 +210,30 @@ def _build_connector(model: Mapping[str, Any], encoder: Any, llm: Any, trust_rem
 
 # Parts by the end of the name that a config gives them; none of them is imported by that name.
 _PARTS: Mapping[str, Callable[..., Any]] = {
-    "load_llm": load_llm,
+    "load_llm": partial(load_llm, low_cpu_mem_usage=True),
     "load_tokenizer": load_tokenizer,
     "load_encoder": load_encoder,
     "load_plip": load_plip,
     "load_image_processor": load_image_processor,
     "LoraConfig": dict,  # which `add_lora` takes
-    "AutoModelForCausalLM.from_pretrained": partial(load_llm, torch_dtype=None),
+    "AutoModelForCausalLM.from_pretrained": partial(load_llm, low_cpu_mem_usage=True, torch_dtype=None),
     "AutoTokenizer.from_pretrained": load_tokenizer,
 }
 
 
-def _build(part: Any, trust_remote_code: bool) -> Any:
+def _build(parts: Mapping[str, Any], key: str, trust_remote_code: bool) -> Any:
     """Build a part of a config: one of ours, or with the user's consent any other."""
+    part = parts.get(key)
     if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
-        raise PallavaError(f"a part of the config must be an object with a type, got {str(part)[:100]}")
-    options = {key: value for key, value in part.items() if key != "type"}
+        raise PallavaError(f"the config's {key} must be an object with a type, got {str(part)[:100]}")
     if not trust_remote_code and _wants_code(part):
         raise _untrusted("trust_remote_code=True")
+    options = {name: value for name, value in part.items() if name != "type"}
     for name, build in _PARTS.items():
         if _is_ours(part["type"], name):
             return build(**options)
     if not trust_remote_code:
         raise _untrusted(part["type"])
-    options.pop("low_cpu_mem_usage", None)
     return import_name(part["type"])(**options)
 
 
@@ -257,12 +255,6 @@ def _untrusted(name: str) -> PallavaError:
     )
 
 
-def _part(model: Mapping[str, Any], name: str) -> dict[str, Any]:
-    if not isinstance(model.get(name), Mapping):
-        raise PallavaError(f"the config's model.{name} must be an object with a type, got {str(model.get(name))[:100]}")
-    return dict(model[name])
-
-
 def _check_checkpoint(checkpoint: Path, out: Path) -> None:
     if not checkpoint.exists():
         raise PallavaError(f"no weights at '{checkpoint}': the path does not exist; give a checkpoint file or folder")
@@ -276,7 +268,8 @@ def _open_config(checkpoint: Path, config: str | Path | Mapping[str, Any] | None
     if config is None:
         return find_training_config(checkpoint)
     if isinstance(config, Mapping):
-        return dict(config)
+        check_training_config(config, "config")
+        return copy.deepcopy(dict(config))
     if not Path(config).is_file():
         raise PallavaError(f"no config at '{config}'; give the config that the checkpoint was trained with")
     if Path(config).suffix == ".py":
@@ -286,18 +279,14 @@ def _open_config(checkpoint: Path, config: str | Path | Mapping[str, Any] | None
 
 def _set_parts(values: dict[str, Any], llm: str | None, visual_encoder: str | None) -> None:
     """Put the given parts into a config."""
-    check_training_config(values, "config")
-    dataset = dict(values["train_dataloader"]["dataset"])
-    model = dict(values["model"])
-    given = (
-        (llm, "llm", "tokenizer", "pretrained_model_name_or_path"),
-        (visual_encoder, "visual_encoder", "image_processor", "source"),
-    )
-    for value, part, other, key in given:
-        if value is not None:
-            model[part] = {**_part(model, part), key: value}
-            dataset[other] = {**_part(dataset, other), key: value}
-    values["model"], values["train_dataloader"] = model, {**values["train_dataloader"], "dataset": dataset}
+    model, dataset = values["model"], values["train_dataloader"]["dataset"]
+    for value, key, parts in (
+        (llm, "pretrained_model_name_or_path", (model.get("llm"), dataset.get("tokenizer"))),
+        (visual_encoder, "source", (model.get("visual_encoder"), dataset.get("image_processor"))),
+    ):
+        for part in parts:
+            if value is not None and isinstance(part, dict):
+                part[key] = value
 
 
 def _write(
