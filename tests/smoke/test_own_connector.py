@@ -1,7 +1,6 @@
-"""A connector in a file of the user's, outside the package, through every command: the worked example."""
+"""CONTRIBUTING's connector and hook, in files of the user's outside the package, through every command."""
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,23 +8,24 @@ import pytest
 from mmengine.config import Config
 
 from tests.smoke.test_training import environment, read, train
+from tests.test_contributing import BLOCKS
 from tests.tiny.training import save_data, save_parts, write_config
 
 pytestmark = pytest.mark.smoke
-EXAMPLE = Path(__file__).parents[1] / "tiny" / "my_connector.py"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train with the connector, which one line of the config names."""
-    assert len(EXAMPLE.read_text().splitlines()) <= 60
     folder = tmp_path_factory.mktemp("own_connector")
-    shutil.copy(EXAMPLE, folder / "my_connector.py")
+    for name in ("my_connector.py", "my_hook.py"):
+        (folder / name).write_text(BLOCKS[name])
     data = save_data(folder, num_rows=8)
     path = write_config("pallava_instruction_tuning", save_parts(folder), data, folder / "own.py", num_steps=2)
     config = Config.fromfile(path)
     connector = {"type": "my_connector.MyConnector", "width": 20}
     config.model.connector = config.train_dataloader.dataset.connector = connector
+    exec(BLOCKS["in the config"], {"custom_hooks": config.custom_hooks})
     config.dump(path)
     train(path, folder / "run", "--seed", "1024", PYTHONPATH=f"{environment()['PYTHONPATH']}:{folder}")
     return folder
@@ -59,3 +59,8 @@ def test_it_trains_converts_and_opens_again(run: Path) -> None:
         assert "my_connector" in refused.stderr
         assert reason in refused.stderr
         assert refused.stderr.count("\n") == 1
+
+
+def test_the_hook_logs(run: Path) -> None:
+    (scalars,) = (run / "run").rglob("scalars.json")
+    assert all(json.loads(line)["samples_per_second"] > 0 for line in scalars.read_text().splitlines())
