@@ -26,15 +26,26 @@ import argparse
 import os
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from pallava.errors import PallavaError
 
 _FAILED = 2
+_KINDS: dict[str, Any] = {
+    "bool": {"action": "store_true"},
+    "int": {"type": int},
+    "int | None": {"type": int},
+    "Path | None": {"type": Path},
+    "Sequence[str]": {"action": "append"},
+    "str": {},
+    "str | None": {},
+}
+"""What argparse must know of a field, by its type."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments, which are those of the tasks' rows."""
-    from pallava.evaluation.tasks import TASKS, EvaluateOptions
+    from pallava.evaluation.tasks import OPTIONS, TASKS, EvaluateOptions
 
     parser.add_argument("model", help="folder of a model, checkpoint of an encoder, or name that open_clip knows")
     tasks = parser.add_subparsers(dest="task", required=True, metavar=f"{{{','.join(TASKS)}}}")
@@ -47,8 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         names = task.option_names()
         for field in fields(EvaluateOptions):
             if field.name in names:
-                flag = f"--{field.name.replace('_', '-')}"
-                own.add_argument(flag, **{"default": field.default or None, **field.metadata})
+                own.add_argument(
+                    f"--{field.name.replace('_', '-')}", help=OPTIONS[field.name], **_KINDS[str(field.type)]
+                )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,12 @@ def evaluate(model: str | Path, task: str, data: Data, out: str | Path | None = 
     Raises:
         PallavaError: Data, model or options are wrong, or the folder is in use or belongs to another evaluation.
     """
-    paths = {each.name for each in fields(EvaluateOptions) if each.metadata.get("type") is Path}
-    given = EvaluateOptions(**{name: Path(v) if v and name in paths else v for name, v in options.items()})
-    row = _find_task(task)
+    if task not in TASKS:
+        raise PallavaError(f"{task!r} is not a task; choose {', '.join(TASKS)}")
+    row, given = TASKS[task], EvaluateOptions(**options)
+    for name in ("image_folder", "training", "class_set", "exclude"):
+        if value := getattr(given, name):
+            given = replace(given, **{name: Path(value)})
     kind = model_kind(str(model))
     _check(str(model), kind, row, given)
     sources = _name_data([data] if isinstance(data, str | Path) else data)
@@ -96,8 +99,10 @@ def _evaluate_model(
         excluded = read_excluded(options.exclude) if options.exclude else []
         questions, num_excluded = select(data, excluded=excluded, limit=options.limit)
         training = read_training_answers(options.training) if options.training else []
-        settings = processes.agree(lambda: _settings(model, task, options, processes))
-        with _folder(out) as folder, AnswerStore(folder, settings, processes) as store:
+        settings = processes.agree(lambda: _settings(model, task, options) if processes.rank == 0 else {})
+        settings = processes.gather(settings)[0]
+        unwritten = nullcontext() if out else tempfile.TemporaryDirectory(prefix="pallava-")
+        with unwritten as folder, AnswerStore(out or Path(str(folder)), settings, processes) as store:
             answerer = processes.agree(lambda: _load(model, options, settings["max_new_tokens"], processes.local_rank))
             answers = {
                 label: ask(answerer, each, store, options, training=training, processes=processes)
@@ -106,7 +111,7 @@ def _evaluate_model(
         if processes.rank > 0:
             return {}
         results = {label: score(task, each, options) for label, each in answers.items()}
-        report = {"model": model, "task": task.name, "kind": "pallava"}
+        report: dict[str, Any] = {"model": model, "task": task.name, "kind": "pallava"}
         report |= {"settings": {**settings, "num_excluded": num_excluded}, "data": results}
         if out:
             write_answers_report(report, answers, out, task.is_right)
@@ -134,7 +139,7 @@ def ask(
     if options.consistency and (with_image := [item for item in items if item.image]):
         views |= {view.name: (with_image, view) for view in UNCHANGED_MEANING}
     by_view, problems = {}, dict[str, str]()
-    how = {"batch_size": options.batch_size or _QUESTIONS_AT_ONCE, "processes": processes}
+    how: dict[str, Any] = {"batch_size": options.batch_size or _QUESTIONS_AT_ONCE, "processes": processes}
     for name, (chosen, view) in views.items():
         by_view[name], found = ask_all(answerer, chosen, store, view=view, **how)
         problems |= found
@@ -159,12 +164,6 @@ def score(task: Task, answers: AnswerSet, options: EvaluateOptions) -> dict[str,
             answers.by_view[AS_IS], changed, is_right, unopened=answers.problems, seed=options.seed
         )
     return result
-
-
-def _find_task(name: str) -> Task:
-    if name not in TASKS:
-        raise PallavaError(f"{name!r} is not a task; choose {', '.join(TASKS)}")
-    return TASKS[name]
 
 
 def _check(model: str, kind: str, task: Task, options: EvaluateOptions) -> None:
@@ -200,14 +199,14 @@ def _name_data(data: Sequence[str | Path]) -> dict[str, tuple[str, Path]]:
     return named
 
 
-def _settings(model: str, task: Task, options: EvaluateOptions, processes: Processes) -> dict[str, Any]:
-    """Everything that the answers depend on, beside the questions; the first process hashes for all."""
+def _settings(model: str, task: Task, options: EvaluateOptions) -> dict[str, Any]:
+    """Collect what the answers depend on, beside the questions."""
     config = PALLaVAConfig.from_pretrained(model)
     base = (options.base_llm or config.base_llm) if (Path(model) / ADAPTER_FOLDER).is_dir() else None
     return {
         "task": task.name,
-        "model": processes.gather(hash_model(model) if processes.rank == 0 else "")[0],
-        "base_llm": processes.gather(hash_model(base) if base and processes.rank == 0 else "")[0],
+        "model": hash_model(model),
+        "base_llm": hash_model(base) if base else "",
         "max_new_tokens": options.max_new_tokens or task.max_new_tokens,
     }
 
@@ -224,12 +223,3 @@ def _load(model: str, options: EvaluateOptions, max_new_tokens: int, local_rank:
     device = find_device(options.device, local_rank)
     network = PALLaVAForConditionalGeneration.from_pretrained(model, base_llm=options.base_llm)
     return Answerer(network.to(device).eval(), PALLaVAProcessor.from_pretrained(model), max_new_tokens)
-
-
-@contextmanager
-def _folder(out: Path | None) -> Iterator[Path]:
-    if out:
-        yield out
-        return
-    with tempfile.TemporaryDirectory(prefix="pallava-") as folder:
-        yield Path(folder)

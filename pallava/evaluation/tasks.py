@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,65 +26,45 @@ _FOR_ENCODER = {"model_name", "pretrained"}
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Options of an evaluation; the metadata of each is what argparse knows of it."""
+    """Options of an evaluation, which `OPTIONS` describes; None is the default that is given there."""
 
-    split: str | None = field(
-        default=None, metadata={"help": "split of a public set (default: test for questions, else that of the set)"}
-    )
-    image_folder: Path | None = field(
-        default=None,
-        metadata={"help": "folder of the images that a JSONL names (default: its own folder)", "type": Path},
-    )
-    training: Path | None = field(
-        default=None,
-        metadata={"help": "training file, whose most frequent answer to each question is a control", "type": Path},
-    )
-    class_set: Path | None = field(
-        default=None, metadata={"help": "JSON file with names (and templates) of the classes", "type": Path}
-    )
-    template: Sequence[str] = field(
-        default=(),
-        metadata={
-            "help": "sentence with {} for the class, in place of the class set's (repeatable)",
-            "action": "append",
-        },
-    )
-    limit: int | None = field(
-        default=None, metadata={"help": "number of questions to take of each data set (default: all)", "type": int}
-    )
-    exclude: Path | None = field(
-        default=None, metadata={"help": "file of ids to leave out, as `pallava data leak` lists them", "type": Path}
-    )
-    max_new_tokens: int | None = field(
-        default=None,
-        metadata={"help": "maximum length of an answer in tokens (default: 32 to 256, by task)", "type": int},
-    )
-    consistency: bool = field(
-        default=False,
-        metadata={"help": "also ask about scaled, turned, flipped and stain-shifted images", "action": "store_true"},
-    )
-    without_shuffled: bool = field(
-        default=False, metadata={"help": "leave out the control with other questions' images", "action": "store_true"}
-    )
-    base_llm: str | None = field(
-        default=None,
-        metadata={"help": "base language model of a folder with an adapter (default: that of its training)"},
-    )
-    model_name: str | None = field(
-        default=None, metadata={"help": "open_clip's name of a checkpoint's model, or a JSON description"}
-    )
-    pretrained: str | None = field(default=None, metadata={"help": "open_clip's name of the weights of a named model"})
-    batch_size: int | None = field(
-        default=None,
-        metadata={"help": "questions (default: 16) or images of an encoder (default: 64) at once", "type": int},
-    )
-    seed: int = field(
-        default=0,
-        metadata={"help": "seed of the bootstrap and of the order of shuffled images (default: 0)", "type": int},
-    )
-    device: str = field(
-        default="auto", metadata={"help": "device: auto (a GPU if available), cpu, cuda, ... (default: auto)"}
-    )
+    split: str | None = None
+    image_folder: Path | None = None
+    training: Path | None = None
+    class_set: Path | None = None
+    template: Sequence[str] = ()
+    limit: int | None = None
+    exclude: Path | None = None
+    max_new_tokens: int | None = None
+    consistency: bool = False
+    without_shuffled: bool = False
+    base_llm: str | None = None
+    model_name: str | None = None
+    pretrained: str | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    device: str = "auto"
+
+
+OPTIONS = {
+    "split": "split of a public set (default: test for questions, else that of the set)",
+    "image_folder": "folder of the images that a JSONL names (default: its own folder)",
+    "training": "training file, whose most frequent answer to each question is a control",
+    "class_set": "JSON file with names (and templates) of the classes",
+    "template": "sentence with {} for the class, in place of the class set's (encoders only; repeatable)",
+    "limit": "number of questions to take of each data set (default: all)",
+    "exclude": "file of ids to leave out, as `pallava data leak` lists them",
+    "max_new_tokens": "maximum length of an answer in tokens (default: 32 to 256, by task)",
+    "consistency": "also ask about scaled, turned, flipped and stain-shifted images",
+    "without_shuffled": "leave out the control with other questions' images",
+    "base_llm": "base language model of a folder with an adapter (default: that of its training)",
+    "model_name": "open_clip's name of a checkpoint's model, or a JSON description",
+    "pretrained": "open_clip's name of the weights of a named model",
+    "batch_size": "questions (default: 16) or images of an encoder (default: 64) at once",
+    "seed": "seed of the bootstrap and of the order of shuffled images (default: 0)",
+    "device": "device: auto (a GPU if available), cpu, cuda, ... (default: auto)",
+}
+"""Help text of each field of `EvaluateOptions`."""
 
 
 def _as_read(item: Item, questions: Questions) -> str:
@@ -143,7 +123,7 @@ class Task:
 
 
 def _read_captions(path: Path, source: str, options: EvaluateOptions) -> Questions:
-    """The first caption of each image as reference."""
+    """Read captions; the first of each image is its reference."""
     data = _read_pairs(path, source, options)
     first: dict[Path, Item] = {}
     for image, caption, item_id in zip(data.images, data.captions, data.ids, strict=True):
@@ -154,7 +134,7 @@ def _read_captions(path: Path, source: str, options: EvaluateOptions) -> Questio
 
 
 def _read_classes(path: Path, source: str, options: EvaluateOptions) -> Questions:
-    """The label of each image as reference."""
+    """Read images with classes; the label of each is its reference."""
     class_set = read_class_set(options.class_set) if options.class_set else None
     data = read_labelled(path, source, class_set=class_set, templates=options.template, split=options.split)
     labels = data.class_set.labels

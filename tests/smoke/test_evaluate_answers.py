@@ -21,8 +21,10 @@ import pallava
 from pallava.cli import main
 from pallava.evaluation.answers.generation import Answerer
 from pallava.evaluation.answers.items import read_predictions
+from pallava.evaluation.run import hash_model
 from pallava.io.store import Store
 from tests.evaluation.test_tasks import save_pathvqa, save_pmc_vqa, write_lines
+from tests.tiny import folders as tiny_folders
 from tests.tiny.answering_model import write_model, write_questions
 from tests.tiny.clips import write_classes
 
@@ -173,6 +175,19 @@ def test_a_mistake_in_two_processes_is_one_sentence(work: Path, whole: dict[str,
     assert process.returncode == 2
     assert errors.count("error: ") == 1
     assert "Traceback" not in errors
+
+
+def test_an_adapter_beside_a_base_that_moved(work: Path, capsys: pytest.CaptureFixture[str]):
+    parts = tiny_folders.save_parts(work / "parts")
+    model = tiny_folders.build(parts, tiny_folders.open_llm(parts, has_lora=True))
+    tiny_folders.save(parts, model, work / "adapted")
+    Path(parts["llm"]).rename(work / "moved")
+    command = ["evaluate", "adapted", "custom", "--data", "data/questions.jsonl", "--limit", "3", "--out", "beside"]
+    assert main([*command, "--max-new-tokens", "4"]) == 2
+    assert str(parts["llm"]) in capsys.readouterr().err
+    assert main([*command, "--max-new-tokens", "4", "--base-llm", "moved"]) == 0
+    settings = json.loads((work / "beside" / "results.json").read_text())["settings"]
+    assert settings["base_llm"] == hash_model("moved") != settings["model"]
 
 
 def test_questions_with_everything(work: Path, capsys: pytest.CaptureFixture[str]):

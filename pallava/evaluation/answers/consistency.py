@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from PIL import Image
 
 from pallava.evaluation.answers.items import AS_IS, Answer, Item
-from pallava.evaluation.statistics import NUM_RESAMPLES, estimate_means
+from pallava.evaluation.statistics import estimate_means
 from pallava.transforms import ImageChange, resizing, shift_stains, turning
 
 _NO_WORD = re.compile(r"[\W_]+")
 _SAME = "share of answers that equal the one on the unchanged image, case and punctuation aside"
 _RIGHT = "share of right answers"
+_RIGHT_ON_CHANGED = "share of right answers on the changed image"
 
 IsRight = Callable[[Answer], bool]
 
@@ -74,8 +75,7 @@ def score_consistency(
     is_right: IsRight | None = None,
     *,
     unopened: Collection[str] = (),
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
+    **bootstrap: int,
 ) -> dict[str, Any]:
     """Compare answers about changed images with those about the unchanged ones.
 
@@ -84,15 +84,13 @@ def score_consistency(
         changed: By the name of the change, answers to the same questions about changed images; some may be missing.
         is_right: Whether an answer is right; None if answers are neither right nor wrong.
         unopened: Images that cannot be opened; their questions are left out.
-        num_resamples: Number of resamples of the bootstrap, which draws images with all their questions.
-        seed: Seed of the bootstrap.
+        bootstrap: ``num_resamples`` and ``seed`` of the bootstrap, which draws images with all their questions.
 
     Returns:
         ``same`` and, with `is_right`, ``accuracy``: estimates as `share` returns them by the name of the change,
         ``unchanged`` and ``all`` among them. ``num_empty`` counts the empty answers of each, ``num_left_out`` the
         questions that are left out.
     """
-    how = {"num_resamples": num_resamples, "seed": seed}
     answers = {
         name: [each for each in given if each.item.image not in unopened]
         for name, given in {"unchanged": as_is, **changed}.items()
@@ -102,11 +100,13 @@ def score_consistency(
     equal: dict[str, bool] = {}  # by id, whether the answers under all changes are the same
     for name in changed:
         values = [_words(each.text) == before[each.item.id] for each in answers[name]]
-        same[name] = share(values, answers[name], _SAME, **how)
+        same[name] = share(values, answers[name], _SAME, **bootstrap)
         for each, is_same in zip(answers[name], values, strict=True):
             equal[each.item.id] = equal.get(each.item.id, True) and is_same
     repeated = [each for each in answers["unchanged"] if each.item.id in equal]
-    same["all"] = share([equal[each.item.id] for each in repeated], repeated, f"{_SAME}, under every change", **how)
+    same["all"] = share(
+        [equal[each.item.id] for each in repeated], repeated, f"{_SAME}, under every change", **bootstrap
+    )
     result = {
         "same": same,
         "num_empty": {name: sum(not each.text.strip() for each in given) for name, given in answers.items()},
@@ -115,43 +115,40 @@ def score_consistency(
     if is_right is not None:
         result["accuracy"] = {
             name: share(
-                map(is_right, given), given, f"{_RIGHT} on the changed image" if name in changed else _RIGHT, **how
+                map(is_right, given),
+                given,
+                f"{_RIGHT} on the changed image" if name in changed else _RIGHT,
+                **bootstrap,
             )
             for name, given in answers.items()
         }
     return result
 
 
-def share(
-    values: Any, answers: Sequence[Answer], definition: str, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> dict[str, Any]:
+def share(values: Iterable[bool], answers: Sequence[Answer], definition: str, **bootstrap: int) -> dict[str, Any]:
     """Return a share with its bootstrap interval, for which images are drawn with all their questions.
 
     Args:
         values: A boolean for each answer.
         answers: The answers, whose images count.
         definition: The share in words.
-        num_resamples: Number of resamples of the bootstrap.
-        seed: Seed of the bootstrap.
+        bootstrap: ``num_resamples`` and ``seed`` of the bootstrap.
 
     Returns:
         ``value``, ``low``, ``high`` (NaN without answers), ``count``, ``definition``.
     """
     images = [each.item.image for each in answers]
-    (estimate,) = estimate_means([list(values)], images, num_resamples=num_resamples, seed=seed)
+    (estimate,) = estimate_means([list(values)], images, **bootstrap)
     return {**asdict(estimate), "count": len(images), "definition": definition}
 
 
-def share_by_group(
-    answers: Sequence[Answer], is_right: IsRight, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> dict[str, Any]:
+def share_by_group(answers: Sequence[Answer], is_right: IsRight, **bootstrap: int) -> dict[str, Any]:
     """Return the share of right answers in each group, in the order of the groups' first answers."""
     groups: dict[str, list[Answer]] = {}
     for each in answers:
         if each.item.group:
             groups.setdefault(each.item.group, []).append(each)
-    how = {"num_resamples": num_resamples, "seed": seed}
-    return {name: share(map(is_right, own), own, _RIGHT, **how) for name, own in groups.items()}
+    return {name: share(map(is_right, own), own, _RIGHT, **bootstrap) for name, own in groups.items()}
 
 
 def _words(answer: str) -> str:

@@ -184,7 +184,7 @@ def _bare(answer: str) -> str:
 
 
 def _letter(answer: str, choices: Sequence[str]) -> str:
-    """The letter of the right choice, which a record gives by its letter or its text."""
+    """Return the letter of the right choice, which a record gives by its letter or its text."""
     letters = CHOICE_LETTERS[: len(choices)]
     named = [letter for letter, text in zip(letters, choices, strict=False) if _bare(text) == _bare(answer)]
     if len(named) == 1:
@@ -195,7 +195,7 @@ def _letter(answer: str, choices: Sequence[str]) -> str:
 
 
 def _unique(ids: Sequence[str]) -> list[str]:
-    """Number ids that come again, such that each is unlike all others."""
+    """Add a number to ids that come again, such that all ids differ."""
     taken, count, unique = set(ids), Counter[str](), []
     for each in ids:
         count[each] += 1

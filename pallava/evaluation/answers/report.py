@@ -130,8 +130,8 @@ def _page(report: Mapping[str, Any], answers: Mapping[str, AnswerSet], is_right:
     )
     parts.append(grid([_sample(answer, questions, is_right) for answer, questions in evenly]))
     settings = [[name.replace("_", " "), str(value)] for name, value in report["settings"].items()]
-    shown = [heading("Settings"), Table("", ["setting", "value"], settings, is_text=True).to_html()]
-    return page(title, [*parts, *shared.definitions(report), *shown])
+    parts += [*shared.definitions(report), heading("Settings")]
+    return page(title, [*parts, Table("", ["setting", "value"], settings, is_text=True).to_html()])
 
 
 def _sample(answer: Answer, questions: Questions, is_right: Rule | None) -> str:

@@ -259,7 +259,7 @@ def _whole(text: str, names: Names) -> set[int]:
 
 
 def _labelled(text: str, names: Names) -> set[int]:
-    """A letter in front of a line, or of a colon, and what stands behind it if that is the text of an option."""
+    """Find letters in front of a line or a colon, and texts of options behind them."""
     found: set[int] = set()
     for match in _LABEL.finditer(text):
         if number := _numbers([match[1]], names):
@@ -268,7 +268,7 @@ def _labelled(text: str, names: Names) -> set[int]:
 
 
 def _stated(text: str, names: Names) -> set[int]:
-    """A letter of which the sentence says that it is the answer."""
+    """Find letters of which a sentence says that they are the answer."""
     for patterns in _STATEMENTS:
         letters = []
         for match in (match for pattern in patterns for match in pattern.finditer(text)):

@@ -253,7 +253,7 @@ def _majority(answers: Sequence[Answer]) -> list[Answer]:
 
 
 def _from_training(answers: Sequence[Answer], training: Sequence[tuple[str, str]]) -> list[Answer]:
-    """The same questions answered as the training set answers them most often; none without such a set."""
+    """Answer each question as the training set answers it most often."""
     if not training:
         return []
     kinds = [_kind_of(answer) for _, answer in training]
@@ -269,7 +269,7 @@ def _from_training(answers: Sequence[Answer], training: Sequence[tuple[str, str]
 
 
 def _kind_of(answer: str) -> Kind:
-    """The kind of question that has such an answer; training pairs do not record it."""
+    """Guess the kind of a question from its answer, since training pairs do not record it."""
     form = published_form(answer)
     if form in ("yes", "no"):
         return "closed"

@@ -214,7 +214,7 @@ def as_candidate(answer: Answer) -> Candidate:
 
 
 def _reference(item: Item) -> str:
-    """The right answer in words: of lettered choices, the letter with its text."""
+    """Return the right answer in words: for a lettered choice, the letter with its text."""
     number = CHOICE_LETTERS.find(item.reference) if item.kind == "choice" and item.reference else -1
     return f"{item.reference}: {item.choices[number]}" if 0 <= number < len(item.choices) else item.reference
 
@@ -234,7 +234,7 @@ def _estimates(generated: list[str], references: list[str], num_resamples: int, 
 
 
 def _ngrams(generated: list[str], references: list[str]) -> Floats:
-    """What BLEU adds up over captions, (N, 10): matches of 1 to 4 words in a row, as many totals, both lengths."""
+    """Count what BLEU adds up over captions, (N, 10): matches of 1 to 4 words, as many totals, both lengths."""
     from sacrebleu.metrics import BLEU
 
     bleu = BLEU(lowercase=True, tokenize="13a", effective_order=True)  # for a sentence, of which only counts are used
