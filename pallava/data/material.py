@@ -91,30 +91,36 @@ def add_columns_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_columns(text: str | None) -> dict[str, str]:
-    """Return the value of ``--columns`` as a mapping.
+def read_columns(given: str | Mapping[str, str] | None) -> dict[str, str]:
+    """Return the value of ``--columns``, or columns given in Python, as a dictionary.
 
     Raises:
-        PallavaError: A part is not KEY=COLUMN.
+        PallavaError: A part of the text is not KEY=COLUMN.
     """
+    if not isinstance(given, str):
+        return dict(given or {})
     columns: dict[str, str] = {}
-    for part in (text or "").split(",") if text else ():
+    for part in given.split(","):
         key, equals, column = map(str.strip, part.partition("="))
         if not (key and equals and column) or key in columns:
-            raise PallavaError(f"--columns must be KEY=COLUMN,... with each key once, got {part!r} in {text!r}")
+            raise PallavaError(f"--columns must be KEY=COLUMN,... with each key once, got {part!r} in {given!r}")
         columns[key] = column
     return columns
 
 
 def read_sources(
-    sources: Sequence[str], splits: Sequence[str] = (), columns: str | None = None, *, default_split: str | None = None
+    sources: Sequence[str],
+    splits: Sequence[str] = (),
+    columns: str | Mapping[str, str] | None = None,
+    *,
+    default_split: str | None = None,
 ) -> list[SourceSpec]:
     """Return the data sets that the options of `add_source_options` name.
 
     Args:
         sources: Values of ``--source``.
         splits: Values of ``--split``.
-        columns: Value of ``--columns``.
+        columns: Value of ``--columns``, or a mapping.
         default_split: Split of the sets that always have it, unless ``--split`` names another.
 
     Raises:
@@ -139,7 +145,7 @@ def read_source(
     text: str,
     *,
     split: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: str | Mapping[str, str] | None = None,
     default_split: str | None = None,
 ) -> SourceSpec:
     """Return the data set that one value names: NAME=ROOT, or the path of a file.
@@ -157,7 +163,7 @@ def read_source(
     if equals and root and name in SOURCES:
         reader = SOURCES[name]
         usual = default_split if default_split in reader.splits else None
-        return SourceSpec(name, root, split or usual, dict(columns or {}) if reader.takes_columns else {})
+        return SourceSpec(name, root, split or usual, read_columns(columns) if reader.takes_columns else {})
     if Path(text).is_file():
         return SourceSpec("", text)
     if equals and name:

@@ -59,10 +59,15 @@ def test_wrong_options(sources, splits, columns, found: str) -> None:
         read_sources(sources, splits, columns)
 
 
-@pytest.mark.parametrize("text", ["image", "image=", "=a", "image=a,", "image=a,image=b"])
+@pytest.mark.parametrize("text", ["", "image", "image=", "=a", "image=a,", "image=a,image=b"])
 def test_wrong_columns(text: str) -> None:
     with pytest.raises(PallavaError, match="KEY=COLUMN"):
         read_columns(text)
+
+
+def test_columns_in_python() -> None:
+    assert read_columns(COLUMNS) == read_columns("image=file, caption=text") == COLUMNS
+    assert read_columns(None) == {}
 
 
 def test_three_kinds_of_records(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def clean(
     out: str | Path,
     *,
     splits: Sequence[str] = (),
-    columns: str | None = None,
+    columns: str | Mapping[str, str] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Drop what does not belong into training from data sets; an unfinished run in the output folder is resumed.
@@ -43,7 +43,7 @@ def clean(
         sources: "NAME=ROOT" of each source, such as "quilt-1m=/data/quilt".
         out: Output folder.
         splits: The split to read: "SPLIT" for all sources, or "NAME=SPLIT" for one.
-        columns: Columns of a table, such as "image=file,caption=text".
+        columns: Columns of a table, such as {"image": "file", "caption": "text"}.
         settings: Further settings by name, see `CleanSettings`; None means the default.
 
     Returns:
