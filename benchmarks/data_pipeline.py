@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How fast are the readers, the image filter and tools/dataformat.py, and how much memory do they take?
 
-All data are synthetic and lie in a temporary folder (3 GB at full size). Each measurement is a process of its own, so
+All data are synthetic and in a temporary folder (3 GB at full size). Each measurement is a process of its own, so
 that its peak memory is its own. Seconds are those of the processor where one process works, and those of the clock for
 the two ways of writing a training file, which run in turns. The published way is re-stated here: it opens each picture
 with Pillow, appends to a list, and writes at the end.
@@ -49,9 +49,11 @@ _QUILT_HEADER = (
 
 
 def main() -> int:
-    """Measures everything and prints tables; 1 if a promise is not kept."""
+    """Measure everything and print tables; return 1 if a promise is not kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="a hundredth of the size; its times say nothing")
+    parser.add_argument(
+        "--small", action="store_true", help="hundredth of the size, for a test; its times mean nothing"
+    )
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
@@ -70,16 +72,16 @@ def main() -> int:
 
 
 def compare_readers(folder: Path, sizes: list[int]) -> bool:
-    """Reads each set and counts words, at each size."""
+    """Read each set and count words, at each size."""
     results = {name: [_read_rows(folder, name, size) for size in sizes] for name in ("quilt-1m", "pubmedvision")}
     _print_rows("read and count words", results)
-    is_linear = [_is_linear(name, each) for name, each in results.items()]  # all are told
+    is_linear = [_is_linear(name, each) for name, each in results.items()]  # a list, to print all
     print()
     return all(is_linear)
 
 
 def measure_duplicates(sizes: list[int]) -> None:
-    """Looks for duplicates among hashes as pictures have them, a fifth of which repeat another or nearly so."""
+    """Search for duplicates among hashes like those of images, a fifth of which repeat another or nearly so."""
     _print_rows("duplicates filter", {"hashes": [_child("duplicates", str(size)) for size in sizes]})
     print()
 
@@ -104,7 +106,7 @@ def _print_rows(title: str, results: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def _is_linear(name: str, results: list[dict[str, Any]]) -> bool:
-    """Prints whether a row takes as long at the last size as at the first, and memory stays flat."""
+    """Print whether a row takes as long at the last size as at the first, and memory stays flat."""
     per_row = [each["seconds"] / each["num_rows"] for each in results]
     peaks = [each["peak_mb"] for each in results]
     promises = {
@@ -112,13 +114,13 @@ def _is_linear(name: str, results: list[dict[str, Any]]) -> bool:
         f"memory grows by at most {MAX_MEMORY_GROWTH_MB} MB": peaks[-1] - peaks[0] <= MAX_MEMORY_GROWTH_MB,
         f"memory below {MAX_MEMORY_MB} MB": max(peaks) < MAX_MEMORY_MB,
     }
-    told = [f"{promise}: {'yes' if is_kept else 'NO'}" for promise, is_kept in promises.items()]
-    print(f"{name}: {'; '.join(told)}")
+    answers = [f"{promise}: {'yes' if is_kept else 'NO'}" for promise, is_kept in promises.items()]
+    print(f"{name}: {'; '.join(answers)}")
     return all(promises.values())
 
 
 def measure_images(folder: Path, num_images: int) -> None:
-    """Runs the image filter in one process: hash of the file, full decoding, background, perceptual hash."""
+    """Run the image filter in one process: hash of the file, full decoding, background, perceptual hash."""
     root = folder / "checked"
     _child("make-images", str(root), str(num_images), "800", "600")
     result = _child("check", str(root))
@@ -127,7 +129,7 @@ def measure_images(folder: Path, num_images: int) -> None:
 
 
 def compare_dataformat(folder: Path, num_images: int) -> bool:
-    """Writes the same training rows in the published way and by the tool, in turns."""
+    """Write the same training rows in the published way and by the tool, in turns."""
     root = folder / "pictures"
     _child("make-images", str(root), str(num_images), "192", "144")
     pairs = root / "pairs.json"
@@ -230,7 +232,7 @@ def _sentence(draw: random.Random, number: int) -> str:
 
 
 def _make_images(root: str, num_images: str, width: str, height: str) -> dict[str, Any]:
-    """Writes a few different pictures many times, each a file of its own, and a list of captions."""
+    """Write a few different images many times, each to a file of its own, and a list of captions."""
     import io
 
     import numpy as np
@@ -292,7 +294,7 @@ def _duplicates(num_rows: str) -> dict[str, Any]:
 
 
 def _hashes(draw: Any, count: int) -> list[int]:
-    """What imagehash would make of pictures whose detail fades with its fineness: half of the bits are ones.
+    """Draw hashes of images whose detail fades with its fineness: half of the bits are ones.
 
     A fifth are another one of these again, with a little noise as of JPEG.
     """

@@ -25,7 +25,7 @@ _HOMES = {
     "register_encoder": "pallava.model",
     "register_source": "pallava.data.sources",
     "register_task": "pallava.evaluation",
-    "write_training_file": "pallava.data",
+    "write_training_file": "pallava.data.training_file",
 }
 
 __all__ = sorted(_HOMES)
