@@ -174,7 +174,7 @@ class Endpoint:
             )
 
     def _trouble_after(self, answer: Answer, request: Request) -> PallavaError | None:
-        """Count an answer; return an error once there are too many failures to continue."""
+        """Count an answer; return an error after too many failures to continue."""
         if isinstance(answer, Reply):
             self._num_replies, self._num_failures_in_a_row = self._num_replies + 1, 0
             return None
@@ -217,7 +217,7 @@ class Endpoint:
             )
             return Reply(completion.choices[0].message.content or "")
         except openai.NotFoundError as error:
-            raise PallavaError(f"{self.base_url} has no model '{self.model}' ({error}); {self._models()}") from None
+            raise PallavaError(f"{self} is not available ({error}); {self._models()}") from None
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise PallavaError(f"{self} does not accept the key ({error}); set PALLAVA_API_KEY") from None
         except openai.APITimeoutError:

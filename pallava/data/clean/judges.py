@@ -65,7 +65,7 @@ class PathologyClip(Filter):
         """
         if not pretrained and not model_name.startswith(_NAMES_WITH_WEIGHTS):
             raise PallavaError(
-                f"the CLIP '{model_name}' has no weights; name a tag of open_clip.list_pretrained(), or a checkpoint"
+                f"the CLIP '{model_name}' needs weights (--pretrained): a tag of open_clip's, or a checkpoint"
             )
         if not 0 <= threshold <= 1:
             raise PallavaError(f"the threshold of the CLIP judge must be between 0 and 1, got {threshold}")

@@ -77,7 +77,7 @@ class Pipeline:
                         each.survey(candidate)
 
     def judge(self) -> None:
-        """Score what has no findings yet, and store them batch by batch.
+        """Compute the findings that are missing, and store them batch by batch.
 
         Raises:
             PallavaError: A source or a filter fails, or, at the end, some requests were not answered and their
@@ -138,8 +138,8 @@ class Pipeline:
         elif missing and not (self._drop_unanswered and each.is_costly):
             first = next(iter(missing.values()))
             raise PallavaError(
-                f"'{first.path}' ({first.record.source} {first.record.id}) has no findings of the filter "
-                f"'{each.name}': images or records changed since they were judged; run `pallava data clean` again"
+                f"the filter '{each.name}' has not judged '{first.path}' ({first.record.source} {first.record.id}): "
+                "images or records changed while the command ran; run `pallava data clean` again"
             )
         return [found.get(key) for key in keys]
 

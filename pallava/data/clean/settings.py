@@ -94,7 +94,7 @@ class CleanSettings:
             if (judge := values.get(name, known[0])) not in known:
                 raise PallavaError(f"'{judge}' is not a judge of {name}; choose from {', '.join(known)}")
             if values.get(name, "none") != "none" and name not in filters:
-                raise PallavaError(f"the judge '{judge}' has no effect: add {name} to the filters (--filters)")
+                raise PallavaError(f"the judge '{judge}' is not used: add {name} to the filters (--filters)")
         specs = (replace(each, root=_absolute(each.root)) for each in sources)
         return cls(tuple(specs), filters=filters, **values)
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from pallava.cli import main
 from pallava.data.clean.filters import Candidate, Filter
 from pallava.data.clean.judges import PathologyClip
 from pallava.data.sources.base import Pair
@@ -24,6 +25,7 @@ from pallava.demo.micrographs import draw, random_facts
 from pallava.errors import PallavaError
 from pallava.images import open_image
 from pallava.judging.prompts import OTHER_CAPTIONS, PATHOLOGY_CAPTIONS
+from tests.tiny.records import save_pairs
 
 PICTURES = Path(skimage.__file__).parent / "data"  # those that its wheel carries
 CAPTIONS = [*PATHOLOGY_CAPTIONS, *OTHER_CAPTIONS]
@@ -164,6 +166,20 @@ def test_scores_do_not_depend_on_the_batch_and_the_threshold_judges_nothing(trai
     assert (verdict.keep, verdict.reason, verdict.score) == (False, "not_pathology", 0.5)
 
 
+@pytest.mark.parametrize(("threshold", "num_kept"), [("0", 3), ("1", 0)])
+def test_the_command_takes_it(trained: Trained, tmp_path: Path, threshold: str, num_kept: int) -> None:
+    tree = save_pairs(tmp_path / "tree", 3)
+    words = ["--pathology", "clip", "--model-name", NAME, "--pretrained", str(trained.weights), "--workers", "1"]
+    out, source = tmp_path / "out", f"pairs={tree}"
+    assert main(["data", "clean", str(out), "--source", source, *words, "--clip-threshold", threshold]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["num_kept"] == num_kept
+    assert summary["settings"]["pretrained"] == str(trained.weights)
+    dropped = [json.loads(line) for line in (out / "dropped.jsonl").read_text().splitlines()]
+    assert [each["reason"] for each in dropped] == ["not_pathology"] * (3 - num_kept)
+    assert all(0 < each["score"] < 1 for each in dropped)
+
+
 def test_an_image_that_cannot_be_opened_is_dropped_and_loses_no_other(trained: Trained) -> None:
     some = items([Image.new("RGB", (50, 50))] * 3, trained.folder / "broken")
     some[1].path.write_bytes(b"no picture")
@@ -203,7 +219,7 @@ def test_a_checkpoint_runs_no_code(trained: Trained, tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("ViT-B-16",), "has no weights"),
+        (("ViT-B-16",), "ViT-B-16.*weights"),
         (("ViT-B-16", "no-such-tag"), "cannot load.*'ViT-B-16'.*'no-such-tag'"),
         (("no-such-model", "openai"), "cannot load.*'no-such-model'"),
     ],

@@ -117,7 +117,7 @@ def test_unanswered_requests_are_told_at_the_end(store, source):
     with pytest.raises(PallavaError, match=r"some failed.*1 more"):
         judge(store, source, broken)
     assert len(broken.asked) == 288, "the other batches were not asked"
-    with pytest.raises(PallavaError, match="no findings"):
+    with pytest.raises(PallavaError, match="has not judged"):
         decisions(store, source, [broken])
     again = Judge()
     judge(store, source, again)

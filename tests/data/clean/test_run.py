@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import pallava
 from pallava.cli import main
 from pallava.data.clean.pipeline import Pipeline
 from pallava.data.clean.run import clean, write_outcomes
@@ -84,6 +85,15 @@ def test_three_sources(sources, trees, tmp_path):
     assert kept[0]["scores"]["words"] == 25
 
 
+def test_the_python_interface(sources, tmp_path):
+    assert pallava.clean is clean
+    with pytest.raises(PallavaError, match="'webs'.*metadata, clip"):
+        clean(sources, tmp_path / "out", pathology="webs")
+    with pytest.raises(TypeError, match="min_word"):
+        clean(sources, tmp_path / "out", min_word=3)
+    assert not (tmp_path / "out").exists()
+
+
 def test_again_with_another_threshold(sources, tmp_path, monkeypatch):
     clean(sources, tmp_path)
     monkeypatch.setattr("pallava.data.clean.image_check.check_image", None)  # fails where it is called
@@ -101,7 +111,7 @@ def test_an_image_that_changes_between_judging_and_deciding(tmp_path, monkeypatc
         save_picture(tree / "0.png", 77, (50, 40))
 
     monkeypatch.setattr(Pipeline, "judge", judge_and_change)
-    with pytest.raises(PallavaError, match=r"0\.png.*image.*run `pallava data clean` again"):
+    with pytest.raises(PallavaError, match=r"'image'.*0\.png.*run `pallava data clean` again"):
         clean([f"pairs={tree}"], tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["scores.sqlite"]
 
@@ -269,8 +279,9 @@ def test_the_policy_for_rows_with_several_images_is_recorded(tmp_path, policy, n
         ("--source quilt-1m={t}/b/quilt --filters published-index", "go together"),
         ("--source quilt-1m={t}/b/quilt --published-index {t}/none", "cannot read the list"),
         ("--source quilt-1m={t}/b/quilt --pathology clip", "--model-name"),
-        ("--source quilt-1m={t}/b/quilt --pathology clip --model-name ViT-B-16", "no weights"),
+        ("--source quilt-1m={t}/b/quilt --pathology clip --model-name ViT-B-16", "needs weights"),
         ("--source quilt-1m={t}/b/quilt --pathology endpoint", "--pathology-url"),
+        ("--source quilt-1m={t}/b/quilt --pathology endpoint --pathology-url http://x", "--pathology-model"),
         ("--source quilt-1m={t}/b/quilt --species endpoint --species-url http://x", "--species-model"),
         ("--source quilt-1m={t}/b/quilt --filters words --species rules", "add species"),
         (f"--source quilt-1m={{t}}/b/quilt {ENDPOINT} --concurrency 0", "concurrency"),
