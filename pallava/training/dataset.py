@@ -67,7 +67,7 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         cache_dir: str | Path | None = None,
         connector: Mapping[str, Any] | None = None,
     ) -> None:
-        connects = connector_settings(connector and dict(connector))
+        connects = connector_settings(connector)
         num_visual_tokens = _count_visual_tokens(image_processor, num_visual_tokens, connects)
         tokenizer, image_processor = build(tokenizer), build(image_processor)
         settings = EncodingSettings.make(tokenizer, prompt_template, context_length, num_visual_tokens)

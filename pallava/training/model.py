@@ -29,7 +29,7 @@ Part = dict[str, Any]
 """A part of the model as a config names it: ``dict(type=..., ...)``."""
 
 
-def connector_settings(part: Part | None) -> ConnectorConfig:
+def connector_settings(part: Mapping[str, Any] | None) -> ConnectorConfig:
     """Return the configuration of a connector's part before its widths are known, for the data set.
 
     Args:
@@ -44,7 +44,7 @@ def connector_settings(part: Part | None) -> ConnectorConfig:
     return connector_class.config_class(**sizes)
 
 
-def _connector_arguments(part: Part | None) -> Part:
+def _connector_arguments(part: Mapping[str, Any] | None) -> Part:
     """Return the arguments of `build_connector`: a part's type may be that function, or a kind of connector."""
     arguments = dict(part or {})
     kind = arguments.pop("type", build_connector)
