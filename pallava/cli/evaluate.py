@@ -16,6 +16,7 @@ Examples:
   pallava evaluate pa-llava pathvqa --data PathVQA --exclude leak.exclude.txt --training instruction.jsonl
   pallava evaluate pa-llava pmc-vqa --data PMC-VQA --split test_clean --batch-size 32
   pallava evaluate pa-llava custom --data questions.jsonl --consistency --out mine
+  pallava evaluate pa-llava custom --data csv=mine.csv --columns image=file,question=asked,answer=said
   pallava evaluate pa-llava zero-shot --data bach=BACH --out bach
   pallava evaluate plip zero-shot --data bach=BACH --data nct-crc-he=CRC-VAL-HE-7K --out evaluation
   pallava evaluate epoch_10.pt zero-shot --model-name ViT-B-16-quickgelu --data tissue --template "an H&E image of {}."
@@ -39,6 +40,7 @@ _KINDS: dict[str, Any] = {
     "Sequence[str]": {"action": "append"},
     "str": {},
     "str | None": {},
+    "str | Mapping[str, str] | None": {"metavar": "KEY=COLUMN,..."},
 }
 """What argparse must know of a field, by its type."""
 

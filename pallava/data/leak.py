@@ -205,7 +205,7 @@ _PROMPTS = frozenset(map(normalize_question, CAPTION_PROMPTS))
 
 
 def audit_rows(records: Records) -> Iterator[AuditRow]:
-    """Yield the rows; a caption has no question, and ids of several sources in one file name theirs."""
+    """Yield the rows; a caption asks nothing, and ids of several sources in one file name theirs."""
     has_several = len(records.names) > 1
     for record, path in records:
         if isinstance(record, Conversation):

@@ -23,6 +23,9 @@ from pallava.io.records import Entry, RecordFile
 SUMMARY_NAME = "summary.json"
 """Name of the file that cleaning writes beside the kept records."""
 
+COLUMNS_HELP = "columns of csv=FILE: image=COLUMN,caption=COLUMN or image=COLUMN,question=COLUMN,answer=COLUMN"
+"""Help text of ``--columns``."""
+
 _EXPECTED = "NAME=ROOT, such as path-vqa=/data/pathvqa, or the kept.jsonl of `pallava data clean`"
 
 
@@ -84,11 +87,7 @@ def add_source_options(
 
 def add_columns_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--columns`` alone, for `read_columns`."""
-    parser.add_argument(
-        "--columns",
-        metavar="KEY=COLUMN,...",
-        help="columns of csv=FILE: image=COLUMN,caption=COLUMN or image=COLUMN,question=COLUMN,answer=COLUMN",
-    )
+    parser.add_argument("--columns", metavar="KEY=COLUMN,...", help=COLUMNS_HELP)
 
 
 def read_columns(given: str | Mapping[str, str] | None) -> dict[str, str]:

@@ -192,7 +192,7 @@ def _name_data(data: Sequence[str | Path]) -> dict[str, tuple[str, Path]]:
     named: dict[str, tuple[str, Path]] = {}
     for text in map(str, data):
         name, _, path = text.partition("=") if re.match(r"[a-z][a-z0-9_-]*=", text) else ("", "", text)
-        label = name or Path(path).resolve().stem
+        label = name if name and name != "csv" else Path(path).resolve().stem
         if label in named:
             raise PallavaError(f"two data sets have the label '{label}' in the report; evaluate one at a time")
         named[label] = name, Path(path)

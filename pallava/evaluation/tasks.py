@@ -6,14 +6,16 @@ A task is one row of `TASKS`; nothing here asks a model.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pallava.data.material import COLUMNS_HELP, read_columns
+from pallava.data.sources import SOURCES
 from pallava.errors import PallavaError
 from pallava.evaluation.answers.items import AS_IS, SHUFFLED, Answer, AnswerSet, Item, Questions
-from pallava.evaluation.answers.questions import read_custom, read_public_questions
+from pallava.evaluation.answers.questions import read_custom, read_source_questions
 from pallava.evaluation.answers.scores import CONTROLS, is_right, score_answers, score_classes
 from pallava.evaluation.answers.similarity import score_captions
 from pallava.evaluation.examples import known_sets, read_captioned, read_class_set, read_labelled
@@ -30,6 +32,7 @@ class EvaluateOptions:
 
     split: str | None = None
     image_folder: Path | None = None
+    columns: str | Mapping[str, str] | None = None
     training: Path | None = None
     class_set: Path | None = None
     template: Sequence[str] = ()
@@ -48,7 +51,8 @@ class EvaluateOptions:
 
 OPTIONS = {
     "split": "split of a public set (default: test for questions, else that of the set)",
-    "image_folder": "folder of the images that a JSONL names (default: its own folder)",
+    "image_folder": "folder of the images that a JSONL or csv=FILE names (default: its own folder)",
+    "columns": COLUMNS_HELP,
     "training": "training file, whose most frequent answer to each question is a control",
     "class_set": "JSON file with names (and templates) of the classes",
     "template": "sentence with {} for the class, in place of the class set's (encoders only; repeatable)",
@@ -146,7 +150,15 @@ def _read_classes(path: Path, source: str, options: EvaluateOptions) -> Question
 
 
 def _read_pairs(path: Path, source: str, options: EvaluateOptions) -> Any:
-    return read_captioned(path, source, image_folder=options.image_folder, split=options.split)
+    given = {"image_folder": options.image_folder, "columns": read_columns(options.columns)}
+    return read_captioned(path, source, split=options.split, **given)  # type: ignore[arg-type]
+
+
+def _read_custom(path: Path, source: str, options: EvaluateOptions) -> Questions:
+    if source not in SOURCES:
+        return read_custom(path, options.image_folder)
+    given = {"image_folder": options.image_folder, "columns": options.columns}
+    return read_source_questions(source, path, options.split, **given)  # type: ignore[arg-type]
 
 
 def _class_prompt(item: Item, questions: Questions) -> str:
@@ -177,7 +189,10 @@ def _measure_retrieval(encoder: Any, cache: Any, data: Any, batch_size: int, see
     return retrieval.evaluate(encoder, data, cache, batch_size=batch_size, seed=seed)
 
 
-_CAPTIONS = "[NAME=]PATH: JSONL of image and caption, or a public set of captions such as quilt-1m=FOLDER (repeatable)"
+_CAPTIONS = (
+    "[NAME=]PATH: JSONL of image and caption, csv=FILE with --columns, or a public set such as quilt-1m=FOLDER "
+    "(repeatable)"
+)
 TASKS: dict[str, Task] = {}
 """Tasks by name."""
 
@@ -199,7 +214,7 @@ for _task in (
         name="pathvqa",
         help="questions of PathVQA",
         data="folder of PathVQA",
-        read=lambda path, source, options: read_public_questions("path-vqa", path, options.split),
+        read=lambda path, source, options: read_source_questions("path-vqa", path, options.split),
         score=score_answers,
         is_right=is_right,
         options=("training",),
@@ -208,7 +223,7 @@ for _task in (
         name="pmc-vqa",
         help="questions of PMC-VQA",
         data="folder of PMC-VQA",
-        read=lambda path, source, options: read_public_questions("pmc-vqa", path, options.split),
+        read=lambda path, source, options: read_source_questions("pmc-vqa", path, options.split),
         score=score_answers,
         is_right=is_right,
         max_new_tokens=32,
@@ -217,11 +232,11 @@ for _task in (
     Task(
         name="custom",
         help="questions of your own",
-        data="JSONL of image, question, answer",
-        read=lambda path, source, options: read_custom(path, options.image_folder),
+        data="[NAME=]PATH: JSONL of image, question, answer, or csv=FILE with --columns (repeatable)",
+        read=_read_custom,
         score=score_answers,
         is_right=is_right,
-        options=("training", "image_folder"),
+        options=("training", "image_folder", "columns"),
     ),
     Task(
         name="caption",
@@ -231,7 +246,7 @@ for _task in (
         prompt=lambda item, questions: CAPTION_PROMPTS[0],
         score=_score_captions,
         max_new_tokens=256,
-        options=("image_folder",),
+        options=("image_folder", "columns"),
     ),
     Task(
         name="zero-shot",
@@ -251,7 +266,7 @@ for _task in (
         help="which caption belongs to this image, and the other way round?",
         data=_CAPTIONS,
         read=_read_pairs,
-        options=("image_folder",),
+        options=("image_folder", "columns"),
         measure=_measure_retrieval,
     ),
 ):

@@ -127,7 +127,7 @@ def _unpack_zip(archive: Path, writer: _MemberWriter) -> None:
 
 
 def _zip_seconds(date_time: tuple[int, int, int, int, int, int]) -> int:
-    """Return seconds since 1970; a zip's date has no time zone, and taken as UTC it is the same everywhere."""
+    """Return seconds since 1970 of a zip's date, which lacks a time zone: as UTC it is the same everywhere."""
     try:
         return calendar.timegm(date_time)
     except ValueError:  # month 0

@@ -12,7 +12,7 @@ from pallava.evaluation.answers.items import Answer, Item, Questions
 from pallava.evaluation.answers.questions import (
     read_custom,
     read_excluded,
-    read_public_questions,
+    read_source_questions,
     read_training_answers,
     select,
 )
@@ -54,7 +54,7 @@ def save_pmc_vqa(root: Path) -> Path:
 
 
 def test_pathvqa_is_asked_as_it_is_trained(tmp_path: Path):
-    questions = read_public_questions("path-vqa", save_pathvqa(tmp_path / "pv"), "test")
+    questions = read_source_questions("path-vqa", save_pathvqa(tmp_path / "pv"), "test")
     assert [(item.id, item.question, item.reference, item.kind) for item in questions.items] == [
         ("300000000", "q0?", "yes", "closed"),
         ("300000001", "q1?", "the nucleus", "open"),
@@ -63,11 +63,11 @@ def test_pathvqa_is_asked_as_it_is_trained(tmp_path: Path):
     assert questions.items[0].image == str(tmp_path / "pv" / "images" / "test" / "test_0000.jpg")
     assert questions.left_out == {"empty_answer": 1}
     with pytest.raises(PallavaError, match="train"):
-        read_public_questions("path-vqa", tmp_path / "pv", "train")
+        read_source_questions("path-vqa", tmp_path / "pv", "train")
 
 
 def test_pmc_vqa_shows_its_choices_as_training_does(tmp_path: Path):
-    (item,) = read_public_questions("pmc-vqa", save_pmc_vqa(tmp_path / "pmc"), "test").items
+    (item,) = read_source_questions("pmc-vqa", save_pmc_vqa(tmp_path / "pmc"), "test").items
     assert (item.reference, item.kind, item.choices) == ("B", "choice", ("PAS", "H&E", "DAB", "none"))
     expected = "Which stain?\nA. PAS\nB. H&E\nC. DAB\nD. none\nAnswer with the letter of the right option."
     assert item.question == expected
@@ -130,6 +130,24 @@ def test_a_wrong_record_is_told_with_its_place(tmp_path: Path, row: object, reas
 def test_a_choice_whose_question_holds_the_choices(tmp_path: Path):
     (item,) = read_custom(write_lines(tmp_path / "q.jsonl", [{**RIGHT, "answer": "b", "kind": "choice"}])).items
     assert (item.kind, item.reference, item.choices) == ("choice", "b", ())
+
+
+def test_questions_and_captions_of_a_table(tmp_path: Path):
+    table = tmp_path / "mine.csv"
+    table.write_text("file,asked,said\na.png,Is it?,yes\na.png,What is it?,a gland\n,What?,nothing\n")
+    options = EvaluateOptions(columns="image=file,question=asked,answer=said")
+    questions = TASKS["custom"].read_questions(table, "csv", options)
+    assert [(item.image, item.question, item.reference, item.kind) for item in questions.items] == [
+        (str(tmp_path / "a.png"), "Is it?", "yes", "closed"),
+        (str(tmp_path / "a.png"), "What is it?", "a gland", "open"),
+    ]
+    assert questions.left_out == {"empty_name": 1}
+    options = EvaluateOptions(columns={"image": "file", "caption": "said"}, image_folder=tmp_path / "images")
+    captions = TASKS["caption"].read_questions(table, "csv", options)
+    assert [(item.image, item.reference) for item in captions.items] == [(str(tmp_path / "images" / "a.png"), "yes")]
+    assert TASKS["retrieval"].read(table, "csv", options).captions == ["yes", "a gland"]
+    with pytest.raises(PallavaError, match="KEY=COLUMN|--columns"):
+        TASKS["custom"].read_questions(table, "csv", EvaluateOptions())
 
 
 def test_captions_ask_once_an_image(tmp_path: Path):
@@ -216,7 +234,7 @@ def test_training_answers_have_the_form_of_items(tmp_path: Path):
 
     root = save_pmc_vqa(tmp_path / "pmc")
     write_training_file([SourceSpec("pmc-vqa", str(root), "test")], tmp_path / "train.jsonl")
-    (item,) = read_public_questions("pmc-vqa", root, "test").items
+    (item,) = read_source_questions("pmc-vqa", root, "test").items
     assert read_training_answers(tmp_path / "train.jsonl") == [(item.question, "B")]
     with pytest.raises(PallavaError, match=r"other\.jsonl.*no conversation"):
         read_training_answers(write_lines(tmp_path / "other.jsonl", [{"question": "q"}]))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pallava.data.material import SourceSpec, open_records
+from pallava.data.material import open_records, read_source
 from pallava.data.sources.base import Question
 from pallava.data.training_file import question_text
 from pallava.errors import PallavaError
@@ -25,13 +25,28 @@ _EXPECTED = (
 )
 
 
-def read_public_questions(name: str, root: Path, split: str | None) -> Questions:
-    """Read PathVQA ("path-vqa") or PMC-VQA ("pmc-vqa") as training files hold them.
+def read_source_questions(
+    name: str,
+    root: Path,
+    split: str | None,
+    *,
+    columns: str | Mapping[str, str] | None = None,
+    image_folder: Path | None = None,
+) -> Questions:
+    """Read the questions of a source, such as "path-vqa", worded as in training files.
+
+    Args:
+        name: Name of the source.
+        root: Its folder or file.
+        split: The split to read (default: test, if the set always has splits).
+        columns: Columns of a table ("csv").
+        image_folder: Folder of the images of a table (default: its own folder).
 
     Raises:
-        PallavaError: The folder is not the set, or lacks the split.
+        PallavaError: The source does not exist, the folder is not the set, or lacks the split.
     """
-    records = open_records(SourceSpec(name, str(root), split or "test"))
+    spec = read_source(f"{name}={root}", split=split, columns=columns, default_split="test")
+    records = open_records(spec, image_folder=image_folder)
     items = [_public_item(record, path) for record, path in records if isinstance(record, Question)]
     return Questions(items, dict(records.dropped))
 
