@@ -102,7 +102,7 @@ def training_files(path: Path) -> list[Path]:
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in _ENDINGS and file.is_file())
         if not files:
-            raise PallavaError(f"the folder '{path}' has no .json or .jsonl file")
+            raise PallavaError(f"the folder '{path}' must hold .json or .jsonl files, got none")
         return files
     if not path.exists():
         raise PallavaError(f"no training data at '{path}'; set data_path to a JSONL or JSON file or a folder of them")
@@ -160,7 +160,7 @@ def load_prepared(folder: Path, settings: EncodingSettings) -> Prepared:
         metadata = json.loads((folder / METADATA_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise PallavaError(
-            f"the Arrow data set '{folder}' has no readable {METADATA_NAME}; write it with `pallava data prepare`"
+            f"the Arrow data set '{folder}' lacks a readable {METADATA_NAME}; write it with `pallava data prepare`"
         ) from None
     _check_settings(folder, metadata["settings"], settings)
     return Prepared(load_from_disk(str(folder)), metadata["counts"])

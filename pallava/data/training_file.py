@@ -198,7 +198,7 @@ def read_prompts(path: str | Path) -> tuple[str, ...]:
             raise PallavaError(f"'{path}', line {number}: {IMAGE_TOKEN} is added automatically; leave it out")
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
-        raise PallavaError(f"the prompts file '{path}' has no prompt; expected one on each line")
+        raise PallavaError(f"the prompts file '{path}' must hold at least one prompt, each on its line")
     return prompts
 
 
@@ -310,7 +310,7 @@ def _image_and_caption(value: Any) -> tuple[str, str]:
         raise RowDropped("malformed", f"expected an object with image and caption, got {type(value).__name__}")
     for key in ("image", "caption"):
         if key not in value:
-            raise RowDropped("malformed", f"the record has no '{key}'; its keys are {sorted(value)[:8]}")
+            raise RowDropped("malformed", f"the record lacks '{key}'; its keys are {sorted(value)[:8]}")
     image, caption = value["image"], "" if value["caption"] is None else value["caption"]
     if not is_file_name(image):
         raise RowDropped("malformed", f"'image' must be the name of a file, got {image!r:.80}")

@@ -98,7 +98,7 @@ def read_row(value: Any) -> TrainingRow:
             raise PallavaError(f"'image' must be the name of a file or a list of names, got {found!r:.80}")
         conversations = value.get("conversations")
         if not isinstance(conversations, list) or not conversations:
-            raise PallavaError(f"the row has no conversations; its keys are {', '.join(map(str, value))[:80]}")
+            raise PallavaError(f"the row lacks conversations; its keys are {', '.join(map(str, value))[:80]}")
         turns = turns_from_conversations(conversations)
     except PallavaError as error:
         raise RowDropped("malformed", str(error)) from None
@@ -154,8 +154,8 @@ class EncodingSettings:
         """
         if not 0 < num_visual_tokens < context_length:
             raise PallavaError(
-                f"num_visual_tokens must be at least 1 and less than context_length ({context_length}), which has no "
-                f"room for text otherwise, got {num_visual_tokens}"
+                f"num_visual_tokens must be at least 1 and leave room for text in context_length {context_length}, got "
+                f"{num_visual_tokens}"
             )
         template = get_template(prompt_template).to_dict()
         return cls(tokenizer_hash(tokenizer), template, context_length, num_visual_tokens)

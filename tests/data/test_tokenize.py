@@ -217,7 +217,7 @@ def test_missing_data_is_one_sentence(run, tmp_path):
     with pytest.raises(PallavaError, match=r"nowhere\.jsonl"):
         run(tmp_path / "nowhere.jsonl")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(PallavaError, match=r"folder' has no \.json"):
+    with pytest.raises(PallavaError, match=r"folder' must hold \.json"):
         run(tmp_path / "folder")
 
 

@@ -152,7 +152,7 @@ def test_failure_leaves_the_old_output_and_no_rubbish(folder: Path, content: str
     source, output = folder.parent / "pairs.json", folder.parent / "train.jsonl"
     source.write_text(content)
     output.write_text("old")
-    with pytest.raises(PallavaError, match=r"record 2, line 1, column|the 0 records|no 'caption'"):
+    with pytest.raises(PallavaError, match=r"record 2, line 1, column|the 0 records|lacks 'caption'"):
         write_training_file(source, output, image_folder=folder)
     assert output.read_text() == "old"
     assert sorted(path.name for path in folder.parent.iterdir()) == ["images", "pairs.json", "train.jsonl"]

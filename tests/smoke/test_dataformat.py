@@ -52,7 +52,7 @@ def test_writes_counts_and_reports(pairs: Path):
     assert "wrote 1 rows of 4 records" in result.stdout
     assert "outside_folder         1" in result.stdout
     assert "outside_folder: line 3: '../a.png' leaves the image folder" in result.stderr
-    assert "malformed: line 4: the record has no 'caption'" in result.stderr
+    assert "malformed: line 4: the record lacks 'caption'" in result.stderr
     report = json.loads((pairs / "report.json").read_text())
     assert report["left_out"]["missing"] == 1
     rows = map(json.loads, (pairs / "left_out.jsonl").read_text().splitlines())
