@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,6 @@ _BATCH = 64
 _EXAMPLES = 3
 _IMAGES_REMEMBERED = 1 << 14  # several questions are asked about one image
 
-
 _Room = tuple[str, str, int, int]  # arguments of `_open_room`
 
 
@@ -55,10 +54,6 @@ class CheckReport:
     num_faulty: int = 0
     faults: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
     examples: dict[str, list[str]] = field(default_factory=lambda: {reason: [] for reason in REASONS})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the counts and examples as JSON values."""
-        return asdict(self)
 
     def count(self, position: str, faults: Sequence[Fault]) -> None:
         """Count a row; several faults of one reason count once."""

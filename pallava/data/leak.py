@@ -224,7 +224,8 @@ def _progress(values: Iterable[Any], what: str, total: int | None = None) -> Ite
 
 def _leak(row: AuditRow, matches: dict[str, ImageMatch], known: _Known) -> Leak | None:
     image = min((path for path in row.images if path in matches), key=lambda path: matches[path].distance, default="")
-    question = next((train_id for text in row.questions if (train_id := known.find_question(text)) is not None), None)
+    found = (known.questions.get(short_hash(text)) for text in row.questions)
+    question = next((train_id for train_id in found if train_id is not None), None)
     if not image and question is None:
         return None
     return Leak(row.id, image, matches.get(image), question)
@@ -237,7 +238,7 @@ class _Known:
         self._index = HammingIndex(distance)
         self._ids: list[str] = []  # rows of the hashes in the index
         self._contents: dict[bytes, str] = {}  # rows of images without structure, by content
-        self._questions: dict[bytes, str] = {}
+        self.questions: dict[bytes, str] = {}
         self._paths: set[bytes] = set()  # as short hashes, since there are millions
         self._waiting: dict[str, str] = {}  # rows of images that are being hashed
         self.num_rows = self.num_images = 0
@@ -247,7 +248,7 @@ class _Known:
         for row in rows:
             self.num_rows += 1
             for question in row.questions:
-                self._questions.setdefault(short_hash(question), row.id)
+                self.questions.setdefault(short_hash(question), row.id)
             for path in row.images:
                 key = short_hash(path)
                 if key not in self._paths:
@@ -280,7 +281,3 @@ class _Known:
         ]
         matches = [ImageMatch(self._ids[near[0]], near[1], name) for near, name in found if near]
         return min(matches, key=lambda match: match.distance, default=None)
-
-    def find_question(self, question: str) -> str | None:
-        """Return the first training row with a question."""
-        return self._questions.get(short_hash(question))
