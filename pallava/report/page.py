@@ -146,6 +146,3 @@ def _encode(image: Image.Image, **options: Any) -> str:
     out = io.BytesIO()
     image.save(out, **options)
     return base64.b64encode(out.getvalue()).decode()
-
-
-Answered = ShownAnswer
