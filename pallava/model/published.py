@@ -220,7 +220,7 @@ def _split(weights: _Published) -> tuple[StateDict, StateDict]:
     if unknown := sorted(set(state) - {*connector, *(f"llm.{key}" for key in adapter)}):
         raise PallavaError(
             f"'{weights.source}' holds {len(unknown)} keys that are in no part of PA-LLaVA: {shorten(unknown)}; "
-            "expected projector... and llm.base_model.model....lora_A.default.weight; give --config if there is one"
+            "expected projector... and llm.base_model.model....lora_A.default.weight; name their config by --config"
         )
     return own_connector_keys(connector), adapter
 
@@ -282,7 +282,7 @@ def _add_lora(base: Any, adapter: StateDict, lora: _Lora | None, alpha: float | 
     try:
         model = add_lora(base, config)
     except ValueError as error:  # a target that the base has not
-        raise PallavaError(f"LoRA of '{source}' does not fit {base.config.name_or_path}: {error}") from None
+        raise PallavaError(f"the LoRA of '{source}' does not fit {base.config.name_or_path}: {error}") from None
     expected = {key: value for key, value in model.state_dict().items() if ".lora_" in key}
     load_strictly(model, adapter, source=source, expected=expected)
     return model
