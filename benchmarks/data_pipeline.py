@@ -171,8 +171,7 @@ def _timed(command: list[str]) -> float:
 
 
 def _read(name: str, root: str) -> dict[str, Any]:
-    from pallava.data.clean.filters import Candidate
-    from pallava.data.clean.text_filters import WordsFilter
+    from pallava.data.clean.filters import Candidate, WordsFilter
     from pallava.data.sources import open_source
 
     start = time.process_time()

@@ -129,3 +129,24 @@ class Filter:
 
     def close(self) -> None:
         """End the processes that it has started."""
+
+
+class WordsFilter(Filter):
+    """Drop captions with fewer words than a limit; a word is what stands between spaces."""
+
+    name = "words"
+    kinds = CAPTIONS
+
+    def __init__(self, min_words: int) -> None:
+        if min_words < 0:
+            raise PallavaError(f"the minimum number of words must be at least 0, got {min_words}")
+        self._min_words = min_words
+
+    def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
+        """Count words."""
+        return [{"words": len(each.text.split())} for each in candidates]
+
+    def decide(self, candidate: Candidate, findings: Findings) -> Decision:
+        """Compare the count with the limit."""
+        is_long = findings["words"] >= self._min_words
+        return Decision(is_long, "" if is_long else "few_words", findings["words"])

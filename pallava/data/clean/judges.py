@@ -1,4 +1,4 @@
-"""Models as judges: a CLIP, and models behind an endpoint (one that looks at the image, one that reads the text)."""
+"""Judges of pathology and species: a source's own metadata, a CLIP, and models behind an endpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pallava.data.clean.filters import KEEP, Candidate, Decision, Filter, Findin
 from pallava.devices import find_device
 from pallava.errors import PallavaError
 from pallava.images import ImageError, open_image
-from pallava.io.hashing import hash_file
+from pallava.io.hashing import hash_file, hash_json
 from pallava.io.processes import num_cores
 from pallava.judging.endpoint import Endpoint, Failure, Reply, Request
 from pallava.judging.prompts import (
@@ -28,9 +28,46 @@ from pallava.open_clip_weights import made_with_quick_gelu
 CLIP_THRESHOLD = 0.5
 """Images for which the pathology captions get less than half of the probability are dropped."""
 
+_MICROSCOPY = ("microscop", "histo", "patholog", "cytolog")
+_YES = {"1", "1.0", "true", "yes"}
 _NAMES_WITH_WEIGHTS = ("hf-hub:", "local-dir:")
 _MAX_READERS = 8  # threads; Pillow decodes outside of Python's lock
 _MAX_REPLY = 200  # characters of an unreadable reply that are kept
+
+
+class PathologyMetadata(Filter):
+    """Filter "pathology" by metadata: PubMedVision's `modality`, Quilt-1M's `not_histology`.
+
+    A modality other than microscopy, and a row marked as not histology, are dropped; where nothing is known, as in
+    older copies of both sets and in all others, the image is kept.
+    """
+
+    name = "pathology"
+    key = "pathology-metadata-1"
+
+    def item_key(self, candidate: Candidate) -> str:
+        """Return a key of the two fields."""
+        return hash_json(_fields(candidate))
+
+    def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
+        """Return ``{"modality": text or None, "not_histology": bool or None}``; None if the source does not say."""
+        return [_fields(each) for each in candidates]
+
+    def decide(self, candidate: Candidate, findings: Findings) -> Decision:
+        """Drop what is known not to be pathology."""
+        if findings["not_histology"]:
+            return Decision(False, "not_histology")
+        modality = findings["modality"]
+        if modality is not None and not any(part in modality.lower() for part in _MICROSCOPY):
+            return Decision(False, "not_microscopy")
+        return KEEP
+
+
+def _fields(candidate: Candidate) -> Findings:
+    modality, flag = (candidate.record.metadata.get(name) for name in ("modality", "not_histology"))
+    modality = str(modality).strip() if modality is not None else ""
+    flag = str(flag).strip().lower() if flag is not None else ""
+    return {"modality": modality or None, "not_histology": flag in _YES if flag else None}
 
 
 class PathologyClip(Filter):

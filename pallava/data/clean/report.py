@@ -7,12 +7,23 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
 from pallava.data.clean.settings import DROPPED, KEPT
+from pallava.data.clean.tables import (
+    UNREAD,
+    dropped,
+    funnel_table,
+    index_sentence,
+    losses,
+    number,
+    reasons_table,
+    share,
+)
 from pallava.data.material import SUMMARY_NAME
 from pallava.images import ImageError, open_image
 from pallava.io.files import write_text
@@ -20,9 +31,8 @@ from pallava.io.hashing import short_hash
 from pallava.io.records import RecordFile
 from pallava.report import page as html
 from pallava.report.plots import COLOURS, histogram
-from pallava.report.table import Table, percent
+from pallava.report.table import Table
 
-PAGE = "index.html"
 Row = dict[str, Any]
 """A line of kept.jsonl or dropped.jsonl."""
 Group = tuple[str, str]
@@ -34,29 +44,16 @@ _NUM_SHOWN = 12  # pictures of a kind
 _THUMBNAIL = 192  # pixels of the longer side
 _MAX_TEXT = 110  # characters of a caption
 _DIGITS = 3  # of scores, so that a million different ones take no more memory than a thousand
-_KEPT, _UNREAD = "kept", "unread"
+_KEPT = "kept"
 _UNREAD_COLOUR = "#8a8f98"
 _FILTER_COLOURS = ("#d0628f", "#c98a2b", "#4c86c6", "#b0584a", "#9a6fb0", "#6c8f3c")
-_KEPT_COLOUR = "#2f8f83"
+_COLOURS = {_KEPT: "#2f8f83", "dropped": COLOURS[1]}
 _THRESHOLDS = {"words": "min_words", "image": "max_background", "pathology": "clip_threshold"}
 _SCORES = {
     "image": ("Background of the images", "share of the pixels"),
     "duplicates": ("Duplicates: distance from the image that is kept", "bits of the hash"),
 }
 """Title and axis of the filters whose score is not a judge's."""
-
-
-def describe(summary: dict[str, Any], out: str) -> str:
-    """Return what each source lost to each filter, and why, as text for the terminal.
-
-    Args:
-        summary: The content of ``summary.json``.
-        out: The run's folder, as it is to be named.
-    """
-    parts = [_funnel(summary).to_text(), _reasons(summary).to_text()]
-    if index := _published_index(summary):
-        parts.append(f"published list in {out}: {index}")
-    return "\n\n".join([*parts, f"{summary['num_kept']} of {summary['num_records']} records are kept, in {out}"])
 
 
 def write_report(folder: str | Path, *, seed: int = 0) -> None:
@@ -71,7 +68,7 @@ def write_report(folder: str | Path, *, seed: int = 0) -> None:
     """
     folder = Path(folder)
     summary = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
-    collected, index = collect(folder, num_shown=_NUM_SHOWN, seed=seed), _published_index(summary)
+    collected, index = collect(folder, num_shown=_NUM_SHOWN, seed=seed), index_sentence(summary)
     examples = [
         [f"{label}: {reason}", "; ".join(examples)]
         for label, source in summary["sources"].items()
@@ -87,10 +84,10 @@ def write_report(folder: str | Path, *, seed: int = 0) -> None:
         html.heading("What cleaning kept, and what it dropped", level=1),
         _figures(summary),
         html.heading("Where the records went", "Each filter sees what those to its left have kept."),
-        html.share_bars(list(_shares(summary)), {_KEPT: _KEPT_COLOUR, **colours, _UNREAD: _UNREAD_COLOUR}),
-        _funnel(summary).to_html(),
+        html.share_bars(list(_shares(summary)), {_KEPT: _COLOURS[_KEPT], **colours, UNREAD: _UNREAD_COLOUR}),
+        funnel_table(summary).to_html(),
         html.heading("Reasons"),
-        _reasons(summary).to_html(),
+        reasons_table(summary).to_html(),
         Table("", ["Unread rows", "The first of them"], examples, is_text=True).to_html() if examples else "",
         html.heading("Published list of images", index) if index else "",
         html.heading("Distributions", "The last bar of each holds the highest hundredth, too."),
@@ -99,77 +96,26 @@ def write_report(folder: str | Path, *, seed: int = 0) -> None:
         html.heading("Settings"),
         Table("", ["Setting", "Value"], settings, is_text=True).to_html(),
     ]
-    write_text(folder / PAGE, html.page("Cleaning report", parts), errors="replace")
-
-
-def _number(count: int) -> str:
-    return f"{count:,}".replace(",", "\u202f")  # a thin space, since a comma is a decimal sign to half of the world
-
-
-def _share(count: int, total: int) -> str:
-    return percent(count / total if total else float("nan"))
-
-
-def _dropped(summary: Row, label: str, name: str) -> dict[str, int]:
-    """Return the counts of drops by reason, of one source and one filter or of what was not read."""
-    source = summary["sources"][label]
-    return source["unread"] if name == _UNREAD else source["filters"][name]["dropped"]
-
-
-def _losses(summary: Row, label: str) -> dict[str, int]:
-    return {name: sum(_dropped(summary, label, name).values()) for name in (_UNREAD, *summary["filters"])}
-
-
-def _funnel(summary: Row) -> Table:
-    counts = {
-        label: [source["num_records"], *_losses(summary, label).values(), source["num_kept"]]
-        for label, source in summary["sources"].items()
-    }
-    if len(counts) > 1:
-        counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
-    rows = [[label, *map(_number, row), _share(row[-1], row[0])] for label, row in counts.items()]
-    return Table("", ["source", "read", _UNREAD, *summary["filters"], "kept", "share"], rows)
-
-
-def _reasons(summary: Row) -> Table:
-    labels, rows = list(summary["sources"]), []
-    for name in (_UNREAD, *summary["filters"]):
-        for reason in sorted({reason for label in labels for reason in _dropped(summary, label, name)}):
-            counts = [_dropped(summary, label, name).get(reason, 0) for label in labels]
-            cells = [_number(count) if count else "" for count in counts]
-            rows.append([f"{name}: {reason}", *cells, _number(sum(counts))])
-    return Table("", ["reason", *labels, "all"], rows)
-
-
-def _published_index(summary: Row) -> str:
-    if not (index := summary.get("published_index")):
-        return ""
-    return (
-        f"{_number(index['num_names'])} names, {_number(index['num_unmatched'])} without a match, "
-        f"{_number(index['num_in_several_sources'])} in several sources, {_number(index['num_without_name'])} entries "
-        f"without a name; see {index['report']}"
-    )
+    write_text(folder / "index.html", html.page("Cleaning report", parts), errors="replace")
 
 
 def _figures(summary: Row) -> str:
-    num_sources = len(summary["sources"])
+    num_sources, num_kept, num_records = len(summary["sources"]), summary["num_kept"], summary["num_records"]
     values = [
-        (_number(summary["num_records"]), f"records of {num_sources} {'source' if num_sources == 1 else 'sources'}"),
-        (_number(summary["num_kept"]), "kept"),
-        (_share(summary["num_kept"], summary["num_records"]), "of them"),
-        (_number(summary["num_pairs"]), "pairs of image and caption"),
+        (number(num_records), f"records of {num_sources} {'source' if num_sources == 1 else 'sources'}"),
+        (number(num_kept), "kept"),
+        (share(num_kept, num_records), "of them"),
+        (number(summary["num_pairs"]), "pairs of image and caption"),
     ]
     return html.figures(values)
 
 
 def _shares(summary: Row) -> Iterator[tuple[str, list[tuple[str, int]]]]:
     for label, source in summary["sources"].items():
-        share, losses = _share(source["num_kept"], source["num_records"]), _losses(summary, label)
-        losses[_UNREAD] = losses.pop(_UNREAD)  # at the end of the bar
-        yield f"{label}: {share} kept", [(_KEPT, source["num_kept"]), *losses.items()]
-
-
-# Records of the run ---------------------------------------------------------------------------------------------------
+        parts = losses(summary, label)
+        parts[UNREAD] = parts.pop(UNREAD)  # at the end of the bar
+        title = f"{label}: {share(source['num_kept'], source['num_records'])} kept"
+        yield title, [(_KEPT, source["num_kept"]), *parts.items()]
 
 
 @dataclass
@@ -259,16 +205,11 @@ class _Draw:
         return {group: [row for _, row in ranked] for group, ranked in sorted(self._ranked.items())}
 
 
-# Plots and pictures ---------------------------------------------------------------------------------------------------
-
-
 def _histograms(collected: Collected, settings: Row) -> Iterator[str]:
-    def card(title: str, counts: Counts, x_label: str, threshold: Any = None) -> str:
-        series = {fate: counts[fate] for fate in ("kept", "dropped") if counts.get(fate)}
-        number = threshold if isinstance(threshold, int | float) else None
-        colours = {"kept": _KEPT_COLOUR, "dropped": COLOURS[1]}
-        plot = histogram(series, x_label=x_label, threshold=number, colours=[colours[fate] for fate in series])
-        return html.card(title, plot)
+    def card(title: str, counts: Counts, x_label: str, threshold: float | None = None) -> str:
+        series = {fate: counts[fate] for fate in _COLOURS if counts.get(fate)}
+        colours = [_COLOURS[fate] for fate in series]
+        return html.card(title, histogram(series, x_label=x_label, threshold=threshold, colours=colours))
 
     if collected.words:
         yield card("Words of the captions", collected.words, "words", settings.get("min_words"))
@@ -290,9 +231,9 @@ def _sheets(collected: Collected, summary: Row) -> Iterator[str]:
             title, count = f"Kept of {what}", summary["sources"][what]["num_kept"]
         else:
             title = f"Dropped by {name}: {what}"
-            count = sum(_dropped(summary, label, name).get(what, 0) for label in labels)
+            count = sum(dropped(summary, label, name).get(what, 0) for label in labels)
         cells = [_cell(row, collected, folder) for row in collected.samples[name, what]]
-        shown = f"{len(cells)} of {_number(count)}, drawn at random." if len(cells) < count else f"All {count}."
+        shown = f"{len(cells)} of {number(count)}, drawn at random." if len(cells) < count else f"All {count}."
         yield html.heading(title, shown)
         yield html.contact_sheet(cells)
 
@@ -302,14 +243,9 @@ def _cell(row: Row, collected: Collected, folder: Path) -> html.Cell:
     if first := collected.firsts.get(_first_of(row)):
         images.append(_thumbnail(folder, first))
     score = "" if row.get("score") is None else f"score {row['score']:.3g}"
-    facts = [f"of {row['detail']}" if row.get("detail") else score, _text(row)]
-    return html.Cell(images, f"{row['source']}:{row['id']}", " · ".join(fact for fact in facts if fact))
-
-
-def _text(row: Row) -> str:
     text = row["text"] if row["kind"] == "captions" else f"{row.get('question', '')} – {row.get('answer', '')}"
-    text = " ".join(text.split())
-    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"
+    facts = [f"of {row['detail']}" if row.get("detail") else score, shorten(text, _MAX_TEXT, placeholder="…")]
+    return html.Cell(images, f"{row['source']}:{row['id']}", " · ".join(fact for fact in facts if fact))
 
 
 def _thumbnail(folder: Path, row: Row) -> Image.Image | None:

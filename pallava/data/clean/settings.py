@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from pallava.data.clean.duplicates import DuplicateFilter
-from pallava.data.clean.filters import BOTH_KINDS, CAPTIONS, Filter
+from pallava.data.clean.filters import BOTH_KINDS, CAPTIONS, Filter, WordsFilter
 from pallava.data.clean.image_check import MAX_BACKGROUND, ImageFilter
-from pallava.data.clean.judges import CLIP_THRESHOLD, PathologyClip, PathologyEndpoint, SpeciesEndpoint
+from pallava.data.clean.judges import (
+    CLIP_THRESHOLD,
+    PathologyClip,
+    PathologyEndpoint,
+    PathologyMetadata,
+    SpeciesEndpoint,
+)
 from pallava.data.clean.published_index import PublishedIndexFilter
-from pallava.data.clean.text_filters import PathologyMetadata, WordsFilter
 from pallava.data.material import SourceSpec
 from pallava.errors import PallavaError
 from pallava.io.processes import default_num_workers

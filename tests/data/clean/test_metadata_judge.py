@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pallava.data.clean.filters import Candidate, Filter
-from pallava.data.clean.text_filters import PathologyMetadata
+from pallava.data.clean.judges import PathologyMetadata
 from pallava.data.sources.base import Pair, Question
 
 

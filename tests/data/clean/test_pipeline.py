@@ -1,9 +1,8 @@
 import pytest
 
-from pallava.data.clean.filters import Decision, Filter
+from pallava.data.clean.filters import Decision, Filter, WordsFilter
 from pallava.data.clean.pipeline import Input, Pipeline
 from pallava.data.clean.settings import FILTERS, CleanSettings, make_filters
-from pallava.data.clean.text_filters import WordsFilter
 from pallava.data.sources.base import Question
 from pallava.errors import PallavaError
 from pallava.io.store import Store

@@ -1,6 +1,6 @@
 import pytest
 
-from pallava.data.clean.text_filters import WordsFilter
+from pallava.data.clean.filters import WordsFilter
 from pallava.errors import PallavaError
 from tests.tiny.records import item, pair
 
