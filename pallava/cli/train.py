@@ -72,7 +72,9 @@ def add_pretrain_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights to start from, or `none` (default: openai's for the default model, none for another)",
     )
     parser.add_argument("--augment", action="store_true", help="random turns, flips and stains of each picture")
-    parser.add_argument("--shards", type=int, default=0, metavar="N", help="number of WebDataset shards (default: 0)")
+    parser.add_argument(
+        "--shards", type=int, default=0, metavar="N", help="number of WebDataset shards; 0 reads files (default: 0)"
+    )
 
 
 def run_pretrain(options: argparse.Namespace) -> int:

@@ -89,7 +89,7 @@ def save_data(folder: Path, num_rows: int = 24, num_without_image: int = 0) -> d
 
 
 def write_config(name: str, parts: dict[str, Path], data: dict[str, Path], path: Path, num_steps: int = 8) -> Path:
-    """Writes a config of ours with the tiny parts in it, which logs raw losses and tells `tests.tiny.probe` all."""
+    """Writes a config of ours with the tiny parts in it, which logs raw losses and has `tests.tiny.probe` as a hook."""
     from mmengine.config import Config
 
     from pallava.config_files import find_config

@@ -23,7 +23,7 @@ class _TorchLoadingSafely(types.ModuleType):
 
 
 def load_safely(file: Any, map_location: Any = None, **_: Any) -> Any:
-    """`torch.load` with `weights_only=True`, which also admits what mmengine and DeepSpeed write beside tensors.
+    """Load by `torch.load` with `weights_only=True`, but admit what mmengine and DeepSpeed write beside tensors.
 
     The names are admitted for this call alone: other loading in the process keeps to its own list.
     """
@@ -32,12 +32,12 @@ def load_safely(file: Any, map_location: Any = None, **_: Any) -> Any:
 
 
 def load_checkpoints_safely() -> bool:
-    """From torch 2.6 on, mmengine's own checkpoints fail to load; and xtuner's converter runs what a file holds.
+    """Make mmengine load its own checkpoints from torch 2.6 on, and xtuner's converter execute nothing in a file.
 
     mmengine (`--resume` of a file) and xtuner (the seed of a resumed run) use torch's default, which refuses their logs
     (`Unsupported global: mmengine.logging.history_buffer.HistoryBuffer`). xtuner's `guess_load_checkpoint` and its
     reader of DeepSpeed folders (`xtuner convert`) turn safety off. Scripts import these functions by name before we
-    come, so what they see as `torch` is replaced and not they.
+    can replace them; what they see as `torch` can be replaced.
     """
     import mmengine.runner.checkpoint
     import xtuner.model.utils
@@ -55,7 +55,7 @@ def load_checkpoints_safely() -> bool:
 
 
 def keep_float32_in_conversion() -> bool:
-    """Xtuner rounds a DeepSpeed folder to float16 before `convert pth_to_hf` sees it, `--fp32` or not."""
+    """Keep xtuner from rounding a DeepSpeed folder to float16 before `convert pth_to_hf` sees it, `--fp32` or not."""
     from xtuner.utils import zero_to_any_dtype
 
     if torch.float32 == zero_to_any_dtype.DEFAULT_DTYPE:
@@ -68,13 +68,13 @@ def keep_float32_in_conversion() -> bool:
 
 
 def history_method(owner: type, name: str) -> Callable[..., Any]:
-    """Stands for `builtins.getattr` in a checkpoint: a HistoryBuffer pickles four of its methods through it.
+    """Stand in for `builtins.getattr` in a checkpoint, through which a HistoryBuffer pickles four of its methods.
 
     Raises:
-        ValueError: Anything else is asked for.
+        ValueError: The checkpoint asks for anything else.
     """
     if owner is not HistoryBuffer or name not in _HISTORY_METHODS:
-        raise ValueError(f"A checkpoint asks for {name!r} of {owner!r}, which no training checkpoint needs")
+        raise ValueError(f"a training checkpoint must not ask for {name!r} of {owner!r}")
     return getattr(HistoryBuffer, name)
 
 

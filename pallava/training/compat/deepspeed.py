@@ -1,4 +1,4 @@
-"""DeepSpeed: a single process without MPI, a CPU without a compiler, an all-gather that older versions got wrong."""
+"""DeepSpeed with a single process and no MPI, on a CPU without a compiler, and with the gradients of an all-gather."""
 
 import functools
 import importlib
@@ -13,7 +13,7 @@ GATHERS_WITHOUT_GRADIENTS = Version("0.19.0")
 
 
 def start_alone_without_mpi() -> bool:
-    """`--deepspeed` with one process and no launcher looks for mpi4py; names the process as its own group instead."""
+    """Name a single process as its own group, for which `--deepspeed` without a launcher would need mpi4py."""
     from mmengine._strategy import DeepSpeedStrategy
 
     wrap_model = DeepSpeedStrategy._wrap_model
@@ -40,7 +40,7 @@ def name_single_process() -> None:
 
 
 def gather_without_gradients() -> bool:
-    """Before 0.19, ZeRO's step gathered parameters with gradients on, which gloo refuses.
+    """Make ZeRO's step gather parameters without gradients, with which gloo refuses it before DeepSpeed 0.19.
 
     `Output 0 of Split is a view and is being modified inplace`. Only the backend of a CPU gathers in this way.
     """
@@ -53,9 +53,9 @@ def gather_without_gradients() -> bool:
 
 
 def gather_without_compiling() -> bool:
-    """On a CPU DeepSpeed compiles a shared-memory all-reduce first: a minute, or a failure without a compiler.
+    """Keep DeepSpeed from compiling a shared-memory all-reduce on a CPU: a minute, or a failure without a compiler.
 
-    Only its inference uses it; without it, all goes over gloo as before.
+    Only its inference uses it; without it, everything uses gloo as before.
     """
     if torch.cuda.is_available():
         return False

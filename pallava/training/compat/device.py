@@ -1,4 +1,4 @@
-"""xtuner and mmengine on a machine without a GPU, or with one that has no bf16 of its own."""
+"""xtuner and mmengine on a machine without a GPU, or with one without bf16 of its own."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class DeviceWithoutBf16:
-    """What xtuner asks of a device, answered for one that has no bf16 of its own.
+    """What xtuner asks of a device, answered for one without bf16 of its own.
 
     A CPU could compute in it, but xtuner would hand float32 inputs to bf16 weights.
 
@@ -22,16 +22,16 @@ class DeviceWithoutBf16:
     has_fp16: bool
 
     def is_available(self) -> bool:
-        """Whether to train in fp16, as xtuner takes it."""
+        """Return whether to train in fp16, which is how xtuner reads the answer."""
         return self.has_fp16
 
     def is_bf16_supported(self) -> bool:
-        """Whether to train in bf16."""
+        """Return whether to train in bf16."""
         return False
 
 
 def describe_cpu_to_xtuner() -> bool:
-    """Xtuner asks `torch.cpu.is_bf16_supported`, which does not exist, to choose the precision of `--deepspeed`."""
+    """Answer xtuner's `torch.cpu.is_bf16_supported`, which does not exist, for the precision of `--deepspeed`."""
     if torch.cuda.is_available():
         return False
     from xtuner.tools import utils
@@ -44,7 +44,7 @@ def describe_cpu_to_xtuner() -> bool:
 
 
 def describe_old_gpu_to_xtuner() -> bool:
-    """Torch says yes to xtuner's question for bf16 where it emulates it, and `--deepspeed` would train in that."""
+    """Answer no to xtuner's question for bf16 where torch only emulates it; `--deepspeed` would train in that."""
     cuda = torch.cuda
     if not cuda.is_available() or not cuda.is_bf16_supported() or cuda.is_bf16_supported(including_emulation=False):
         return False
@@ -55,7 +55,7 @@ def describe_old_gpu_to_xtuner() -> bool:
 
 
 def distribute_on_cpu() -> bool:
-    """Mmengine calls `torch.cuda.set_device` under every launcher, and our configs name the backend nccl."""
+    """Start groups on gloo without `torch.cuda.set_device`, which mmengine calls under every launcher."""
     if torch.cuda.is_available():
         return False
     from mmengine.dist import utils
@@ -75,7 +75,7 @@ def _without_cuda(start: Callable[..., None]) -> Callable[..., None]:
 
 
 def wrap_on_cpu() -> bool:
-    """Mmengine gives every `MMDistributedDataParallel` a GPU number, which torch refuses for a model on a CPU."""
+    """Keep GPU numbers from `MMDistributedDataParallel`, which torch refuses for a model on a CPU."""
     if torch.cuda.is_available():
         return False
     from mmengine.model import MMDistributedDataParallel
