@@ -1,12 +1,12 @@
-"""What open_clip knows of its weights and does not act on."""
+"""Facts on its weights that open_clip records and does not act on."""
 
 
 def made_with_quick_gelu(model: str, pretrained: str | None) -> bool:
-    """Whether weights were made with quick-GELU; loading them into a model that has GELU, open_clip only warns.
+    """Return whether weights were made with quick-GELU; open_clip only warns when it loads them into a model with GELU.
 
     Args:
         model: open_clip's name of the model, such as ``ViT-B-16``.
-        pretrained: Its tag of the weights, such as ``openai``; of files and of no weights nothing is known.
+        pretrained: Its tag of the weights, such as ``openai``; nothing is recorded for files.
     """
     import open_clip  # takes seconds
 

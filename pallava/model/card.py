@@ -46,11 +46,7 @@ _LIMITS = """**For research only. Not for diagnosis, not for any decision about 
 
 
 def write_model_card(
-    folder: str | os.PathLike[str],
-    *,
-    title: str | None = None,
-    training: Mapping[str, Any] | None = None,
-    scores: Mapping[str, Any] | None = None,
+    folder: str | os.PathLike[str], *, title: str | None = None, training: Mapping[str, Any] | None = None
 ) -> Path:
     """Write the model card of a model folder, over an existing one.
 
@@ -59,13 +55,12 @@ def write_model_card(
         title: Name of the model (default: that of the folder).
         training: Data and settings of the training: `data`, names of files or sets, or mappings of `name`, `terms` and
             `num_records`; any other key is a setting by its name. None if nothing is known.
-        scores: Content of a ``results.json`` of ``pallava evaluate``.
 
     Returns:
         The card.
 
     Raises:
-        PallavaError: The folder is not a model folder, or the scores have another form.
+        PallavaError: The folder is not a model folder.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -84,7 +79,7 @@ def write_model_card(
         "## Licences\n\n" + _licences(config),
     )
     _write(folder / CARD, f"---\n{_card_data(config).to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
-    return add_scores(folder, scores) if scores else folder / CARD
+    return folder / CARD
 
 
 def add_scores(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> Path:
