@@ -2,7 +2,8 @@
 
 `CONNECTORS` holds their classes by the `model_type` of their configuration, which the model folder keeps. The published
 one, `ScaleInvariantConnector`, lets the overview's tokens read the tiles' tokens; `MLPConnector` reads the overview
-alone. A connector of your own is a class in a module of your own: see `register_connector`.
+alone. A connector of your own is a class in a module of your own: see `register_connector`. One file, if a long one,
+because the published connector, its keys and the registry refer to each other.
 
 Letters in shape comments: I images, T tokens of a tile, M tile tokens of an image, D encoder width, H language model
 width.
@@ -257,14 +258,10 @@ class MLPConnector(PreTrainedModel):
     def __init__(self, config: MLPConnectorConfig) -> None:
         super().__init__(config)
         self.projection = _build_projection(config)
-        self.post_init()
 
     def forward(self, overview: Tensor, tiles: Tensor | None = None, tile_mask: Tensor | None = None) -> Tensor:
         """Turn an overview's tokens (I, T, D) into visual tokens (I, T, H); the other arguments are not read."""
         return self.projection(overview)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Keep what `torch.nn.Linear` draws."""
 
 
 CONNECTORS: dict[str, type[PreTrainedModel]] = {

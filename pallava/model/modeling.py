@@ -7,7 +7,7 @@ of an image, D encoder width, H language model width.
 
 import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,7 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_parts(
-        cls,
-        llm: Any,
-        encoder: Any,
-        connector: PreTrainedModel,
-        *,
-        vision_feature_layer: int = -2,
+        cls, llm: Any, encoder: Any, connector: PreTrainedModel, *, vision_feature_layer: int = -2
     ) -> "PALLaVAForConditionalGeneration":
         """Build the whole from a causal language model (with or without LoRA), an encoder and a connector.
 
@@ -166,14 +161,7 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Return the loss of `forward` without computing the logits of positions without a label.
 
         The vocabulary's scores are needed for the answer alone: with 128,256 words, those of the question and the
-        visual tokens would take most of the memory, and in the backward pass twice.
-
-        Args:
-            input_ids: As in `forward`.
-            labels: As in `forward`.
-            attention_mask: As in `forward`.
-            pixel_values: As in `encode_images`.
-            tiles_per_image: As in `encode_images`.
+        visual tokens would take most of the memory, and in the backward pass twice. Arguments as in `forward`.
 
         Returns:
             Mean cross-entropy over the labels that are not -100, a scalar.
@@ -228,10 +216,72 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.llm.generate(**fused, **_merge_options(self.generation_config, generate_kwargs))
 
     def fuse(
-        self, input_ids: Tensor, visual_tokens: Tensor | Sequence[Tensor] | None, **options: Any
+        self,
+        input_ids: Tensor,
+        visual_tokens: Tensor | Sequence[Tensor] | None,
+        *,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        left: bool | None = None,
     ) -> dict[str, Tensor]:
-        """Put visual tokens in the place of the image markers; options as in the function `fuse`."""
-        return fuse(self.llm.get_input_embeddings(), input_ids.to(self.device), visual_tokens, **options)
+        """Put visual tokens in the place of the image markers.
+
+        Args:
+            input_ids: (B, L), with -200 for each image.
+            visual_tokens: (T_i, H) for each image, or None without images.
+            attention_mask: (B, L), 0 for padding.
+            labels: (B, L).
+            left: Whether padding goes to the left (default: the side it has in `attention_mask`).
+
+        Returns:
+            `inputs_embeds` (B, L', H), `attention_mask` and `position_ids` (B, L'), and `labels` if given.
+
+        Raises:
+            PallavaError: The number of markers is not the number of images.
+        """
+        input_ids, embed = input_ids.to(self.device), self.llm.get_input_embeddings()
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)
+        is_image = (input_ids == IMAGE_TOKEN_INDEX) & mask.bool()
+        is_text = (input_ids != IMAGE_TOKEN_INDEX) & mask.bool()
+        visual_tokens = [] if visual_tokens is None else list(visual_tokens)
+        num_markers, num_images = int(is_image.sum()), len(visual_tokens)
+        if num_markers != num_images:
+            raise PallavaError(
+                f"text must have one <image> for each image, got {num_markers} image marker(s) and {num_images} "
+                "image(s)"
+            )
+        sizes = [len(tokens) for tokens in visual_tokens]
+        counts = torch.tensor(sizes, dtype=torch.long, device=mask.device)  # (I,)
+        spans = mask.masked_scatter(is_image, counts.to(mask))  # number of positions that each token takes
+        starts = spans.cumsum(1) - spans  # (B, L)
+        lengths = spans.sum(1)
+        total = int(lengths.max())
+        left = bool((mask[:, 0] == 0).any()) if left is None else left
+        offsets = (total - lengths) * int(left)
+        starts = starts + offsets[:, None]
+        rows = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(input_ids)
+
+        text_embeds = embed(input_ids[is_text])
+        embeds = text_embeds.new_zeros(len(input_ids), total, text_embeds.shape[-1])
+        embeds = embeds.index_put((rows[is_text], starts[is_text]), text_embeds)
+        if visual_tokens:
+            row, start = (each[is_image].repeat_interleave(counts, output_size=sum(sizes)) for each in (rows, starts))
+            index = (
+                row,
+                start + torch.cat([torch.arange(size, device=mask.device) for size in sizes]),
+            )  # (sum of T_i,)
+            embeds = embeds.index_put(index, torch.cat(visual_tokens).to(embeds.dtype))
+        positions = torch.arange(total, device=input_ids.device) - offsets[:, None]
+        real = (positions >= 0) & (positions < lengths[:, None])
+        fused = {
+            "inputs_embeds": embeds,
+            "attention_mask": real.long(),
+            "position_ids": positions.clamp(min=0),
+        }
+        if labels is not None:
+            padded = torch.full((len(input_ids), total), IGNORE_INDEX, device=input_ids.device)
+            fused["labels"] = padded.index_put((rows[is_text], starts[is_text]), labels.to(input_ids)[is_text])
+        return fused
 
     def use_end_tokens(self, ids: Sequence[int]) -> None:
         """Make `generate` stop at these tokens, beside those of the language model."""
@@ -267,8 +317,8 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if dtype is not None or kwargs.get("torch_dtype") is None:
             kwargs["torch_dtype"] = dtype or "auto"
         path = find_folder(folder, kwargs)
-        if trust_remote_code and (connector_class := read_json(path / "config.json").get("connector_class")):
-            find_connector(connector_class)
+        if trust_remote_code and isinstance(name := read_json(path / "config.json").get("connector_class"), str):
+            find_connector(name)
         if not (path / ADAPTER_FOLDER).is_dir():
             return open_whole(super().from_pretrained, path, args, kwargs)
         return open_beside_llm(super().from_pretrained, path, args, kwargs, base_llm)
@@ -344,71 +394,6 @@ def _flatten_images(
             f"in all, got {counts}"
         )
     return pixel_values, counts
-
-
-def fuse(
-    embed: Callable[[Tensor], Tensor],
-    input_ids: Tensor,
-    visual_tokens: Tensor | Sequence[Tensor] | None,
-    *,
-    attention_mask: Tensor | None = None,
-    labels: Tensor | None = None,
-    left: bool | None = None,
-) -> dict[str, Tensor]:
-    """Put visual tokens in the place of the image markers.
-
-    Args:
-        embed: The language model's input embeddings.
-        input_ids: (B, L), with -200 for each image.
-        visual_tokens: (T_i, H) for each image, or None without images.
-        attention_mask: (B, L), 0 for padding.
-        labels: (B, L).
-        left: Whether padding goes to the left (default: the side it has in `attention_mask`).
-
-    Returns:
-        `inputs_embeds` (B, L', H), `attention_mask` and `position_ids` (B, L'), and `labels` if given.
-
-    Raises:
-        PallavaError: The number of markers is not the number of images.
-    """
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)
-    is_image = (input_ids == IMAGE_TOKEN_INDEX) & mask.bool()
-    is_text = (input_ids != IMAGE_TOKEN_INDEX) & mask.bool()
-    visual_tokens = [] if visual_tokens is None else list(visual_tokens)
-    num_markers, num_images = int(is_image.sum()), len(visual_tokens)
-    if num_markers != num_images:
-        raise PallavaError(
-            f"text must have one <image> for each image, got {num_markers} image marker(s) and {num_images} image(s)"
-        )
-    sizes = [len(tokens) for tokens in visual_tokens]
-    counts = torch.tensor(sizes, dtype=torch.long, device=mask.device)  # (I,)
-    spans = mask.masked_scatter(is_image, counts.to(mask))  # number of positions that each token takes
-    starts = spans.cumsum(1) - spans  # (B, L)
-    lengths = spans.sum(1)
-    total = int(lengths.max())
-    left = bool((mask[:, 0] == 0).any()) if left is None else left
-    offsets = (total - lengths) * int(left)
-    starts = starts + offsets[:, None]
-    rows = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(input_ids)
-
-    text_embeds = embed(input_ids[is_text])
-    embeds = text_embeds.new_zeros(len(input_ids), total, text_embeds.shape[-1])
-    embeds = embeds.index_put((rows[is_text], starts[is_text]), text_embeds)
-    if visual_tokens:
-        row, start = (each[is_image].repeat_interleave(counts, output_size=sum(sizes)) for each in (rows, starts))
-        index = (row, start + torch.cat([torch.arange(size, device=mask.device) for size in sizes]))  # (sum of T_i,)
-        embeds = embeds.index_put(index, torch.cat(visual_tokens).to(embeds.dtype))
-    positions = torch.arange(total, device=input_ids.device) - offsets[:, None]
-    real = (positions >= 0) & (positions < lengths[:, None])
-    fused = {
-        "inputs_embeds": embeds,
-        "attention_mask": real.long(),
-        "position_ids": positions.clamp(min=0),
-    }
-    if labels is not None:
-        padded = torch.full((len(input_ids), total), IGNORE_INDEX, device=input_ids.device)
-        fused["labels"] = padded.index_put((rows[is_text], starts[is_text]), labels.to(input_ids)[is_text])
-    return fused
 
 
 def _merge_options(config: GenerationConfig, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,12 @@ from xtuner.registry import BUILDER
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration
 from pallava.model.connectors import (
+    CONNECTORS,
     ConnectorConfig,
     build_connector,
     check_reopenable,
     find_connector,
+    import_name,
     own_checkpoint_keys,
 )
 from pallava.model.convert import check_out, convert_run
@@ -39,7 +41,12 @@ def connector_settings(part: Mapping[str, Any] | None) -> ConnectorConfig:
         PallavaError: The part's connector does not exist.
     """
     sizes = _connector_arguments(part)
-    connector_class = find_connector(sizes.pop("kind", "pallava_connector"))
+    kind = sizes.pop("kind", "pallava_connector")
+    if isinstance(kind, str) and kind not in CONNECTORS:
+        kind = import_name(kind)
+    if callable(kind) and not isinstance(kind, type):
+        return ConnectorConfig()  # a function of the user's shows its connector only when it is called
+    connector_class = find_connector(kind)
     sizes.pop("num_attention_heads", None)  # which must fit the encoder's width
     return connector_class.config_class(**sizes)
 
