@@ -50,16 +50,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from pallava.evaluation.tasks import OPTIONS, TASKS, EvaluateOptions
 
     parser.add_argument("model", help="folder of a model, checkpoint of an encoder, or name that open_clip knows")
-    tasks = parser.add_subparsers(dest="task", required=True, metavar=f"{{{','.join(TASKS)}}}")
+    names = f"{{{','.join(TASKS)}}}"
+    tasks = parser.add_subparsers(
+        dest="task", required=True, metavar=names, help="task; each lists its options by --help"
+    )
     for task in TASKS.values():
         own = tasks.add_parser(task.name, help=task.help)
         own.add_argument("--data", action="append", required=True, help=task.data)
         own.add_argument(
             "--out", type=Path, help="output folder (default: evaluation/TASK, or evaluation for an encoder)"
         )
-        names = task.option_names()
+        own_names = task.option_names()
         for field in fields(EvaluateOptions):
-            if field.name in names:
+            if field.name in own_names:
                 own.add_argument(
                     f"--{field.name.replace('_', '-')}", help=OPTIONS[field.name], **_KINDS[str(field.type)]
                 )

@@ -67,7 +67,7 @@ def evaluate(model: str | Path, task: str, data: Data, out: str | Path | None = 
     row, given = TASKS[task], EvaluateOptions(**options)
     for name in ("image_folder", "training", "class_set", "exclude"):
         if value := getattr(given, name):
-            given = replace(given, **{name: Path(value)})
+            given = replace(given, **{name: Path(value)})  # type: ignore[arg-type]
     kind = model_kind(str(model))
     _check(str(model), kind, row, given)
     sources = _name_data([data] if isinstance(data, str | Path) else data)
@@ -105,8 +105,7 @@ def _evaluate_model(
         with unwritten as folder, AnswerStore(out or Path(str(folder)), settings, processes) as store:
             answerer = processes.agree(lambda: _load(model, options, settings["max_new_tokens"], processes.local_rank))
             answers = {
-                label: ask(answerer, each, store, options, training=training, processes=processes)
-                for label, each in questions.items()
+                label: ask(answerer, each, store, options, training=training) for label, each in questions.items()
             }
         if processes.rank > 0:
             return {}
@@ -125,7 +124,6 @@ def ask(
     options: EvaluateOptions,
     *,
     training: Sequence[tuple[str, str]] = (),
-    processes: Processes | None = None,
 ) -> AnswerSet:
     """Ask all questions in all views that the options name; those with a stored answer are not asked again.
 
@@ -139,9 +137,9 @@ def ask(
     if options.consistency and (with_image := [item for item in items if item.image]):
         views |= {view.name: (with_image, view) for view in UNCHANGED_MEANING}
     by_view, problems = {}, dict[str, str]()
-    how: dict[str, Any] = {"batch_size": options.batch_size or _QUESTIONS_AT_ONCE, "processes": processes}
+    batch_size = options.batch_size or _QUESTIONS_AT_ONCE
     for name, (chosen, view) in views.items():
-        by_view[name], found = ask_all(answerer, chosen, store, view=view, **how)
+        by_view[name], found = ask_all(answerer, chosen, store, view=view, batch_size=batch_size)
         problems |= found
     return AnswerSet(questions, by_view, problems, training)
 

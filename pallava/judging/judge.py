@@ -67,7 +67,7 @@ class Judgement:
 
 
 def judge(candidates: Sequence[Candidate], endpoint: Endpoint, store: Store) -> list[Judgement]:
-    """Have every answer judged that has no stored grade; each grade is stored when it comes.
+    """Have every answer judged that is not graded yet; each grade is stored when it comes.
 
     Raises:
         UnansweredError: Some requests failed for a passing reason; all other grades are stored.

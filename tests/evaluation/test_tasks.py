@@ -236,5 +236,5 @@ def test_training_answers_have_the_form_of_items(tmp_path: Path):
     write_training_file([SourceSpec("pmc-vqa", str(root), "test")], tmp_path / "train.jsonl")
     (item,) = read_source_questions("pmc-vqa", root, "test").items
     assert read_training_answers(tmp_path / "train.jsonl") == [(item.question, "B")]
-    with pytest.raises(PallavaError, match=r"other\.jsonl.*no conversation"):
+    with pytest.raises(PallavaError, match=r"other\.jsonl.*conversation"):
         read_training_answers(write_lines(tmp_path / "other.jsonl", [{"question": "q"}]))

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from pallava.errors import PallavaError
 from pallava.evaluation.answers.consistency import View
 from pallava.evaluation.answers.items import Answer, Item
-from pallava.evaluation.answers.store import AnswerStore, Processes
+from pallava.evaluation.answers.store import AnswerStore
 from pallava.images import ImageError, open_image
 from pallava.io.hashing import hash_text
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
@@ -122,17 +122,15 @@ def ask_all(
     *,
     view: View | None = None,
     batch_size: int = 16,
-    processes: Processes | None = None,
 ) -> tuple[list[Answer], dict[str, str]]:
     """Ask the questions that have no answer yet, together with the other processes.
 
     Args:
         answerer: The model.
         items: Questions, each with an id of its own.
-        store: Storage of the answers.
+        store: Storage of the answers, and the processes that share the work.
         view: How images are shown.
         batch_size: Questions at once.
-        processes: The processes that share the work.
 
     Returns:
         In each process: all questions with their answers in the order of `items`, and for each image that cannot be
@@ -141,7 +139,7 @@ def ask_all(
     Raises:
         PallavaError: This process or another failed, or no image can be opened.
     """
-    view, processes = view or View(), processes or Processes()
+    view, processes = view or View(), store.processes
     known = {key for key, one in store.read().items() if not one["problem"]}  # an image may be there by now
     waiting = [[item for item in batch if _key(item, view) not in known] for batch in plan_batches(items, batch_size)]
     own = [batch for batch in waiting if batch][processes.rank :: processes.count]

@@ -85,7 +85,7 @@ def read_training_answers(path: Path) -> list[tuple[str, str]]:
                 (turn.question.replace(IMAGE_TOKEN, "").strip(), turn.answer.strip()) for turn in turns if turn.answer
             ]
     if not pairs:
-        raise PallavaError(f"'{path}' has no conversation; expected a training file of id, image, conversations")
+        raise PallavaError(f"'{path}' must be a training file of id, image, conversations, got no conversation")
     return pairs
 
 

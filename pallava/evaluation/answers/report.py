@@ -24,7 +24,7 @@ Rule = Callable[[Answer, Questions], bool]
 
 
 def tables(report: Mapping[str, Any]) -> list[Table]:
-    """Return the tables of a report: scores beside their controls, then groups and consistency where there are any."""
+    """Return the tables of a report: scores beside their controls, then groups and consistency, if any."""
     shown = shared.tables(report) if report["task"] == "zero-shot" else []
     for name, result in report["data"].items():
         shown += [] if report["task"] == "zero-shot" else [_scores(name, result)]

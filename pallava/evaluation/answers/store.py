@@ -95,11 +95,11 @@ class AnswerStore:
         Raises:
             PallavaError: The folder has answers of other settings, cannot be written, or is in use by another run.
         """
-        self._processes = processes or Processes()
+        self.processes = processes or Processes()
         self._folder = out / _FOLDER
         self._stores: list[Store] = []
         try:
-            self._processes.agree(lambda: self._open(json.loads(json.dumps(settings))))
+            self.processes.agree(lambda: self._open(json.loads(json.dumps(settings))))
         except PallavaError:
             self.close()
             raise
@@ -114,7 +114,7 @@ class AnswerStore:
         """Return the answers of all processes by key, once all have called this; an answer precedes a problem."""
         found: dict[str, dict[str, str]] = {}
         own = [store.get_all(_NAMESPACE) for store in self._stores]
-        for answers in (each for stored in self._processes.gather(own) for each in stored):
+        for answers in (each for stored in self.processes.gather(own) for each in stored):
             found |= {key: one for key, one in answers.items() if not one["problem"] or key not in found}
         return found
 
@@ -132,7 +132,7 @@ class AnswerStore:
             store.close()
 
     def _open(self, settings: Mapping[str, Any]) -> None:
-        rank, count = self._processes.rank, self._processes.count
+        rank, count = self.processes.rank, self.processes.count
         if rank == 0 and any(path.stat().st_size for path in self._folder.glob(_OLD_ANSWERS)):
             raise PallavaError(
                 f"'{self._folder}' holds answers of an earlier version, which cannot be resumed; use another --out, or "

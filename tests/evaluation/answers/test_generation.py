@@ -209,6 +209,7 @@ class Alone(Processes):
 def answer_alone(answerer: Answerer, items: list[Item], out: Path, rank: int = 0) -> tuple[list[str], dict[str, str]]:
     """As a process of that number, whose answers are read after those of smaller ones."""
     with AnswerStore(out, SETTINGS, Alone(rank)) as store:
+        store.processes = Processes()  # all the work is its own
         answers, problems = ask_all(answerer, items, store)
     return [each.text for each in answers], problems
 
