@@ -55,7 +55,7 @@ OPTIONS = {
     "columns": COLUMNS_HELP,
     "training": "training file, whose most frequent answer to each question is a control",
     "class_set": "JSON file with names (and templates) of the classes",
-    "template": "sentence with {} for the class, in place of the class set's (encoders only; repeatable)",
+    "template": "sentence with {} for the class, in place of the class set's, for an encoder (repeatable)",
     "limit": "number of questions to take of each data set (default: all)",
     "exclude": "file of ids to leave out, as `pallava data leak` lists them",
     "max_new_tokens": "maximum length of an answer in tokens (default: 32 to 256, by task)",
