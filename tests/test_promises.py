@@ -42,7 +42,7 @@ EXAMPLES = sorted(set(examples()))
 def test_there_are_examples() -> None:
     assert len(EXAMPLES) > 20
     assert any(line.startswith("python tools/dataformat.py") for line in EXAMPLES)
-    assert sum("xtuner train" in line for line in EXAMPLES) == 4
+    assert sum("xtuner train" in line for line in EXAMPLES) >= 4
     assert any("--launcher slurm" in line for line in EXAMPLES)
 
 
