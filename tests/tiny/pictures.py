@@ -16,7 +16,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 def write_odd_pictures(folder: Path) -> dict[Path, Image.Image]:
-    """Writes them; gives the path of each, and the same picture in plain RGB."""
+    """Write them; return the path of each with the same picture in plain RGB."""
     image, grey = noise(40, 24), noise(40, 24).convert("L")
     shown: dict[Path, Image.Image] = {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def write_odd_pictures(folder: Path) -> dict[Path, Image.Image]:
 
 
 def write_plain_pictures(shown: dict[Path, Image.Image], folder: Path) -> list[Path]:
-    """Writes what is seen as plain RGB, under the same names but for the ending."""
+    """Write what is seen as plain RGB, under the same names but for the ending."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{path.stem}{path.suffix[1:]}.bmp" for path in shown]
     for path, seen in zip(paths, shown.values(), strict=True):

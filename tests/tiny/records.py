@@ -18,7 +18,7 @@ LONG = (
 
 
 def save_picture(path: Path, seed: int, size: tuple[int, int] = (96, 80)) -> Path:
-    """Writes a picture with tissue everywhere; each seed gives one that looks unlike the others."""
+    """Write a picture with tissue everywhere; those of different seeds look different."""
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = np.random.default_rng(seed).integers(60, 210, (9, 9, 3), dtype=np.uint8)
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path)

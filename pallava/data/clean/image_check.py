@@ -25,7 +25,7 @@ _VERSION = "image-2"
 _THUMBNAIL = 256  # pixels of the longer side on which background is measured
 _MIN_GLASS, _MAX_GLASS_CHROMA = 220, 20  # of 255: bright and colourless is glass without tissue
 _MAX_BLACK = 25
-_EVEN = 6  # of 255: how far a pixel of an even ground lies from the median
+_EVEN = 6  # of 255: largest distance of a pixel of an even ground from the median
 _CHUNK = 8
 
 

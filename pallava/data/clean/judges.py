@@ -92,7 +92,7 @@ class PathologyClip(Filter):
 
         Args:
             model_name: open_clip's name of a model, such as "ViT-B-16", or "hf-hub:ORGANIZATION/NAME".
-            pretrained: open_clip's tag of weights, or a checkpoint; not needed if the name tells where they are.
+            pretrained: open_clip's tag of weights, or a checkpoint; not needed if the name includes their place.
             threshold: Smallest share that is kept, 0 to 1.
             batch_size: Images that go through the model at a time.
             device: Device name, or "auto".
@@ -193,7 +193,7 @@ class _EndpointJudge(Filter):
 
     Findings are ``{"answer": label, "reply": text}``. The label is one of the prompt's; or "unreadable", if the reply
     is none of them; or "refused", if the server will not answer this very request. Both are stored, so that nothing is
-    asked twice, and dropped with a reason of their own. A request that failed for a passing reason has no findings, and
+    asked twice, and dropped with a reason of their own. A request that failed for a passing reason leaves none, and
     a later run asks it again.
     """
 
