@@ -50,12 +50,12 @@ class Times:
 
 
 def main() -> int:
-    """Measures, prints the tables, and gives 1 if the promise is not kept."""
+    """Measure, print the tables, and return 1 if the promise is not kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="the small model only; its numbers say nothing")
-    parser.add_argument("--model", type=Path, help="a model folder, whose own answers are timed as well")
-    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
+    parser.add_argument("--small", action="store_true", help="small model only, for a test")
+    parser.add_argument("--model", type=Path, help="model folder, whose own answers are timed as well")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="number of threads (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rounds = 2 if options.small else options.rounds
@@ -79,7 +79,7 @@ def main() -> int:
 
 
 def build_small() -> tuple[Any, Any]:
-    """A language model of four layers, of random weights."""
+    """Build a language model of four layers with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -97,7 +97,7 @@ def build_smollm2() -> tuple[Any, Any]:
 
 
 def with_images(llm: Any) -> tuple[Any, Any]:
-    """The demo's shape of encoder and connector around a language model."""
+    """Put the demo's shape of encoder and connector around a language model."""
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
     from pallava.demo import PLIP_MODEL
@@ -131,7 +131,7 @@ def with_images(llm: Any) -> tuple[Any, Any]:
 
 
 def open_folder(folder: Path) -> tuple[Any, Any]:
-    """A model as it was trained, in float32: in fewer bits a batch can answer otherwise than each question alone."""
+    """Open a model in float32: in fewer bits a batch can answer otherwise than each question alone."""
     from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 
     model = PALLaVAForConditionalGeneration.from_pretrained(folder, torch_dtype=torch.float32)
@@ -139,13 +139,13 @@ def open_folder(folder: Path) -> tuple[Any, Any]:
 
 
 def short_lengths() -> list[int]:
-    """New tokens of each answer."""
+    """Draw the number of new tokens of each answer."""
     draw = random.Random(0)
     return [1 if number % 2 else draw.randint(2, 8) for number in range(BATCH)]
 
 
 def measure(model: Any, processor: Any, rounds: int, lengths: Sequence[int] | None) -> Times:
-    """Answers the questions both ways, in turns.
+    """Answer the questions both ways, in turns.
 
     Args:
         model: The model.
@@ -192,7 +192,7 @@ def run(
 
 @torch.inference_mode()
 def timed(model: Any, batch: Any, lengths: list[int] | None) -> tuple[dict[str, float], Tensor]:
-    """Answers a batch; the first pass of the language model is told from the others by a hook."""
+    """Answer a batch; the first pass of the language model is separated from the others by a hook."""
     from pallava.model.loading import is_adapted
 
     marks: list[float] = []
@@ -213,7 +213,7 @@ def timed(model: Any, batch: Any, lengths: list[int] | None) -> tuple[dict[str, 
 
 
 class EndAt:
-    """Makes each answer of a batch as long as it should be, its end token included."""
+    """Forces each answer of a batch to its length, end token included."""
 
     def __init__(self, lengths: Sequence[int], end: int | list[int]) -> None:
         self._lengths, self._end, self._step = torch.tensor(lengths), [end] if isinstance(end, int) else end, 0
@@ -230,7 +230,7 @@ class EndAt:
 
 
 def write_picture(folder: Path, number: int) -> str:
-    """An image of six tiles, as most of PathVQA's are."""
+    """Write an image of six tiles, as most of PathVQA's have."""
     from PIL import Image
 
     random.seed(number)
@@ -245,7 +245,7 @@ def added(parts: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def report(title: str, times: Times) -> float:
-    """Prints a table.
+    """Print a table.
 
     Returns:
         How many times as many answers a second a batch gives.

@@ -125,7 +125,7 @@ def test_answers_to_questions(work: Path, capsys: pytest.CaptureFixture[str]) ->
         (["questions"], "must have captions to be compared by words"),
         (["captions", "--url", "http://127.0.0.1:9/v1"], "needs both --url and --model"),
         (["captions", "--model", "judge"], "needs both --url and --model"),
-        (["captions", "--url", "localhost", "--model", "judge"], "'localhost' is no URL"),
+        (["captions", "--url", "localhost", "--model", "judge"], "'localhost'"),
         (["captions", "--url", "http://127.0.0.1:9/v1", "--model", "judge"], "is the server running"),
         (
             ["captions", "--url", "http://127.0.0.1:9/v1", "--model", "j", "--out", "captions/predictions.jsonl"],

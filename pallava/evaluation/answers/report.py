@@ -14,7 +14,7 @@ from pallava.evaluation.answers.items import AS_IS, Answer, AnswerSet, Questions
 from pallava.images import ImageError, open_image
 from pallava.report.page import ShownAnswer, card, grid, heading, note, page, picture
 from pallava.report.page import answers as answer_list
-from pallava.report.table import Table, estimate
+from pallava.report.table import Table
 
 _NUM_SAMPLES = 12
 _THUMBNAIL = 320  # pixels
@@ -83,7 +83,7 @@ def _scores(name: str, result: Mapping[str, Any]) -> Table:
 
 
 def _groups(name: str, groups: Mapping[str, Any]) -> Table:
-    rows = [(group, str(estimate["count"]), _estimate(estimate)) for group, estimate in groups.items()]
+    rows = [(group, str(estimate["count"]), shared.as_estimate(estimate)) for group, estimate in groups.items()]
     return Table(f"{name}: right answers in each group", ("group", "questions", "right"), tuple(rows))
 
 
@@ -93,8 +93,8 @@ def _consistency(name: str, result: Mapping[str, Any]) -> Table:
         (
             view.replace("_", " "),
             str((result["same"].get(view) or accuracy[view])["count"]),
-            _estimate(result["same"][view]) if view in result["same"] else "",
-            _estimate(accuracy[view]) if view in accuracy else "",
+            shared.as_estimate(result["same"][view]) if view in result["same"] else "",
+            shared.as_estimate(accuracy[view]) if view in accuracy else "",
             str(result["num_empty"].get(view, "")),
         )
         for view in dict.fromkeys([*accuracy, *result["same"]])
@@ -103,10 +103,6 @@ def _consistency(name: str, result: Mapping[str, Any]) -> Table:
     if result["num_left_out"]:
         title += f"; questions left out whose image cannot be opened: {result['num_left_out']}"
     return Table(title, ("image", "questions", "same answer", "right", "empty answers"), tuple(rows))
-
-
-def _estimate(result: Mapping[str, Any]) -> str:
-    return estimate(result["value"], result["low"], result["high"])
 
 
 def _page(report: Mapping[str, Any], answers: Mapping[str, AnswerSet], is_right: Rule | None) -> str:

@@ -17,14 +17,14 @@ import numpy as np
 
 from pallava.errors import PallavaError
 from pallava.evaluation.answers.items import Answer, Item, read_predictions
-from pallava.evaluation.report import as_json, write_files
+from pallava.evaluation.report import as_estimate, as_json, write_files
 from pallava.evaluation.statistics import NUM_RESAMPLES, UNDEFINED, Counts, Floats, bootstrap, estimate_means
 from pallava.io.store import Store
 from pallava.judging.endpoint import Endpoint
 from pallava.judging.judge import Candidate, Judgement, judge
 from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY, MAX_GRADE
 from pallava.prompts import CHOICE_LETTERS
-from pallava.report.table import Table, estimate
+from pallava.report.table import Table
 
 _ORDER = 4
 _SMOOTHING = "exp"  # sacrebleu's own choice for a corpus
@@ -195,15 +195,11 @@ def similarity_tables(report: Mapping[str, Any]) -> list[Table]:
         grades = result["grades"]
         shown.append(Table("answers of each grade", list(grades), [list(map(str, grades.values()))]))
     if result := report["words"]:
-        control = result["controls"].get(CONTROL, {})
-        rows = [[name, _shown(each), _shown(control.get(name))] for name, each in result["scores"].items()]
+        control = result["controls"].get(CONTROL) or dict.fromkeys(result["scores"], asdict(UNDEFINED))
+        rows = [[name, *(as_estimate(s[name]) for s in (result["scores"], control))] for name in result["scores"]]
         title = f"words of {result['num_questions']} captions, {result['num_unanswered']} of them empty"
         shown.append(Table(title, ("score", "own reference", "another's reference"), rows))
     return shown
-
-
-def _shown(score: Mapping[str, Any] | None) -> str:
-    return estimate(score["value"], score["low"], score["high"]) if score else "–"
 
 
 def as_candidate(answer: Answer) -> Candidate:
