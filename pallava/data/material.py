@@ -60,11 +60,7 @@ def add_source_options(
 ) -> None:
     """Add ``--source``, ``--split`` and ``--columns``, which `read_sources` reads.
 
-    Args:
-        parser: Parser of the command.
-        kinds: Kinds of sources that the command takes, for the help text.
-        also: Other data that the option takes, likewise.
-        default_split: Default split, likewise.
+    The help texts name the sources of some `kinds`, other data that the option takes (`also`), and the default split.
     """
     names = ", ".join(name for name, source in SOURCES.items() if source.kind in kinds or source.takes_columns)
     parser.add_argument(
