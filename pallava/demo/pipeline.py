@@ -5,25 +5,25 @@ A step is skipped if nothing that it depends on has changed.
 
 import contextlib
 import dataclasses
+import io
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pallava
 from pallava.config_files import find_config
+from pallava.data.training_file import read_prompts, write_training_file
 from pallava.demo import PLIP_MODEL, DemoSettings, exam, fetch, stages
 from pallava.demo.exam import ask_without_tiles, plip_accuracies, summary
 from pallava.demo.material import picture_paths, read_pictures, write_material
 from pallava.demo.page import write_page
 from pallava.demo.stages import checkpoint_of, evaluate_model, pretrain_plip, train_stage
-from pallava.errors import PallavaError
 from pallava.evaluation.answers.items import Answer, read_predictions
-from pallava.io.files import write_json
+from pallava.io.files import write_json, write_text
 from pallava.io.hashing import hash_file, hash_json
 from pallava.model.card import add_scores
 
@@ -134,8 +134,8 @@ class Demo:
             Step("plip", self.pretrain, PLIP_MODEL, plip, [folder / "plip" / "encoder" / "config.json"]),
             Step("plip_report", self.examine_plip, None, asking, [folder / "plip_report.json"]),
             Step("dataformat", self.format, None, code["data"], [rows]),
-            Step("stage1", self.align, None, parts, [folder / "stage1" / done]),
-            Step("stage2", self.tune, None, parts, [folder / "stage2" / done]),
+            Step("stage1", partial(self.train, ALIGNMENT, "stage1"), None, parts, [folder / "stage1" / done]),
+            Step("stage2", partial(self.train, INSTRUCTION, "stage2"), None, parts, [folder / "stage2" / done]),
             Step("convert", self.convert, None, code["training"], [folder / "model" / "config.json"]),
             Step("questions", self.examine, None, asking, [folder / "answers_without_tiles.json"]),
         ]
@@ -166,31 +166,13 @@ class Demo:
         write_json(self.folder / "plip_report.json", report, indent=1)
 
     def format(self) -> None:
-        """Run `tools/dataformat.py` on the captions, or the function behind it if this is not a clone."""
+        """Turn the captions into a training file, as `tools/dataformat.py` does."""
         pairs, images, prompts = (self.data / name for name in ("captions.json", "images", "prompts.txt"))
-        rows = self.data / "domain_alignment.jsonl"
-        tool = Path(pallava.__file__).parents[1] / "tools" / "dataformat.py"
-        if not tool.is_file():
-            from pallava.data.training_file import read_prompts, write_training_file
+        rows, wordings = self.data / "domain_alignment.jsonl", read_prompts(prompts)
+        write_training_file(pairs, rows, image_folder=images, prompts=wordings, seed=self.settings.seed)
 
-            wordings = read_prompts(str(prompts))
-            write_training_file(pairs, rows, image_folder=images, prompts=wordings, seed=self.settings.seed)
-            return
-        command = [sys.executable, str(tool), "--input", str(pairs), "--image-folder", str(images)]
-        command += ["--output", str(rows), "--prompts", str(prompts), "--seed", str(self.settings.seed)]
-        result = subprocess.run(command, capture_output=True, text=True)
-        if result.returncode != 0:
-            raise PallavaError(f"`{' '.join(command)}` failed: {result.stderr.strip()}")
-
-    def align(self) -> None:
-        """Train stage 1; two processes use two cores better than one with two threads."""
-        self._train(ALIGNMENT, "stage1")
-
-    def tune(self) -> None:
-        """Train stage 2."""
-        self._train(INSTRUCTION, "stage2")
-
-    def _train(self, config: str, name: str) -> None:
+    def train(self, config: str, name: str) -> None:
+        """Train a stage; two processes use two cores better than one with two threads."""
         log = self.folder / "logs" / f"{name}.log"
         train_stage(config, self.folder / name, self.settings, log=log, progress=self._progress)
 
@@ -240,5 +222,9 @@ def _sources(name: str) -> list[Path]:
 @contextlib.contextmanager
 def _quiet(log: Path) -> Iterator[None]:
     """Send the output of libraries to a file."""
-    with log.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        yield
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            yield
+    finally:
+        write_text(log, out.getvalue())

@@ -175,13 +175,7 @@ def _run(
 ) -> None:
     """Run a command that must write `done` into a new folder: xtuner's exit code is 0 even if it fails."""
     shutil.rmtree(folder, ignore_errors=True)
-    with log.open("w", buffering=1) as out:  # line by line, so that it can be followed
-
-        def take(line: str) -> None:
-            out.write(line)
-            on_line(line)
-
-        code = run_child(command, take, environment)
+    code = run_child(command, on_line, environment, log=log)
     if code == 128 + signal.SIGTERM:
         sys.exit(code)
     if code != 0 or not (folder / done).is_file():

@@ -165,7 +165,9 @@ def read_labelled(
     is_source = name and name != "nct-crc-he"
     pairs, left_out = _read_source(root, name, "classes", split) if is_source else _read_folders(root)
     if not pairs:
-        raise PallavaError(f"'{root}' has no image {root.name}/<class>/image.png; left out: {left_out or 'nothing'}")
+        raise PallavaError(
+            f"'{root}' must have images {root.name}/<class>/image.png; left out: {left_out or 'nothing'}"
+        )
     found = sorted({label for _, label, _ in pairs})
     class_set = class_set or (known_set(name) if name else set_of_labels(root.name, found))
     if unknown := [label for label in found if label not in class_set.labels]:
@@ -205,7 +207,7 @@ def read_captioned(
         pairs, left_out = _read_pairs(path, image_folder or path.parent)
     if not pairs:
         expected = '{"image": "a.png", "caption": "..."}'
-        raise PallavaError(f"'{path}' has no pair; expected records such as {expected}")
+        raise PallavaError(f"'{path}' does not have any pair; expected records such as {expected}")
     images, captions, ids = map(list, zip(*pairs, strict=True))
     return CaptionedImages(images, captions, ids, left_out)
 

@@ -182,7 +182,7 @@ PER_CLASS = {
 
 
 def per_class(counts: Counts) -> dict[str, Floats]:
-    """Return precision, recall, F1 and support of each class: (C,) each, zero if there is nothing to count."""
+    """Return precision, recall, F1 and support of each class: (C,) each, zero for an empty class."""
     right, support, named = _right(counts), counts.sum(-1), counts[:, :-1].sum(0)
     return {
         "precision": right / np.maximum(named, 1),

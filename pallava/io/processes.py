@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
 from typing import TypeVar
 
 from pallava.errors import PallavaError
@@ -115,7 +116,11 @@ def start_worker() -> None:
 
 
 def run_child(
-    command: Sequence[str], on_line: Callable[[str], object], environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    on_line: Callable[[str], object],
+    environment: Mapping[str, str] | None = None,
+    *,
+    log: str | Path | None = None,
 ) -> int:
     """Run a command to its end and pass on its output line by line.
 
@@ -126,12 +131,13 @@ def run_child(
         command: The program and its arguments.
         on_line: Receives each line of its stdout and stderr, with the line break.
         environment: Environment variables of the child (default: those of this process).
+        log: File for the output, written line by line, so that it can be followed.
 
     Returns:
         The exit code; 128 plus the signal's number if a signal ended it.
 
     Raises:
-        OSError: The program cannot be started.
+        OSError: The program cannot be started, or the log cannot be written.
     """
     variables = {**(os.environ if environment is None else environment), "PYTHONUNBUFFERED": "1", _ENDS_WITH_STDIN: "1"}
     process = subprocess.Popen(
@@ -145,8 +151,9 @@ def run_child(
         start_new_session=True,  # a process group, so that all its processes can be terminated
     )
     assert process.stdout is not None
-    with process, _terminated_at_exit(process):
+    with process, _terminated_at_exit(process), open(log or os.devnull, "w", buffering=1) as out:  # noqa: PTH123
         for line in process.stdout:
+            out.write(line)
             on_line(line)
         code = process.wait()
     return code if code >= 0 else 128 - code

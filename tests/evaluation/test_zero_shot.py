@@ -97,7 +97,7 @@ def test_names_of_folders_and_of_public_sets(tmp_path: Path):
         read_labelled(tmp_path / "crc", "nct-crc-he")
     with pytest.raises(PallavaError, match="at least two classes"):
         read_labelled(write_classes(tmp_path / "one", {"a": 2}))
-    with pytest.raises(PallavaError, match="has no image"):
+    with pytest.raises(PallavaError, match="must have images"):
         read_labelled(tmp_path / "crc" / "TUM")
     with pytest.raises(PallavaError, match="not a folder"):
         read_labelled(tmp_path / "none")
@@ -121,5 +121,5 @@ def test_bach_as_it_lies_on_disk(tmp_path: Path):
 
 def test_pairs_without_any_record_are_told(tmp_path: Path):
     (tmp_path / "pairs.jsonl").write_text('{"image": "a.png"}\n[1]\n')
-    with pytest.raises(PallavaError, match="has no pair"):
+    with pytest.raises(PallavaError, match="does not have any pair"):
         read_captioned(tmp_path / "pairs.jsonl")

@@ -41,11 +41,13 @@ def test_lines_and_exit_code(end: str, code: int) -> None:
     assert lines == ["one\n", "two\n"]
 
 
-def test_environment() -> None:
+def test_environment_and_log(tmp_path: Path) -> None:
     lines: list[str] = []
     program = "import os; print(os.environ['COLOUR'])"
-    assert run_child([sys.executable, "-c", program], lines.append, {**os.environ, "COLOUR": "blue"}) == 0
+    environment = {**os.environ, "COLOUR": "blue"}
+    assert run_child([sys.executable, "-c", program], lines.append, environment, log=tmp_path / "log") == 0
     assert lines == ["blue\n"]
+    assert (tmp_path / "log").read_text() == "blue\n"
 
 
 def test_an_error_while_reading_ends_the_child(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pallava.errors import PallavaError
+from pallava.io.files import write_text
 from pallava.io.hashing import hash_bytes, hash_json, hash_text
 from pallava.model.clip import DESCRIPTION, WEIGHTS, find_image_processor, read_description
 from pallava.model.weights import load_strictly, read_json, read_weights, rename_keys
@@ -147,7 +148,7 @@ def _build_open_clip(description: Mapping[str, Any], weights: Path) -> tuple[Any
     name = f"pallava-{hash_text(text)}"
     with tempfile.TemporaryDirectory() as folder:  # open_clip takes files only, and names a model after its file
         file = Path(folder, f"{name}.json")
-        file.write_text(text, encoding="utf-8")
+        write_text(file, text)
         open_clip.add_model_config(file)
     logging.disable(logging.WARNING)  # about random weights, which they are for a moment
     try:
