@@ -12,6 +12,7 @@ import pytest
 from accelerate import init_empty_weights
 from mmengine.config import Config
 from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.utils import get_object_from_string
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from pallava.cli import main
@@ -247,6 +248,20 @@ def test_the_config_is_kept_as_json(name, tmp_path):
     assert kept["model"]["type"] == "pallava.training.model.PALLaVAModel"
     assert kept["model"]["llm"]["pretrained_model_name_or_path"] == config.llm_name_or_path
     assert kept["train_dataloader"]["dataset"]["image_processor"]["source"] == config.plip_path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "collate.collate",
+        "llm.load_llm",
+        "model.build_connector",
+        "chat_hook.SampleChatHook",
+        "random_state_hook.RandomStateHook",
+    ],
+)
+def test_names_in_configs_from_before_modules_were_merged(name):
+    assert get_object_from_string(f"pallava.training.{name}").__name__ == name.split(".")[1]
 
 
 def test_names_that_are_none():

@@ -15,7 +15,7 @@ from xtuner.registry import BUILDER  # noqa: E402
 from pallava.model import load_encoder, load_image_processor, load_plip, loading  # noqa: E402
 from pallava.model.connectors import build_connector  # noqa: E402
 from pallava.training import dataset, model, optimizer  # noqa: E402
-from pallava.training.hooks import random_state  # noqa: E402
+from pallava.training.hooks import chat, random_state  # noqa: E402
 
 # pallava.model knows nothing of xtuner.
 for __part in (
@@ -28,7 +28,8 @@ for __part in (
 ):
     BUILDER.register_module(module=__part)
 
-# Configs and checkpoints from before two modules were merged into others name these.
-sys.modules[f"{__name__}.collate"], sys.modules[f"{__name__}.llm"] = dataset, loading
+# Configs and checkpoints from before these modules were moved name them.
+_MOVED = {"collate": dataset, "llm": loading, "chat_hook": chat, "random_state_hook": random_state}
+sys.modules.update({f"{__name__}.{name}": module for name, module in _MOVED.items()})
 
-__all__ = ["compat", "dataset", "model", "optimizer", "random_state"]
+__all__ = ["chat", "compat", "dataset", "model", "optimizer", "random_state"]
