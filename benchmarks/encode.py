@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How fast is the encoder on this CPU: of the matrix products' peak, and beside open_clip's and transformers' forward?
 
-All three hold the same weights, random ones of the published shape, and must give the same features. They run in turns,
+All three have the same weights, random ones of the published shape, and must give the same features. They run in turns,
 the matrix product with them, so that whatever else the computer does falls on each alike. A share is a round's number
 over another's of the same round; what is printed is the median over the rounds.
 
@@ -27,7 +27,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 MIN_SHARE = 0.97
-"""Of the faster of the other two, that ours promises."""
+"""Minimum share of the faster of the other two."""
 PUBLISHED = {
     "embed_dim": 512,
     "quick_gelu": True,
@@ -44,9 +44,9 @@ class Candidate:
     """A way to encode.
 
     Attributes:
-        name: For the table.
-        forward: Pixels (N, 3, P, P) to features.
-        layers: How many it runs.
+        name: Name in the table.
+        forward: Function from pixels (N, 3, P, P) to features.
+        layers: Number of layers that run.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Candidate:
 
 
 def main() -> int:
-    """Measures, prints the table, and gives 1 if the promise is not kept."""
+    """Measure, print the table, and return 1 if ours is slower than `MIN_SHARE`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="a tiny model; its numbers say nothing")
     parser.add_argument("--batch-size", type=int, default=9, help="tiles at once (default: %(default)s, one image's)")
@@ -74,7 +74,7 @@ def main() -> int:
 
 
 def build(description: dict[str, Any], folder: Path) -> list[Candidate]:
-    """The same random weights in each of the three."""
+    """Make the three with the same random weights."""
     import json
 
     import open_clip
@@ -102,7 +102,7 @@ def build(description: dict[str, Any], folder: Path) -> list[Candidate]:
 
 
 def check(candidates: list[Candidate], pixels: Tensor) -> None:
-    """Refuses to compare what computes something else."""
+    """Refuse to compare different features."""
     expected = candidates[0].forward(pixels[:2])
     for candidate in candidates:
         if candidate.name != TOKENS:
@@ -110,7 +110,7 @@ def check(candidates: list[Candidate], pixels: Tensor) -> None:
 
 
 def measure(candidates: list[Candidate], pixels: Tensor, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each forward and of the matrix product, one a round, in an order that moves on by one each time."""
+    """Return seconds of each forward and of the matrix product, one a round, in an order that rotates by one."""
     size = 1024
     left, right, out = (torch.randn(size, size) for _ in range(3))
     tasks: list[tuple[str, Callable[[], object]]] = [("peak", lambda: torch.mm(left, right, out=out))]
@@ -132,7 +132,7 @@ def _time(task: Callable[[], object]) -> float:
 
 
 def count_flops(description: dict[str, Any], layers: int) -> float:
-    """Floating point operations of one image's matrix products."""
+    """Return the floating point operations of one image's matrix products."""
     vision = description["vision_cfg"]
     width, patch = vision["width"], vision["patch_size"]
     tokens = (vision["image_size"] // patch) ** 2 + 1
@@ -141,7 +141,7 @@ def count_flops(description: dict[str, Any], layers: int) -> float:
 
 
 def report(candidates: list[Candidate], seconds: dict[str, list[float]], sizes: dict[str, Any], batch: int) -> float:
-    """Prints the table.
+    """Print the table.
 
     Returns:
         Images per second of ours as a share of the faster of the others.

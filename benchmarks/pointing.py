@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Which tiles does the connector read: those that hold what was drawn, or any?
+"""Which tiles does the connector read: those with the drawn things, or any?
 
 The pointing game on the demo's held-out synthetic micrographs, where the place of every figure is known. A share is of
-the attention; `chance` is what an even spread gives, `elsewhere` what the attention paid to another picture gives.
+the attention; `chance` is what an even spread gives, `elsewhere` the share with the attention paid to another picture.
 
 Example:
   python benchmarks/pointing.py demo              # demo/model on the pictures of demo/data
@@ -34,11 +34,11 @@ WORDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints a table for each kind of thing, mitotic figures first."""
+    """Print a table for each kind of thing, mitotic figures first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", type=Path, help="folder of `pallava demo`")
     parser.add_argument("--model", type=Path, help="model folder (default: DEMO/model)")
-    parser.add_argument("--limit", type=int, help="pictures to take (default: all)")
+    parser.add_argument("--limit", type=int, help="number of pictures (default: all)")
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     options = parser.parse_args(arguments)
     from pallava.errors import PallavaError
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(data: Path, model: Path, limit: int | None) -> dict[str, tuple[int, Any]]:
-    """Number of pictures and results for each kind of thing that is drawn."""
+    """Return the number of pictures and the results for each kind of thing that is drawn."""
     from pallava.demo.material import read_pictures
     from pallava.evaluation.encoders.pointing import ReadImage, play
     from pallava.model import PALLaVAProcessor
