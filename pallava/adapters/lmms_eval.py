@@ -6,7 +6,7 @@ It implements the chat interface of lmms-eval (docs/guides/model_guide.md there)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,8 +16,6 @@ from tqdm import tqdm
 
 from pallava.errors import PallavaError
 from pallava.model import answer, load
-
-Message: TypeAlias = Mapping[str, Any]
 
 _MAX_NEW_TOKENS = 256
 _PASSED_ON = ("max_new_tokens", "num_beams", "repetition_penalty", "length_penalty", "min_new_tokens")
@@ -78,19 +76,11 @@ class PALLaVA(lmms):
         return [answers[number] for number in range(len(requests))]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Refuse: PA-LLaVA answers in words, as it is trained and evaluated.
-
-        Raises:
-            PallavaError: Always.
-        """
+        """Refuse: PA-LLaVA answers in words, as it is trained and evaluated."""
         raise PallavaError("pallava answers by generation; choose tasks with output_type generate_until")
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
-        """Refuse.
-
-        Raises:
-            PallavaError: Always.
-        """
+        """Refuse."""
         raise PallavaError("pallava answers one question at a time; choose tasks with output_type generate_until")
 
     def _batches(self, requests: Sequence[Instance]) -> Iterator[list[int]]:
@@ -103,7 +93,7 @@ class PALLaVA(lmms):
             for start in range(0, len(numbers), self.batch_size):
                 yield numbers[start : start + self.batch_size]
 
-    def _conversation(self, arguments: tuple[Any, ...]) -> list[Message]:
+    def _conversation(self, arguments: tuple[Any, ...]) -> list[Mapping[str, Any]]:
         _, doc_to_messages, _, doc_id, task, split = arguments
         return [
             {"role": message["role"], "content": [_part(part) for part in message["content"]]}

@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> Any:
 
 
 def _find_run() -> Any:
-    """Return VLMEvalKit's command, which is in its package, or beside it in a clone."""
+    # In its package, or beside the package in a clone.
     for name in ("vlmeval.run", "run"):
         try:
             return importlib.import_module(name)
