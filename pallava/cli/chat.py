@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("model", help="model folder that `pallava convert` wrote")
     parser.add_argument("--image", action="append", default=[], help="image file to ask about (repeatable)")
-    parser.add_argument("--question", action="append", help="question (repeatable; several make a conversation)")
+    parser.add_argument("--question", action="append", help="question; several make a conversation (repeatable)")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="maximum tokens of an answer (default: 256)")
     parser.add_argument(
         "--base-llm", help="base language model of a folder with an adapter (default: the one it was trained on)"

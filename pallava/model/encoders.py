@@ -336,7 +336,7 @@ def _open_open_clip(path: Path, model_name: str) -> CLIPVisionModel:
 
     described = open_clip.get_model_config(model_name)
     if described is None:
-        raise PallavaError(f"open_clip has no ViT named {model_name!r}; see open_clip.list_models()")
+        raise PallavaError(f"model_name must be a ViT of open_clip.list_models(), got {model_name!r}")
     visual = {key: v for key, v in read_weights(path).items() if key.startswith("visual.") and key != "visual.proj"}
     return _fill(huggingface_vision_config(described), open_clip_to_huggingface(visual), path)
 

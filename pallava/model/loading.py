@@ -60,7 +60,7 @@ def find_folder(folder: str | os.PathLike[str], options: dict[str, Any]) -> Path
             reason = _first_line(error)
             raise PallavaError(f"'{folder}' is neither a folder nor on the Hugging Face hub: {reason}") from None
     if not (path / "config.json").is_file():
-        raise PallavaError(f"'{path}' is not a model folder: it has no config.json; `pallava convert` writes one")
+        raise PallavaError(f"'{path}' is not a model folder: its config.json is missing; `pallava convert` writes one")
     return path
 
 

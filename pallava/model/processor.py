@@ -223,7 +223,7 @@ def _open_ended(turns: list[Turn]) -> list[Turn]:
 
 def _check_options(options: Mapping[str, Any], return_tensors: Any) -> None:
     if unknown := sorted(set(options) - _IGNORED_OPTIONS):
-        raise PallavaError(f"the processor of PA-LLaVA has no option {', '.join(unknown)}")
+        raise PallavaError(f"the processor of PA-LLaVA does not take {', '.join(unknown)}")
     if return_tensors not in (None, "pt"):
         raise PallavaError(f"return_tensors must be pt (PyTorch), got {return_tensors}")
 
