@@ -259,7 +259,6 @@ def _whole(text: str, names: Names) -> set[int]:
 
 
 def _labelled(text: str, names: Names) -> set[int]:
-    """Find letters in front of a line or a colon, and texts of options behind them."""
     found: set[int] = set()
     for match in _LABEL.finditer(text):
         if number := _numbers([match[1]], names):
@@ -268,7 +267,6 @@ def _labelled(text: str, names: Names) -> set[int]:
 
 
 def _stated(text: str, names: Names) -> set[int]:
-    """Find letters of which a sentence says that they are the answer."""
     for patterns in _STATEMENTS:
         letters = []
         for match in (match for pattern in patterns for match in pattern.finditer(text)):
@@ -298,5 +296,4 @@ def _numbers(letters: Sequence[str], names: Names) -> set[int]:
 
 
 def _plain(text: str) -> str:
-    """Words and numbers alone, in lower case."""
     return " ".join(re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).split())
