@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pallava.data.sources.base import SOURCES, Source, register_source
 from pallava.errors import PallavaError
@@ -25,28 +25,18 @@ def import_readers() -> None:
 import_readers()
 
 
-def open_source(
-    name: str,
-    root: str | Path,
-    *,
-    split: str | None = None,
-    image_policy: str = "first",
-    columns: Mapping[str, str] | None = None,
-    image_folder: str | Path | None = None,
-) -> Source:
+def open_source(name: str, root: str | Path, **options: Any) -> Source:
     """Open a data set.
 
     Args:
         name: One of `SOURCES`.
         root: Its folder; for "pairs" and "csv" the file or its folder.
-        split: The split to read, such as "train"; the default of each set is in docs/data_sets.md.
-        image_policy: Treatment of rows with several images, see `pallava.data.sources.base.IMAGE_POLICIES`.
-        columns: Columns of "csv", such as ``{"image": "file", "caption": "text"}``.
-        image_folder: Folder of the images of "pairs" and "csv"; default: the folder of the file.
+        options: `split` (the default of each set is in docs/data_sets.md), `image_policy`, `columns` and
+            `image_folder`, see `Source`.
 
     Raises:
         PallavaError: The set, split, policy or columns do not exist, or the folder does not look like the set.
     """
     if name not in SOURCES:
         raise PallavaError(f"{name!r} is not a data set; choose {', '.join(SOURCES)}")
-    return SOURCES[name](root, split=split, image_policy=image_policy, columns=columns, image_folder=image_folder)
+    return SOURCES[name](root, **options)

@@ -1,12 +1,9 @@
-"""Records of data sets, and what every reader shares: the registry, counts of dropped rows, the folders of images.
-
-It is one file of more than 300 lines because a new reader needs all of it, and nothing else to read.
-"""
+"""Records of data sets, and what every reader shares: the registry, counts of dropped rows, the folders of images."""
 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -19,20 +16,16 @@ from pallava.io.records import Entry
 IMAGE_POLICIES = ("first", "each", "single-only")
 """Treatment of a row with several images: take its first, make a record of each, or drop the row."""
 
-_EXAMPLES = 3
+_NUM_EXAMPLES = 3
 _EXAMPLE_LENGTH = 500
 _PROBED_ROWS = 64
+
+AnySource = TypeVar("AnySource", bound="type[Source]")
 
 
 @dataclass(frozen=True, slots=True)
 class _ImageRecord:
-    """A record of one image.
-
-    Attributes:
-        source: Name of the source.
-        id: Unique within the source, and the same in every run.
-        image: POSIX path relative to the source's root.
-    """
+    """An image as a POSIX path relative to its source's root, and an id, unique there and the same in every run."""
 
     source: str
     id: str
@@ -56,7 +49,7 @@ class Question(_ImageRecord):
         answer: The answer; the letter of an option where the type is "choice".
         options: Texts of the options without their letters.
         answer_type: "yes/no", "number", "other" or "choice".
-        metadata: Further facts of the row, as JSON holds them.
+        metadata: Further facts of the row, as in `Pair`.
     """
 
     question: str
@@ -68,7 +61,7 @@ class Question(_ImageRecord):
 
 @dataclass(frozen=True, slots=True)
 class Labelled(_ImageRecord):
-    """An image and the name of its class, and further facts in `metadata`, as JSON holds them."""
+    """An image and the name of its class, and further facts in `metadata`."""
 
     label: str
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -79,12 +72,11 @@ Record = Pair | Question | Labelled
 KINDS: dict[str, type[Record]] = {"captions": Pair, "questions": Question, "classes": Labelled}
 """Kinds of sources, and the records of each."""
 
-_KIND_NAMES = {record_type: kind for kind, record_type in KINDS.items()}
-
 
 def to_json(record: Record) -> dict[str, Any]:
     """Return a record as a JSON object with its "kind"."""
-    return {"kind": _KIND_NAMES[type(record)], **asdict(record)}
+    kind = next(kind for kind, record_type in KINDS.items() if isinstance(record, record_type))
+    return {"kind": kind, **asdict(record)}
 
 
 def record_from_json(value: dict[str, Any]) -> Record:
@@ -97,9 +89,9 @@ def record_from_json(value: dict[str, Any]) -> Record:
     if kind not in KINDS:
         raise PallavaError(f"not a record: its kind must be one of {', '.join(KINDS)}, got {kind!r}")
     known = {each.name: value[each.name] for each in fields(KINDS[kind]) if each.name in value}
-    if "options" in known:
-        known["options"] = tuple(known["options"])
     try:
+        if "options" in known:
+            known["options"] = tuple(known["options"])
         return KINDS[kind](**known)
     except TypeError as error:
         raise PallavaError(f"not a record of kind {kind}: {error}") from None
@@ -112,7 +104,7 @@ class Tally:
     Attributes:
         num_records: Rows read.
         num_yielded: Records yielded; more than rows where each image of a row makes a record.
-        dropped: Count of rows dropped, for each reason.
+        dropped: Rows dropped, for each reason.
         examples: The first three of each reason, with their positions.
     """
 
@@ -124,9 +116,8 @@ class Tally:
     def drop(self, reason: str, example: str) -> None:
         """Count a row that is dropped."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
-        examples = self.examples.setdefault(reason, [])
-        if len(examples) < _EXAMPLES:
-            examples.append(example[:_EXAMPLE_LENGTH])
+        if self.dropped[reason] <= _NUM_EXAMPLES:
+            self.examples.setdefault(reason, []).append(example[:_EXAMPLE_LENGTH])
 
 
 @dataclass(frozen=True)
@@ -134,8 +125,8 @@ class SourceFile:
     """A file (or folder) of a source.
 
     Attributes:
-        path: The file.
-        split: Name of the split it holds, such as "train"; empty where the set has none.
+        path: Where it is.
+        split: Name of the split it holds; empty where the set has none.
         folders: Possible folders of its images, relative to the root, the likeliest first.
     """
 
@@ -176,6 +167,7 @@ class Source:
     splits: ClassVar[tuple[str, ...]] = ()
     takes_columns: ClassVar[bool] = False
     needs: Collection[str] = ()
+    _num_bytes_before = 0  # in earlier files of the iteration
 
     def __init__(
         self,
@@ -194,10 +186,13 @@ class Source:
         self.columns = dict(columns or {})
         self.image_folder = None if image_folder is None else Path(image_folder)
         self.tally = Tally()
-        files = self.find_files()
-        if not files:
+        found = self.find_files()
+        if not found:
             raise _not_found(self.root, self.name, self.layout)
-        self.files = _of_split(files, self.split, self.root)
+        self.files = [file for file in found if self.split is None or file.split == self.split]
+        if not self.files:
+            known = ", ".join(dict.fromkeys(file.split for file in found if file.split)) or "none"
+            raise PallavaError(f"'{self.root}' lacks the split {self.split!r}; its splits are: {known}")
         self.num_bytes = sum(file.path.stat().st_size for file in self.files)
         self.num_bytes_read = 0
 
@@ -208,19 +203,15 @@ class Source:
             PallavaError: A file as a whole cannot be read, or is damaged such that the next row cannot be found.
         """
         self.tally = Tally()
-        before = 0
+        self.num_bytes_read = self._num_bytes_before = 0
         for file in self.files:
-            for record in self._records(file):
-                self.num_bytes_read = before + self._num_bytes_read_of_file
-                yield record
-            before += file.path.stat().st_size
-        self.num_bytes_read = before
-
-    _num_bytes_read_of_file = 0
+            yield from self._records(file)
+            self._num_bytes_before += file.path.stat().st_size
+            self.num_bytes_read = self._num_bytes_before
 
     def report_progress(self, num_bytes: int) -> None:
         """Record how many bytes of the current file are read."""
-        self._num_bytes_read_of_file = num_bytes
+        self.num_bytes_read = self._num_bytes_before + num_bytes
 
     def find_files(self) -> list[SourceFile]:
         """Return the files below the root, of all splits; none if it does not hold the set."""
@@ -251,7 +242,6 @@ class Source:
         return [(f"{row_id}-{number}", image) for number, image in enumerate(images)]
 
     def _records(self, file: SourceFile) -> Iterator[Record]:
-        self._num_bytes_read_of_file = 0
         results = (self._result(row, file) for row in self.read_rows(file))
         head = list(islice(results, _PROBED_ROWS))
         images = [record.image for result in head if not isinstance(result, RowDropped) for record in result]
@@ -269,35 +259,26 @@ class Source:
         if isinstance(row, RowDropped):
             return row
         try:
-            records = self.convert(row, file)
-            return [replace(record, image=inner_path(record.image)) for record in records]
-        except RowDropped as dropped:
-            return RowDropped(dropped.reason, f"{file.path.name}, {row.position}: {dropped}")
+            return [replace(record, image=inner_path(record.image)) for record in self.convert(row, file)]
         except PallavaError:
             raise
-        except (ValueError, TypeError) as error:  # such as a number of thousands of digits
-            return RowDropped("malformed", f"{file.path.name}, {row.position}: {error}")
+        except (RowDropped, ValueError, TypeError) as error:  # such as a number of thousands of digits
+            return RowDropped(getattr(error, "reason", "malformed"), f"{file.path.name}, {row.position}: {error}")
 
-    def _choose_folder(self, folders: Sequence[str], images: Iterable[str]) -> str:
+    def _choose_folder(self, folders: Sequence[str], images: Sequence[str]) -> str:
         """Return the folder with the most of the images; if all are empty, the first that exists."""
-        images = list(images)
         counts = [sum((self.root / self.place(folder, image)).is_file() for image in images) for folder in folders]
         if any(counts):
             return folders[counts.index(max(counts))]
         return next((folder for folder in folders if folder and (self.root / folder).is_dir()), folders[0])
 
 
-AnySource = TypeVar("AnySource", bound=type[Source])
-
 SOURCES: dict[str, type[Source]] = {}
 """Readers by name; the modules of `pallava.data.sources` are imported with that package."""
 
 
 def register_source(source: AnySource) -> AnySource:
-    """Add a reader to the registry, as a decorator of its class.
-
-    Args:
-        source: A `Source` with a name and a kind of its own.
+    """Add a reader, a `Source` with a name and a kind of its own, to the registry, as a decorator of its class.
 
     Raises:
         PallavaError: The class lacks a name or kind, or another class has that name.
@@ -313,14 +294,6 @@ def register_source(source: AnySource) -> AnySource:
         raise PallavaError(f"the source name {name!r} is already taken by {other.__module__}.{other.__qualname__}")
     SOURCES[name] = source
     return source
-
-
-def _of_split(files: Sequence[SourceFile], split: str | None, root: Path) -> list[SourceFile]:
-    chosen = [file for file in files if split is None or file.split == split]
-    if not chosen:
-        splits = ", ".join(dict.fromkeys(file.split for file in files if file.split))
-        raise PallavaError(f"'{root}' lacks the split {split!r}; its splits are: {splits or 'none'}")
-    return chosen
 
 
 def _not_found(root: Path, name: str, layout: str) -> PallavaError:

@@ -35,7 +35,10 @@ class BACH(Source):
     def find_files(self) -> list[SourceFile]:
         for photos in (self.root / "Photos", self.root):
             if files := [SourceFile(photos / name) for name in self.classes if (photos / name).is_dir()]:
-                self._labels = _labels_of_table(photos / _BACH_TABLE)
+                table = photos / _BACH_TABLE
+                text = table.read_text(encoding="utf-8-sig", errors="replace") if table.is_file() else ""
+                rows = [line.split(",") for line in text.splitlines()]
+                self._labels = {tidy(row[0]): tidy(row[1]) for row in rows if len(row) >= 2}
                 return files
         return []
 
@@ -46,21 +49,13 @@ class BACH(Source):
     def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
         path: Path = row.value
         if not _BACH_NAME.fullmatch(path.name):
-            names = "n001.tif, b001.tif, is001.tif or iv001.tif"
-            raise RowDropped("unexpected_name", f"expected a name like {names}, got {path.name!r}")
+            raise RowDropped("unexpected_name", f"expected a name like n001.tif or is001.tif, got {path.name!r}")
         label = file.path.name
         stated = self._labels.get(path.name, label)
         if stated != label:
             raise RowDropped("label_conflict", f"{path.name!r} is in {label}, but is {stated} in {_BACH_TABLE}")
         image = path.relative_to(self.root).as_posix()
         return [Labelled(self.name, path.stem, image, label, {"index": self.classes.index(label)})]
-
-
-def _labels_of_table(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    rows = [line.split(",") for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines()]
-    return {tidy(row[0]): tidy(row[1]) for row in rows if len(row) >= 2}
 
 
 @register_source
@@ -92,11 +87,9 @@ class OSCC(Source):
         path: Path = row.value
         match = _OSCC_NAME.fullmatch(path.name)
         if path.suffix.casefold() == ".zip":
-            what = f"an archive; unpack it if its folder is missing: `pallava data unpack '{path}' FOLDER`"
-            raise RowDropped("packed", what)
+            raise RowDropped("packed", f"an archive; if its folder is missing: `pallava data unpack '{path}' FOLDER`")
         if match is None:
-            what = f"expected a name like Normal_100x_1.jpg or OSCC_400x_1.jpg, got {path.name!r}"
-            raise RowDropped("unexpected_name", what)
+            raise RowDropped("unexpected_name", f"expected a name like Normal_100x_1.jpg, got {path.name!r}")
         folder = _OSCC_FOLDER.fullmatch(path.parent.name)
         if folder and folder[1].casefold() != match[1].casefold():
             raise RowDropped("label_conflict", f"{path.name!r} is in {path.parent.name!r}")

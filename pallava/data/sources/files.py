@@ -9,7 +9,7 @@ import logging
 import os
 import posixpath
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -79,37 +79,45 @@ def csv_rows(path: Path, progress: Progress, *, columns: Collection[str] = ()) -
 
     Cells are strings as they stand: ``N/A`` and ``None`` are text like any other.
 
-    Args:
-        path: The file.
-        progress: Takes the number of bytes that are read.
-        columns: Columns that must exist.
-
     Raises:
-        PallavaError: The file cannot be read, or a column is missing.
+        PallavaError: The file cannot be read, or one of the `columns` is missing.
     """
     csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW))
     try:
         with path.open("rb") as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="replace", newline="") as file:
-            delimiter = _DELIMITERS.get(path.suffix, ",")
-            reader = csv.reader(iter(lambda: file.readline(MAX_ROW), ""), delimiter=delimiter)
+            lines = iter(lambda: file.readline(MAX_ROW), "")
+            reader = csv.reader(lines, delimiter=_DELIMITERS.get(path.suffix, ","))
             names = [column_name(name) for name in next(reader, [])]
             if missing := [column for column in columns if column not in names]:
-                raise PallavaError(
-                    f"'{path}' lacks the column {missing[0]!r}; its columns are: {', '.join(names) or 'none'}"
-                )
-            for row in _cells(reader, path):
+                found = ", ".join(names) or "none"
+                raise PallavaError(f"'{path}' lacks the column {missing[0]!r}; its columns are: {found}")
+            for row in _table_rows(reader, names, path.name):
                 progress(raw.tell())
-                if isinstance(row, RowDropped):
-                    yield row
-                elif len(row.value) != len(names):
-                    what = f"{len(row.value)} cells where the first line has {len(names)}"
-                    yield RowDropped("malformed", f"{path.name}, {row.position}: {what}")
-                else:
-                    yield Entry(row.index, row.position, dict(zip(names, row.value, strict=True)))
+                yield row
     except OSError as error:
         raise PallavaError(f"cannot read '{path}': {error.strerror}") from None
     except csv.Error as error:
         raise PallavaError(f"the first line of '{path}' cannot be read: {error}") from None
+
+
+def _table_rows(reader: Any, names: Sequence[str], file: str) -> Iterator[Entry | RowDropped]:
+    index = 0
+    while True:
+        position = f"line {reader.line_num + 1}"
+        cells, fault = [], ""
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:  # the reader continues with the next line
+            fault = str(error)
+        if cells and len(cells) != len(names):
+            fault = f"{len(cells)} cells where the first line has {len(names)}"
+        if fault:
+            yield RowDropped("malformed", f"{file}, {position}: {fault}")
+        elif cells:
+            yield Entry(index, position, dict(zip(names, cells, strict=True)))
+        index += bool(cells or fault)
 
 
 def parquet_rows(path: Path, progress: Progress) -> Iterator[Entry]:
@@ -134,46 +142,37 @@ def parquet_rows(path: Path, progress: Progress) -> Iterator[Entry]:
         raise PallavaError(f"'{path}' is not a readable parquet file ({error})") from None
 
 
-class ImageWriter:
-    """Writes the images inside of parquet files below a folder, each once: its name is the hash of its bytes."""
+def save_image(image: Any, root: Path, folder: str) -> str:
+    """Write an image inside of a parquet file unless it exists, and return its path relative to the root.
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._written: set[str] = set()
+    Its name is the hash of its bytes, so that each is written once.
 
-    def write(self, image: Any, folder: str) -> str:
-        """Write an image unless it exists, and return its path relative to the root.
+    Args:
+        image: Value of the column: ``{"bytes", "path"}``, or bytes.
+        root: The root of the source.
+        folder: Folder of the image, relative to the root.
 
-        Args:
-            image: Value of the column: ``{"bytes", "path"}``, or bytes.
-            folder: Folder of the image, relative to the root.
-
-        Raises:
-            RowDropped: The row holds no image.
-            PallavaError: The image cannot be written.
-        """
-        content = image.get("bytes") if isinstance(image, dict) else image
-        if not isinstance(content, bytes) or not content:
-            raise RowDropped("malformed", "the row holds no image")
-        name = f"{folder}/{hash_bytes(content)[:32]}{_ENDINGS.get(content[:2], '.jpg')}"
-        if name not in self._written:
-            self._write_file(self._root / name, content)
-            self._written.add(name)
-        return name
-
-    def _write_file(self, path: Path, content: bytes) -> None:
-        if path.is_file():
-            return
-        if not self._written:
+    Raises:
+        RowDropped: The row holds no image.
+        PallavaError: The image cannot be written.
+    """
+    content = image.get("bytes") if isinstance(image, dict) else image
+    if not isinstance(content, bytes) or not content:
+        raise RowDropped("malformed", "the row holds no image")
+    name = f"{folder}/{hash_bytes(content)[:32]}{_ENDINGS.get(content[:2], '.jpg')}"
+    path = root / name
+    try:
+        if not path.parent.is_dir():
             _LOGGER.warning("writing the images inside of the parquet files to %s", path.parent)
-        try:
             path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file():
             with whole_file(path, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.utime(file.fileno(), (0, 0))  # as the name, the same on every machine: scores are stored by both
-        except OSError as error:
-            raise PallavaError(f"cannot write the images of the parquet files: '{path}': {error.strerror}") from None
+    except OSError as error:
+        raise PallavaError(f"cannot write the images of the parquet files: '{path}': {error.strerror}") from None
+    return name
 
 
 def inner_path(image: str) -> str:
@@ -182,13 +181,11 @@ def inner_path(image: str) -> str:
     Raises:
         RowDropped: The text is not the name of a file, or leaves the folder.
     """
-    if not image or "\0" in image or printable(image) != image:
+    path = posixpath.normpath(image)  # "." for an empty text
+    if path == "." or "\0" in image or printable(image) != image:
         raise RowDropped("malformed", f"{image!r} is not the name of a file")
     if image.startswith("/") or ".." in image.split("/"):
         raise RowDropped("outside_folder", f"{image!r} leaves the image folder")
-    path = posixpath.normpath(image)
-    if path == ".":
-        raise RowDropped("malformed", f"{image!r} is not the name of a file")
     return path
 
 
@@ -228,6 +225,11 @@ def question_and_answer(question: str, answer: str) -> tuple[str, str]:
     return question, answer
 
 
+def texts_of(row: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Return those of the keys whose values are text, with their values."""
+    return {key: row[key] for key in keys if isinstance(row.get(key), str)}
+
+
 def answer_type(answer: str) -> str:
     """Return the type of an answer that states none: "yes/no" or "other"."""
     return "yes/no" if answer.casefold() in ("yes", "no") else "other"
@@ -255,23 +257,6 @@ def as_object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RowDropped("malformed", f"expected a JSON object, got {type(value).__name__}")
     return value
-
-
-def _cells(reader: Any, path: Path) -> Iterator[Entry | RowDropped]:
-    index = 0
-    while True:
-        position = f"line {reader.line_num + 1}"
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:  # the reader continues with the next line
-            yield RowDropped("malformed", f"{path.name}, {position}: {error}")
-        else:
-            if not cells:
-                continue
-            yield Entry(index, position, cells)
-        index += 1
 
 
 def _whole_object(path: Path) -> dict[str, Any] | None:

@@ -6,19 +6,21 @@ https://github.com/UCSD-AI4H/PathVQA (arXiv:2003.10286)
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from pallava.data.sources.base import Question, Record, Source, SourceFile, register_source
 from pallava.data.sources.files import (
-    ImageWriter,
     RowDropped,
     answer_type,
     as_object,
     keyed_rows,
     question_and_answer,
+    save_image,
     text_of,
+    texts_of,
 )
 from pallava.errors import PallavaError
 from pallava.io.pickles import load_plain
@@ -43,19 +45,19 @@ class PathVQA(Source):
 
     def find_files(self) -> list[SourceFile]:
         self.split = "val" if self.split in ("valid", "validation") else self.split
-        found = (find() for find in (self._pickles, self._triples, self._parquet, self._json))
-        return next((files for files in found if files), [])
-
-    def _pickles(self) -> list[SourceFile]:
-        return self._existing("qas/{0}_vqa.pkl", "{0}_vqa.pkl", "qas/{0}/{0}_vqa.pkl")
-
-    def _triples(self) -> list[SourceFile]:
-        return self._existing("qas/{0}/{0}_qa.pkl", "{0}/{0}_qa.pkl", "qas/{0}_qa.pkl")
+        return (
+            self._existing("qas/{0}_vqa.pkl", "{0}_vqa.pkl", "qas/{0}/{0}_vqa.pkl")
+            or self._existing("qas/{0}/{0}_qa.pkl", "{0}/{0}_qa.pkl", "qas/{0}_qa.pkl")
+            or self._parquet()
+            or self._json()
+        )
 
     def _existing(self, *patterns: str) -> list[SourceFile]:
-        found = [[self.root / pattern.format(split) for pattern in patterns] for split in _SPLITS]
-        paths = [next((path for path in paths if path.is_file()), None) for paths in found]
-        return [SourceFile(path, split, _FOLDERS) for path, split in zip(paths, _SPLITS, strict=True) if path]
+        files = []
+        for split in _SPLITS:
+            paths = (self.root / pattern.format(split) for pattern in patterns)
+            files += [SourceFile(path, split, _FOLDERS) for path in paths if path.is_file()][:1]
+        return files
 
     def _parquet(self) -> list[SourceFile]:
         names = {"train": "train", "val": "val*", "test": "test"}
@@ -66,24 +68,20 @@ class PathVQA(Source):
         ]
 
     def _json(self) -> list[SourceFile]:
-        paths = [path for folder in (self.root, self.root / "qas") for path in folder.glob("*.json*")]
-        paths = [path for path in sorted(paths) if path.suffix in (".json", ".jsonl")]
+        patterns = ("*.json", "*.jsonl", "qas/*.json", "qas/*.jsonl")
+        paths = sorted(path for pattern in patterns for path in self.root.glob(pattern))
         return [SourceFile(path, _split_of(path.stem), _FOLDERS) for path in paths]
 
     def __iter__(self) -> Iterator[Record]:
         """Yield every question; each image of a parquet file is written below images/ at its first question."""
-        self._num_of_id: dict[str, int] = {}
-        self._images = ImageWriter(self.root)
+        self._num_of_id: Counter[str] = Counter()
         return super().__iter__()
 
     def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
         if file.path.suffix == ".parquet":
             return super().read_rows(file)
-        if file.path.suffix == ".pkl":
-            return self._pickle_rows(file)
-        return keyed_rows(file.path, self.report_progress)
-
-    def _pickle_rows(self, file: SourceFile) -> Iterator[Entry]:
+        if file.path.suffix != ".pkl":
+            return keyed_rows(file.path, self.report_progress)
         rows = load_plain(file.path)
         if not isinstance(rows, list):
             raise PallavaError(f"'{file.path}' must be a pickle of a list of questions, got a {type(rows).__name__}")
@@ -97,16 +95,17 @@ class PathVQA(Source):
         if not isinstance(question_id, str | int):
             question_id = f"{file.split or file.path.stem}-{row.index:06d}"
         image = self._image(value, file)
-        ids = [f"{question_id}" if len(turns) == 1 else f"{question_id}-{number}" for number in range(len(turns))]
-        metadata = {"split": file.split} | _known(value, "question_type")
-        return [
-            Question(self.name, self._unique(i), image, q, a, answer_type=_answer_type(value, a), metadata=metadata)
-            for i, (q, a) in zip(ids, turns, strict=True)
-        ]
+        metadata = {"split": file.split} | texts_of(value, "question_type")
+        questions = []
+        for number, (question, answer) in enumerate(turns):
+            row_id = self._unique(f"{question_id}" if len(turns) == 1 else f"{question_id}-{number}")
+            kind = _answer_type(value, answer)
+            questions.append(Question(self.name, row_id, image, question, answer, (), kind, metadata))
+        return questions
 
     def _image(self, value: dict[str, Any], file: SourceFile) -> str:
         if file.path.suffix == ".parquet":
-            return self._images.write(value.get("image"), f"images/{file.split}")
+            return save_image(value.get("image"), self.root, f"images/{file.split}")
         name = text_of(value, "img_id", "image_name", "image")
         if _NAME.fullmatch(PurePosixPath(name).stem) and ".." not in name and not name.startswith("/"):
             name = PurePosixPath(name).name  # the folder follows from the name
@@ -117,7 +116,8 @@ class PathVQA(Source):
         return super().place(folder.format(split=match[1] if match else ""), image)
 
     def _unique(self, question_id: str) -> str:
-        count = self._num_of_id[question_id] = self._num_of_id.get(question_id, 0) + 1
+        self._num_of_id[question_id] += 1
+        count = self._num_of_id[question_id]
         return question_id if count == 1 else f"{question_id}~{count}"
 
 
@@ -129,18 +129,12 @@ def _split_of(stem: str) -> str:
 def _turns(value: dict[str, Any]) -> list[tuple[str, str]]:
     conversation = value.get("conversations", value.get("conversatons"))  # misspelt in LLaVA-Med's older file
     if conversation is None:
-        turns = [(text_of(value, "question", "sent"), _answer(value))]
-    else:
-        turns = _conversation_turns(conversation)
-    return [question_and_answer(*turn) for turn in turns]
-
-
-def _conversation_turns(conversation: Any) -> list[tuple[str, str]]:
+        return [question_and_answer(text_of(value, "question", "sent"), _answer(value))]
     is_list = isinstance(conversation, list) and len(conversation) >= 2 and len(conversation) % 2 == 0
     if not is_list or not all(isinstance(turn, dict) for turn in conversation):
         raise RowDropped("malformed", "a conversation must be a list of questions and answers in turn")
     texts = [text_of(turn, "value").replace("<image>", "").strip() for turn in conversation]
-    return list(zip(texts[::2], texts[1::2], strict=True))
+    return [question_and_answer(*turn) for turn in zip(texts[::2], texts[1::2], strict=True)]
 
 
 def _answer(value: dict[str, Any]) -> str:
@@ -158,7 +152,3 @@ def _answer_type(value: dict[str, Any], answer: str) -> str:
     if stated in ("yes/no", "number", "other"):
         return stated
     return _TYPES.get(stated) or answer_type(answer)
-
-
-def _known(value: dict[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: value[key] for key in keys if isinstance(value.get(key), str)}

@@ -36,70 +36,56 @@ class PMCVQA(Source):
     needs = ("figure_path", "question", "choice a", "choice b", "choice c", "choice d")
 
     def find_files(self) -> list[SourceFile]:
-        versions = [(_VERSION_1, _FOLDERS_1), (_VERSION_2, _FOLDERS_2)]
-        files = [
-            SourceFile(self.root / f"{split}.csv", split, folders)
-            for splits, folders in versions
-            for split in splits
-            if (self.root / f"{split}.csv").is_file()
-        ]
-        if not files or (self.split is not None and all(file.split != self.split for file in files)):
-            paths = [path for path in sorted(self.root.glob("*.json*")) if path.suffix in (".json", ".jsonl")]
+        folders = dict.fromkeys(_VERSION_1, _FOLDERS_1) | dict.fromkeys(_VERSION_2, _FOLDERS_2)
+        tables = [SourceFile(self.root / f"{split}.csv", split, folders[split]) for split in folders]
+        files = [file for file in tables if file.path.is_file()]
+        splits = {file.split for file in files}
+        if not files or (self.split is not None and self.split not in splits):
+            paths = sorted([*self.root.glob("*.json"), *self.root.glob("*.jsonl")])
             files += [SourceFile(path, path.stem, _FOLDERS_1) for path in paths]
-        return files if self.split else _one_version(files)
+        if self.split:
+            return files
+        unwanted = [*(_VERSION_2 if splits & set(_VERSION_1) else ()), *(["test_clean"] if "test" in splits else ())]
+        return [file for file in files if file.split not in unwanted]
 
     def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
         return super().read_rows(file) if file.path.suffix == ".csv" else keyed_rows(file.path, self.report_progress)
 
     def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
-        convert = self._from_table if file.path.suffix == ".csv" else self._from_published
-        return [convert(row, file)]
-
-    def _from_table(self, row: Entry, file: SourceFile) -> Question:
+        if file.path.suffix != ".csv":
+            return [self._from_published(row, file)]
         value = row.value
         question, image = tidy(value["question"]), tidy(value["figure_path"])
         if not question:
             raise RowDropped("empty_question", f"the question about {image!r} is empty")
         choices = [tidy(value[f"choice {letter}"]) for letter in _LETTERS.casefold()]
-        options = tuple(_PREFIX.sub("", choice, count=1) if _PREFIX.match(choice) else choice for choice in choices)
+        options = tuple(_without_letter(choice) for choice in choices)
         if not all(options):
             raise RowDropped("empty_choice", f"a choice of {question!r:.80} is empty")
         label = _label(value, choices, options)
         row_id = f"{file.split}-{row.index:06d}"
-        return Question(self.name, row_id, image, question, label, options, "choice", {"split": file.split})
+        return [Question(self.name, row_id, image, question, label, options, "choice", {"split": file.split})]
 
     def _from_published(self, row: Entry, file: SourceFile) -> Question:
         value = as_object(row.value)
         question, image, answer = (text_of(value, key) for key in ("question", "image", "answer"))
         if not question:
             raise RowDropped("empty_question", f"the question about {image!r} is empty")
-        if answer not in (*_LETTERS,):
+        if answer not in tuple(_LETTERS):
             raise RowDropped("bad_label", f"the answer {answer!r} must be one of {', '.join(_LETTERS)}")
         row_id = str(value.get("qid", f"{file.split}-{row.index:06d}"))
         metadata = {"split": file.split, "options_in_question": True}
         return Question(self.name, row_id, image, question, answer, (), "choice", metadata)
 
 
-def _one_version(files: Sequence[SourceFile]) -> list[SourceFile]:
-    splits = {file.split for file in files}
-    unwanted = set(_VERSION_2) if splits & set(_VERSION_1) else set()
-    unwanted |= {"test_clean"} if "test" in splits else set()
-    return [file for file in files if file.split not in unwanted]
-
-
 def _label(value: Mapping[str, str], choices: Sequence[str], options: Sequence[str]) -> str:
-    """Return the letter of the right choice, from the label or else from the answer's text.
-
-    Raises:
-        RowDropped: The label is bad, or names several choices, and not exactly one choice equals the answer.
-    """
+    """Return the letter of the right choice, from the label or else from the text of the answer."""
     # Version 1 holds the answer's text and a label, version 2 the letter alone; very old copies misspell the column.
     answer = tidy(value.get("answer", value.get("anwser", "")))
     label = tidy(value.get("answer_label", answer))
     if _is_trusted(label, choices):
         return label
-    text = _PREFIX.sub("", answer, count=1) if _PREFIX.match(answer) else answer
-    equal = [letter for letter, option in zip(_LETTERS, options, strict=True) if option == text]
+    equal = [letter for letter, option in zip(_LETTERS, options, strict=True) if option == _without_letter(answer)]
     if len(equal) != 1:
         what = f"{len(equal)} choices equal the answer {answer!r:.80}"
         raise RowDropped("bad_label", f"the label {label!r} does not name one choice, and {what}")
@@ -108,8 +94,12 @@ def _label(value: Mapping[str, str], choices: Sequence[str], options: Sequence[s
 
 def _is_trusted(label: str, choices: Sequence[str]) -> bool:
     """Return whether the label is a letter, and the letters that the choices carry agree on which one it names."""
-    if label not in (*_LETTERS,):
+    if label not in tuple(_LETTERS):
         return False
     letters = [match[1] if (match := _PREFIX.match(choice)) else None for choice in choices]
     own = letters[_LETTERS.index(label)]
     return own in (label, None) and letters.count(label) == (own is not None)
+
+
+def _without_letter(choice: str) -> str:
+    return choice[match.end() :] if (match := _PREFIX.match(choice)) else choice

@@ -9,7 +9,7 @@ import pytest
 
 from pallava.data.sources import files, open_source
 from pallava.data.sources.base import Pair
-from pallava.data.sources.quilt import parse_literal
+from pallava.data.sources.captions import parse_literal
 from pallava.errors import PallavaError
 from pallava.io import records
 from tests.tiny.trees import read, touch, write_csv, write_json, write_lines
