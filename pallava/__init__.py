@@ -19,6 +19,7 @@ _HOMES = {
     "evaluate": "pallava.evaluation",
     "load": "pallava.model",
     "load_encoder": "pallava.model",
+    "look": "pallava.evaluation.encoders.look",
     "make_tiles": "pallava.tiling",
     "open_image": "pallava.images",
     "register_connector": "pallava.model",
