@@ -18,46 +18,19 @@ from pallava.report.table import Table, escape_markdown
 
 CARD = "README.md"
 _SCORES_BEGIN, _SCORES_END = "<!-- scores -->", "<!-- end of scores -->"
-_NO_SCORES = (
-    "Not measured yet. `pallava evaluate` measures, and `pallava card FOLDER --scores results.json` writes it here."
-)
 _TASK_HEADING = "### "
-
-_USE = """    import pallava.model  # makes transformers' Auto classes and pipelines open this folder
-    from pallava.images import open_image
-    from transformers import pipeline
-
-    ask = pipeline("image-text-to-text", model="FOLDER")
-    image = open_image("slide.png")
-    question = [{"type": "image", "image": image}, {"type": "text", "text": "Is necrosis present?"}]
-    print(ask(text=[{"role": "user", "content": question}], return_full_text=False)[0]["generated_text"])
-
-`pallava chat FOLDER --image slide.png` asks on the command line. Pictures go through `open_image`, as in training."""
-
-_LIMITS = """**For research only. Not for diagnosis, not for any decision about a patient, and not a medical device.**
-
-- Answers can be wrong, incomplete or made up, and sound sure of themselves. Nothing in an answer says how sure it is.
-- The model reads an image scaled to an overview and a canvas of at most eight tiles: a whole slide loses its detail,
-  and a picture other than of human tissue under a microscope is answered as if it were one.
-- Public training pictures come from publications, teaching files and social media: organs, stains, scanners, labs and
-  people are not represented evenly, rare findings hardly. Scores on public sets need not hold in another laboratory.
-- Many questions of public sets can be answered without looking at the image: read a score beside its controls.
-- Training data and test data of public sets can share images; `pallava data leak` looks for them."""
 
 
 def write_model_card(
     folder: str | os.PathLike[str], *, title: str | None = None, training: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write the model card of a model folder, over an existing one.
+    """Write the model card of a model folder, over an existing one, and return its path.
 
     Args:
         folder: The model folder, with its ``config.json``.
         title: Name of the model (default: that of the folder).
         training: Data and settings of the training: `data`, names of files or sets, or mappings of `name`, `terms` and
             `num_records`; any other key is a setting by its name. None if nothing is known.
-
-    Returns:
-        The card.
 
     Raises:
         PallavaError: The folder is not a model folder.
@@ -66,19 +39,27 @@ def write_model_card(
     if not (folder / "config.json").is_file():
         raise PallavaError(f"no model folder at '{folder}': no config.json in it")
     config = read_json(folder / "config.json")
-    title = title or folder.resolve().name
-    sections = (
-        f"# {title}",
-        "A [PA-LLaVA](https://arxiv.org/abs/2408.09530): answers questions about human pathology images. Written by "
-        f"pallava {__version__}.",
-        "## Limits\n\n" + _LIMITS,
-        "## Parts\n\n" + _table(("part", "what it is"), list(_parts(config, folder))),
-        "## Use\n\n" + _USE.replace("FOLDER", title),
-        "## Training\n\n" + _training(training or {}),
-        f"## Scores\n\n{_SCORES_BEGIN}\n{_NO_SCORES}\n{_SCORES_END}",
-        "## Licences\n\n" + _licences(config),
+    base = _base(config)
+    front = ModelCardData(
+        base_model=base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None,
+        language="en",
+        library_name="transformers",
+        license="other",
+        license_name="see-licences-below",
+        pipeline_tag="image-text-to-text",
+        tags=["pathology", "pa-llava", "medical"],
     )
-    _write(folder / CARD, f"---\n{_card_data(config).to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
+    card = ModelCard.from_template(
+        front,
+        template_path=str(Path(__file__).with_name("card.md.jinja")),
+        title=title or folder.resolve().name,
+        version=__version__,
+        parts=_table(("part", "what it is"), list(_parts(config, folder))),
+        training=_training(training or {}),
+        base=_name(base) or "not named",
+        licence=_licence(base),
+    )
+    _write(folder / CARD, str(card) + "\n")
     return folder / CARD
 
 
@@ -90,9 +71,6 @@ def add_scores(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> Pa
     Args:
         folder: The model folder; a card is written if it has none.
         results: Content of a ``results.json`` of ``pallava evaluate``.
-
-    Returns:
-        The card.
 
     Raises:
         PallavaError: The results have another form, or the card has lost its place for scores.
@@ -115,27 +93,13 @@ def add_scores(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> Pa
     return path
 
 
-def _card_data(config: Mapping[str, Any]) -> ModelCardData:
-    """Return what the Hugging Face hub reads of a card."""
-    base = _base(config)
-    return ModelCardData(
-        base_model=base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None,
-        language="en",
-        library_name="transformers",
-        license="other",
-        license_name="see-licences-below",
-        pipeline_tag="image-text-to-text",
-        tags=["pathology", "pa-llava", "medical"],
-    )
-
-
 def _with_index(text: str, results: Mapping[str, Any]) -> str:
     """Put the results into the ``model-index`` of a card, unless its front matter was removed or cannot be read."""
+    if not text.startswith("---"):
+        return text
     try:
         card = ModelCard(text)
     except Exception:  # of YAML by hand
-        return text
-    if not text.startswith("---"):
         return text
     new = list(_index(results))
     replaced = {(each.task_name, each.dataset_name) for each in new}
@@ -200,26 +164,14 @@ def _training(training: Mapping[str, Any]) -> str:
     return "\n\n".join(_table(header, content) for header, content in tables if content)
 
 
-def _licences(config: Mapping[str, Any]) -> str:
-    base = _base(config)
-    stated = _stated_licence(Path(base)) if base else None
-    of_base = f"which states: {stated}" if stated else "whose licence its own page states"
-    return (
-        f"- Language model: {_name(base) or 'not named'}, {of_base}. It binds whoever uses these weights.\n"
-        "- Encoder and connector: the terms of whoever trained them.\n"
-        "- Training data: the terms above; many sets are for research alone, and pictures from articles have licences "
-        "of their own.\n"
-        "- The software, pallava: Apache-2.0."
-    )
-
-
-def _stated_licence(folder: Path) -> str | None:
-    """Return the licence in the front matter of a model's own card, if it is beside the weights."""
-    card = folder / CARD
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+def _licence(base: str) -> str:
+    """Return the licence in the front matter of the language model's own card, if it is beside the weights."""
+    card = Path(base, CARD)
+    text = card.read_text(encoding="utf-8", errors="replace") if base and card.is_file() else ""
     front = text.split("---")[1] if text.startswith("---") and text.count("---") > 1 else ""
-    stated = dict(re.findall(r"^(license|license_name):[ \t]*(\S.*)$", front, re.MULTILINE))
-    return stated.get("license_name") or stated.get("license")
+    lines = dict(re.findall(r"^(license|license_name):[ \t]*(\S.*)$", front, re.MULTILINE))
+    stated = lines.get("license_name") or lines.get("license")
+    return f"which states: {stated}" if stated else "whose licence its own page states"
 
 
 def _score_sections(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

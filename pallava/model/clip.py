@@ -1,13 +1,10 @@
 """CLIP ViTs in three forms: open_clip's, Hugging Face's and the published PLIP's; read, converted, written.
 
-Hugging Face's form is in the middle: each of the others is a table to and from it. No tensor is computed with; it is
-renamed, transposed, cut or joined, so that a round trip gives back every bit. This file is long because keys,
-descriptions and files of a form are one matter: a change to one needs the others.
-
-D is the width of a tower.
+Hugging Face's form is in the middle. No tensor is computed with; it is renamed, transposed, cut or joined, so that a
+round trip gives back every bit. Keys, descriptions and files of a form change together, hence one long file. D is the
+width of a tower.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -15,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor
 from transformers import (
     CLIPConfig,
@@ -29,7 +25,15 @@ from transformers import (
 
 from pallava.errors import PallavaError
 from pallava.io.files import whole_folder, write_json, write_text
-from pallava.model.weights import PLIP_RENAMES, StateDict, load_strictly, read_json, read_weights, rename_keys
+from pallava.model.weights import (
+    PLIP_RENAMES,
+    Renames,
+    StateDict,
+    build_with_weights,
+    read_json,
+    read_weights,
+    rename_keys,
+)
 from pallava.tiling import TileSpec
 
 Form = Literal["open_clip", "huggingface", "published"]
@@ -67,16 +71,28 @@ _TRANSPOSED: _KeyTable = (
     ("text_projection", "text_projection.weight"),
 )
 _VISION = ("visual.", "vision_model.", "visual_projection.")  # beginnings of the tower's keys, in every form
-_POSITION_IDS = "vision_model.embeddings.position_ids"  # a buffer that the published file holds
-_POSITIONS = "vision_model.embeddings.position_embedding.weight"
+_READ: Renames = (*PLIP_RENAMES, (".position_ids", None))  # from the published form, or an older one of Hugging Face
 _ACTIVATIONS = {False: "gelu", True: "quick_gelu"}
 _LAYER_NORM_EPS = 1e-5  # open_clip's only one
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 _CLIP_VOCABULARY = 49408
 
+# Counterparts of open_clip's sizes in transformers; a head's width is turned into the number of heads.
+_VISION_SIZES = {
+    "image_size": "image_size",
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "head_width": "num_attention_heads",
+    "patch_size": "patch_size",
+}
+_TEXT_SIZES = {
+    "context_length": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "layers": "num_hidden_layers",
+}
 # What a description may say beside the sizes without changing a CLIP ViT's features at inference.
-_VISION_SIZES = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size"}
-_TEXT_SIZES = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
 _HARMLESS = {"patch_dropout", "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs", "eos_id", "pad_id"}
 
 
@@ -101,8 +117,8 @@ def convert_encoder(
     source, out = Path(source), Path(out)
     if out.exists():
         raise PallavaError(f"'{out}' exists already; give another folder, or remove it")
-    state, config = read_clip(source, model_name)
-    state = convert_state(state, to)
+    state, config = _read_clip(source, model_name)
+    state = _convert_state(state, to)
     with whole_folder(out) as folder:
         _write(to, state, config, folder)
         processor = find_image_processor(source) or make_image_processor(_vision_of(config).image_size)
@@ -120,14 +136,14 @@ def load_projected_vision(source: str | os.PathLike[str], model_name: str = "") 
     Raises:
         PallavaError: There is no such source, it is a vision tower alone, or its weights do not fit.
     """
-    state, config = read_clip(Path(source), model_name)
+    state, config = _read_clip(Path(source), model_name)
     vision = _vision_of(config)
     vision.projection_dim = config.projection_dim
     tower = {key: value for key, value in state.items() if key.startswith(_VISION)}
-    tower = {key: value.float() for key, value in convert_state(tower, "huggingface").items()}
+    tower = {key: value.float() for key, value in _convert_state(tower, "huggingface").items()}
     if "visual_projection.weight" not in tower:
         raise PallavaError(f"'{source}' is a vision tower alone and shares no space with texts; give the whole CLIP")
-    return _fill(CLIPVisionModelWithProjection, vision, tower, source).eval()
+    return build_with_weights(CLIPVisionModelWithProjection, vision, tower, source)
 
 
 def projected_tile_spec(source: str | os.PathLike[str], tower: CLIPVisionModelWithProjection) -> TileSpec:
@@ -176,10 +192,7 @@ def read_description(model_name: str, *, has_text: bool = True) -> dict[str, Any
                 f"open_clip knows no model named {model_name!r}; see open_clip.list_models(), or give a .json file"
             )
         return dict(described)
-    try:
-        described = json.loads(Path(model_name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PallavaError(f"cannot read the model description '{model_name}': {error}") from None
+    described = read_json(Path(model_name))
     required = {"embed_dim", "vision_cfg", "text_cfg"} if has_text else {"embed_dim", "vision_cfg"}
     missing = required - (described.keys() if isinstance(described, dict) else set())
     if missing:
@@ -187,12 +200,8 @@ def read_description(model_name: str, *, has_text: bool = True) -> dict[str, Any
     return described
 
 
-def read_clip(source: Path, model_name: str = "") -> tuple[StateDict, AnyConfig]:
-    """Read weights, in the form that they have, and their Hugging Face configuration; as for `convert_encoder`.
-
-    Raises:
-        PallavaError: The source does not exist, or nothing describes its weights.
-    """
+def _read_clip(source: Path, model_name: str = "") -> tuple[StateDict, AnyConfig]:
+    """Read weights, in the form that they have, and their Hugging Face configuration."""
     if not source.exists():
         raise PallavaError(f"no encoder at '{source}': the path does not exist")
     if (source / DESCRIPTION).is_file():
@@ -201,7 +210,7 @@ def read_clip(source: Path, model_name: str = "") -> tuple[StateDict, AnyConfig]
     elif (source / "config.json").is_file():
         return read_weights(source), _read_config(source / "config.json")
     state = read_weights(source)
-    if form_of(state) != "open_clip":
+    if _form_of(state) != "open_clip":
         raise PallavaError(f"'{source}' is not an open_clip checkpoint, and no config.json describes it")
     if not model_name:
         raise PallavaError(
@@ -209,15 +218,10 @@ def read_clip(source: Path, model_name: str = "") -> tuple[StateDict, AnyConfig]
         )
     has_text = "token_embedding.weight" in state or "text.token_embedding.weight" in state
     described = read_description(model_name, has_text=has_text)
-    return state, huggingface_config(described) if has_text else huggingface_vision_config(described)
+    return state, _huggingface_config(described) if has_text else huggingface_vision_config(described)
 
 
-def form_of(state: Mapping[str, Tensor]) -> Form:
-    """Detect the form of a state dict by its keys.
-
-    Raises:
-        PallavaError: It has none of the three.
-    """
+def _form_of(state: Mapping[str, Tensor]) -> Form:
     if any(key.startswith("visual.") for key in state):
         return "open_clip"
     if any("post_layrnorm" in key for key in state):
@@ -230,20 +234,9 @@ def form_of(state: Mapping[str, Tensor]) -> Form:
     )
 
 
-def convert_state(state: Mapping[str, Tensor], to: Form) -> StateDict:
-    """Convert the weights of a CLIP, or of its vision tower alone, to another form.
-
-    Args:
-        state: Weights in any of the forms.
-        to: The target form; "published" has room for the vision tower only, and drops the rest.
-
-    Returns:
-        The weights under the keys of the target form.
-
-    Raises:
-        PallavaError: A key is in no table, or the other form has no room for it.
-    """
-    form = form_of(state)
+def _convert_state(state: Mapping[str, Tensor], to: Form) -> StateDict:
+    """Convert the weights of a CLIP, or of its vision tower alone; the published form has room for the tower only."""
+    form = _form_of(state)
     if to == "published":
         state = {key: value for key, value in state.items() if key.startswith(_VISION)}
     elif to == "huggingface" and "logit_bias" in state:
@@ -251,7 +244,7 @@ def convert_state(state: Mapping[str, Tensor], to: Form) -> StateDict:
             "the weights were trained with SigLIP's loss, and a Hugging Face CLIP cannot hold logit_bias; "
             "convert to the published form, which is the vision tower alone"
         )
-    return _FROM_HUGGINGFACE[to](_TO_HUGGINGFACE[form](state))
+    return _DIRECTIONS[to][1](_DIRECTIONS[form][0](state))
 
 
 def open_clip_to_huggingface(state: Mapping[str, Tensor]) -> StateDict:
@@ -285,7 +278,7 @@ def _to_open_clip(state: Mapping[str, Tensor]) -> StateDict:
         elif ".q_proj." in key:
             whole = torch.cat([state[key.replace(".q_proj.", f".{name}_proj.")] for name in "qkv"])
             result[_rename(key.replace(".q_proj.", ".in_proj_"), beginnings, parts)] = whole
-        elif ".k_proj." not in key and ".v_proj." not in key and not key.endswith(".position_ids"):
+        elif ".k_proj." not in key and ".v_proj." not in key:
             result[_rename(key, beginnings, parts)] = value
     return result
 
@@ -294,21 +287,17 @@ def _to_published(state: Mapping[str, Tensor]) -> StateDict:
     """Return the vision tower under the keys of ``plip_80w_196token.bin``, with its buffer of position ids."""
     misspelt = tuple((ours, published) for published, ours in PLIP_RENAMES if ours is not None)
     tower = {key: value for key, value in state.items() if key.startswith("vision_model.")}
-    position_ids = torch.arange(len(tower[_POSITIONS]))[None]  # (1, patches + class token)
-    return {_POSITION_IDS: position_ids, **rename_keys(tower, misspelt)}
+    num_positions = len(state["vision_model.embeddings.position_embedding.weight"])  # patches, and the class token
+    return {"vision_model.embeddings.position_ids": torch.arange(num_positions)[None], **rename_keys(tower, misspelt)}
 
 
 _Change = Callable[[Mapping[str, Tensor]], StateDict]
-_TO_HUGGINGFACE: Mapping[Form, _Change] = {
-    "open_clip": open_clip_to_huggingface,
-    "huggingface": dict,
-    "published": lambda state: rename_keys(state, PLIP_RENAMES),
+_DIRECTIONS: Mapping[Form, tuple[_Change, _Change]] = {
+    "open_clip": (open_clip_to_huggingface, _to_open_clip),
+    "huggingface": (lambda state: rename_keys(state, _READ), dict),
+    "published": (lambda state: rename_keys(state, _READ), _to_published),
 }
-_FROM_HUGGINGFACE: Mapping[Form, _Change] = {
-    "open_clip": _to_open_clip,
-    "huggingface": dict,
-    "published": _to_published,
-}
+"""How each form becomes Hugging Face's, and is made from it."""
 
 
 def huggingface_vision_config(description: Mapping[str, Any]) -> CLIPVisionConfig:
@@ -320,71 +309,40 @@ def huggingface_vision_config(description: Mapping[str, Any]) -> CLIPVisionConfi
     Raises:
         PallavaError: It is not a plain CLIP ViT.
     """
-    tower = _sizes(description, "vision_cfg", _VISION_SIZES)
-    return CLIPVisionConfig(
-        **_tower_sizes(tower, description),
-        num_attention_heads=tower["width"] // tower["head_width"],
-        image_size=_side(tower, "image_size"),
-        patch_size=_side(tower, "patch_size"),
-    )
+    return CLIPVisionConfig(**_tower(description, "vision_cfg"))
 
 
-def huggingface_config(description: Mapping[str, Any]) -> CLIPConfig:
-    """Return transformers' configuration of a model that open_clip describes.
-
-    Args:
-        description: ``embed_dim``, ``vision_cfg``, ``text_cfg`` and perhaps ``quick_gelu``.
-
-    Raises:
-        PallavaError: It is not a plain CLIP ViT.
-    """
-    tower = _sizes(description, "text_cfg", _TEXT_SIZES)
-    text = CLIPTextConfig(
-        **_tower_sizes(tower, description),
-        num_attention_heads=tower["heads"],
-        vocab_size=tower["vocab_size"],
-        max_position_embeddings=tower["context_length"],
-        eos_token_id=2,  # transformers then reads the token of the highest id, as open_clip does
-    )
+def _huggingface_config(description: Mapping[str, Any]) -> CLIPConfig:
+    # By the end token 2, transformers reads the token of the highest id, as open_clip does.
+    text = CLIPTextConfig(**_tower(description, "text_cfg"), eos_token_id=2)
     vision = huggingface_vision_config(description)
     return CLIPConfig.from_text_vision_configs(text, vision, projection_dim=description["embed_dim"])
 
 
-def open_clip_description(config: CLIPConfig | CLIPVisionConfig) -> dict[str, Any]:
-    """Return open_clip's description of a model that transformers describes; no ``text_cfg`` for a vision tower.
-
-    Raises:
-        PallavaError: open_clip cannot build it.
-    """
+def _open_clip_description(config: AnyConfig) -> dict[str, Any]:
+    """Return open_clip's description of a model that transformers describes; no ``text_cfg`` for a vision tower."""
     vision = _vision_of(config)
-    text = config.text_config if isinstance(config, CLIPConfig) else None
-    act = _shared_value("hidden_act", vision, text)
+    text = config.text_config if isinstance(config, CLIPConfig) else vision
+    for name in ("hidden_act", "layer_norm_eps"):
+        values = (getattr(vision, name), getattr(text, name))
+        if values[0] != values[1]:
+            raise PallavaError(f"open_clip has one {name} for both towers; here they are {values[0]} and {values[1]}")
+    act = vision.hidden_act
     if act not in _ACTIVATIONS.values():
         raise PallavaError(f"open_clip cannot build the activation {act!r}, only {' and '.join(_ACTIVATIONS.values())}")
-    if _shared_value("layer_norm_eps", vision, text) != _LAYER_NORM_EPS:
+    if vision.layer_norm_eps != _LAYER_NORM_EPS:
         raise PallavaError(f"layer_norm_eps must be open_clip's {_LAYER_NORM_EPS}, got {vision.layer_norm_eps}")
-    described: dict[str, Any] = {
-        "embed_dim": config.projection_dim,
-        "quick_gelu": act == "quick_gelu",
-        "vision_cfg": {
-            "image_size": vision.image_size,
-            "layers": vision.num_hidden_layers,
-            "width": vision.hidden_size,
-            "head_width": vision.hidden_size // vision.num_attention_heads,
-            "mlp_ratio": vision.intermediate_size / vision.hidden_size,
-            "patch_size": vision.patch_size,
-        },
-    }
-    if text is not None:
-        described["text_cfg"] = {
-            "context_length": text.max_position_embeddings,
-            "vocab_size": text.vocab_size,
-            "width": text.hidden_size,
-            "heads": text.num_attention_heads,
-            "layers": text.num_hidden_layers,
-            "mlp_ratio": text.intermediate_size / text.hidden_size,
-        }
+    described: dict[str, Any] = {"embed_dim": config.projection_dim, "quick_gelu": act == "quick_gelu"}
+    described["vision_cfg"] = _sizes_of(vision, _VISION_SIZES)
+    described["vision_cfg"]["head_width"] = vision.hidden_size // vision.num_attention_heads
+    if text is not vision:
+        described["text_cfg"] = _sizes_of(text, _TEXT_SIZES)
     return described
+
+
+def _sizes_of(tower: Any, sizes: Mapping[str, str]) -> dict[str, Any]:
+    values = {ours: getattr(tower, theirs) for ours, theirs in sizes.items()}
+    return {**values, "mlp_ratio": tower.intermediate_size / tower.hidden_size}
 
 
 def _rename(key: str, beginnings: _KeyTable, parts: _KeyTable) -> str:
@@ -397,19 +355,31 @@ def _rename(key: str, beginnings: _KeyTable, parts: _KeyTable) -> str:
     raise PallavaError(f"the weight {key!r} is not part of a plain CLIP ViT: no other form has a name for it")
 
 
-def _sizes(description: Mapping[str, Any], part: str, sizes: set[str]) -> dict[str, Any]:
-    """Return a tower's sizes with open_clip's defaults; refuse what makes it something else than a CLIP ViT."""
+def _tower(description: Mapping[str, Any], part: Literal["vision_cfg", "text_cfg"]) -> dict[str, Any]:
+    """Return transformers' settings of a tower, from open_clip's and its defaults; refuse all but a plain CLIP ViT."""
     from open_clip import model  # takes seconds to import
 
+    sizes = _VISION_SIZES if part == "vision_cfg" else _TEXT_SIZES
     defaults = vars(model.CLIPVisionCfg() if part == "vision_cfg" else model.CLIPTextCfg())
     if not isinstance(description.get(part), Mapping) or "embed_dim" not in description:
         raise PallavaError(f"an open_clip model is described by embed_dim, vision_cfg and text_cfg; {part} is missing")
     given = {**defaults, **description[part]}
-    other = [k for k in given.keys() - sizes - _HARMLESS if k not in defaults or given[k] != defaults[k]]
+    others = given.keys() - sizes.keys() - _HARMLESS - {"mlp_ratio"}
+    other = [key for key in others if key not in defaults or given[key] != defaults[key]]
     if other or not isinstance(given["layers"], int):
         found = ", ".join(f"{key}={given[key]}" for key in sorted(other)) or f"layers={given['layers']}"
         raise PallavaError(f"the encoder must be a plain CLIP ViT, but its {part} has {found}")
-    return given
+    tower = {theirs: given[ours] for ours, theirs in sizes.items()}
+    if part == "vision_cfg":
+        tower["num_attention_heads"] = given["width"] // given["head_width"]
+        tower |= {name: _side(given, name) for name in ("image_size", "patch_size")}
+    return {
+        **tower,
+        "intermediate_size": int(given["width"] * given["mlp_ratio"]),
+        "hidden_act": _ACTIVATIONS[bool(description.get("quick_gelu"))],
+        "layer_norm_eps": _LAYER_NORM_EPS,
+        "projection_dim": description["embed_dim"],
+    }
 
 
 def _side(tower: Mapping[str, Any], name: str) -> int:
@@ -419,25 +389,6 @@ def _side(tower: Mapping[str, Any], name: str) -> int:
     if len(sides) != 2 or sides[0] != sides[1] or type(sides[0]) is not int or sides[0] < 1:
         raise PallavaError(f"the encoder's tiles and patches are square, but {name} is {value}; give one number")
     return sides[0]
-
-
-def _tower_sizes(tower: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "hidden_size": tower["width"],
-        "intermediate_size": int(tower["width"] * tower["mlp_ratio"]),
-        "num_hidden_layers": tower["layers"],
-        "hidden_act": _ACTIVATIONS[bool(description.get("quick_gelu"))],
-        "layer_norm_eps": _LAYER_NORM_EPS,
-        "projection_dim": description["embed_dim"],
-    }
-
-
-def _shared_value(name: str, vision: CLIPVisionConfig, text: CLIPTextConfig | None) -> Any:
-    """Return a setting that open_clip has once for both towers."""
-    value = getattr(vision, name)
-    if text is not None and getattr(text, name) != value:
-        raise PallavaError(f"open_clip has one {name} for both towers; here they are {value} and {getattr(text, name)}")
-    return value
 
 
 def _read_config(path: Path) -> AnyConfig:
@@ -453,26 +404,17 @@ def _vision_of(config: AnyConfig) -> CLIPVisionConfig:
     return config.vision_config if isinstance(config, CLIPConfig) else config
 
 
-def _fill(kind: Any, config: AnyConfig, state: StateDict, source: object) -> Any:
-    """Build a model from its configuration and exactly these weights."""
-    with init_empty_weights(include_buffers=False):
-        model = kind(config)
-    state = {key: torch.nn.Parameter(v) for key, v in state.items() if not key.endswith(".position_ids")}
-    load_strictly(model, state, source=source)
-    return model
-
-
 def _write(to: Form, state: StateDict, config: AnyConfig, folder: Path) -> None:
     if to == "huggingface":
         kind: Any = CLIPModel if isinstance(config, CLIPConfig) else CLIPVisionModel
         if kind is CLIPVisionModel and "visual_projection.weight" in state:
             kind = CLIPVisionModelWithProjection
-        _fill(kind, config, state, "the source").save_pretrained(folder)
+        build_with_weights(kind, config, state, "the source").save_pretrained(folder)
     elif to == "published":
         _vision_of(config).save_pretrained(folder)
         torch.save(state, folder / _PUBLISHED_WEIGHTS)
     else:
-        described = open_clip_description(config)
+        described = _open_clip_description(config)
         if "logit_bias" in state:  # without it open_clip builds a model that has no bias to load
             described["init_logit_bias"] = state["logit_bias"].item()
         write_json(folder / DESCRIPTION, described)

@@ -31,7 +31,6 @@ from pallava.model.run_config import (
 )
 from pallava.model.weights import load_strictly, read_weights
 
-SHARD_SIZE = "2GB"
 _OUR_PACKAGES = ("pallava", "peft", "transformers")
 
 
@@ -48,7 +47,7 @@ def convert(
     lora_alpha: float | None = None,
     connector_heads: int | None = None,
     prompt_template: str | None = None,
-    max_shard_size: str = SHARD_SIZE,
+    max_shard_size: str = "2GB",
     trust_remote_code: bool = False,
     log: Callable[[str], None] = lambda line: None,
 ) -> Path:
@@ -81,7 +80,12 @@ def convert(
     """
     checkpoint, out = Path(checkpoint), Path(out)
     check_out(out, overwrite=overwrite)
-    _check_checkpoint(checkpoint, out)
+    if not checkpoint.exists():
+        raise PallavaError(f"no weights at '{checkpoint}': the path does not exist; give a checkpoint file or folder")
+    if out.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents) and any(out.iterdir()):
+        raise PallavaError(
+            f"'{out}' holds the checkpoint '{checkpoint}', and replacing it would delete it; choose another folder"
+        )
     is_published = is_archive(checkpoint) or is_published_folder(checkpoint)
     values = None if is_published else _open_config(checkpoint, config)
     unrecorded: dict[str, Any] = {
@@ -109,11 +113,7 @@ def convert(
 
 
 def check_out(out: str | Path, *, overwrite: bool) -> None:
-    """Refuse to write a model folder over something else.
-
-    Args:
-        out: The folder to write.
-        overwrite: Whether a model folder may be replaced.
+    """Refuse to write a model folder over something else, or, unless `overwrite`, over another one.
 
     Raises:
         PallavaError: It is the working directory, or exists and is not a model folder that may be replaced.
@@ -140,24 +140,17 @@ def convert_run(
     trust_remote_code: bool = False,
     **save_kwargs: Any,
 ) -> None:
-    """Build the trained model from its config and weights, and write it with its processor.
+    """Build the trained model from its config and weights, and write it with its processor; parameters of `convert`.
 
-    Args:
-        values: The run's config, as `pallava.model.run_config.config_to_json` returns it.
-        state: The trained weights, under our keys or the published ones.
-        out: The folder; replaced if it exists.
-        merge: Whether to merge LoRA into the language model.
-        source: Origin of the weights, for messages.
-        dtype: Type of the weights written (default: as the parts have).
-        trust_remote_code: Whether to import and run what the config names and does not come with pallava.
-        **save_kwargs: Passed on to `save_pretrained`.
+    `values` is the run's config as `pallava.model.run_config.training_config` returns it, `state` has our keys or the
+    published ones, `source` is the origin of the weights for messages, and `save_kwargs` are `save_pretrained`'s.
 
     Raises:
         PallavaError: The config names parts that are not known, or the weights do not fit the config's model.
     """
     check_training_config(values, source)
     dataset = values["train_dataloader"]["dataset"]
-    network = build_network(values["model"], trust_remote_code=trust_remote_code)
+    network = _build_network(values["model"], trust_remote_code=trust_remote_code)
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     expected = {key: value for key, value in network.state_dict().items() if key in trained}
     own = own_checkpoint_keys(state, network.config.connector_config, source)
@@ -171,19 +164,8 @@ def convert_run(
     _write(network, processor, Path(out), describe_run(values), merge=merge, dtype=dtype, **save_kwargs)
 
 
-def build_network(model: Mapping[str, Any], *, trust_remote_code: bool = False) -> PALLaVAForConditionalGeneration:
-    """Build the network that a config describes, with new weights where they are trained.
-
-    Args:
-        model: The config's `model`; every part is ``{"type": name, ...}``.
-        trust_remote_code: Whether to import and run parts that do not come with pallava.
-
-    Returns:
-        The network, in evaluation mode; its parameters require gradients where the run trains them.
-
-    Raises:
-        PallavaError: A part is not known, or cannot be opened.
-    """
+def _build_network(model: Mapping[str, Any], *, trust_remote_code: bool = False) -> PALLaVAForConditionalGeneration:
+    """Build the network that a config describes; its parameters require gradients where the run trains them."""
     if str(model.get("type")).rpartition(".")[2] != "PALLaVAModel":
         raise PallavaError(f"the config's model.type must be PALLaVAModel, got {model.get('type')!r}")
     llm = _build(model, "llm", trust_remote_code)
@@ -255,25 +237,14 @@ def _untrusted(name: str) -> PallavaError:
     )
 
 
-def _check_checkpoint(checkpoint: Path, out: Path) -> None:
-    if not checkpoint.exists():
-        raise PallavaError(f"no weights at '{checkpoint}': the path does not exist; give a checkpoint file or folder")
-    if out.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents) and any(out.iterdir()):
-        raise PallavaError(
-            f"'{out}' holds the checkpoint '{checkpoint}', and replacing it would delete it; choose another folder"
-        )
-
-
 def _open_config(checkpoint: Path, config: str | Path | Mapping[str, Any] | None) -> dict[str, Any] | None:
     if config is None:
         return find_training_config(checkpoint)
     if isinstance(config, Mapping):
         check_training_config(config, "config")
         return copy.deepcopy(dict(config))
-    if not Path(config).is_file():
-        raise PallavaError(f"no config at '{config}'; give the config that the checkpoint was trained with")
     if Path(config).suffix == ".py":
-        raise PallavaError(f"'{config}' is a program; `pallava convert --config` executes it")
+        raise PallavaError(f"'{config}' is a program; `pallava convert --config` executes it if it exists")
     return read_training_config(config)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import (
     CLIPImageProcessor,
@@ -29,7 +28,12 @@ from transformers import (
 )
 
 from pallava.errors import PallavaError
-from pallava.model.clip import huggingface_vision_config, make_image_processor, open_clip_to_huggingface
+from pallava.model.clip import (
+    huggingface_vision_config,
+    make_image_processor,
+    open_clip_to_huggingface,
+    read_description,
+)
 from pallava.model.timm_encoder import (
     SCHEME,
     TimmEncoder,
@@ -43,7 +47,7 @@ from pallava.model.versions import vision_tower
 from pallava.model.weights import (
     PLIP_RENAMES,
     StateDict,
-    load_strictly,
+    build_with_weights,
     read_json,
     read_weights,
     rename_keys,
@@ -325,29 +329,17 @@ def _open_transformers(folder: Path, kind: str, description: Mapping[str, Any]) 
     config: Any = ENCODERS[kind].config_class.from_dict(dict(values))
     if kind == _SIGLIP:
         config.vision_use_head = False  # it pools what is read as tokens here
-    encoder = _fill(config, _tower_state(folder, kind), folder)
+    encoder = build_with_weights(ENCODERS[kind].build, config, _tower_state(folder, kind), folder)
     if kind.startswith("dinov2"):
         _fit_positions(encoder, _transformers_tile_spec(folder, description).size)
     return encoder
 
 
 def _open_open_clip(path: Path, model_name: str) -> CLIPVisionModel:
-    import open_clip  # takes seconds, and only this source needs it
-
-    described = open_clip.get_model_config(model_name)
-    if described is None:
-        raise PallavaError(f"model_name must be a ViT of open_clip.list_models(), got {model_name!r}")
+    described = read_description(model_name, has_text=False)
     visual = {key: v for key, v in read_weights(path).items() if key.startswith("visual.") and key != "visual.proj"}
-    return _fill(huggingface_vision_config(described), open_clip_to_huggingface(visual), path)
-
-
-def _fill(config: PretrainedConfig, state: Mapping[str, Tensor], source: Path) -> Any:
-    with init_empty_weights(include_buffers=False):
-        encoder = adapter_of(config).build(config)
-    with torch.device("cpu"):  # weights are real even where the caller builds on the meta device
-        parameters = {key: nn.Parameter(value) for key, value in state.items()}
-    load_strictly(encoder, parameters, source=source)
-    return encoder.eval()
+    config = huggingface_vision_config(described)
+    return build_with_weights(CLIPVisionModel, config, open_clip_to_huggingface(visual), path)
 
 
 def _tower_state(folder: Path, kind: str) -> StateDict:

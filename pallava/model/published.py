@@ -28,9 +28,7 @@ from pallava.model.weights import StateDict, load_strictly, read_json, read_weig
 from pallava.prompts import get_template
 
 _PROJECTOR, _ADAPTER, _ENCODER = "projector", "llm_adapter", "plip"  # folders of the published layout
-_HEADS, _WIDTH, _ALPHA, _TEMPLATE = 12, 768, 2, "llama3_chat"  # as published; alpha in ranks
-_GZIP, _TAR, _TAR_AT = b"\x1f\x8b", b"ustar", 257
-_ARCHIVES = (".tar", ".tgz", ".gz")
+_HEADS, _WIDTH, _TEMPLATE = 12, 768, "llama3_chat"  # as published
 _LORA = re.compile(r"llm\.base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.default\.weight")
 # What changes the mathematics of an adapter, and is off in the published ones.
 _OTHER_LORA = (
@@ -38,12 +36,6 @@ _OTHER_LORA = (
     "fan_in_fan_out", "lora_bias", "megatron_config", "target_parameters", "trainable_token_indices",
 )  # fmt: skip
 Log = Callable[[str], None]
-
-
-class _Lora(NamedTuple):
-    rank: int
-    targets: tuple[str, ...]  # names of the adapted linear layers, such as ``q_proj``
-    num_modules: int
 
 
 class _Published(NamedTuple):
@@ -64,8 +56,8 @@ def is_archive(path: Path) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        head = file.read(_TAR_AT + len(_TAR))
-    return head.startswith(_GZIP) or head[_TAR_AT:] == _TAR or path.suffix in _ARCHIVES
+        head = file.read(262)
+    return head.startswith(b"\x1f\x8b") or head.endswith(b"ustar") or path.suffix in (".tar", ".tgz", ".gz")
 
 
 def open_published(
@@ -83,21 +75,8 @@ def open_published(
 ) -> tuple[PALLaVAForConditionalGeneration, PALLaVAProcessor]:
     """Open published weights beside a base language model and an encoder; no key may be left over or missing.
 
-    Args:
-        path: A file, a DeepSpeed folder, ``projector/`` and ``llm_adapter/``, or an archive of one of them.
-        out: The folder that will be written; archives are unpacked beside it.
-        llm: Folder or hub name of the base language model.
-        visual_encoder: Source of the encoder, or an archive of it (default: ``plip/`` beside the weights).
-        merge: Whether the base language model's weights are needed. If not, they stay on the meta device and take no
-            memory, which is enough to write a folder with an adapter.
-        dtype: Type of the base language model's weights (default: as they are stored).
-        lora_alpha: Alpha of LoRA (default: as ``adapter_config.json`` says, or twice the rank, as published).
-        connector_heads: Attention heads of the connector (default: as its ``config.json`` says, or 12, as published).
-        prompt_template: Name of the prompt template of the training (default: ``llama3_chat``, as published).
-        log: Receives what was found, line by line.
-
-    Returns:
-        The network, and its processor.
+    Takes what `pallava.model.convert.convert` takes. Unless `merge` needs them, the base language model's weights stay
+    on the meta device and take no memory, which is enough to write a folder with an adapter.
 
     Raises:
         PallavaError: A part is not named, cannot be read safely or does not fit.
@@ -112,20 +91,23 @@ def open_published(
             )
         for line in describe_weights(weights.state):
             log(line)
-        lora = _find_lora(weights.state)
-        alpha = _choose_alpha(weights, lora, lora_alpha, log) if lora else None
+        rank, targets, _ = _find_lora(weights.state)
+        lora = {"r": rank, "target_modules": targets, "task_type": "CAUSAL_LM"}
+        if rank:
+            reason = "twice the rank, as published; the weights do not record it, change it by --lora-alpha"
+            lora["lora_alpha"] = _choose("LoRA alpha", lora_alpha, weights.lora_alpha, float(2 * rank), log, reason)
         heads = _choose_heads(weights, connector_heads, log)
         with _unpacked(Path(encoder), out) as opened:
             opened_source = str(opened) if opened != Path(encoder) else str(encoder)  # or timm: and its name
             processor = _open_processor(opened_source, llm, prompt_template, log)
             connector, adapter = _split(weights)
             opened_connector = ScaleInvariantConnector.from_published(connector, heads, weights.source)
-            if merge or lora is None:
+            if merge or not rank:
                 base = open_llm(llm, torch_dtype=dtype or "auto", low_cpu_mem_usage=True)  # once in memory
             else:
                 base = _describe_base(llm, dtype)
             if adapter:
-                base = _add_lora(base, adapter, lora, alpha, weights.source)
+                base = _add_lora(base, adapter, lora, weights.source)
             with loading_errors(opened_source, "visual encoder"):
                 visual = load_encoder(opened_source)
     return PALLaVAForConditionalGeneration.from_parts(base, visual, opened_connector).eval(), processor
@@ -140,31 +122,25 @@ def describe_weights(state: Mapping[str, Tensor]) -> list[str]:
     counts = {"of LoRA": in_lora, "of the connector": connector - left_out, "of other parts": others}
     parts = [f"{len(keys)} {name}" for name, keys in counts.items() if keys]
     parts += [f"left out: {key}, a buffer that is never read" for key in sorted(left_out)]
-    lora = _find_lora(state)
+    rank, targets, num_modules = _find_lora(state)
+    layers = {match for key in connector for match in re.findall(r"\.layer\.([^.]+)\.", key)}
+    reading = {match for key in connector for match in re.findall(r"\.layer\.([^.]+)\.crossattention\.", key)}
+    tiles = "cross-attention: none: this model ignores the tiles, and sees the overview of an image alone"
+    if reading:
+        tiles = f"cross-attention: present in {len(reading)} of {len(layers)} layers: the tiles are read"
     return [
         f"keys: {len(state)}, {', '.join(parts)}",
-        f"LoRA: rank {lora.rank} on {lora.num_modules} layers ({', '.join(lora.targets)})" if lora else "LoRA: none",
-        _describe_cross_attention(connector),
+        f"LoRA: rank {rank} on {num_modules} layers ({', '.join(targets)})" if rank else "LoRA: none",
+        tiles if connector else "connector: none",
     ]
 
 
-def _describe_cross_attention(connector: set[str]) -> str:
-    if not connector:
-        return "connector: none"
-    layers = {key.split(".layer.")[1].split(".")[0] for key in connector if ".layer." in key}
-    reading = {key.split(".layer.")[1].split(".")[0] for key in connector if ".crossattention." in key}
-    if not reading:
-        return "cross-attention: none: this model ignores the tiles, and sees the overview of an image alone"
-    return f"cross-attention: present in {len(reading)} of {len(layers)} layers: the tiles are read"
-
-
-def _find_lora(state: Mapping[str, Tensor]) -> _Lora | None:
+def _find_lora(state: Mapping[str, Tensor]) -> tuple[int, list[str], int]:
+    """Return LoRA's rank, 0 if there is none, the names of adapted layers, such as ``q_proj``, and their number."""
     found = {key: match for key in state if (match := _LORA.fullmatch(key))}
-    ranks = [int(state[key].shape[0]) for key, match in found.items() if match["half"] == "A" and state[key].dim()]
-    if not ranks:
-        return None
     modules = {match["module"] for match in found.values()}
-    return _Lora(ranks[0], tuple(sorted({module.rpartition(".")[2] for module in modules})), len(modules))
+    ranks = (int(state[key].shape[0]) for key, match in found.items() if match["half"] == "A" and state[key].dim())
+    return next(ranks, 0), sorted({module.rpartition(".")[2] for module in modules}), len(modules)
 
 
 @contextlib.contextmanager
@@ -225,37 +201,33 @@ def _split(weights: _Published) -> tuple[StateDict, StateDict]:
     return own_connector_keys(connector), adapter
 
 
-def _choose_alpha(weights: _Published, lora: _Lora, given: float | None, log: Log) -> float:
-    alpha = given or weights.lora_alpha or float(_ALPHA * lora.rank)
-    reason = "twice the rank, as published; the weights do not record it, change it by --lora-alpha"
-    if given or weights.lora_alpha:
-        reason = "as given" if given else "as adapter_config.json says"
-    log(f"LoRA alpha: {alpha:g} ({reason})")
-    return alpha
-
-
 def _choose_heads(weights: _Published, given: int | None, log: Log) -> int:
-    heads = given or weights.num_attention_heads
     width = next((value.numel() for key, value in weights.state.items() if key.endswith(".norm.weight")), 0)
-    if heads is None and width != _WIDTH:
+    if not given and not weights.num_attention_heads and width != _WIDTH:
         raise PallavaError(
             f"the connector in '{weights.source}' is {width} wide, the published one {_WIDTH}; give its number of "
             "attention heads, which no weight records, by --connector-heads"
         )
-    reason = "as given" if given else "as its config.json says" if heads else "as published"
-    log(f"attention heads of the connector: {heads or _HEADS} ({reason})")
-    return heads or _HEADS
+    return _choose("attention heads of the connector", given, weights.num_attention_heads, _HEADS, log)
 
 
-def _open_processor(encoder: str, llm: str, name: str | None, log: Log) -> PALLaVAProcessor:
+def _choose(name: str, given: Any, recorded: Any, default: Any, log: Log, reason: str = "as published") -> Any:
+    """Return the first of three values that is set, and log it with its origin."""
+    value = given or recorded or default
+    origin = "as given" if given else "as recorded beside the weights" if recorded else reason
+    log(f"{name}: {f'{value:g}' if isinstance(value, float) else value} ({origin})")
+    return value
+
+
+def _open_processor(encoder: str, llm: str, given: str | None, log: Log) -> PALLaVAProcessor:
     tokenizer = open_tokenizer(llm)
-    template = get_template(name or _TEMPLATE)
+    template = get_template(given or _TEMPLATE)
     if template.suffix_as_eos and template.suffix not in tokenizer.get_vocab():
         raise PallavaError(
-            f"the tokenizer of '{llm}' does not know {template.suffix}, with which {name or _TEMPLATE} ends an answer; "
+            f"the tokenizer of '{llm}' does not know {template.suffix}, with which {template.name} ends an answer; "
             "give the template that the weights were trained with by --prompt-template"
         )
-    log(f"prompt template: {name or _TEMPLATE} ({'as given' if name else 'as published'})")
+    _choose("prompt template", given, None, _TEMPLATE, log)
     with loading_errors(encoder, "visual encoder"):
         image_processor = load_image_processor(encoder)
     return PALLaVAProcessor(image_processor, tokenizer, template)
@@ -272,15 +244,12 @@ def _describe_base(llm: str, dtype: torch.dtype | None) -> Any:
     return model
 
 
-def _add_lora(base: Any, adapter: StateDict, lora: _Lora | None, alpha: float | None, source: Path) -> Any:
-    if lora is None:
-        raise PallavaError(f"'{source}' holds LoRA's matrices B without any A: {shorten(sorted(adapter))}")
+def _add_lora(base: Any, adapter: StateDict, lora: dict[str, Any], source: Path) -> Any:
     width = max(base.config.hidden_size, base.config.intermediate_size)
-    if not 0 < lora.rank <= width:
-        raise PallavaError(f"'{source}' has LoRA of rank {lora.rank}, but {base.config.name_or_path} is {width} wide")
-    config = {"r": lora.rank, "lora_alpha": alpha, "target_modules": list(lora.targets), "task_type": "CAUSAL_LM"}
+    if not 0 < lora["r"] <= width:  # 0: matrices B without any A
+        raise PallavaError(f"'{source}' has LoRA of rank {lora['r']}, but {base.config.name_or_path} is {width} wide")
     try:
-        model = add_lora(base, config)
+        model = add_lora(base, lora)
     except ValueError as error:  # a target that the base has not
         raise PallavaError(f"the LoRA of '{source}' does not fit {base.config.name_or_path}: {error}") from None
     expected = {key: value for key, value in model.state_dict().items() if ".lora_" in key}
@@ -290,8 +259,6 @@ def _add_lora(base: Any, adapter: StateDict, lora: _Lora | None, alpha: float | 
 
 def _read_alpha(file: Path) -> float:
     """Read LoRA's alpha; refuse what would make another model of the same weights."""
-    if not file.is_file():
-        raise PallavaError(f"no {file.name} in '{file.parent}': an adapter needs it")
     values = read_json(file)
     kind = values.get("peft_type") if isinstance(values, dict) else None
     if kind != "LORA":

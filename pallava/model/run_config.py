@@ -25,20 +25,12 @@ PUBLISHED_TRAINING: Mapping[str, Any] = {
 }
 
 
-def config_to_json(values: Any) -> Any:
-    """Turn a loaded config into plain JSON values.
-
-    Args:
-        values: Mappings, sequences and plain values, at any depth. Classes and functions, under ``type`` or anywhere
-            else, become their import path; other objects become their `str`.
-
-    Returns:
-        The same in dictionaries, lists, strings, numbers, booleans and None.
-    """
+def _to_json(values: Any) -> Any:
+    """Turn a loaded config into plain JSON values; classes and functions become their import path."""
     if isinstance(values, Mapping):
-        return {str(key): config_to_json(value) for key, value in values.items()}
+        return {str(key): _to_json(value) for key, value in values.items()}
     if isinstance(values, (list, tuple, set, frozenset)):
-        return [config_to_json(value) for value in values]
+        return [_to_json(value) for value in values]
     if values is None or isinstance(values, (bool, int, float, str)):
         return values
     owner = getattr(values, "__self__", None)  # of `AutoTokenizer.from_pretrained` the class that it was taken from
@@ -51,24 +43,17 @@ def config_to_json(values: Any) -> Any:
 def training_config(values: Mapping[str, Any], config_file: str | Path | None = None) -> dict[str, Any]:
     """Turn a run's loaded config into the JSON that `pallava convert` reads.
 
-    Args:
-        values: The loaded config.
-        config_file: Python file that it came from; its name alone is kept.
+    Classes and functions become their import path, other objects their `str`; of the Python file that the config came
+    from, the name is kept.
     """
-    return {**config_to_json(values), _NAME: Path(config_file).name if config_file else None}
+    return {**_to_json(values), _NAME: Path(config_file).name if config_file else None}
 
 
 def write_training_config(
     work_dir: str | Path, values: Mapping[str, Any], config_file: str | Path | None = None
-) -> Path:
-    """Write a run's config into its work directory; takes what `training_config` takes.
-
-    Returns:
-        The file.
-    """
-    path = Path(work_dir) / CONFIG_FILE
-    write_json(path, training_config(values, config_file))
-    return path
+) -> None:
+    """Write what `training_config` returns into a run's work directory."""
+    write_json(Path(work_dir) / CONFIG_FILE, training_config(values, config_file))
 
 
 def read_training_config(path: str | Path) -> dict[str, Any]:
@@ -97,26 +82,23 @@ def check_training_config(values: Any, source: object) -> None:
 
 
 def find_training_config(checkpoint: Path) -> dict[str, Any] | None:
-    """Read the config beside a checkpoint, if there is one.
-
-    Args:
-        checkpoint: A checkpoint, a file inside one, or a work directory.
+    """Read the config beside a checkpoint, a file inside one, or in a work directory, if there is one.
 
     Raises:
         PallavaError: It is not valid, it is one of several, or there is only one in Python, which is a program.
     """
     for folder in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
-        programs = {path.name for path in sorted(folder.glob("*.py")) if _is_config(path)}
-        values = read_training_config(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else None
-        if values is None and programs:
+        file, programs = folder / CONFIG_FILE, {path.name for path in folder.glob("*.py") if _is_config(path)}
+        if not file.is_file() and programs:
             raise PallavaError(
                 f"'{folder}' has a config in Python ({', '.join(sorted(programs))}) but no {CONFIG_FILE}; if you trust "
                 "it, name it by --config FILE, which executes it; if it is not the weights' own, move them away from it"
             )
-        if values is not None and (others := programs - {values.get(_NAME)}) and values.get(_NAME):
-            names = ", ".join(sorted({*others, values[_NAME]}))
-            raise PallavaError(f"'{folder}' holds several configs ({names}); name the checkpoint's own by --config")
-        if values is not None:
+        if file.is_file():
+            values = read_training_config(file)
+            if values.get(_NAME) and programs - {values[_NAME]}:
+                names = ", ".join(sorted({*programs, values[_NAME]}))
+                raise PallavaError(f"'{folder}' holds several configs ({names}); name the checkpoint's own by --config")
             return values
     return None
 
@@ -130,11 +112,7 @@ def _is_config(path: Path) -> bool:
 
 
 def describe_run(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run's data and settings for the model card; what a config does not have is left out.
-
-    Args:
-        values: The run's config, as `read_training_config` returns it.
-    """
+    """Return a run's data and settings for the model card; what its config does not have is left out."""
     model, loader = values["model"], values["train_dataloader"]
     dataset, loop = loader["dataset"], values.get("train_cfg") or {}
     started_from = model.get("pretrained_pth")

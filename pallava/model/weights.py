@@ -1,20 +1,19 @@
 """Weights: read safely from any file, renamed by tables, compared key by key, and loaded strictly.
 
-This is the only reader of foreign weight files. Nothing in a file is ever executed: safetensors, or PyTorch's
-``weights_only`` unpickler with a short list of harmless names, whose objects are replaced by an empty stand-in. It is
-one file, if a long one, because reading and loading together are what makes foreign weights safe.
+Nothing in a file is ever executed: safetensors, or PyTorch's ``weights_only`` unpickler with a short list of harmless
+names, whose objects are replaced by an empty stand-in.
 """
 
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pallava.errors import PallavaError
@@ -56,9 +55,6 @@ _SAFE_TORCH = (2, 10)  # older weights_only unpicklers could be attacked (CVE-20
 class _Ignored(dict):
     """Stand-in for an object that is not read; it swallows whatever its pickle does to it."""
 
-    def __new__(cls, *args: object, **kwargs: object) -> "_Ignored":
-        return super().__new__(cls)
-
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__()
 
@@ -80,8 +76,9 @@ def read_weights(source: str | os.PathLike[str]) -> StateDict:
     path = Path(source)
     if not path.exists():
         raise PallavaError(f"no weights at '{path}': the path does not exist; give a checkpoint file or folder")
-    path = newest_checkpoint(path)
-    return _read_folder(path) if path.is_dir() else _read_file(path)
+    path = _newest_checkpoint(path)
+    files = _files_of(path) if path.is_dir() else [path]
+    return {key: value for file in files for key, value in _read_file(file).items()}
 
 
 def read_json(path: Path) -> Any:
@@ -107,22 +104,11 @@ def read_tensors(folder: str | os.PathLike[str], prefixes: tuple[str, ...]) -> S
     files = sorted(Path(folder).glob("model*.safetensors"))
     if not files:
         raise PallavaError(f"no weights in the folder '{folder}': expected model.safetensors")
-    found: StateDict = {}
-    for file in files:
-        try:
-            with safe_open(file, "pt") as tensors:
-                found.update({k: tensors.get_tensor(k) for k in tensors.keys() if k.startswith(prefixes)})  # noqa: SIM118
-        except SafetensorError as error:
-            raise _damaged(file, "safetensors", error) from None
-    return found
+    return {key: value for file in files for key, value in _read_safetensors(file, prefixes).items()}
 
 
-def newest_checkpoint(path: Path) -> Path:
-    """Return the newest checkpoint of a training run's work directory; any other path unchanged.
-
-    Raises:
-        PallavaError: The checkpoint that the directory names does not exist.
-    """
+def _newest_checkpoint(path: Path) -> Path:
+    """Return the newest checkpoint of a training run's work directory; any other path unchanged."""
     note = path / "last_checkpoint"
     if not note.is_file():
         return path
@@ -135,10 +121,13 @@ def newest_checkpoint(path: Path) -> Path:
     return newest
 
 
-def _read_folder(folder: Path) -> StateDict:
+def _files_of(folder: Path) -> list[Path]:
     tagged = sorted(folder.glob(f"**/{_MODEL_STATES}"))
     if tagged:
-        return _read_file(_latest_tag(folder, tagged))
+        newest = max(tagged, key=lambda path: [int(number) for number in re.findall(r"\d+", path.parent.name)])
+        latest = folder / "latest"
+        named = folder / latest.read_text(errors="replace").strip() / newest.name if latest.is_file() else newest
+        return [named if named in tagged else newest]
     shards = sorted(folder.glob("model*.safetensors"))
     files = shards or sorted(p for p in folder.iterdir() if p.suffix in {".bin", ".pth", ".pt", ".safetensors"})
     files = [p for p in files if p.name not in {"training_args.bin", "optimizer.pt", "scheduler.pt"}]
@@ -149,27 +138,26 @@ def _read_folder(folder: Path) -> StateDict:
     if not shards and len(files) > 1 and not files[0].name.startswith("pytorch_model-"):
         names = ", ".join(p.name for p in files)
         raise PallavaError(f"the folder '{folder}' holds several weight files ({names}); give the path of one")
-    return {key: value for file in files for key, value in _read_file(file).items()}
-
-
-def _latest_tag(folder: Path, tagged: list[Path]) -> Path:
-    latest = folder / "latest"
-    newest = max(tagged, key=lambda path: [int(number) for number in re.findall(r"\d+", path.parent.name)])
-    named = folder / latest.read_text(errors="replace").strip() / newest.name if latest.is_file() else newest
-    return named if named in tagged else newest
+    return files
 
 
 def _read_file(path: Path) -> StateDict:
     if path.stat().st_size == 0:
         raise PallavaError(f"the weights file '{path}' is empty (0 bytes); copy or download it again")
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise _damaged(path, "safetensors", error) from None
-    if path.name.endswith("_optim_states.pt") and (path.parent / _MODEL_STATES).is_file():
-        return _read_file(path.parent / _MODEL_STATES)  # beside a rank's share of the optimizer
+        return _read_safetensors(path)
+    whole = path.with_name(_MODEL_STATES)
+    if path.name.endswith("_optim_states.pt") and whole.is_file():  # a rank's share of the optimizer
+        path = whole
     return _tensors_of(_unpickle_safely(path), path)
+
+
+def _read_safetensors(path: Path, prefixes: tuple[str, ...] = ("",)) -> StateDict:
+    try:
+        with safe_open(path, "pt") as tensors:
+            return {k: tensors.get_tensor(k) for k in tensors.keys() if k.startswith(prefixes)}  # noqa: SIM118
+    except SafetensorError as error:
+        raise _damaged(path, "safetensors", error) from None
 
 
 def _damaged(path: Path, kind: str, reason: object) -> PallavaError:
@@ -187,15 +175,13 @@ def _unpickle_safely(path: Path) -> Any:
         with torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED_GLOBALS]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file makes the unpickler raise
-        reason = str(error).split("Please file an issue")[0]
-        if "Unsupported" in reason or "GLOBAL" in reason:
-            named = [line.strip() for line in reason.splitlines() if "GLOBAL" in line or "Unsupported" in line]
+        reason = str(error).split("Please file an issue")[0].strip() or type(error).__name__
+        if named := [line.strip() for line in reason.splitlines() if "GLOBAL" in line or "Unsupported" in line]:
             raise PallavaError(
-                f"'{path}' was not opened, and nothing in it was executed: it holds more than tensors "
-                f"({named[0] if named else reason[:200]}); ask its author for a .safetensors file"
+                f"'{path}' was not opened, and nothing in it was executed: it holds more than tensors ({named[0]}); "
+                "ask its author for a .safetensors file"
             ) from None
-        first = reason.strip().splitlines()[0] if reason.strip() else type(error).__name__
-        raise _damaged(path, "PyTorch", first) from None
+        raise _damaged(path, "PyTorch", reason.splitlines()[0]) from None
 
 
 def _tensors_of(content: Any, path: Path) -> StateDict:
@@ -208,19 +194,15 @@ def _tensors_of(content: Any, path: Path) -> StateDict:
     tensors = {str(key).removeprefix("module."): v for key, v in content.items() if isinstance(v, Tensor)}
     if not tensors:
         raise PallavaError(f"no weights in '{path}': none of its {len(content)} entries is a tensor")
-    _check_plain(tensors, path)
-    return tensors
-
-
-def _check_plain(tensors: StateDict, path: Path) -> None:
-    """Refuse tensors that claim to be larger than the file: a few bytes, repeated, could fill the memory."""
     for key, value in tensors.items():
         if value.layout is not torch.strided or value.is_quantized or value.is_complex():
             raise PallavaError(
                 f"'{path}' holds {key} in a form that weights do not have ({value.layout}, {value.dtype})"
             )
+        # Larger than the file: a few bytes, repeated, could fill the memory.
         if value.is_meta or value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise PallavaError(f"'{path}' says that {key} has the shape {tuple(value.shape)}, but holds fewer numbers")
+    return tensors
 
 
 def rename_keys(state: Mapping[str, Tensor], renames: Renames) -> StateDict:
@@ -250,13 +232,11 @@ def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> StateDict:
 
 def compare_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """List missing, unexpected and reshaped keys; an empty result means that the two agree."""
-    reshaped = (key for key in expected.keys() & found.keys() if found[key].shape != expected[key].shape)
+    pairs = {key: (tuple(found[key].shape), tuple(expected[key].shape)) for key in expected.keys() & found.keys()}
     report = {
         "missing": sorted(expected.keys() - found.keys()),
         "unexpected": sorted(found.keys() - expected.keys()),
-        "reshaped": sorted(
-            f"{key}: {tuple(found[key].shape)} where {tuple(expected[key].shape)} is expected" for key in reshaped
-        ),
+        "reshaped": sorted(f"{key}: {new} where {old} is expected" for key, (new, old) in pairs.items() if new != old),
     }
     return {kind: keys for kind, keys in report.items() if keys}
 
@@ -287,6 +267,20 @@ def load_strictly(
     if not on_meta:
         state = {key: value.to(own[key].dtype) if key in own else value for key, value in state.items()}
     module.load_state_dict(state, strict=expected is None, assign=on_meta)
+
+
+def build_with_weights(build: Callable[[Any], Any], config: Any, state: Mapping[str, Tensor], source: object) -> Any:
+    """Build a module from its configuration and exactly these weights, without memory for others; in evaluation mode.
+
+    Raises:
+        PallavaError: As `load_strictly`.
+    """
+    with init_empty_weights(include_buffers=False):
+        module = build(config)
+    with torch.device("cpu"):  # weights are real even where the caller builds on the meta device
+        parameters = {key: nn.Parameter(value, requires_grad=value.is_floating_point()) for key, value in state.items()}
+    load_strictly(module, parameters, source=source)
+    return module.eval()
 
 
 def check_finite(state: Mapping[str, Tensor], source: object) -> None:

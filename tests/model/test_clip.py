@@ -37,13 +37,13 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("quick_gelu", [True, False])
 def test_features_and_logits_agree(quick_gelu: bool) -> None:
     ours = random_clip(quick_gelu)
-    theirs = CLIPModel(conversion.huggingface_config(description(quick_gelu))).eval()
+    theirs = CLIPModel(conversion._huggingface_config(description(quick_gelu))).eval()
     theirs.load_state_dict(conversion.open_clip_to_huggingface(ours.state_dict()), strict=True)
     with torch.no_grad():
         found = theirs(input_ids=TOKENS, pixel_values=PIXELS)
         torch.testing.assert_close(theirs.get_image_features(PIXELS), ours.encode_image(PIXELS), atol=1e-5, rtol=0)
         torch.testing.assert_close(found.logits_per_image, ours.get_logits(PIXELS, TOKENS)[0], atol=1e-5, rtol=0)
-    other = CLIPModel(conversion.huggingface_config(description(not quick_gelu))).eval()
+    other = CLIPModel(conversion._huggingface_config(description(not quick_gelu))).eval()
     other.load_state_dict(theirs.state_dict())
     with torch.no_grad():  # the activation matters at this size
         assert (other.get_image_features(PIXELS) - ours.encode_image(PIXELS)).abs().max() > 1e-4
@@ -51,23 +51,23 @@ def test_features_and_logits_agree(quick_gelu: bool) -> None:
 
 @pytest.mark.parametrize("quick_gelu", [True, False])
 def test_a_description_survives(quick_gelu: bool) -> None:
-    config = conversion.huggingface_config(description(quick_gelu))
-    back = conversion.open_clip_description(config)
+    config = conversion._huggingface_config(description(quick_gelu))
+    back = conversion._open_clip_description(config)
     assert back == {**description(quick_gelu), "text_cfg": {**TEXT, "mlp_ratio": 4.0}}
     open_clip.CLIP(**back).load_state_dict(random_clip(quick_gelu).state_dict())
-    assert "text_cfg" not in conversion.open_clip_description(config.vision_config)
+    assert "text_cfg" not in conversion._open_clip_description(config.vision_config)
 
 
 def test_round_trips_give_back_every_bit() -> None:
     ours = random_clip(True).state_dict()
-    theirs = conversion.convert_state(ours, "huggingface")
-    assert_same(conversion.convert_state(theirs, "open_clip"), ours)
-    assert_same(conversion.convert_state(conversion.convert_state(theirs, "open_clip"), "huggingface"), theirs)
+    theirs = conversion._convert_state(ours, "huggingface")
+    assert_same(conversion._convert_state(theirs, "open_clip"), ours)
+    assert_same(conversion._convert_state(conversion._convert_state(theirs, "open_clip"), "huggingface"), theirs)
     published = torch.load(golden.GOLDEN / "plip_vision.bin", weights_only=True)
     for form in conversion.FORMS:
-        converted = conversion.convert_state(published, form)
-        assert conversion.form_of(converted) == form
-        assert_same(conversion.convert_state(converted, "published"), published)
+        converted = conversion._convert_state(published, form)
+        assert conversion._form_of(converted) == form
+        assert_same(conversion._convert_state(converted, "published"), published)
 
 
 def test_the_published_tower_in_open_clip(tmp_path) -> None:
@@ -75,9 +75,9 @@ def test_the_published_tower_in_open_clip(tmp_path) -> None:
 
     encoder = load_plip(golden.published_plip_folder(tmp_path))
     published = torch.load(golden.GOLDEN / "plip_vision.bin", weights_only=True)
-    described = conversion.open_clip_description(encoder.config)
+    described = conversion._open_clip_description(encoder.config)
     tower = open_clip.CLIP(**described, text_cfg=TEXT).visual.eval()
-    state = {k.removeprefix("visual."): v for k, v in conversion.convert_state(published, "open_clip").items()}
+    state = {k.removeprefix("visual."): v for k, v in conversion._convert_state(published, "open_clip").items()}
     assert tower.load_state_dict(state, strict=False).missing_keys == ["proj"]
     tower.proj = None
     with torch.no_grad():
@@ -86,13 +86,13 @@ def test_the_published_tower_in_open_clip(tmp_path) -> None:
 
 def test_half_precision_stays_half() -> None:
     ours = {key: value.to(torch.bfloat16) for key, value in random_clip(False).state_dict().items()}
-    assert_same(conversion.convert_state(conversion.convert_state(ours, "huggingface"), "open_clip"), ours)
+    assert_same(conversion._convert_state(conversion._convert_state(ours, "huggingface"), "open_clip"), ours)
 
 
 def test_a_text_tower_in_a_module_of_its_own_is_read() -> None:
     ours = random_clip(True).state_dict()
     apart = {k if k.startswith(("visual.", "logit")) else f"text.{k}": v for k, v in ours.items()}
-    assert_same(conversion.convert_state(apart, "huggingface"), conversion.convert_state(ours, "huggingface"))
+    assert_same(conversion._convert_state(apart, "huggingface"), conversion._convert_state(ours, "huggingface"))
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,9 @@ def test_a_text_tower_in_a_module_of_its_own_is_read() -> None:
 )
 def test_weights_without_another_name_are_refused(change: dict[str, Tensor], reason: str) -> None:
     with pytest.raises(PallavaError, match=reason):
-        conversion.convert_state({**random_clip(True).state_dict(), **change}, "huggingface")
+        conversion._convert_state({**random_clip(True).state_dict(), **change}, "huggingface")
     with pytest.raises(PallavaError, match="layer1.weight"):
-        conversion.convert_state({"layer1.weight": torch.ones(1)}, "huggingface")
+        conversion._convert_state({"layer1.weight": torch.ones(1)}, "huggingface")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_weights_without_another_name_are_refused(change: dict[str, Tensor], rea
 )
 def test_other_models_are_refused(vision: dict, reason: str) -> None:
     with pytest.raises(PallavaError, match=reason):
-        conversion.huggingface_config({**description(False), "vision_cfg": {**VISION, **vision}})
+        conversion._huggingface_config({**description(False), "vision_cfg": {**VISION, **vision}})
 
 
 def test_a_square_may_be_described_by_both_sides() -> None:
@@ -136,15 +136,15 @@ def test_what_is_no_square_is_refused(size: object) -> None:
 
 def test_what_open_clip_cannot_build_is_refused() -> None:
     with pytest.raises(PallavaError, match="activation 'relu'"):
-        conversion.open_clip_description(CLIPVisionConfig(hidden_act="relu"))
+        conversion._open_clip_description(CLIPVisionConfig(hidden_act="relu"))
     mixed = CLIPConfig(vision_config={"hidden_act": "gelu"}, text_config={"hidden_act": "quick_gelu"})
     with pytest.raises(PallavaError, match="one hidden_act for both towers"):
-        conversion.open_clip_description(mixed)
+        conversion._open_clip_description(mixed)
     with pytest.raises(PallavaError, match="layer_norm_eps"):
-        conversion.open_clip_description(CLIPVisionConfig(layer_norm_eps=1e-6))
+        conversion._open_clip_description(CLIPVisionConfig(layer_norm_eps=1e-6))
 
 
 def test_a_vision_tower_alone() -> None:
     encoder = CLIPVisionModel(conversion.huggingface_vision_config(description(False)))
-    state = conversion.convert_state(encoder.state_dict(), "open_clip")
-    assert_same(conversion.convert_state(state, "huggingface"), encoder.state_dict())
+    state = conversion._convert_state(encoder.state_dict(), "open_clip")
+    assert_same(conversion._convert_state(state, "huggingface"), encoder.state_dict())

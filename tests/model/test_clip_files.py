@@ -14,7 +14,7 @@ from pallava.cli.model import FORMS
 from pallava.errors import PallavaError
 from pallava.model import load_image_processor, load_plip
 from pallava.model.clip import FORMS as ALL_FORMS
-from pallava.model.clip import WEIGHTS, Form, convert_encoder, open_clip_description, read_clip
+from pallava.model.clip import WEIGHTS, Form, _open_clip_description, _read_clip, convert_encoder
 from pallava.model.weights import read_weights
 from tests.model.test_clip import PIXELS, TEXT, assert_same, description, random_clip
 from tests.tiny import golden
@@ -74,7 +74,7 @@ def test_from_every_form_to_every_other_and_back(
     convert_encoder(folders[1], folders[2], start)
     first, last = (read_weights(folder / WEIGHTS if start == "open_clip" else folder) for folder in folders[::2])
     assert_same(last, first)
-    first, last = (open_clip_description(read_clip(folder)[1]) for folder in folders[::2])
+    first, last = (_open_clip_description(_read_clip(folder)[1]) for folder in folders[::2])
     assert last == first
     assert ("text_cfg" in first) == is_whole
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from pallava.cli import main
 from pallava.errors import PallavaError
 from pallava.model import MLPConnector, PALLaVAForConditionalGeneration, PALLaVAProcessor
-from pallava.model.convert import build_network, convert
+from pallava.model.convert import _build_network, convert
 from pallava.model.run_config import CONFIG_FILE, write_training_config
 from pallava.model.weights import read_weights
 from pallava.training.model import PALLaVAModel
@@ -107,7 +107,7 @@ def test_a_connector_of_ones_own_needs_consent(run: Path, tmp_path: Path, monkey
     with pytest.raises(PallavaError, match="own_connector.MyConnector.*--trust-remote-code"):
         convert(tmp_path / "iter_10.pth", tmp_path / "out")
     assert "own_connector" not in sys.modules
-    network = build_network(values["model"], trust_remote_code=True)
+    network = _build_network(values["model"], trust_remote_code=True)
     trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
     torch.save({"state_dict": {name: value.detach() for name, value in trained.items()}}, tmp_path / "iter_10.pth")
     out = convert(tmp_path / "iter_10.pth", tmp_path / "out", trust_remote_code=True)
@@ -121,7 +121,7 @@ def test_a_connector_of_ones_own_needs_consent(run: Path, tmp_path: Path, monkey
 def test_the_mlp_connector_needs_none(run: Path) -> None:
     values = run_config(run.parent)
     for name in ("pallava_mlp", "pallava.model.connectors.MLPConnector"):
-        network = build_network({**values["model"], "connector": {"type": name}})
+        network = _build_network({**values["model"], "connector": {"type": name}})
         assert isinstance(network.connector, MLPConnector)
 
 

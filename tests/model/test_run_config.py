@@ -16,7 +16,6 @@ from pallava.model.loading import load_llm
 from pallava.model.run_config import (
     CONFIG_FILE,
     PUBLISHED_TRAINING,
-    config_to_json,
     describe_run,
     find_training_config,
     training_config,
@@ -43,7 +42,7 @@ def test_a_config_survives_as_json(name: str, tmp_path: Path) -> None:
 
 def test_callables_become_their_import_paths() -> None:
     values = {"a": load_llm, "b": (AutoTokenizer.from_pretrained, {1: {2}}), "c": Path("x"), "d": [None, True, 1.5]}
-    found = config_to_json(values)
+    found = training_config(values)
     assert json.loads(json.dumps(found)) == found
     assert found["a"] == "pallava.model.loading.load_llm"
     assert found["b"] == ["transformers.models.auto.tokenization_auto.AutoTokenizer.from_pretrained", {"1": [2]}]
