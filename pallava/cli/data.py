@@ -187,7 +187,7 @@ def _read_weights(text: str) -> dict[str, float]:
 
 def add_leak_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``data leak``."""
-    from pallava.data.material import add_columns_option
+    from pallava.data.material import COLUMNS_HELP
 
     add = parser.add_argument
     add("train", help="training material")
@@ -196,7 +196,7 @@ def add_leak_arguments(parser: argparse.ArgumentParser) -> None:
     add("--test-images", help="image folder of TEST, if that is a training file or csv=FILE")
     add("--train-split", help="split of TRAIN, if that is NAME=ROOT (default: train, for questions)")
     add("--test-split", help="split of TEST, if that is NAME=ROOT (default: test, for questions)")
-    add_columns_option(parser)
+    add("--columns", metavar="KEY=COLUMN,...", help=COLUMNS_HELP)
     add("--out", default="leak.json", help="JSON file for the report (default: %(default)s)")
     add(
         "--distance",

@@ -1,32 +1,27 @@
-"""Open the data that a user names on a command line.
-
-It is a data set as NAME=ROOT, the kept.jsonl of `pallava data clean`, or a training file.
-"""
+"""Data that a user names: a data set as NAME=ROOT, the kept.jsonl of `pallava data clean`, or a training file."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pallava.data.sources import SOURCES, Source, open_source
-from pallava.data.sources.base import KINDS, Record, record_from_json
+from pallava.data.sources.base import KINDS, Record, Tally, record_from_json
 from pallava.data.sources.files import RowDropped, json_rows
 from pallava.data.training_row import TrainingRow, read_row
 from pallava.errors import PallavaError
-from pallava.io.records import Entry, RecordFile
+from pallava.io.records import RecordFile
 
 SUMMARY_NAME = "summary.json"
 """Name of the file that cleaning writes beside the kept records."""
 
 COLUMNS_HELP = "columns of csv=FILE: image=COLUMN,caption=COLUMN or image=COLUMN,question=COLUMN,answer=COLUMN"
 """Help text of ``--columns``."""
-
-_EXPECTED = "NAME=ROOT, such as path-vqa=/data/pathvqa, or the kept.jsonl of `pallava data clean`"
 
 
 @dataclass(frozen=True)
@@ -46,13 +41,9 @@ class SourceSpec:
     columns: Mapping[str, str] = field(default_factory=dict)
 
     def open(self, *, image_policy: str = "first", image_folder: str | Path | None = None) -> Source:
-        """Open the source, as `pallava.data.sources.open_source` does.
-
-        Raises:
-            PallavaError: It does not exist, or does not look like the set.
-        """
-        options = {"split": self.split, "columns": self.columns, "image_folder": image_folder}
-        return open_source(self.name, self.root, image_policy=image_policy, **options)  # type: ignore[arg-type]
+        """Open the source, see `open_source`."""
+        options = {"image_policy": image_policy, "columns": self.columns, "image_folder": image_folder}
+        return open_source(self.name, self.root, split=self.split, **options)
 
 
 def add_source_options(
@@ -78,11 +69,6 @@ def add_source_options(
         help="split to read, of all data sets or of one, such as pmc-vqa=train_2 (repeatable)"
         + (f" (default: {default_split})" if default_split else ""),
     )
-    add_columns_option(parser)
-
-
-def add_columns_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--columns`` alone, for `read_columns`."""
     parser.add_argument("--columns", metavar="KEY=COLUMN,...", help=COLUMNS_HELP)
 
 
@@ -96,8 +82,8 @@ def read_columns(given: str | Mapping[str, str] | None) -> dict[str, str]:
         return dict(given or {})
     columns: dict[str, str] = {}
     for part in given.split(","):
-        key, equals, column = map(str.strip, part.partition("="))
-        if not (key and equals and column) or key in columns:
+        key, _, column = map(str.strip, part.partition("="))
+        if not (key and column) or key in columns:
             raise PallavaError(f"--columns must be KEY=COLUMN,... with each key once, got {part!r} in {given!r}")
         columns[key] = column
     return columns
@@ -143,13 +129,7 @@ def read_source(
     columns: str | Mapping[str, str] | None = None,
     default_split: str | None = None,
 ) -> SourceSpec:
-    """Return the data set that one value names: NAME=ROOT, or the path of a file.
-
-    Args:
-        text: The value.
-        split: The split to read.
-        columns: Columns of a table; ignored for other sets.
-        default_split: Split of a set that always has it, where `split` is None.
+    """Return the data set that one value, NAME=ROOT or the path of a file, names; see `read_sources`.
 
     Raises:
         PallavaError: It is neither a source nor a file.
@@ -163,18 +143,13 @@ def read_source(
         return SourceSpec("", text)
     if equals and name:
         raise PallavaError(f"{text!r} does not name a source, got {name!r}; choose {', '.join(SOURCES)}")
-    raise PallavaError(f"the file '{text}' does not exist; expected {_EXPECTED}")
+    expected = "NAME=ROOT, such as path-vqa=/data/pathvqa, or the kept.jsonl of `pallava data clean`"
+    raise PallavaError(f"the file '{text}' does not exist; expected {expected}")
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A row of a training file.
-
-    Attributes:
-        source: Path of the file.
-        id: Its id, or its position where it has none.
-        row: Its images and turns.
-    """
+    """A row of a training file: the path of the file, the row's id (else its position), its images and turns."""
 
     source: str
     id: str
@@ -186,15 +161,13 @@ class Records:
 
     Attributes:
         names: Names of the sources.
-        folders: Folders that hold all images.
-        dropped: Count of what the reader left out in the last iteration, for each reason.
-        examples: The first few of each reason.
+        folder: Folder that holds all images.
+        tally: Counts of what the reader left out in the last iteration.
     """
 
-    def __init__(self, names: Sequence[str], folder: Path) -> None:
-        self.names, self.folders = list(names), [folder]
-        self.dropped: dict[str, int] = {}
-        self.examples: dict[str, list[str]] = {}
+    def __init__(self, names: Sequence[str], folder: str | Path, rows: _Rows) -> None:
+        self.names, self.folder, self.tally = list(names), Path(folder).resolve(), Tally()
+        self._rows = rows
 
     def __iter__(self) -> Iterator[tuple[Record | Conversation, Path]]:
         """Yield each record with the path of its image; a `Conversation` with the folder of its images.
@@ -202,52 +175,12 @@ class Records:
         Raises:
             PallavaError: The data cannot be read.
         """
-        raise NotImplementedError
+        self.tally = Tally()
+        for record, image in self._rows(self.tally):
+            yield record, self.folder / image
 
 
-class _SourceRecords(Records):
-    def __init__(self, source: Source) -> None:
-        super().__init__([source.name], source.root.resolve())
-        self._source = source
-
-    def __iter__(self) -> Iterator[tuple[Record, Path]]:
-        for record in self._source:
-            yield record, self.folders[0] / record.image
-        self.dropped, self.examples = dict(self._source.tally.dropped), dict(self._source.tally.examples)
-
-
-class _KeptRecords(Records):
-    def __init__(self, path: Path, image_folder: str | Path | None) -> None:
-        summary = _read_summary(path.with_name(SUMMARY_NAME))
-        super().__init__(summary["sources"], Path(image_folder or summary["image_folder"]).resolve())
-        self._records = RecordFile(path)
-
-    def __iter__(self) -> Iterator[tuple[Record, Path]]:
-        for entry in self._records if self._records.num_bytes else ():  # nothing was kept
-            try:
-                path = self.folders[0] / entry.value["path"]
-                record = record_from_json(entry.value)
-            except (KeyError, TypeError, ValueError) as error:
-                raise PallavaError(f"'{self._records.path}', {entry.position}: not a kept record ({error})") from None
-            yield record, path
-
-
-class _TrainingRecords(Records):
-    def __init__(self, path: Path, image_folder: Path) -> None:
-        super().__init__([str(path)], image_folder.resolve())
-        self._path = path
-
-    def __iter__(self) -> Iterator[tuple[Conversation, Path]]:
-        self.dropped = {}
-        for entry in json_rows(self._path):
-            try:
-                row = read_row(None if isinstance(entry, RowDropped) else entry.value)
-            except RowDropped as fault:  # `pallava data check` lists them
-                self.dropped[fault.reason] = self.dropped.get(fault.reason, 0) + 1
-                continue
-            assert isinstance(entry, Entry)
-            row_id = entry.value.get("id")
-            yield Conversation(self.names[0], entry.position if row_id is None else str(row_id), row), self.folders[0]
+_Rows: TypeAlias = Callable[[Tally], Iterator[tuple[Record | Conversation, str]]]
 
 
 def open_records(spec: SourceSpec | str, *, image_folder: str | Path | None = None) -> Records:
@@ -263,7 +196,8 @@ def open_records(spec: SourceSpec | str, *, image_folder: str | Path | None = No
     """
     spec = read_source(spec) if isinstance(spec, str) else spec
     if spec.name:
-        return _SourceRecords(spec.open(image_folder=image_folder))
+        source = spec.open(image_folder=image_folder)
+        return Records([source.name], source.root, partial(_source_rows, source))
     path = Path(spec.root)
     first = next(json_rows(path), None)
     keys = list(first.value) if first and not isinstance(first, RowDropped) and isinstance(first.value, dict) else []
@@ -271,18 +205,42 @@ def open_records(spec: SourceSpec | str, *, image_folder: str | Path | None = No
         if image_folder is None or not Path(image_folder).is_dir():
             found = "none" if image_folder is None else f"'{image_folder}'"
             raise PallavaError(f"the training file '{path}' needs the folder of its images, got {found}")
-        return _TrainingRecords(path, Path(image_folder))
+        return Records([str(path)], image_folder, partial(_training_rows, path))
     if "kind" in keys or (first is None and path.with_name(SUMMARY_NAME).exists()):
-        return _KeptRecords(path, image_folder)
+        summary = _read_summary(path.with_name(SUMMARY_NAME))
+        return Records(summary["sources"], image_folder or summary["image_folder"], partial(_kept_rows, path))
     raise PallavaError(
         f"'{path}' must be a training file (id, image, conversations) or the kept.jsonl of `pallava data clean`, got "
         f"a first row with the keys: {', '.join(map(str, keys[:8])) or 'none'}"
     )
 
 
-def common_folder(records: Sequence[Records]) -> Path:
-    """Return the deepest folder that holds the images of all."""
-    return Path(os.path.commonpath([folder for each in records for folder in each.folders]))
+def _source_rows(source: Source, tally: Tally) -> Iterator[tuple[Record, str]]:
+    for record in source:
+        yield record, record.image
+    tally.dropped, tally.examples = source.tally.dropped, source.tally.examples
+
+
+def _kept_rows(path: Path, tally: Tally) -> Iterator[tuple[Record, str]]:
+    for entry in RecordFile(path) if path.stat().st_size else ():  # nothing was kept
+        try:
+            image, record = str(entry.value["path"]), record_from_json(entry.value)
+        except (KeyError, TypeError, ValueError) as error:
+            raise PallavaError(f"'{path}', {entry.position}: not a kept record ({error})") from None
+        yield record, image
+
+
+def _training_rows(path: Path, tally: Tally) -> Iterator[tuple[Conversation, str]]:
+    for entry in json_rows(path):
+        try:
+            if isinstance(entry, RowDropped):
+                raise entry
+            row = read_row(entry.value)
+        except RowDropped as fault:  # `pallava data check` lists them
+            tally.drop(fault.reason, str(fault))
+            continue
+        row_id = entry.value.get("id")
+        yield Conversation(str(path), entry.position if row_id is None else str(row_id), row), ""
 
 
 def _read_summary(path: Path) -> dict[str, Any]:

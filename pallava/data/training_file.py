@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from pallava.data.material import Conversation, Records, SourceSpec, common_folder, open_records, read_source
+from pallava.data.material import Conversation, Records, SourceSpec, open_records, read_source
 from pallava.data.sources.base import Question, Record
 from pallava.data.sources.files import RowDropped, printable
 from pallava.data.training_row import check_image, is_file_name
@@ -176,7 +176,7 @@ def write_training_file(
     else:
         _check_outputs(output, list_path)
         records = [_open(each, image_folder) for each in sources]
-        folder = Path(image_folder).resolve() if image_folder else common_folder(records)
+        folder = Path(image_folder or os.path.commonpath([each.folder for each in records])).resolve()
         summary = TrainingFileSummary(str(folder))
         results = _question_results(records, folder, weights or {}, seed, summary)
     _write(results, output, list_path, summary)
@@ -368,10 +368,10 @@ def _question_row(question: Record, path: Path, folder: Path) -> dict[str, Any]:
 def _add_dropped(records: Records, summary: TrainingFileSummary) -> None:
     """Add the records that the reader itself dropped."""
     count = summary.source(records.names[0])
-    for reason, number in records.dropped.items():
+    for reason, number in records.tally.dropped.items():
         count.num_records += number
         count.dropped[reason] = count.dropped.get(reason, 0) + number
-        summary.examples.setdefault(reason, records.examples.get(reason, []))
+        summary.examples.setdefault(reason, records.tally.examples.get(reason, []))
 
 
 def _set_weights(summary: TrainingFileSummary, weights: Mapping[str, float]) -> None:

@@ -74,7 +74,7 @@ def test_three_kinds_of_records(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("file,text\na.png,Glands.\n,Stroma.\n")
     records = open_records(read_source(f"csv={tmp_path / 't.csv'}", columns=COLUMNS))
     assert list(records) == [(Pair("csv", "0000000", "a.png", "Glands."), tmp_path.resolve() / "a.png")]
-    assert (records.names, records.dropped) == (["csv"], {"empty_name": 1})
+    assert (records.names, records.tally.dropped) == (["csv"], {"empty_name": 1})
 
     kept, asked = tmp_path / "kept.jsonl", Question("b", "2", "y.jpg", "Is it?", "yes")
     kept.write_text(json.dumps({**to_json(asked), "path": "sub/y.jpg", "scores": {}}) + "\n")
@@ -93,7 +93,7 @@ def test_three_kinds_of_records(tmp_path: Path) -> None:
     records = open_records(str(train), image_folder=tmp_path)
     found = [(row.id, row.row.images, folder) for row, folder in records if isinstance(row, Conversation)]
     assert found == [("line 1", ["x.jpg"], tmp_path.resolve()), ("7", [], tmp_path.resolve())]
-    assert records.dropped == {"malformed": 1}
+    assert records.tally.dropped == {"malformed": 1}
 
 
 def test_a_table_is_cleaned(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def read_source_questions(
     spec = read_source(f"{name}={root}", split=split, columns=columns, default_split="test")
     records = open_records(spec, image_folder=image_folder)
     items = [_public_item(record, path) for record, path in records if isinstance(record, Question)]
-    return Questions(items, dict(records.dropped))
+    return Questions(items, dict(records.tally.dropped))
 
 
 def read_custom(path: Path, image_folder: Path | None = None) -> Questions:
