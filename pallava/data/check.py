@@ -41,14 +41,7 @@ _Room = tuple[str, str, int, int]  # arguments of `_open_room`
 
 @dataclass
 class CheckReport:
-    """What is wrong with a training file.
-
-    Attributes:
-        num_rows: Number of rows read.
-        num_faulty: Number of rows with at least one fault.
-        faults: Number of rows, for each of `REASONS`.
-        examples: The first few of each reason, with their positions.
-    """
+    """Number of rows, of those with a fault, and of each fault, with the positions of its first few examples."""
 
     num_rows: int = 0
     num_faulty: int = 0
@@ -76,20 +69,17 @@ def check_training_file(
     num_visual_tokens: int = 196,
     num_workers: int = 1,
 ) -> CheckReport:
-    """Check every row of a training file and the images it names.
+    """Check every row of a training file and the images it names; the report does not depend on the workers.
 
     Args:
         path: A JSONL file or JSON list of ``{"id", "image", "conversations"}``.
         image_folder: The folder that image names are relative to.
         decode_images: Whether to decode each image as training does, which finds damage behind its header.
-        tokenizer: Name or folder of the language model's tokenizer; each row's tokens are counted if it is given.
+        tokenizer: Name or folder of the language model's tokenizer; None leaves out the check of the length.
         prompt_template: Name of the chat template.
         context_length: Largest number of tokens in a sample, including visual ones.
         num_visual_tokens: Largest number of visual tokens that the model makes of one image.
-        num_workers: Number of processes; the report does not depend on it.
-
-    Returns:
-        Counts and first examples of each fault.
+        num_workers: Number of processes.
 
     Raises:
         PallavaError: The file, the folder, the tokenizer or the template does not exist.
@@ -102,13 +92,16 @@ def check_training_file(
     room = (str(tokenizer), prompt_template, context_length, num_visual_tokens) if tokenizer else None
     if room is not None:
         _open_room(*room)
-    report, first_positions = CheckReport(), dict[bytes, str]()
+    report, first_positions = CheckReport(), dict[bytes, str]()  # ids as eight bytes, since there are millions
     check = partial(_check_batch, image_folder=image_folder, decode_images=decode_images, room=room)
     with tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc="check", mininterval=1, disable=None) as bar:
         rows = _read(path, lambda done: bar.update(done - bar.n) and None)
         for results in map_in_order(check, batches(rows, _BATCH), num_workers):
             for position, row_id, faults in results:
-                report.count(position, [*faults, *_id_faults(row_id, position, first_positions)])
+                before = position if row_id is None else first_positions.setdefault(short_hash(row_id), position)
+                if before is not position:
+                    faults.append(Fault("duplicate_id", f"the id {row_id!r} is also that of {before}"))
+                report.count(position, faults)
     if not report.num_rows:
         report.count("line 1", [Fault("malformed", "the file has no rows")])
     return report
@@ -123,14 +116,6 @@ def _read(path: Path, progress: Callable[[int], None]) -> Iterator[Entry | str]:
         yield str(error)
 
 
-def _id_faults(row_id: str | None, position: str, first_positions: dict[bytes, str]) -> list[Fault]:
-    """Remember an id as eight bytes, or report where it was before."""
-    if row_id is None:
-        return []
-    before = first_positions.setdefault(short_hash(row_id), position)
-    return [] if before is position else [Fault("duplicate_id", f"the id {row_id!r} is also that of {before}")]
-
-
 def _check_batch(
     rows: list[Entry | str], image_folder: Path, decode_images: bool, room: _Room | None
 ) -> list[tuple[str, str | None, list[Fault]]]:
@@ -141,25 +126,25 @@ def _check_batch(
             results.append(("", None, [Fault("malformed", row)]))
             continue
         row_id = row.value.get("id") if isinstance(row.value, dict) else None
-        faults = _row_faults(row.value, image_folder, decode_images, room)
+        faults = list(_row_faults(row.value, image_folder, decode_images, room))
         results.append((row.position, None if row_id is None else str(row_id), faults))
     return results
 
 
-def _row_faults(value: Any, image_folder: Path, decode_images: bool, room: _Room | None) -> list[Fault]:
+def _row_faults(value: Any, image_folder: Path, decode_images: bool, room: _Room | None) -> Iterator[Fault]:
     try:
         row = read_row(value)
     except RowDropped as error:
-        return [Fault(error.reason, str(error))]
-    faults = [fault for name in row.images if (fault := _image_fault(image_folder, name, decode_images))]
-    faults += find_faults(row)
+        yield Fault(error.reason, str(error))
+        return
+    yield from filter(None, (_image_fault(image_folder, name, decode_images) for name in row.images))
+    yield from find_faults(row)
     if room is not None:
         tokenizer, settings = _open_room(*room)
         _, num_tokens = encode_turns(row, tokenizer, settings.prompt_template)
         left = settings.text_room(len(row.images))
         if num_tokens > left:
-            faults.append(Fault("over_room", f"{num_tokens} tokens of text, and there is room for {left}"))
-    return faults
+            yield Fault("over_room", f"{num_tokens} tokens of text, and there is room for {left}")
 
 
 @lru_cache(_IMAGES_REMEMBERED)

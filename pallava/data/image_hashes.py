@@ -45,17 +45,11 @@ _BANDS = ((0, 22), (22, 21), (43, 21))  # first bit and width
 
 @dataclass(frozen=True)
 class ImageHashes:
-    """Hashes of an image file.
-
-    Attributes:
-        sha256: Hash of its bytes.
-        hashes: Perceptual hash, or those of all turns in the order of `TURNS`.
-        problem: "missing" or "unreadable" where it has no hashes.
-    """
+    """Hashes of an image file, by content and by looks."""
 
     sha256: str = ""
-    hashes: tuple[str, ...] = ()
-    problem: str = ""
+    hashes: tuple[str, ...] = ()  # perceptual: one, or those of all turns in the order of `TURNS`
+    problem: str = ""  # "missing" or "unreadable" if it has no hashes
 
 
 @dataclass(frozen=True)
@@ -78,10 +72,7 @@ def perceptual_hash(image: Image.Image) -> str:
 
 
 def turned_hashes(image: Image.Image) -> list[str]:
-    """Return the perceptual hashes of an image in all `TURNS`.
-
-    The image is scaled down once, so that the other seven cost next to nothing.
-    """
+    """Return the perceptual hashes of an image in all `TURNS`; scaled down once, seven cost next to nothing."""
     small = image.convert("L").resize((_HASHED_SIZE, _HASHED_SIZE), Image.Resampling.LANCZOS)
     return [perceptual_hash(small if turn is None else small.transpose(turn)) for turn in TURNS.values()]
 
@@ -98,13 +89,9 @@ def has_structure(image_hash: int) -> bool:
 def hash_images(
     paths: Iterable[str], store: Store, *, with_turns: bool = False, num_workers: int = 1
 ) -> Iterator[tuple[str, ImageHashes]]:
-    """Yield path and hashes of each image, in order; a file whose hashes are stored is opened only if it changed.
+    """Yield absolute path and hashes of each image, in order; `with_turns` for the hashes of all `TURNS`.
 
-    Args:
-        paths: Absolute paths.
-        store: Store of the hashes, with path, size and date of change.
-        with_turns: Whether to compute the hashes of all turns.
-        num_workers: Number of processes that decode.
+    The store keeps them with size and date of change: a known file is opened only if it changed.
 
     Raises:
         PallavaError: A worker process was killed.
@@ -127,11 +114,8 @@ def _find(path: str, stored: list | None, num_hashes: int) -> _File:
     except (OSError, ValueError):
         return _File(path)
     state = (status.st_size, status.st_mtime_ns)
-    if stored is not None and tuple(stored[0]) == state:
-        sha256, hashes, problem = stored[1:]
-        if problem or len(hashes) >= num_hashes:
-            return _File(path, state, ImageHashes(sha256, tuple(hashes), problem))
-    return _File(path, state)
+    found = ImageHashes(stored[1], tuple(stored[2]), stored[3]) if stored and tuple(stored[0]) == state else None
+    return _File(path, state, found if found and (found.problem or len(found.hashes) >= num_hashes) else None)
 
 
 def _hash_missing(files: Sequence[_File], with_turns: bool) -> list[tuple[_File, ImageHashes]]:
@@ -151,11 +135,7 @@ def _hash_image(file: _File, with_turns: bool) -> ImageHashes:
 
 
 def check_distance(distance: int) -> None:
-    """Check that an index can search a distance.
-
-    Raises:
-        PallavaError: It is not from 0 to 10.
-    """
+    """Raise PallavaError if the distance is not 0 to `MAX_DISTANCE` bits."""
     if not 0 <= distance <= MAX_DISTANCE:
         raise PallavaError(f"the distance of near duplicates must be 0 to {MAX_DISTANCE} bits, got {distance}")
 
@@ -168,11 +148,7 @@ class HammingIndex:
     """
 
     def __init__(self, distance: int) -> None:
-        """Make an empty index.
-
-        Raises:
-            PallavaError: The distance is not from 0 to 10.
-        """
+        """Make an empty index, or raise PallavaError for a distance that is not from 0 to 10."""
         check_distance(distance)
         self.distance = distance
         self._hashes = array("Q")
@@ -194,11 +170,7 @@ class HammingIndex:
         return len(self._hashes) - 1
 
     def find(self, value: int) -> tuple[int, int] | None:
-        """Find the nearest hash within the distance.
-
-        Returns:
-            Its number and distance, the first of several equally near ones; None if no hash is near.
-        """
+        """Return number and distance of the nearest hash, the first of equally near ones; None if no hash is near."""
         best: tuple[int, int] | None = None
         for (first, width), newest, before, masks in zip(_BANDS, self._newest, self._before, self._masks, strict=True):
             heads = newest[_band(value, first, width) ^ masks]
@@ -208,7 +180,7 @@ class HammingIndex:
                     if found[0] <= self.distance and (best is None or found < best):
                         best = found
                     number = before[number]
-        return None if best is None else (best[1], best[0])
+        return best and (best[1], best[0])
 
 
 def _band(value: int, first: int, width: int) -> int:

@@ -27,83 +27,56 @@ from pallava.prompts import CAPTION_PROMPTS, IMAGE_TOKEN
 
 _OPTIONS = re.compile(r"\n\s*\(?A[.):]\s.*", re.DOTALL)
 _NO_WORD = re.compile(r"[\W_]+")
-_TURN_NAMES = tuple(TURNS)
 
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """A row of either side.
+    """A row of either side."""
 
-    Attributes:
-        id: As in its file; "SOURCE:ID" where one file holds several sources.
-        images: Absolute paths.
-        questions: As `normalize_question` leaves them.
-    """
-
-    id: str
-    images: tuple[str, ...]
-    questions: tuple[str, ...]
+    id: str  # as in its file; "SOURCE:ID" if one file holds several sources
+    images: tuple[str, ...]  # absolute paths
+    questions: tuple[str, ...]  # normalized
 
 
 @dataclass(frozen=True)
 class ImageMatch:
-    """The training image that is nearest to a test image.
+    """The training image that is nearest to a test image."""
 
-    Attributes:
-        train_id: The first row that shows it.
-        distance: Number of bits in which the perceptual hashes differ.
-        turn: How the test image must be turned, one of `TURNS`; empty if not at all.
-    """
-
-    train_id: str
-    distance: int
-    turn: str = ""
+    train_id: str  # the first row that shows it
+    distance: int  # number of bits in which the perceptual hashes differ
+    turn: str = ""  # one of `TURNS`, by which the test image becomes the training image
 
 
 @dataclass(frozen=True)
 class Leak:
-    """A test row that shares an image or a question with the training material.
-
-    Attributes:
-        id: Id of the test row.
-        image: Path of its shared image, or empty.
-        match: The training image.
-        question_train_id: The first training row with its question.
-    """
+    """A test row that shares an image or a question with the training material."""
 
     id: str
-    image: str = ""
+    image: str = ""  # path of the shared image
     match: ImageMatch | None = None
-    question_train_id: str | None = None
+    question_train_id: str | None = None  # the first training row with the question
 
 
 @dataclass
 class LeakReport:
-    """What the training material and an evaluation set share.
-
-    Attributes:
-        problems: Number of images that could not be compared, by side and reason: "test: missing".
-        distances: Number of shared test images, by distance.
-        leaks: The test rows that share an image or a question.
-    """
+    """What the training material and an evaluation set share."""
 
     num_train_rows: int = 0
     num_train_images: int = 0
     num_test_rows: int = 0
     num_test_images: int = 0
-    problems: Counter[str] = field(default_factory=Counter)
-    distances: Counter[int] = field(default_factory=Counter)
+    problems: Counter[str] = field(default_factory=Counter)  # images not compared, such as "test: missing"
+    distances: Counter[int] = field(default_factory=Counter)  # shared test images
     leaks: list[Leak] = field(default_factory=list)
 
     def shared(self, what: str) -> list[str]:
         """Return the ids of the test rows that share "images", "questions", "both" or "either"."""
-        chosen = {
-            "images": lambda leak: leak.match is not None,
-            "questions": lambda leak: leak.question_train_id is not None,
-            "both": lambda leak: leak.match is not None and leak.question_train_id is not None,
-            "either": lambda leak: True,
-        }[what]
-        return [leak.id for leak in self.leaks if chosen(leak)]
+        needs_image, needs_question = what in ("images", "both"), what in ("questions", "both")
+        return [
+            leak.id
+            for leak in self.leaks
+            if (leak.match or not needs_image) and (leak.question_train_id is not None or not needs_question)
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -128,15 +101,9 @@ def write_leak_report(
 ) -> LeakReport:
     """Compare two sets, and write the report, the ids to exclude (``.exclude.txt``) and the hashes of images beside it.
 
-    Args:
-        train: The training material: a training file, the kept.jsonl of cleaning, or NAME=ROOT of a data set.
-        test: The evaluation set, likewise.
-        out: JSON file of the report; a repeated run finds the hashes in ``.hashes.sqlite`` beside it.
-        train_images: Image folder, where `train` is a training file or a table.
-        test_images: Image folder, where `test` is a training file or a table.
-        distance: Largest number of bits, 0 to 10, in which the hashes of equal images may differ.
-        with_turns: Whether mirrored and turned test images are found, too.
-        num_workers: Number of processes that decode images.
+    Each set is a training file or a table with its image folder, the kept.jsonl of cleaning, or NAME=ROOT of a data
+    set. Hashes of equal images may differ in `distance` bits, 0 to 10; `with_turns` finds turned test images too. A
+    repeated run takes the hashes from ``.hashes.sqlite`` beside the report.
 
     Raises:
         PallavaError: One of the sets cannot be read, or the distance is out of range.
@@ -150,13 +117,13 @@ def write_leak_report(
         report = audit(train_rows, test_rows, store, distance=distance, with_turns=with_turns, num_workers=num_workers)
     ids = "".join(f"{row_id}\n" for row_id in report.shared("either"))
     write_text(out.with_suffix(".exclude.txt"), ids, errors="replace")
-    settings = {"train": _text(train), "test": _text(test), "distance": distance, "turned": with_turns}
+    names = {
+        side: spec if isinstance(spec, str) else "=".join(filter(None, (spec.name, spec.root)))
+        for side, spec in (("train", train), ("test", test))
+    }
+    settings = {**names, "distance": distance, "turned": with_turns}
     write_json(out, {"settings": settings, **report.to_dict()}, indent=1, ensure_ascii=False)
     return report
-
-
-def _text(spec: str | SourceSpec) -> str:
-    return spec if isinstance(spec, str) else "=".join(filter(None, (spec.name, spec.root)))
 
 
 def audit(
@@ -174,12 +141,11 @@ def audit(
         PallavaError: A file cannot be read, or the distance is out of range.
     """
     report, known = LeakReport(), _Known(distance)
-    images = known.images_of(_progress(train, "training rows"))
+    images = known.images_of(_progress(train, "training rows"), report)
     for path, hashes in _progress(hash_images(images, store, num_workers=num_workers), "training images"):
         known.add(path, hashes)
         if hashes.problem:
             report.problems[f"train: {hashes.problem}"] += 1
-    report.num_train_rows, report.num_train_images = known.num_rows, known.num_images
     rows = list(_progress(test, "test rows"))
     paths = list(dict.fromkeys(path for row in rows for path in row.images))
     report.num_test_rows, report.num_test_images = len(rows), len(paths)
@@ -195,13 +161,13 @@ def audit(
     return report
 
 
-def normalize_question(text: str) -> str:
+def _normalize(text: str) -> str:
     """Return a question without image markers, options, case, punctuation and extra spaces."""
     text = _OPTIONS.sub("", unicodedata.normalize("NFKC", text.replace(IMAGE_TOKEN, "")))
     return _NO_WORD.sub(" ", text.casefold()).strip()
 
 
-_PROMPTS = frozenset(map(normalize_question, CAPTION_PROMPTS))
+_PROMPTS = frozenset(map(_normalize, CAPTION_PROMPTS))
 
 
 def audit_rows(records: Records) -> Iterator[AuditRow]:
@@ -209,11 +175,11 @@ def audit_rows(records: Records) -> Iterator[AuditRow]:
     has_several = len(records.names) > 1
     for record, path in records:
         if isinstance(record, Conversation):
-            questions = (normalize_question(turn.question) for turn in record.row.turns)
+            questions = [_normalize(turn.question) for turn in record.row.turns]
             images = tuple(str(path / name) for name in record.row.images)
             yield AuditRow(record.id, images, tuple(each for each in questions if each and each not in _PROMPTS))
             continue
-        question = normalize_question(record.question) if isinstance(record, Question) else ""
+        question = _normalize(record.question) if isinstance(record, Question) else ""
         row_id = f"{record.source}:{record.id}" if has_several else record.id
         yield AuditRow(row_id, (str(path),), (question,) if question else ())
 
@@ -226,9 +192,7 @@ def _leak(row: AuditRow, matches: dict[str, ImageMatch], known: _Known) -> Leak 
     image = min((path for path in row.images if path in matches), key=lambda path: matches[path].distance, default="")
     found = (known.questions.get(short_hash(text)) for text in row.questions)
     question = next((train_id for train_id in found if train_id is not None), None)
-    if not image and question is None:
-        return None
-    return Leak(row.id, image, matches.get(image), question)
+    return Leak(row.id, image, matches.get(image), question) if image or question is not None else None
 
 
 class _Known:
@@ -241,12 +205,11 @@ class _Known:
         self.questions: dict[bytes, str] = {}
         self._paths: set[bytes] = set()  # as short hashes, since there are millions
         self._waiting: dict[str, str] = {}  # rows of images that are being hashed
-        self.num_rows = self.num_images = 0
 
-    def images_of(self, rows: Iterable[AuditRow]) -> Iterator[str]:
-        """Remember the questions, and yield each image once."""
+    def images_of(self, rows: Iterable[AuditRow], report: LeakReport) -> Iterator[str]:
+        """Remember the questions, and yield and count each image once."""
         for row in rows:
-            self.num_rows += 1
+            report.num_train_rows += 1
             for question in row.questions:
                 self.questions.setdefault(short_hash(question), row.id)
             for path in row.images:
@@ -254,7 +217,7 @@ class _Known:
                 if key not in self._paths:
                     self._paths.add(key)
                     self._waiting[path] = row.id
-                    self.num_images += 1
+                    report.num_train_images += 1
                     yield path
 
     def add(self, path: str, hashes: ImageHashes) -> None:
@@ -265,9 +228,7 @@ class _Known:
         value = int(hashes.hashes[0], 16)
         if not has_structure(value):
             self._contents.setdefault(short_hash(hashes.sha256), row_id)
-            return
-        found = self._index.find(value)
-        if found is None or found[1]:
+        elif (found := self._index.find(value)) is None or found[1]:
             self._index.add(value)
             self._ids.append(row_id)
 
@@ -276,8 +237,8 @@ class _Known:
         if not has_structure(int(hashes.hashes[0], 16)):
             row_id = self._contents.get(short_hash(hashes.sha256))
             return None if row_id is None else ImageMatch(row_id, 0)
-        found = [
-            (self._index.find(int(value, 16)), name) for value, name in zip(hashes.hashes, _TURN_NAMES, strict=False)
+        found = [self._index.find(int(value, 16)) for value in hashes.hashes]
+        matches = [
+            ImageMatch(self._ids[near[0]], near[1], turn) for near, turn in zip(found, TURNS, strict=False) if near
         ]
-        matches = [ImageMatch(self._ids[near[0]], near[1], name) for near, name in found if near]
         return min(matches, key=lambda match: match.distance, default=None)

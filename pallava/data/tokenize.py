@@ -1,8 +1,7 @@
-"""From training files to ids in Arrow: read, check, tokenize, cut, count what was dropped, keep on disk.
+"""From training files to ids in Arrow, kept in prepared folders.
 
-A prepared folder is an Arrow data set (``datasets.load_from_disk``) with ``pallava_prepare.json`` beside it, which
-records its settings and what was dropped. The cache holds such folders under a hash of the content of the training
-files and the settings; ``pallava data prepare`` writes one where the user wants it.
+Such a folder is an Arrow data set with ``pallava_prepare.json`` beside it, which records settings and counts. It is in
+the cache, under a hash of the training files and the settings, or where ``pallava data prepare`` was to write it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +20,7 @@ from pallava.errors import PallavaError
 from pallava.io.files import whole_folder, write_json
 from pallava.io.hashing import hash_file, hash_json
 from pallava.io.records import RecordFile
+from pallava.prompts import Encoded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,15 +35,10 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Rows of `id`, `images`, `input_ids`, `labels`, `length` (including visual tokens), and their counts.
-
-    Attributes:
-        rows: The rows that can be trained on.
-        counts: `read`, `kept`, `cut` (an answer lost its tail) and, by reason as in `data check`, `dropped`.
-    """
+    """Rows of `id`, `images`, `input_ids`, `labels`, `length` (including visual tokens), and their counts."""
 
     rows: Dataset
-    counts: dict[str, Any]
+    counts: dict[str, Any]  # "read", "kept", "cut" (an answer lost its tail) and "dropped" by reason
 
     def describe(self) -> str:
         """Return the counts as one line."""
@@ -75,21 +69,23 @@ def prepare(
             settings.
     """
     path = Path(data_path)
-    if is_prepared(path):
+    if _is_prepared(path):
         return load_prepared(path, settings)
+    from datasets.config import HF_DATASETS_CACHE
+
     files = training_files(path)
-    folder = (Path(cache_dir) if cache_dir else _default_cache()) / _cache_key(files, settings)
-    if not is_prepared(folder):
+    key = hash_json([_FORMAT, [hash_file(file) for file in files], dataclasses.asdict(settings)])[:32]
+    folder = Path(cache_dir or Path(HF_DATASETS_CACHE) / "pallava") / key
+    if not _is_prepared(folder):
         try:
             write_prepared(files, folder, tokenizer, settings, num_workers=num_workers)
         except OSError:
-            if not is_prepared(folder):  # another node may have been faster, which is as good
+            if not _is_prepared(folder):  # another node may have been faster, which is as good
                 raise
     return load_prepared(folder, settings)
 
 
-def is_prepared(folder: Path) -> bool:
-    """Return whether a folder holds an Arrow data set."""
+def _is_prepared(folder: Path) -> bool:
     return (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
 
 
@@ -132,12 +128,8 @@ def write_prepared(
         rows = _tokenize(_write_raw(files, scratch / "raw.arrow"), scratch, tokenizer, settings, num_workers)
         reasons = rows["reason"][:]
         kept = [index for index, reason in enumerate(reasons) if not reason]
-        counts = {
-            "read": len(rows),
-            "kept": len(kept),
-            "cut": sum(rows["is_cut"][:]),
-            "dropped": dict(Counter(reason for reason in reasons if reason)),
-        }
+        counts: dict[str, Any] = {"read": len(rows), "kept": len(kept), "cut": sum(rows["is_cut"][:])}
+        counts["dropped"] = dict(Counter(filter(None, reasons)))
         prepared = Prepared(rows.select(kept).remove_columns(["reason", "is_cut"]), counts)
         logger.info("%s: %s", names, prepared.describe())
         if not kept:
@@ -162,7 +154,11 @@ def load_prepared(folder: Path, settings: EncodingSettings) -> Prepared:
         raise PallavaError(
             f"the Arrow data set '{folder}' lacks a readable {METADATA_NAME}; write it with `pallava data prepare`"
         ) from None
-    _check_settings(folder, metadata["settings"], settings)
+    for key, value in dataclasses.asdict(settings).items():
+        if (found := metadata["settings"].get(key)) != value:
+            before, now = (side.get("name") if isinstance(side, dict) else side for side in (found, value))
+            what = "another tokenizer" if key == "tokenizer" else f"{key} {before}, and this run has {now}"
+            raise PallavaError(f"'{folder}' was prepared with {what}; run `pallava data prepare` again")
     return Prepared(load_from_disk(str(folder)), metadata["counts"])
 
 
@@ -171,16 +167,9 @@ def _tokenize(
 ) -> Dataset:
     from datasets import Features, Sequence, Value
 
-    ids = Sequence(Value("int32"))
-    features = Features(
-        id=Value("string"),
-        images=Sequence(Value("string")),
-        input_ids=ids,
-        labels=ids,
-        length=Value("int32"),
-        reason=Value("string"),
-        is_cut=Value("bool"),
-    )
+    text, number = Value("string"), Value("int32")
+    kept = {"id": text, "images": Sequence(text), "input_ids": Sequence(number), "labels": Sequence(number)}
+    features = Features(**kept, length=number, reason=text, is_cut=Value("bool"))
     return raw.map(
         _map_row,
         fn_kwargs={"tokenizer": tokenizer, "settings": settings},
@@ -194,22 +183,16 @@ def _tokenize(
 
 
 def _map_row(raw: dict[str, str], tokenizer: PreTrainedTokenizerBase, settings: EncodingSettings) -> dict[str, Any]:
-    row = json.loads(raw["row"])
-    result = {"id": raw["origin"], "images": [], "input_ids": [], "labels": [], "length": 0, "is_cut": False}
+    row, row_id = json.loads(raw["row"]), raw["origin"]
+    encoded, images, is_cut, reason = Encoded([], []), list[str](), False, ""
     try:
         encoded, images, is_cut = encode_row(row, tokenizer, settings)
+        row_id = str(row.get("id", row_id))
     except RowDropped as error:
-        return {**result, "reason": error.reason}
-    text = len(encoded.input_ids) - len(images)
-    return {
-        "id": str(row.get("id", raw["origin"])),
-        "images": images,
-        "input_ids": encoded.input_ids,
-        "labels": encoded.labels,
-        "length": text + len(images) * settings.num_visual_tokens,
-        "reason": "",
-        "is_cut": is_cut,
-    }
+        reason = error.reason
+    length = len(encoded.input_ids) + len(images) * (settings.num_visual_tokens - 1)
+    result = {"id": row_id, "images": images, "length": length, "reason": reason, "is_cut": is_cut}
+    return {**result, "input_ids": encoded.input_ids, "labels": encoded.labels}
 
 
 def _write_raw(files: list[Path], target: Path) -> Dataset:
@@ -226,22 +209,3 @@ def _write_raw(files: list[Path], target: Path) -> Dataset:
     if target.stat().st_size == 0 or not (raw := Dataset.from_file(str(target))):
         raise PallavaError(f"no row in {', '.join(map(str, files))}")
     return raw
-
-
-def _check_settings(folder: Path, found: Mapping[str, Any], expected: EncodingSettings) -> None:
-    for key, value in dataclasses.asdict(expected).items():
-        if found.get(key) == value:
-            continue
-        before, now = (side.get("name") if isinstance(side, Mapping) else side for side in (found.get(key), value))
-        what = "another tokenizer" if key == "tokenizer" else f"{key} {before}, and this run has {now}"
-        raise PallavaError(f"'{folder}' was prepared with {what}; run `pallava data prepare` again")
-
-
-def _cache_key(files: list[Path], settings: EncodingSettings) -> str:
-    return hash_json([_FORMAT, [hash_file(file) for file in files], dataclasses.asdict(settings)])[:32]
-
-
-def _default_cache() -> Path:
-    from datasets.config import HF_DATASETS_CACHE
-
-    return Path(HF_DATASETS_CACHE) / "pallava"

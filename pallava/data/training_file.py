@@ -1,8 +1,7 @@
 """Training files: captions below a drawn prompt, or questions of several sources merged by weight.
 
 The row of a caption depends on its record, its number and the seed alone, so that any number of workers writes the
-same bytes, and memory stays small for millions of them. Questions are shuffled, and therefore held in memory. Both
-kinds are in one file, since they share the form of a row, the writer and the summary.
+same bytes, and memory stays small. Questions are shuffled, and therefore held in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from pallava.data.material import Conversation, Records, SourceSpec, open_records, read_source
 from pallava.data.sources.base import Question, Record
-from pallava.data.sources.files import RowDropped, printable
+from pallava.data.sources.files import RowDropped, as_object, printable
 from pallava.data.training_row import check_image, is_file_name
 from pallava.errors import PallavaError
 from pallava.io.files import real_path, whole_file
@@ -43,36 +42,22 @@ _EXAMPLES = 3
 
 @dataclass
 class SourceCount:
-    """Counts of one source.
+    """Counts of one source."""
 
-    Attributes:
-        weight: How often each of its rows is taken.
-        num_records: Number of its records, including those that its reader could not use.
-        num_questions: Number of questions that can be trained on.
-        num_written: Number of rows written.
-        dropped: Number of records left out, by reason.
-    """
-
-    weight: float = 1.0
-    num_records: int = 0
-    num_questions: int = 0
+    weight: float = 1.0  # how often each row is taken
+    num_records: int = 0  # including those that its reader could not use
+    num_questions: int = 0  # that can be trained on
     num_written: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)  # by reason
 
 
 @dataclass
 class TrainingFileSummary:
-    """What became of the records of a training file.
+    """What became of the records of a training file."""
 
-    Attributes:
-        image_folder: The folder that image names in the file are relative to.
-        sources: Counts by name of the source; pairs of image and caption are named by the stem of their file.
-        examples: The first few records left out, by reason.
-    """
-
-    image_folder: str
-    sources: dict[str, SourceCount] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
+    image_folder: str  # that image names in the file are relative to
+    sources: dict[str, SourceCount] = field(default_factory=dict)  # by name; for captions the stem of their file
+    examples: dict[str, list[str]] = field(default_factory=dict)  # the first few records left out, by reason
 
     @property
     def num_records(self) -> int:
@@ -149,21 +134,18 @@ def write_training_file(
         id_prefix: The beginning of captions' ids; the stem of the source's name and a hyphen by default.
         decode_images: Whether to find damage behind the headers of captions' images, at some hundred times the cost.
         num_workers: Number of processes that read captions' images; the output does not depend on it.
-        weights: How often to take each row, by name of the source; 1 for others. A weight of 1.5 takes every row once
+        weights: How often to take each row, by name of the source (default: 1). A weight of 1.5 takes every row once
             and half of them, drawn by the seed, a second time.
         left_out: JSONL to write with reason, position and detail of every record that is left out, even if all are.
-
-    Returns:
-        Counts of what was written and left out.
 
     Raises:
         PallavaError: A source cannot be read (with the position), an argument is not usable, or no row is left.
     """
+    source = Path(sources) if isinstance(sources, str | Path) else None
     output = Path(output).resolve()
     list_path = None if left_out is None else Path(left_out).resolve()
-    if isinstance(sources, str | Path):
-        source = Path(sources)
-        _check_outputs(output, list_path, source)
+    _check_outputs(output, list_path, source)
+    if source is not None:
         if image_folder is None or not Path(image_folder).is_dir():
             raise PallavaError(f"the image folder '{image_folder}' is not a folder")
         if not prompts:
@@ -174,7 +156,6 @@ def write_training_file(
         summary = TrainingFileSummary(root.rstrip(os.sep), examples={reason: [] for reason in REASONS})
         results = _caption_results(source, make_rows, num_workers, summary)
     else:
-        _check_outputs(output, list_path)
         records = [_open(each, image_folder) for each in sources]
         folder = Path(image_folder or os.path.commonpath([each.folder for each in records])).resolve()
         summary = TrainingFileSummary(str(folder))
@@ -208,11 +189,11 @@ def question_text(question: Question) -> str:
     return build_choice_question(text, question.options) if question.options else text
 
 
-def _check_outputs(output: Path, list_path: Path | None, source: Path | None = None) -> None:
+def _check_outputs(output: Path, list_path: Path | None, source: Path | None) -> None:
     for path in filter(None, (output, list_path)):
         if path.is_dir():
             raise PallavaError(f"the output '{path}' is a folder; give the name of a file")
-        if path.exists() and source is not None and source.exists() and path.samefile(source):
+        if source and source.exists() and path.exists() and path.samefile(source):
             raise PallavaError(f"input and output are the same file, '{path}'; give the output another name")
     if list_path == output:
         raise PallavaError(f"the list of what is left out would replace '{output}'; give it another name")
@@ -234,11 +215,8 @@ def _write(results: _Results, output: Path, list_path: Path | None, summary: Tra
         if not summary.num_written:
             counts = ", ".join(f"{count} {reason}" for reason, count in summary.left_out.items() if count)
             first = next((text for texts in summary.examples.values() for text in texts), "none")
-            names = ", ".join(summary.sources) or "no source"
-            raise PallavaError(
-                f"no row to write from the {summary.num_records} records of {names}; left out: {counts or 'none'}; "
-                f"first: {first}"
-            )
+            read = f"{summary.num_records} records of {', '.join(summary.sources) or 'no source'}"
+            raise PallavaError(f"no row to write from the {read}; left out: {counts or 'none'}; first: {first}")
 
 
 def _line(row: dict[str, Any]) -> bytes:
@@ -275,20 +253,17 @@ class _CaptionRows:
     decode_images: bool
 
     def __call__(self, batch: list[Entry]) -> list[bytes | _LeftOut]:
-        results: list[bytes | _LeftOut] = []
-        for record in batch:
-            try:
-                results.append(self._make_line(record))
-            except RowDropped as error:
-                results.append(_LeftOut(error.reason, record.position, str(error)))
-        return results
+        return [self._make_line(record) for record in batch]
 
-    def _make_line(self, record: Entry) -> bytes:
-        image, caption = _image_and_caption(record.value)
-        name = self._name_in_folder(image)
-        if not caption:
-            raise RowDropped("empty_caption", f"the caption of '{image}' is empty")
-        check_image(self.root + name, self.max_pixels, decode=self.decode_images)
+    def _make_line(self, record: Entry) -> bytes | _LeftOut:
+        try:
+            image, caption = _image_and_caption(record.value)
+            name = self._name_in_folder(image)
+            if not caption:
+                raise RowDropped("empty_caption", f"the caption of '{image}' is empty")
+            check_image(self.root + name, self.max_pixels, decode=self.decode_images)
+        except RowDropped as error:
+            return _LeftOut(error.reason, record.position, str(error))
         return _line(_row(f"{self.id_prefix}{record.index:08d}", name, self._question(record.index), caption))
 
     def _name_in_folder(self, image: str) -> str:
@@ -306,10 +281,8 @@ class _CaptionRows:
 
 
 def _image_and_caption(value: Any) -> tuple[str, str]:
-    if not isinstance(value, dict):
-        raise RowDropped("malformed", f"expected an object with image and caption, got {type(value).__name__}")
     for key in ("image", "caption"):
-        if key not in value:
+        if key not in as_object(value):
             raise RowDropped("malformed", f"the record lacks '{key}'; its keys are {sorted(value)[:8]}")
     image, caption = value["image"], "" if value["caption"] is None else value["caption"]
     if not is_file_name(image):
@@ -341,7 +314,11 @@ def _question_results(
             else:
                 count.num_questions += 1
                 rows.setdefault(record.source, []).append(_question_row(record, path, folder))
-        _add_dropped(records, summary)
+        count = summary.source(records.names[0])
+        for reason, number in records.tally.dropped.items():  # by the reader itself
+            count.num_records += number
+            count.dropped[reason] = count.dropped.get(reason, 0) + number
+            summary.examples.setdefault(reason, records.tally.examples.get(reason, []))
     _set_weights(summary, weights)
     chosen = [(name, row) for name in rows for row in _choose(rows[name], name, summary.source(name).weight, seed)]
     random.Random(f"{seed}:order").shuffle(chosen)
@@ -365,15 +342,6 @@ def _question_row(question: Record, path: Path, folder: Path) -> dict[str, Any]:
     return _row(f"{question.source}-{question.id}", path.relative_to(folder).as_posix(), text, question.answer.strip())
 
 
-def _add_dropped(records: Records, summary: TrainingFileSummary) -> None:
-    """Add the records that the reader itself dropped."""
-    count = summary.source(records.names[0])
-    for reason, number in records.tally.dropped.items():
-        count.num_records += number
-        count.dropped[reason] = count.dropped.get(reason, 0) + number
-        summary.examples.setdefault(reason, records.tally.examples.get(reason, []))
-
-
 def _set_weights(summary: TrainingFileSummary, weights: Mapping[str, float]) -> None:
     for name, weight in weights.items():
         if name not in summary.sources:
@@ -390,5 +358,4 @@ def _choose(rows: list[dict[str, Any]], name: str, weight: float, seed: int) -> 
     more = sorted(random.Random(f"{seed}:{name}").sample(range(len(rows)), num_more))
     for repeat, indices in enumerate([range(len(rows))] * num_rounds + [more]):
         for index in indices:
-            suffix = f"-again{repeat}" if repeat and num_rounds else ""
-            yield {**rows[index], "id": f"{rows[index]['id']}{suffix}"}
+            yield {**rows[index], "id": rows[index]["id"] + (f"-again{repeat}" if repeat else "")}

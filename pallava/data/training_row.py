@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pallava.data.sources.files import RowDropped, printable
+from pallava.data.sources.files import RowDropped, as_object, printable
 from pallava.errors import PallavaError
 from pallava.images import ImageError, image_size, open_image
 from pallava.io.hashing import hash_json
@@ -44,21 +45,15 @@ class Fault(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TrainingRow:
-    """A row of the right form.
-
-    Attributes:
-        images: Names of its images.
-        speakers: Who says each message, without "system".
-        turns: Its questions and answers; the last may lack an answer.
-    """
+    """A row of the right form: names of its images, who says each message, questions and answers."""
 
     images: list[str]
-    speakers: list[str]
-    turns: list[Turn]
+    speakers: list[str]  # without "system"
+    turns: list[Turn]  # the last may lack an answer
 
     @property
     def answered(self) -> list[Turn]:
-        """The turns that can be learned from: a last question without answer teaches nothing."""
+        """The turns that can be learned from, which are those with an answer."""
         return [turn for turn in self.turns if turn.answer is not None]
 
 
@@ -90,9 +85,7 @@ def read_row(value: Any) -> TrainingRow:
         RowDropped: The row is malformed.
     """
     try:
-        if not isinstance(value, dict):
-            raise PallavaError(f"expected a JSON object, got {type(value).__name__}")
-        found = value.get("image")
+        found = as_object(value).get("image")
         images = [] if found in (None, "") else found if isinstance(found, list) else [found]
         if not all(map(is_file_name, images)):
             raise PallavaError(f"'image' must be the name of a file or a list of names, got {found!r:.80}")
@@ -107,9 +100,9 @@ def read_row(value: Any) -> TrainingRow:
 
 def find_faults(row: TrainingRow) -> Iterator[Fault]:
     """Yield the faults of a row that do not depend on its image files or on a tokenizer."""
-    turns = row.answered
-    if len(row.speakers) % 2 or row.speakers != ["human", "gpt"] * (len(row.speakers) // 2) or not turns:
-        found = ", ".join(row.speakers) or "none"
+    turns, speakers = row.answered, row.speakers
+    if not turns or speakers != ["human", "gpt"] * (len(speakers) // 2):
+        found = ", ".join(speakers) or "none"
         yield Fault("not_alternating", f"the speakers must be human, gpt, human, gpt, got {found}", not turns)
     if not turns:
         return
@@ -125,19 +118,12 @@ def find_faults(row: TrainingRow) -> Iterator[Fault]:
 
 @dataclasses.dataclass(frozen=True)
 class EncodingSettings:
-    """What the ids of a row depend on, apart from the row.
+    """What the ids of a row depend on, apart from the row."""
 
-    Attributes:
-        tokenizer: Hash of the tokenizer.
-        prompt_template: The template as `PromptTemplate.to_dict` gives it.
-        context_length: Largest number of tokens in a sample, including visual ones.
-        num_visual_tokens: Largest number of visual tokens that the model makes of one image.
-    """
-
-    tokenizer: str
+    tokenizer: str  # its hash
     prompt_template: dict[str, Any]
-    context_length: int
-    num_visual_tokens: int
+    context_length: int  # largest number of tokens in a sample, including visual ones
+    num_visual_tokens: int  # largest number that the model makes of one image
 
     @classmethod
     def make(
@@ -177,12 +163,10 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hash_json([type(tokenizer).__name__.removesuffix("Fast"), content, special])
 
 
-def encode_turns(
-    row: TrainingRow, tokenizer: PreTrainedTokenizerBase, prompt_template: Mapping[str, Any]
-) -> tuple[Encoded, int]:
+def encode_turns(row: TrainingRow, tokenizer: PreTrainedTokenizerBase, template: Any) -> tuple[Encoded, int]:
     """Return the whole row's ids and labels, and its number of text tokens: image markers are not counted."""
-    encoded = encode_conversation(row.answered, tokenizer, get_template(prompt_template))
-    return encoded, sum(index != IMAGE_TOKEN_INDEX for index in encoded.input_ids)
+    encoded = encode_conversation(row.answered, tokenizer, get_template(template))
+    return encoded, len(encoded.input_ids) - encoded.input_ids.count(IMAGE_TOKEN_INDEX)
 
 
 def encode_row(
@@ -201,19 +185,11 @@ def encode_row(
     room = settings.text_room(len(row.images))
     if num_tokens <= room:
         return encoded, row.images, False
-    cut = _cut(encoded, room)
-    if cut.input_ids.count(IMAGE_TOKEN_INDEX) < len(row.images):
-        raise RowDropped("over_room", f"an image marker would be lost: room for {room} of {num_tokens} tokens")
-    if all(label == IGNORE_INDEX for label in cut.labels):
-        raise RowDropped("over_room", f"no answer would be left: room for {room} of {num_tokens} tokens")
-    return cut, row.images, any(label != IGNORE_INDEX for label in encoded.labels[len(cut.labels) :])
-
-
-def _cut(encoded: Encoded, room: int) -> Encoded:
-    """Return the longest beginning with at most `room` tokens of text."""
-    text = 0
-    for end, index in enumerate(encoded.input_ids):
-        text += index != IMAGE_TOKEN_INDEX
-        if text > room:
-            return Encoded(encoded.input_ids[:end], encoded.labels[:end])
-    return encoded
+    num_texts = accumulate(index != IMAGE_TOKEN_INDEX for index in encoded.input_ids)
+    end = next(index for index, count in enumerate(num_texts) if count > room)
+    ids, labels = encoded.input_ids[:end], encoded.labels[:end]
+    is_marker_lost = ids.count(IMAGE_TOKEN_INDEX) < len(row.images)
+    if is_marker_lost or all(label == IGNORE_INDEX for label in labels):
+        lost = "an image marker" if is_marker_lost else "every answer"
+        raise RowDropped("over_room", f"{lost} would be lost: room for {room} of {num_tokens} tokens")
+    return Encoded(ids, labels), row.images, any(label != IGNORE_INDEX for label in encoded.labels[end:])

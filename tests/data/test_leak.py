@@ -96,7 +96,7 @@ def test_turned_hashes_begin_with_the_plain_one() -> None:
 
 def test_the_nearest_turn_is_told() -> None:
     known = _Known(4)
-    list(known.images_of([AuditRow("near", ("a",), ()), AuditRow("same", ("b",), ())]))
+    list(known.images_of([AuditRow("near", ("a",), ()), AuditRow("same", ("b",), ())], LeakReport()))
     known.add("a", ImageHashes("1", (f"{0xF0F0F0F0F0F0F0F0:016x}",)))
     known.add("b", ImageHashes("2", (f"{0x123456789ABCDEF0:016x}",)))
     asked = ImageHashes("3", (f"{0xF0F0F0F0F0F0F0F7:016x}", f"{0x123456789ABCDEF0:016x}"))
