@@ -7,7 +7,6 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = """example:
   python tools/dataformat.py --input pairs.json --image-folder images --output train.jsonl
 
@@ -16,15 +15,18 @@ EXAMPLE = """example:
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Build the parser; its help ends with an example."""
-    parser = argparse.ArgumentParser(
-        prog="dataformat.py",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+def main(arguments: list[str]) -> int:
+    """Run the command; return 0 if rows were written, 2 if the user must change something."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout where nothing is installed
+    from pallava.data.training_file import MAX_PIXELS, read_prompts, write_training_file
+    from pallava.errors import PallavaError
+    from pallava.io.files import write_json
+    from pallava.io.processes import default_num_workers
+    from pallava.prompts import CAPTION_PROMPTS
+
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("dataformat.py", description=__doc__, epilog=EXAMPLE, formatter_class=form)
+    add, cores = parser.add_argument, default_num_workers()
     add("--input", required=True, help="JSON list or JSONL of {image, caption}")
     add("--image-folder", required=True, help="folder that image names are relative to")
     add("--output", required=True, help="JSONL to write; an existing one is replaced at the end")
@@ -32,31 +34,18 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--max-pixels",
         type=int,
-        default=None,
-        help="maximum number of pixels; larger images are left out (default: 16777216)",
+        default=MAX_PIXELS,
+        help="maximum number of pixels of a kept image (default: %(default)s)",
     )
     add("--prompts", help="text file of question wordings, one on each line (default: built-in)")
     add("--id-prefix", help="beginning of ids (default: the input's name and a hyphen)")
-    add("--workers", type=int, default=None, help="number of processes (default: one for each core, at most 16)")
+    add("--workers", type=int, default=cores, help="number of processes (default: one for each core, at most 16)")
     add("--report", help="JSON file for the counts")
     add("--left-out", help="JSONL for the reason and position of every record that is left out")
-    return parser
-
-
-def main(arguments: list[str]) -> int:
-    """Run the command; return 0 if rows were written, 2 if the user must change something."""
-    parser = make_parser()
     if not arguments:
         parser.print_help(sys.stderr)
         return 2
     options = parser.parse_args(arguments)
-    sys.path.insert(0, str(ROOT))  # runs from a checkout where nothing is installed
-    from pallava.data.training_file import MAX_PIXELS, read_prompts, write_training_file
-    from pallava.errors import PallavaError
-    from pallava.io.files import write_json
-    from pallava.io.processes import default_num_workers
-    from pallava.prompts import CAPTION_PROMPTS
-
     try:
         summary = write_training_file(
             options.input,
@@ -64,8 +53,8 @@ def main(arguments: list[str]) -> int:
             image_folder=options.image_folder,
             prompts=read_prompts(options.prompts) if options.prompts else CAPTION_PROMPTS,
             seed=options.seed,
-            max_pixels=MAX_PIXELS if options.max_pixels is None else options.max_pixels,
-            num_workers=default_num_workers() if options.workers is None else options.workers,
+            max_pixels=options.max_pixels,
+            num_workers=options.workers,
             id_prefix=options.id_prefix,
             left_out=options.left_out,
         )

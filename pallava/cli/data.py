@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pallava.errors import PallavaError
 from pallava.io.archives import MAX_GB, unpack
 from pallava.io.files import write_json
 from pallava.io.processes import default_num_workers
-
-if TYPE_CHECKING:
-    from pallava.data.leak import LeakReport
 
 _TOKENIZER = "name or folder of the tokenizer: the config's llm_name_or_path"
 _WORKERS = "number of processes (default: one for each core, at most 16)"
@@ -58,12 +55,11 @@ def _add_room_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--prompt-template", default="llama3_chat", help="name of the chat template (default: %(default)s)")
     add("--context-length", type=int, default=2048, help="maximum number of tokens in a row (default: %(default)s)")
-    add(
-        "--num-visual-tokens",
-        type=int,
-        default=196,
-        help="maximum number of tokens that the model makes of an image (default: %(default)s)",
-    )
+    add("--num-visual-tokens", type=int, default=196, help="maximum tokens of an image (default: %(default)s)")
+
+
+def _room(options: argparse.Namespace) -> dict[str, Any]:
+    return {key: getattr(options, key) for key in ("prompt_template", "context_length", "num_visual_tokens")}
 
 
 def run_prepare(options: argparse.Namespace) -> int:
@@ -83,8 +79,7 @@ def run_prepare(options: argparse.Namespace) -> int:
     from pallava.model.loading import open_tokenizer
 
     files, tokenizer = training_files(Path(options.data)), open_tokenizer(options.tokenizer)
-    room = (options.prompt_template, options.context_length, options.num_visual_tokens)
-    settings = EncodingSettings.make(tokenizer, *room)
+    settings = EncodingSettings.make(tokenizer, **_room(options))
     write_prepared(files, out, tokenizer, settings, num_workers=options.workers)
     print(f"{out}: {load_prepared(out, settings).describe()}")
     return 0
@@ -115,10 +110,8 @@ def run_check(options: argparse.Namespace) -> int:
         options.image_folder,
         decode_images=options.decode,
         tokenizer=options.tokenizer,
-        prompt_template=options.prompt_template,
-        context_length=options.context_length,
-        num_visual_tokens=options.num_visual_tokens,
         num_workers=options.workers,
+        **_room(options),
     )
     print(f"{report.num_faulty} of {report.num_rows} rows of {options.file} are at fault")
     for reason, count in report.faults.items():
@@ -199,11 +192,7 @@ def add_leak_arguments(parser: argparse.ArgumentParser) -> None:
     add("--columns", metavar="KEY=COLUMN,...", help=COLUMNS_HELP)
     add("--out", default="leak.json", help="JSON file for the report (default: %(default)s)")
     add(
-        "--distance",
-        type=int,
-        default=4,
-        help="maximum number of bits, 0 to 10, in which the 64-bit hashes of one image may differ "
-        "(default: %(default)s)",
+        "--distance", type=int, default=4, help="maximum distance of 64-bit hashes, 0 to 10 bits (default: %(default)s)"
     )
     add("--turned", action="store_true", help="search for mirrored test images and those turned by right angles, too")
     add("--workers", type=int, default=default_num_workers(), help=_WORKERS)
@@ -236,14 +225,6 @@ def run_leak(options: argparse.Namespace) -> int:
         with_turns=options.turned,
         num_workers=options.workers,
     )
-    _print_leaks(report)
-    print(
-        f"\n{options.out}: report; {Path(options.out).with_suffix('.exclude.txt')}: {len(report.leaks)} ids to exclude"
-    )
-    return 0
-
-
-def _print_leaks(report: LeakReport) -> None:
     print(f"training: {report.num_train_rows} rows, {report.num_train_images} images")
     print(f"test:     {report.num_test_rows} rows, {report.num_test_images} images\n")
     print(f"{'test rows that share':<38}{'rows':>8}{'share':>9}")
@@ -257,3 +238,6 @@ def _print_leaks(report: LeakReport) -> None:
             print(f"  {distance:<36}{count:>8}")
     for problem, count in sorted(report.problems.items()):
         print(f"not compared: {problem}: {count} images")
+    exclude = Path(options.out).with_suffix(".exclude.txt")
+    print(f"\n{options.out}: report; {exclude}: {len(report.leaks)} ids to exclude")
+    return 0
