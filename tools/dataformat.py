@@ -15,8 +15,31 @@ EXAMPLE = """example:
 """
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """Build the parser; its help ends with an example."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("dataformat.py", description=__doc__, epilog=EXAMPLE, formatter_class=form)
+    add = parser.add_argument
+    add("--input", required=True, help="JSON list or JSONL of {image, caption}")
+    add("--image-folder", required=True, help="folder that image names are relative to")
+    add("--output", required=True, help="JSONL to write; an existing one is replaced at the end")
+    add("--seed", type=int, default=0, help="random seed of prompts and their order (default: 0)")
+    add("--max-pixels", type=int, help="maximum number of pixels; larger images are left out (default: 16777216)")
+    add("--prompts", help="text file of question wordings, one on each line (default: built-in)")
+    add("--id-prefix", help="beginning of ids (default: the input's name and a hyphen)")
+    add("--workers", type=int, help="number of processes (default: one for each core, at most 16)")
+    add("--report", help="JSON file for the counts")
+    add("--left-out", help="JSONL for the reason and position of every record that is left out")
+    return parser
+
+
 def main(arguments: list[str]) -> int:
     """Run the command; return 0 if rows were written, 2 if the user must change something."""
+    parser = make_parser()
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return 2
+    options = parser.parse_args(arguments)
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout where nothing is installed
     from pallava.data.training_file import MAX_PIXELS, read_prompts, write_training_file
     from pallava.errors import PallavaError
@@ -24,28 +47,6 @@ def main(arguments: list[str]) -> int:
     from pallava.io.processes import default_num_workers
     from pallava.prompts import CAPTION_PROMPTS
 
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("dataformat.py", description=__doc__, epilog=EXAMPLE, formatter_class=form)
-    add, cores = parser.add_argument, default_num_workers()
-    add("--input", required=True, help="JSON list or JSONL of {image, caption}")
-    add("--image-folder", required=True, help="folder that image names are relative to")
-    add("--output", required=True, help="JSONL to write; an existing one is replaced at the end")
-    add("--seed", type=int, default=0, help="random seed of prompts and their order (default: 0)")
-    add(
-        "--max-pixels",
-        type=int,
-        default=MAX_PIXELS,
-        help="maximum number of pixels of a kept image (default: %(default)s)",
-    )
-    add("--prompts", help="text file of question wordings, one on each line (default: built-in)")
-    add("--id-prefix", help="beginning of ids (default: the input's name and a hyphen)")
-    add("--workers", type=int, default=cores, help="number of processes (default: one for each core, at most 16)")
-    add("--report", help="JSON file for the counts")
-    add("--left-out", help="JSONL for the reason and position of every record that is left out")
-    if not arguments:
-        parser.print_help(sys.stderr)
-        return 2
-    options = parser.parse_args(arguments)
     try:
         summary = write_training_file(
             options.input,
@@ -53,8 +54,8 @@ def main(arguments: list[str]) -> int:
             image_folder=options.image_folder,
             prompts=read_prompts(options.prompts) if options.prompts else CAPTION_PROMPTS,
             seed=options.seed,
-            max_pixels=options.max_pixels,
-            num_workers=options.workers,
+            max_pixels=MAX_PIXELS if options.max_pixels is None else options.max_pixels,
+            num_workers=default_num_workers() if options.workers is None else options.workers,
             id_prefix=options.id_prefix,
             left_out=options.left_out,
         )

@@ -55,7 +55,7 @@ def _add_room_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--prompt-template", default="llama3_chat", help="name of the chat template (default: %(default)s)")
     add("--context-length", type=int, default=2048, help="maximum number of tokens in a row (default: %(default)s)")
-    add("--num-visual-tokens", type=int, default=196, help="maximum tokens of an image (default: %(default)s)")
+    add("--num-visual-tokens", type=int, default=196, help="maximum number of tokens per image (default: %(default)s)")
 
 
 def _room(options: argparse.Namespace) -> dict[str, Any]:
