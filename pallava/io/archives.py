@@ -15,10 +15,12 @@ import shutil
 import stat
 import tarfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, TypeAlias
 
 from tqdm import tqdm
 
@@ -35,7 +37,6 @@ _MAX_MEMBERS = 10_000_000
 _MAX_HEADER = 16 << 20
 _CHUNK = 1 << 20
 _LAST_SECOND = (1 << 31) - 1  # what all file systems can hold
-_AGAIN = ".again"
 _DRIVE = re.compile("[A-Za-z]:")
 _DAMAGED = (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)  # type: ignore[attr-defined]
 
@@ -58,7 +59,7 @@ def unpack(
     Archives inside are left packed. Files get the dates that the archive records.
 
     Args:
-        archives: The files; their kinds are detected by their content.
+        archives: The files, whose kinds are detected by their content.
         out: The folder to make; must not exist.
         max_gb: Maximum unpacked size of all of them, in GB.
         is_flat: Whether to leave out the folders in the archives, so that all files are in the new folder itself.
@@ -69,40 +70,40 @@ def unpack(
     out = Path(out)
     if os.path.lexists(out):
         raise PallavaError(f"'{out}' exists already; give another folder, or remove it")
-    kinds = {Path(archive): _kind(Path(archive)) for archive in archives}
+    readers = {Path(archive): _reader(Path(archive)) for archive in archives}
     num_files = num_bytes = 0
     try:
         with whole_folder(out) as folder:
-            for archive, kind in kinds.items():
+            for archive, read in readers.items():
                 writer = _MemberWriter(archive, folder, int(max_gb * 1e9) - num_bytes, is_flat=is_flat)
-                _unpack_one(archive, kind, writer)
+                _unpack_one(archive, read, writer)
                 num_files, num_bytes = num_files + writer.num_files, num_bytes + writer.num_bytes
     except OSError as error:
         raise PallavaError(f"cannot write '{out}': {error.strerror}") from None
     return Unpacked(num_files, num_bytes)
 
 
-def _kind(archive: Path) -> str:
+def _reader(archive: Path) -> _Reader:
     try:
         with archive.open("rb") as file:
             head = file.read(tarfile.BLOCKSIZE)
     except OSError as error:
         raise PallavaError(f"cannot read '{archive}': {error.strerror}") from None
     if head.startswith(b"\x1f\x8b"):
-        return "tar.gz"
+        return partial(_unpack_tar, open_archive=gzip.open)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return "zip"
+        return _unpack_zip
     try:
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
-        return "tar"
     except tarfile.TarError:
         raise PallavaError(f"'{archive}' must be a zip, tar or tar.gz archive, got {head[:8]!r}") from None
+    return _unpack_tar
 
 
-def _unpack_one(archive: Path, kind: str, writer: _MemberWriter) -> None:
+def _unpack_one(archive: Path, read: _Reader, writer: _MemberWriter) -> None:
     try:
         with writer.bar:
-            (_unpack_zip if kind == "zip" else _unpack_tar)(archive, writer)
+            read(archive, writer)
     except PallavaError as refusal:
         raise PallavaError(f"'{archive}' is refused: {refusal}") from None
     except Exception as error:  # readers of damaged archives raise whatever they stumble over
@@ -121,17 +122,11 @@ def _unpack_zip(archive: Path, writer: _MemberWriter) -> None:
             if member.is_dir():
                 writer.make_folder(member.filename)
                 continue
+            modified = 0  # also for a date of month 0
+            with suppress(ValueError):  # a zip's date lacks a time zone: as UTC it is the same everywhere
+                modified = calendar.timegm(member.date_time)
             with file.open(member) as source:
-                modified = _zip_seconds(member.date_time)
                 writer.write(member.filename, source, member.file_size, member.compress_size, modified=modified)
-
-
-def _zip_seconds(date_time: tuple[int, int, int, int, int, int]) -> int:
-    """Return seconds since 1970 of a zip's date, which lacks a time zone: as UTC it is the same everywhere."""
-    try:
-        return calendar.timegm(date_time)
-    except ValueError:  # month 0
-        return 0
 
 
 def _check_zip_member(member: zipfile.ZipInfo) -> None:
@@ -143,15 +138,24 @@ def _check_zip_member(member: zipfile.ZipInfo) -> None:
         raise PallavaError(f"its member {member.filename!r} is encrypted, or packed by another method than deflate")
 
 
-def _unpack_tar(archive: Path, writer: _MemberWriter) -> None:
-    with archive.open("rb") as raw:
-        is_packed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        stream: Any = gzip.GzipFile(fileobj=raw) if is_packed else raw
+def _unpack_tar(archive: Path, writer: _MemberWriter, open_archive: Callable[..., Any] = open) -> None:
+    with open_archive(archive, "rb") as stream:
         metered = _Metered(stream, writer)
         with tarfile.open(fileobj=metered, mode="r|", tarinfo=_TarInfo) as file:  # type: ignore[call-overload]
-            for member in _tar_members(file, metered):
-                _unpack_tar_member(file, member, writer)
+            while True:
+                metered.header_left = _MAX_HEADER
+                member = file.next()
+                metered.header_left = None
+                if member is None:
+                    break
+                file.members = []  # else a million of them are kept
+                if member.isdir():
+                    writer.make_folder(member.name)
+                    continue
+                if not member.isreg() or member.issparse():
+                    raise PallavaError(f"its member {member.name!r} is a link, a device or a sparse file")
+                writer.check_declared(member.size)
+                writer.write(member.name, file.extractfile(member), member.size, modified=member.mtime)
         while metered.read(_CHUNK):  # to its end, where the checksum stands
             pass
 
@@ -161,42 +165,17 @@ class _TarInfo(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, tarfile: Any) -> Any:
-        """Read the next header."""
         try:
             return super().fromtarfile(tarfile)
         except _DAMAGED as error:
             raise PallavaError(f"a header is damaged ({error})") from None
 
 
-def _tar_members(file: tarfile.TarFile, metered: _Metered) -> Iterator[tarfile.TarInfo]:
-    while True:
-        metered.header_left = _MAX_HEADER
-        member = file.next()
-        metered.header_left = None
-        if member is None:
-            return
-        file.members = []  # type: ignore[attr-defined]  # else a million of them are kept
-        yield member
-
-
-def _unpack_tar_member(file: tarfile.TarFile, member: tarfile.TarInfo, writer: _MemberWriter) -> None:
-    if member.isdir():
-        writer.make_folder(member.name)
-    elif not member.isreg() or member.issparse():
-        raise PallavaError(f"its member {member.name!r} is a link, a device or a sparse file")
-    else:
-        writer.check_declared(member.size)
-        source = file.extractfile(member)
-        assert source is not None  # a regular file
-        writer.write(member.name, source, member.size, modified=member.mtime)
-
-
 class _Metered:
     """A stream that counts, so that neither headers nor gaps between files can be a bomb."""
 
     def __init__(self, stream: BinaryIO, writer: _MemberWriter) -> None:
-        self._stream, self._writer = stream, writer
-        self._num_bytes = 0
+        self._stream, self._writer, self._num_bytes = stream, writer, 0
         self.header_left: int | None = _MAX_HEADER
 
     def read(self, size: int = -1) -> bytes:
@@ -222,8 +201,8 @@ class _MemberWriter:
     def check_declared(self, num_bytes: int) -> None:
         size, free = f"{num_bytes / 1e9:.1f} GB", shutil.disk_usage(self._folder).free
         if num_bytes > self.max_bytes:
-            allowed = f"{self.max_bytes / 1e9:.1f} GB are allowed; raise --max-gb if you trust it"
-            raise PallavaError(f"it unpacks to {size}, and {allowed}")
+            allowed = f"{self.max_bytes / 1e9:.1f} GB"
+            raise PallavaError(f"it unpacks to {size}, and {allowed} are allowed; raise --max-gb if you trust it")
         if num_bytes > free:
             raise PallavaError(f"it unpacks to {size}, and {free / 1e9:.1f} GB of the disk are free")
 
@@ -241,7 +220,7 @@ class _MemberWriter:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         is_again = path.is_file()
-        target = path.with_name(path.name + _AGAIN) if is_again else path
+        target = path.with_name(f"{path.name}.again") if is_again else path
         self._copy(name, source, target, declared, packed)
         seconds = min(max(int(modified), 0), _LAST_SECOND)
         os.utime(target, (seconds, seconds))  # the same on every machine, as keys of stored scores must be
@@ -255,22 +234,20 @@ class _MemberWriter:
         with target.open("xb") as file:
             while chunk := source.read(_CHUNK):
                 num_bytes += len(chunk)
-                self._check(name, num_bytes, declared, packed, len(chunk))
+                self.num_bytes += len(chunk)
+                self.bar.update(len(chunk))
+                if num_bytes > declared:
+                    raise PallavaError(f"'{name}' is larger than the {declared} bytes that its header says")
+                if packed is not None:
+                    _check_ratio(f"'{name}'", num_bytes, packed)
+                _check_ratio("the unpacked content", self.num_bytes, self.archive_bytes)
+                if self.num_bytes > self.max_bytes:
+                    allowed = f"{self.max_bytes / 1e9:.1f} GB"
+                    raise PallavaError(f"it unpacks to more than {allowed}; raise --max-gb if you trust it")
                 file.write(chunk)
         if num_bytes != declared:
             raise PallavaError(f"'{name}' ends after {num_bytes} of {declared} bytes")
         self.num_files += 1
-
-    def _check(self, name: str, num_bytes: int, declared: int, packed: int | None, new: int) -> None:
-        self.num_bytes += new
-        self.bar.update(new)
-        if num_bytes > declared:
-            raise PallavaError(f"'{name}' is larger than the {declared} bytes that its header says")
-        if packed is not None:
-            _check_ratio(f"'{name}'", num_bytes, packed)
-        _check_ratio("the unpacked content", self.num_bytes, self.archive_bytes)
-        if self.num_bytes > self.max_bytes:
-            raise PallavaError(f"it unpacks to more than {self.max_bytes / 1e9:.1f} GB; raise --max-gb if you trust it")
 
     def _target(self, name: str) -> Path:
         self._num_members += 1
@@ -292,3 +269,6 @@ def _inner_name(name: str) -> PurePosixPath:
     if "\0" in name:
         raise PallavaError(f"the name of its member {name!r} must not contain a null character")
     return path
+
+
+_Reader: TypeAlias = Callable[[Path, _MemberWriter], None]

@@ -21,13 +21,12 @@ def whole_file(path: str | Path, mode: str = "w", **open_options: Any) -> Iterat
     """Open a file for writing that takes its place only once it is complete.
 
     The content goes to a hidden temporary file beside it (its own for each writer, so that two runs do not collide), is
-    synchronized to the disk and renamed. If anything fails, the temporary file is removed and an older file stays as it
-    was.
+    synchronized to the disk and renamed. If anything fails, the temporary file is removed and an older file stays.
 
     Args:
         path: The file to write or replace; its folder must exist.
         mode: "w" or "wb".
-        open_options: Passed on to `open`; text is UTF-8 unless they say otherwise.
+        open_options: Further options of `open`; text is UTF-8 unless they say otherwise.
 
     Raises:
         OSError: The file cannot be written.
@@ -57,10 +56,10 @@ def whole_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
 
     Args:
         path: The folder to make; missing parents are made.
-        replace: Whether an older folder of that name is replaced.
+        replace: Whether to replace an older folder; else one that is not empty is an error.
 
     Raises:
-        OSError: The folder cannot be written, or exists already and is not to be replaced.
+        OSError: The folder cannot be written, or exists already.
     """
     path = Path(path)
     if not replace and path.exists() and not _is_empty_folder(path):
@@ -78,31 +77,19 @@ def whole_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str, **open_options: Any) -> None:
-    """Write a text file whole, in UTF-8.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Write a text file whole, in UTF-8; see `whole_file`."""
     with whole_file(path, **open_options) as file:
         file.write(text)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a binary file whole.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Write a binary file whole; see `whole_file`."""
     with whole_file(path, "wb") as file:
         file.write(content)
 
 
 def write_json(path: str | Path, value: Any, **json_options: Any) -> None:
-    """Write a JSON file whole, indented by two unless the options say otherwise.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Write a JSON file whole, indented by two unless the options say otherwise; see `whole_file`."""
     write_text(path, json.dumps(value, **{"indent": 2, **json_options}) + "\n", errors="replace")
 
 
@@ -119,16 +106,16 @@ def real_folder(folder: str) -> str:
     return os.path.realpath(folder)
 
 
-def temporary_beside(path: Path) -> Path:
+def temporary_beside(path: Path, ending: str = "unfinished") -> Path:
     """Return an unused hidden name in the same folder, for what is not complete yet."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{ending}")
 
 
 def _put_in_place(temporary: Path, path: Path, replace: bool) -> None:
     if not replace or not path.exists() or _is_empty_folder(path):  # the first of two runs without `replace` wins
         temporary.replace(path)
         return
-    old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+    old = temporary_beside(path, "old")
     path.rename(old)
     try:
         temporary.rename(path)

@@ -46,11 +46,7 @@ def short_hash(*parts: str | int) -> bytes:
 
 
 def hash_folder(folder: str | Path, patterns: Iterable[str] = ("*",)) -> str:
-    """Return a key of 32 hexadecimal digits for the names and contents of the files in a folder, at any depth.
-
-    Args:
-        folder: The folder.
-        patterns: Glob patterns of the files that count.
+    """Return a key of 32 hexadecimal digits for names and contents of a folder's files, at any depth.
 
     Raises:
         OSError: A file cannot be read.

@@ -18,14 +18,10 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 def hold_lock(path: str | Path, refusal: str) -> Iterator[None]:
     """Keep other processes off within the context; the lock also ends with this process, be it by a kill.
 
-    On a file system without locks, as some clusters have them, nobody is kept off.
-
-    Args:
-        path: The lock file; it is created, and stays.
-        refusal: The error message if another process holds the lock.
+    On a file system without locks, as some clusters have them, nobody is kept off. The file is created, and stays.
 
     Raises:
-        PallavaError: Another process holds the lock.
+        PallavaError: Another process holds the lock; the message is the `refusal`.
     """
     lock = FileLock(path)
     try:

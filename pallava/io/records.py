@@ -6,6 +6,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,7 +17,7 @@ _BOM = codecs.BOM_UTF8
 _CHUNK_BYTES = 1 << 20
 _MAX_RECORD = 64 << 20  # bytes; a forgotten quote must not read the rest of the file into memory
 _EXPECTED = "expected a JSON list of records, or one JSON record a line (JSONL)"
-_SPACE = re.compile(r"[ \t\r\n]*")
+_NO_SPACE = re.compile(r"[^ \t\r\n]|\Z")
 _DECODER = json.JSONDecoder()
 
 
@@ -27,7 +28,7 @@ class Entry:
     Attributes:
         index: Number of the entry, from 0.
         position: Where it begins, for messages: ``line 3``, or ``record 3 (line 5, column 1)`` in a list.
-        value: The parsed value, of any JSON type.
+        value: The value, of any JSON type.
     """
 
     index: int
@@ -45,7 +46,7 @@ class RecordFile:
     Attributes:
         path: The file.
         num_bytes: Its size.
-        num_bytes_read: How far the current iteration has come, for a progress bar.
+        num_bytes_read: Bytes that the current iteration has read, for a progress bar.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -77,16 +78,12 @@ class RecordFile:
         """
         is_list = self.first_character() == "["
         try:
-            with self.path.open("rb") as file:
-                if file.read(len(_BOM)) != _BOM:
-                    file.seek(0)
+            with self._open() as file:
                 for entry in _list_entries(file) if is_list else _line_entries(file):
                     self.num_bytes_read = file.tell()
                     yield entry
         except BadEntry as problem:
             raise PallavaError(f"'{self.path}', {problem}; {_EXPECTED}") from None
-        except OSError as error:
-            raise PallavaError(f"cannot read '{self.path}': {error.strerror}") from None
 
     def first_character(self) -> str:
         """Return the first character that is not a space; an empty text if the file has none.
@@ -94,16 +91,21 @@ class RecordFile:
         Raises:
             PallavaError: The file cannot be read.
         """
+        with self._open() as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                if text := chunk.lstrip(b" \t\r\n"):
+                    return text[:1].decode("latin-1")
+        return ""
+
+    @contextmanager
+    def _open(self) -> Iterator[BinaryIO]:
         try:
             with self.path.open("rb") as file:
                 if file.read(len(_BOM)) != _BOM:
                     file.seek(0)
-                while chunk := file.read(_CHUNK_BYTES):
-                    if text := chunk.lstrip(b" \t\r\n"):
-                        return text[:1].decode("latin-1")
+                yield file
         except OSError as error:
             raise PallavaError(f"cannot read '{self.path}': {error.strerror}") from None
-        return ""
 
 
 def _line_entries(file: BinaryIO) -> Iterator[Entry | BadEntry]:
@@ -137,8 +139,9 @@ def _list_entries(file: BinaryIO) -> Iterator[Entry]:
     window.take("[")
     index = 0
     while window.peek() != "]" or index:
-        position = f"record {index + 1} ({window.position()})"
-        yield Entry(index, position, window.parse(f"record {index + 1}"))
+        name = f"record {index + 1}"
+        position = f"{name} ({window.position()})"
+        yield Entry(index, position, window.parse(name))
         index += 1
         if window.peek() == "]":
             break
@@ -166,9 +169,7 @@ class _Window:
     def peek(self) -> str:
         """Skip spaces and return the next character; an empty text at the end."""
         while True:
-            match = _SPACE.match(self._text, self._at)
-            assert match is not None  # the pattern matches nothing, too
-            self._at = match.end()
+            self._at = _NO_SPACE.search(self._text, self._at).start()  # type: ignore[union-attr]  # at the end at last
             if self._at < len(self._text):
                 return self._text[self._at]
             if not self._grow():
@@ -220,8 +221,7 @@ class _Window:
         return bool(chunk)
 
     def _count_to(self, at: int) -> None:
-        num_lines = self._text.count("\n", self._counted, at)
-        if num_lines:
+        if num_lines := self._text.count("\n", self._counted, at):
             self._line += num_lines
             self._column = at - self._text.rindex("\n", self._counted, at)
         else:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from pallava.errors import PallavaError
+from pallava.io.processes import batches
 
 _VERSION = 1
 _MAX_VARIABLES = 500  # in one query; old SQLite admits 999
@@ -20,7 +21,7 @@ CREATE TABLE IF NOT EXISTS run (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID
 """
 
 
-class Store:
+class Store(AbstractContextManager["Store"]):
     """JSON values by namespace and key, and a few settings by name; open in one process at a time.
 
     A namespace names what the values are and all that they depend on, such as a filter and its settings.
@@ -43,10 +44,12 @@ class Store:
             self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = NORMAL")
-            self._create_tables()
-
-    def __enter__(self) -> Store:
-        return self
+            (version,) = self._database.execute("PRAGMA user_version").fetchone()
+            (num_tables,) = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if version != _VERSION and (version or num_tables):
+                self._database.close()
+                raise PallavaError(f"'{path}' is not a store that this version can read; use another output folder")
+            self._database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
@@ -57,11 +60,9 @@ class Store:
 
     def get(self, namespace: str, keys: Collection[str]) -> dict[str, Any]:
         """Return the stored values of these keys; keys without a value are left out."""
-        keys = list(keys)
         found: dict[str, str] = {}
         with self._sqlite_errors():
-            for start in range(0, len(keys), _MAX_VARIABLES):
-                part = keys[start : start + _MAX_VARIABLES]
+            for part in batches(keys, _MAX_VARIABLES):
                 marks = ", ".join("?" * len(part))
                 query = f"SELECT item_key, value FROM scores WHERE filter_key = ? AND item_key IN ({marks})"
                 found.update(self._database.execute(query, [namespace, *part]))
@@ -86,21 +87,12 @@ class Store:
         return None if row is None else json.loads(row[0])
 
     def write(self, name: str, value: Any) -> None:
-        """Store a JSON value as a setting."""
+        """Store a JSON value as the setting of that name."""
         with self._sqlite_errors(), self._database:
             self._database.execute("INSERT OR REPLACE INTO run VALUES (?, ?)", [name, json.dumps(value)])
 
-    def _create_tables(self) -> None:
-        (version,) = self._database.execute("PRAGMA user_version").fetchone()
-        (num_tables,) = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if version != _VERSION and (version or num_tables):
-            self._database.close()
-            raise PallavaError(f"'{self.path}' is not a store that this version can read; use another output folder")
-        self._database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
-
     @contextmanager
     def _sqlite_errors(self) -> Iterator[None]:
-        """Raise SQLite's errors as a `PallavaError`."""
         try:
             yield
         except sqlite3.Error as error:
