@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import CLIPVisionModelWithProjection
@@ -19,7 +18,7 @@ from pallava.model.configuration import PALLaVAConfig
 from pallava.model.connectors import CONNECTORS, ScaleInvariantConnector
 from pallava.model.encoders import adapter_of, first_layers, patch_tokens
 from pallava.model.loading import find_folder
-from pallava.model.weights import load_strictly, read_tensors
+from pallava.model.weights import build_with_weights, read_weights
 
 
 @dataclass(frozen=True)
@@ -42,17 +41,15 @@ def load_eyes(folder: str | os.PathLike[str]) -> Eyes:
     """
     path = find_folder(folder, {})
     config = PALLaVAConfig.from_pretrained(path)
-    with init_empty_weights(include_buffers=False):
-        parts = nn.ModuleDict(
-            {
-                "visual_encoder": adapter_of(config.vision_config).build(config.vision_config),
-                "connector": CONNECTORS[config.connector_config.model_type](config.connector_config),
-            }
-        )
-    state = read_tensors(path, ("visual_encoder.", "connector."))
-    load_strictly(parts, {key: value.float() for key, value in state.items()}, source=path)
-    parts.requires_grad_(False).eval()
-    return Eyes(config, parts["visual_encoder"], parts["connector"])  # type: ignore[arg-type]
+    state = {key: value.float() for key, value in read_weights(path, ("visual_encoder.", "connector.")).items()}
+    parts = build_with_weights(_build_eyes, config, state, path).requires_grad_(False)
+    return Eyes(config, parts["visual_encoder"], parts["connector"])
+
+
+def _build_eyes(config: PALLaVAConfig) -> nn.ModuleDict:
+    encoder = adapter_of(config.vision_config).build(config.vision_config)
+    connector = CONNECTORS[config.connector_config.model_type](config.connector_config)
+    return nn.ModuleDict({"visual_encoder": encoder, "connector": connector})
 
 
 def read_tiles(eyes: Eyes | Any, pixel_values: Tensor) -> Tensor:

@@ -101,12 +101,13 @@ def _with_index(text: str, results: Mapping[str, Any]) -> str:
         card = ModelCard(text)
     except Exception:  # of YAML by hand
         return text
+    data: Any = card.data
     new = list(_index(results))
     replaced = {(each.task_name, each.dataset_name) for each in new}
-    old = [each for each in card.data.eval_results or [] if (each.task_name, each.dataset_name) not in replaced]
+    old = [each for each in data.eval_results or [] if (each.task_name, each.dataset_name) not in replaced]
     heading = re.search(r"^# (.+)$", card.text, re.MULTILINE)
-    card.data.model_name = card.data.model_name or (heading[1].strip() if heading else "PA-LLaVA")
-    card.data.eval_results = old + new or None
+    data.model_name = data.model_name or (heading[1].strip() if heading else "PA-LLaVA")
+    data.eval_results = old + new or None
     return str(card)
 
 
@@ -160,8 +161,8 @@ def _training(training: Mapping[str, Any]) -> str:
     terms = "see the data's own page"
     rows = [(_name(str(d["name"])), str(d.get("num_records", "")), d.get("terms", terms)) for d in data]
     settings = [(name, str(value)) for name, value in training.items() if name != "data"]
-    tables = [(("data", "records", "terms"), rows), (("setting", "value"), settings)]
-    return "\n\n".join(_table(header, content) for header, content in tables if content)
+    tables = [_table(("data", "records", "terms"), rows)] if rows else []
+    return "\n\n".join([*tables, _table(("setting", "value"), settings)] if settings else tables)
 
 
 def _licence(base: str) -> str:

@@ -167,7 +167,7 @@ def make_image_processor(size: int, *, squash: bool = False, **values: Any) -> C
 
 
 def find_image_processor(source: str | os.PathLike[str]) -> CLIPImageProcessor | None:
-    """Open the preprocessing beside a CLIP's weights, or in the ``encoder`` folder of a training, if there is any."""
+    """Open the preprocessing beside a CLIP's weights, or in the ``encoder`` folder of a training; None without any."""
     places = (Path(source), Path(source) / "encoder")
     found = [place for place in places if (place / "preprocessor_config.json").is_file()]
     return CLIPImageProcessor.from_pretrained(found[0]) if found else None

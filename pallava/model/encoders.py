@@ -51,7 +51,6 @@ from pallava.model.weights import (
     read_json,
     read_weights,
     rename_keys,
-    strip_prefix,
 )
 from pallava.tiling import TileSpec
 
@@ -350,7 +349,8 @@ def _tower_state(folder: Path, kind: str) -> StateDict:
         state = {key: value for key, value in state.items() if key.startswith("vision_model.")}
         left_out = ("vision_model.head.", "vision_model.embeddings.position_ids")
         return {key: value for key, value in state.items() if not key.startswith(left_out)}
-    return strip_prefix(state, f"{kind}.")  # a classifier holds its trunk under this name
+    trunk = {key.removeprefix(f"{kind}."): value for key, value in state.items() if key.startswith(f"{kind}.")}
+    return trunk or state  # a classifier holds its trunk under this name
 
 
 def _fit_positions(encoder: Any, size: int) -> None:

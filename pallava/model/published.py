@@ -136,7 +136,7 @@ def describe_weights(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def _find_lora(state: Mapping[str, Tensor]) -> tuple[int, list[str], int]:
-    """Return LoRA's rank, 0 if there is none, the names of adapted layers, such as ``q_proj``, and their number."""
+    """Return LoRA's rank, 0 without LoRA, the names of adapted layers, such as ``q_proj``, and their number."""
     found = {key: match for key in state if (match := _LORA.fullmatch(key))}
     modules = {match["module"] for match in found.values()}
     ranks = (int(state[key].shape[0]) for key, match in found.items() if match["half"] == "A" and state[key].dim())

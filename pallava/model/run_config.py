@@ -82,7 +82,7 @@ def check_training_config(values: Any, source: object) -> None:
 
 
 def find_training_config(checkpoint: Path) -> dict[str, Any] | None:
-    """Read the config beside a checkpoint, a file inside one, or in a work directory, if there is one.
+    """Read the config beside a checkpoint, a file inside one, or in a work directory; None without any.
 
     Raises:
         PallavaError: It is not valid, it is one of several, or there is only one in Python, which is a program.

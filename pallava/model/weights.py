@@ -62,13 +62,14 @@ class _Ignored(dict):
         pass
 
 
-def read_weights(source: str | os.PathLike[str]) -> StateDict:
+def read_weights(source: str | os.PathLike[str], prefixes: tuple[str, ...] = ("",)) -> StateDict:
     """Read the tensors of a weights file, a checkpoint, a DeepSpeed folder or a Hugging Face folder.
 
     Args:
         source: ``.safetensors``, ``.pth``, ``.pt`` or ``.bin``; a DeepSpeed checkpoint folder or a file in it; a
             folder with ``model.safetensors`` (sharded or not) or one weights file; a run's work directory (its newest
             checkpoint).
+        prefixes: Beginnings of the keys to return; of safetensors, nothing else is read.
 
     Raises:
         PallavaError: The source does not exist, is truncated, has no weights, or holds code or objects.
@@ -78,7 +79,8 @@ def read_weights(source: str | os.PathLike[str]) -> StateDict:
         raise PallavaError(f"no weights at '{path}': the path does not exist; give a checkpoint file or folder")
     path = _newest_checkpoint(path)
     files = _files_of(path) if path.is_dir() else [path]
-    return {key: value for file in files for key, value in _read_file(file).items()}
+    found = {key: value for file in files for key, value in _read_file(file, prefixes).items()}
+    return {key: value for key, value in found.items() if key.startswith(prefixes)}
 
 
 def read_json(path: Path) -> Any:
@@ -93,18 +95,6 @@ def read_json(path: Path) -> Any:
         raise PallavaError(f"no {path.name} in '{path.parent}'") from None
     except ValueError as error:  # not UTF-8, or not JSON
         raise PallavaError(f"'{path}' is not JSON ({error})") from None
-
-
-def read_tensors(folder: str | os.PathLike[str], prefixes: tuple[str, ...]) -> StateDict:
-    """Read from a folder's ``model.safetensors``, sharded or not, the tensors whose names begin with a prefix.
-
-    Raises:
-        PallavaError: The file does not exist, or is damaged.
-    """
-    files = sorted(Path(folder).glob("model*.safetensors"))
-    if not files:
-        raise PallavaError(f"no weights in the folder '{folder}': expected model.safetensors")
-    return {key: value for file in files for key, value in _read_safetensors(file, prefixes).items()}
 
 
 def _newest_checkpoint(path: Path) -> Path:
@@ -141,23 +131,19 @@ def _files_of(folder: Path) -> list[Path]:
     return files
 
 
-def _read_file(path: Path) -> StateDict:
+def _read_file(path: Path, prefixes: tuple[str, ...]) -> StateDict:
     if path.stat().st_size == 0:
         raise PallavaError(f"the weights file '{path}' is empty (0 bytes); copy or download it again")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        try:
+            with safe_open(path, "pt") as tensors:
+                return {k: tensors.get_tensor(k) for k in tensors.keys() if k.startswith(prefixes)}  # noqa: SIM118
+        except SafetensorError as error:
+            raise _damaged(path, "safetensors", error) from None
     whole = path.with_name(_MODEL_STATES)
     if path.name.endswith("_optim_states.pt") and whole.is_file():  # a rank's share of the optimizer
         path = whole
     return _tensors_of(_unpickle_safely(path), path)
-
-
-def _read_safetensors(path: Path, prefixes: tuple[str, ...] = ("",)) -> StateDict:
-    try:
-        with safe_open(path, "pt") as tensors:
-            return {k: tensors.get_tensor(k) for k in tensors.keys() if k.startswith(prefixes)}  # noqa: SIM118
-    except SafetensorError as error:
-        raise _damaged(path, "safetensors", error) from None
 
 
 def _damaged(path: Path, kind: str, reason: object) -> PallavaError:
@@ -165,8 +151,7 @@ def _damaged(path: Path, kind: str, reason: object) -> PallavaError:
 
 
 def _unpickle_safely(path: Path) -> Any:
-    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if version < _SAFE_TORCH:
+    if tuple(map(int, torch.__version__.split(".")[:2])) < _SAFE_TORCH:
         raise PallavaError(
             f"'{path}' is a pickle, and torch {torch.__version__} cannot open a foreign one safely; "
             "install torch 2.10 or newer, or give a .safetensors file"
@@ -222,12 +207,6 @@ def rename_keys(state: Mapping[str, Tensor], renames: Renames) -> StateDict:
         if new is not None:
             renamed[new] = value
     return renamed
-
-
-def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> StateDict:
-    """Return the entries under a prefix, without it; all of them if none has it."""
-    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    return inside or dict(state)
 
 
 def compare_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, list[str]]:
@@ -304,7 +283,7 @@ def _is_finite(value: Tensor) -> bool:
 
 
 def shorten(keys: list[str]) -> str:
-    """Return the first five keys, and how many more there are."""
+    """Return the first five keys, and the number of the others."""
     return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 

@@ -14,7 +14,7 @@ from pallava.model import PALLaVAForConditionalGeneration, ScaleInvariantConnect
 from pallava.model.connectors import own_connector_keys
 from pallava.model.encoders import patch_tokens
 from pallava.model.versions import block_broken_bitsandbytes
-from pallava.model.weights import PLIP_RENAMES, compare_keys, load_strictly, read_weights, rename_keys, strip_prefix
+from pallava.model.weights import PLIP_RENAMES, compare_keys, load_strictly, read_weights, rename_keys
 from tests.tiny import golden
 
 TOLERANCE = {"atol": 1e-5, "rtol": 0.0}
@@ -89,7 +89,7 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> PALLaVAForConditionalGe
     projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     llm = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=projections))
     state = read_weights(golden.GOLDEN / "stage_checkpoint.pth")
-    lora = strip_prefix(state, "llm.")
+    lora = {key.removeprefix("llm."): value for key, value in state.items() if key.startswith("llm.")}
     load_strictly(llm, lora, source="golden", expected={k: v for k, v in llm.state_dict().items() if "lora_" in k})
     connector = golden.connector()
     load_strictly(connector, own_connector_keys(state), source="golden")
