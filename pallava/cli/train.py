@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -146,6 +145,7 @@ def run_config_copy(options: argparse.Namespace) -> int:
       pallava config copy pallava_domain_alignment my_experiment.py
     """
     from pallava.config_files import find_config
+    from pallava.io.files import write_bytes
 
     source, target = find_config(options.name), Path(options.destination)
     if "read_base" in source.read_text(encoding="utf-8"):
@@ -158,6 +158,6 @@ def run_config_copy(options: argparse.Namespace) -> int:
     if target.exists() and not options.overwrite:
         raise PallavaError(f"'{target}' exists; choose another name, or add --overwrite to replace it")
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    write_bytes(target, source.read_bytes())
     print(target)
     return 0

@@ -41,9 +41,10 @@ def whole_file(path: str | Path, mode: str = "w", **open_options: Any) -> Iterat
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        _name_file(error, path)
         raise
     _sync(path.parent)
 
@@ -70,8 +71,9 @@ def whole_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
         yield temporary
         _sync_below(temporary)
         _put_in_place(temporary, path, replace)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        _name_file(error, path)
         raise
     _sync(path.parent)
 
@@ -125,6 +127,12 @@ def _put_in_place(temporary: Path, path: Path, replace: bool) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _name_file(error: BaseException, path: Path) -> None:
+    """Add the path to what the system says of a full disk, which names no file."""
+    if isinstance(error, OSError) and error.errno and error.filename is None:
+        error.filename = str(path)
+
+
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
@@ -139,10 +147,13 @@ def _sync_below(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Synchronize a file or folder to the disk; file systems that cannot do it for folders are passed over."""
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Synchronize a file or folder to the disk; some file systems cannot do it for folders."""
+    is_folder = path.is_dir()
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not is_folder:
+            raise
+    finally:
+        os.close(descriptor)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import IO
 
 import numpy as np
 from matplotlib import colormaps
@@ -50,14 +50,17 @@ class Panel:
     is_peaked: bool = False
 
 
-def draw_panels(panels: Sequence[Panel], out: Path, *, title: str, footnote: str = "") -> None:
+def draw_panels(
+    panels: Sequence[Panel], out: IO[bytes], *, title: str, footnote: str = "", file_format: str = "png"
+) -> None:
     """Draw panels into one file, side by side.
 
     Args:
         panels: The panels.
-        out: File whose suffix matplotlib knows: ``.png``, ``.pdf``, ``.svg``.
+        out: Binary file to write to.
         title: Text above all.
         footnote: Text below all.
+        file_format: "png", "pdf" or "svg".
     """
     is_tall = max(_aspect(panel) for panel in panels) > 1.2
     columns = min(len(panels), 4 if is_tall or len(panels) == 4 else 3)
@@ -74,7 +77,7 @@ def draw_panels(panels: Sequence[Panel], out: Path, *, title: str, footnote: str
         for column, panel in enumerate(row):
             _place(figure, panel, _GAP + column * (_WIDTH + _GAP), top - _ABOVE, row_height)
         top -= _ABOVE + row_height + _BELOW
-    figure.savefig(out)
+    figure.savefig(out, format=file_format)
 
 
 def _place(figure: Figure, panel: Panel, left: float, top: float, room: float) -> None:

@@ -125,6 +125,9 @@ def write_outcomes(
             files[PAIRS].write("\n]\n" if num_pairs else "[]\n")
         else:
             (folder / PAIRS).unlink(missing_ok=True)
+        for file in files.values():  # a full disk shows here, while everything of an earlier run is in its place
+            file.flush()
+            os.fsync(file.fileno())
         (folder / SUMMARY_NAME).unlink(missing_ok=True)
     return {"num_pairs": num_pairs, "num_kept": num_kept, "filters": counts}
 

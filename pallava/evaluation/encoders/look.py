@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 from pallava.errors import PallavaError
 from pallava.evaluation.encoders.load import is_whole_clip, load_encoder, model_kind
 from pallava.images import open_image
+from pallava.io.files import whole_file
 from pallava.model import PALLaVAProcessor
 from pallava.model.attention import embed_patches, load_eyes, read_tiles
 from pallava.model.clip import load_projected_vision, projected_tile_spec
@@ -70,7 +71,8 @@ def look(
         panels += similar if is_model else [*seen, *similar]
     out.parent.mkdir(parents=True, exist_ok=True)
     title = f"{Path(image).name}, seen by {Path(model).resolve().name}"
-    draw_panels(panels, out, title=title, footnote=_FOOTNOTE)
+    with whole_file(out, "wb") as file:
+        draw_panels(panels, file, title=title, footnote=_FOOTNOTE, file_format=out.suffix[1:])
     return chosen
 
 
