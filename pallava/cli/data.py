@@ -74,14 +74,14 @@ def run_prepare(options: argparse.Namespace) -> int:
     out = Path(options.out)
     if out.exists():
         raise PallavaError(f"'{out}' exists already; give another folder, or remove it")
-    from pallava.data.tokenize import load_prepared, training_files, write_prepared
+    from pallava.data.tokenize import prepare
     from pallava.data.training_row import EncodingSettings
     from pallava.model.loading import open_tokenizer
 
-    files, tokenizer = training_files(Path(options.data)), open_tokenizer(options.tokenizer)
+    tokenizer = open_tokenizer(options.tokenizer)
     settings = EncodingSettings.make(tokenizer, **_room(options))
-    write_prepared(files, out, tokenizer, settings, num_workers=options.workers)
-    print(f"{out}: {load_prepared(out, settings).describe()}")
+    prepared = prepare(options.data, tokenizer, settings, num_workers=options.workers, out=out)
+    print(f"{out}: {prepared.describe()}")
     return 0
 
 

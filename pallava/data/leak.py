@@ -111,10 +111,9 @@ def write_leak_report(
     out = Path(out)
     if out.is_dir():
         raise PallavaError(f"the report '{out}' is a folder; give the name of a file")
-    train_rows = audit_rows(open_records(train, image_folder=train_images))
-    test_rows = audit_rows(open_records(test, image_folder=test_images))
+    sides = (open_records(train, image_folder=train_images), open_records(test, image_folder=test_images))
     with Store(out.with_suffix(".hashes.sqlite")) as store:
-        report = audit(train_rows, test_rows, store, distance=distance, with_turns=with_turns, num_workers=num_workers)
+        report = _compare(*sides, store, distance, with_turns, num_workers)
     ids = "".join(f"{row_id}\n" for row_id in report.shared("either"))
     write_text(out.with_suffix(".exclude.txt"), ids, errors="replace")
     names = {
@@ -126,27 +125,16 @@ def write_leak_report(
     return report
 
 
-def audit(
-    train: Iterable[AuditRow],
-    test: Iterable[AuditRow],
-    store: Store,
-    *,
-    distance: int = NEAR_DISTANCE,
-    with_turns: bool = False,
-    num_workers: int = 1,
+def _compare(
+    train: Records, test: Records, store: Store, distance: int, with_turns: bool, num_workers: int
 ) -> LeakReport:
-    """Search every test image and question in the training material, which is streamed.
-
-    Raises:
-        PallavaError: A file cannot be read, or the distance is out of range.
-    """
     report, known = LeakReport(), _Known(distance)
-    images = known.images_of(_progress(train, "training rows"), report)
+    images = known.images_of(_progress(_audit_rows(train), "training rows"), report)
     for path, hashes in _progress(hash_images(images, store, num_workers=num_workers), "training images"):
         known.add(path, hashes)
         if hashes.problem:
             report.problems[f"train: {hashes.problem}"] += 1
-    rows = list(_progress(test, "test rows"))
+    rows = list(_progress(_audit_rows(test), "test rows"))
     paths = list(dict.fromkeys(path for row in rows for path in row.images))
     report.num_test_rows, report.num_test_images = len(rows), len(paths)
     matches = {}
@@ -170,7 +158,7 @@ def _normalize(text: str) -> str:
 _PROMPTS = frozenset(map(_normalize, CAPTION_PROMPTS))
 
 
-def audit_rows(records: Records) -> Iterator[AuditRow]:
+def _audit_rows(records: Records) -> Iterator[AuditRow]:
     """Yield the rows; a caption asks nothing, and ids of several sources in one file name theirs."""
     has_several = len(records.names) > 1
     for record, path in records:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-METADATA_NAME = "pallava_prepare.json"
+_METADATA_NAME = "pallava_prepare.json"
 _FORMAT = 2  # part of the cache's key
 _ENDINGS = (".json", ".jsonl")
 
@@ -54,8 +54,9 @@ def prepare(
     *,
     num_workers: int = 1,
     cache_dir: str | Path | None = None,
+    out: str | Path | None = None,
 ) -> Prepared:
-    """Tokenize training files, or load what was tokenized before: by the cache, or by ``pallava data prepare``.
+    """Tokenize training files, or load what was tokenized before: from the cache, or from a prepared folder.
 
     Args:
         data_path: A JSONL or JSON file, a folder of such files, or a prepared folder.
@@ -63,38 +64,39 @@ def prepare(
         settings: The settings that `EncodingSettings.make` makes for it.
         num_workers: Number of processes that tokenize.
         cache_dir: The folder of the cache; ``pallava`` in the cache of `datasets` by default.
+        out: The folder to write, which must not exist; one in the cache by default.
 
     Raises:
         PallavaError: The data do not exist, are not JSON, have no row to train on, or were prepared with other
             settings.
+        OSError: The folder cannot be written, or exists already.
     """
     path = Path(data_path)
-    if _is_prepared(path):
-        return load_prepared(path, settings)
+    if _is_prepared(path) and out is None:
+        return _load_prepared(path, settings)
+    files = _training_files(path)
+    folder = Path(out) if out else _cache_folder(files, settings, cache_dir)
+    if out or not _is_prepared(folder):
+        try:
+            _write_prepared(files, folder, tokenizer, settings, num_workers)
+        except OSError:
+            if out or not _is_prepared(folder):  # another node may have been faster, which is as good
+                raise
+    return _load_prepared(folder, settings)
+
+
+def _cache_folder(files: list[Path], settings: EncodingSettings, cache_dir: str | Path | None) -> Path:
     from datasets.config import HF_DATASETS_CACHE
 
-    files = training_files(path)
     key = hash_json([_FORMAT, [hash_file(file) for file in files], dataclasses.asdict(settings)])[:32]
-    folder = Path(cache_dir or Path(HF_DATASETS_CACHE) / "pallava") / key
-    if not _is_prepared(folder):
-        try:
-            write_prepared(files, folder, tokenizer, settings, num_workers=num_workers)
-        except OSError:
-            if not _is_prepared(folder):  # another node may have been faster, which is as good
-                raise
-    return load_prepared(folder, settings)
+    return Path(cache_dir or Path(HF_DATASETS_CACHE) / "pallava") / key
 
 
 def _is_prepared(folder: Path) -> bool:
     return (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
 
 
-def training_files(path: Path) -> list[Path]:
-    """Return the training files at a path: itself, or those in the folder, sorted by name.
-
-    Raises:
-        PallavaError: The path does not exist, is a file of another kind, or a folder without training files.
-    """
+def _training_files(path: Path) -> list[Path]:
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in _ENDINGS and file.is_file())
         if not files:
@@ -107,20 +109,9 @@ def training_files(path: Path) -> list[Path]:
     return [path]
 
 
-def write_prepared(
-    files: list[Path],
-    folder: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: EncodingSettings,
-    *,
-    num_workers: int = 1,
+def _write_prepared(
+    files: list[Path], folder: Path, tokenizer: PreTrainedTokenizerBase, settings: EncodingSettings, num_workers: int
 ) -> None:
-    """Tokenize files into a prepared folder, which appears under its name once it is whole.
-
-    Raises:
-        PallavaError: The files are not JSON, or have no row to train on.
-        OSError: The folder cannot be written, or exists already.
-    """
     names = ", ".join(map(str, files))
     with whole_folder(folder) as done:
         scratch = done / "scratch"
@@ -136,23 +127,18 @@ def write_prepared(
             raise PallavaError(f"no row to train on in {names}: {prepared.describe()}")
         prepared.rows.save_to_disk(done)
         metadata = {"format": _FORMAT, "settings": dataclasses.asdict(settings), "counts": counts}
-        write_json(done / METADATA_NAME, metadata, indent=1)
+        write_json(done / _METADATA_NAME, metadata, indent=1)
         shutil.rmtree(scratch)
 
 
-def load_prepared(folder: Path, settings: EncodingSettings) -> Prepared:
-    """Load a prepared folder.
-
-    Raises:
-        PallavaError: It was written by something else, or with other settings.
-    """
+def _load_prepared(folder: Path, settings: EncodingSettings) -> Prepared:
     from datasets import load_from_disk
 
     try:
-        metadata = json.loads((folder / METADATA_NAME).read_text(encoding="utf-8"))
+        metadata = json.loads((folder / _METADATA_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise PallavaError(
-            f"the Arrow data set '{folder}' lacks a readable {METADATA_NAME}; write it with `pallava data prepare`"
+            f"the Arrow data set '{folder}' lacks a readable {_METADATA_NAME}; write it with `pallava data prepare`"
         ) from None
     for key, value in dataclasses.asdict(settings).items():
         if (found := metadata["settings"].get(key)) != value:

@@ -2,6 +2,7 @@
 
 The row of a caption depends on its record, its number and the seed alone, so that any number of workers writes the
 same bytes, and memory stays small. Questions are shuffled, and therefore held in memory.
+Both are in one file of more than 300 lines, since they share the form of a row, the writer and the summary.
 """
 
 from __future__ import annotations

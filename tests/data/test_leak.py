@@ -10,7 +10,7 @@ from PIL import Image
 
 from pallava.data import image_hashes
 from pallava.data.image_hashes import TURNS, ImageHashes, hash_images, perceptual_hash, turned_hashes
-from pallava.data.leak import AuditRow, ImageMatch, LeakReport, _Known, audit, audit_rows, write_leak_report
+from pallava.data.leak import AuditRow, ImageMatch, LeakReport, _audit_rows, _Known, write_leak_report
 from pallava.data.material import open_records
 from pallava.data.sources.base import Pair, Question, to_json
 from pallava.errors import PallavaError
@@ -43,14 +43,13 @@ class Sets:
             image.save(self.root / side / file)
         rows.append(asked(file, question, f"{side}{len(rows)}"))
 
-    def audit(self, cache: str = "cache.sqlite", **options) -> LeakReport:
+    def audit(self, out: str = "leak.json", **options) -> LeakReport:
         files = {}
         for side, rows in self.rows.items():
-            path = self.root / f"{side}.jsonl"
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            files[side] = audit_rows(open_records(str(path), image_folder=self.root / side))
-        with Store(self.root / cache) as store:
-            return audit(files["train"], files["test"], store, **options)
+            files[side] = self.root / f"{side}.jsonl"
+            files[side].write_text("".join(json.dumps(row) + "\n" for row in rows))
+            options[f"{side}_images"] = self.root / side
+        return write_leak_report(str(files["train"]), str(files["test"]), self.root / out, **options)
 
 
 @pytest.fixture
@@ -196,7 +195,7 @@ def test_a_stopped_run_keeps_its_hashes(sets: Sets) -> None:
 def test_workers_change_nothing(sets: Sets) -> None:
     for seed in range(70):
         sets.add("test", picture(seed), "A?")
-    alone, together = sets.audit("1.sqlite"), sets.audit("2.sqlite", num_workers=2)
+    alone, together = sets.audit("1.json"), sets.audit("2.json", num_workers=2)
     assert alone == together
     assert len(alone.shared("images")) == 8
 
@@ -208,14 +207,14 @@ def test_kept_records_and_training_files_are_told_apart(tmp_path: Path) -> None:
     )
     (tmp_path / "summary.json").write_text(json.dumps({"image_folder": "/data", "sources": {"a": {}, "b": {}}}))
     kept = str(tmp_path / "kept.jsonl")
-    assert list(audit_rows(open_records(kept))) == [
+    assert list(_audit_rows(open_records(kept))) == [
         AuditRow("a:1", ("/data/sub/x.jpg",), ()),
         AuditRow("b:2", ("/data/sub/y.jpg",), ("is it",)),
     ]
-    assert next(audit_rows(open_records(kept, image_folder=tmp_path))).images == (f"{tmp_path}/sub/x.jpg",)
+    assert next(_audit_rows(open_records(kept, image_folder=tmp_path))).images == (f"{tmp_path}/sub/x.jpg",)
     train = tmp_path / "train.jsonl"
     train.write_text(json.dumps(asked("x.jpg", "Is it?", "7")) + "\n{broken\n[1]\n" + json.dumps({"image": None}))
-    rows = audit_rows(open_records(str(train), image_folder=tmp_path))
+    rows = _audit_rows(open_records(str(train), image_folder=tmp_path))
     assert list(rows) == [AuditRow("7", (f"{tmp_path}/x.jpg",), ("is it",))]
 
 
@@ -225,7 +224,7 @@ def test_one_id_in_two_sources_is_told_apart(tmp_path: Path, sources: list[str],
     rows = [{**to_json(Question(name, "7", "x.jpg", "Is it?", "yes")), "path": "x.jpg"} for name in sources]
     (tmp_path / "kept.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "summary.json").write_text(json.dumps({"image_folder": "/data", "sources": dict.fromkeys(sources)}))
-    assert [row.id for row in audit_rows(open_records(str(tmp_path / "kept.jsonl")))] == ids
+    assert [row.id for row in _audit_rows(open_records(str(tmp_path / "kept.jsonl")))] == ids
 
 
 def test_what_cannot_be_opened(tmp_path: Path) -> None:

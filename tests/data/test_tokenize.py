@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from pallava.cli import main
 from pallava.data.check import check_training_file
 from pallava.data.sources.files import RowDropped
-from pallava.data.tokenize import METADATA_NAME, load_prepared, prepare
+from pallava.data.tokenize import prepare
 from pallava.data.training_row import EncodingSettings, encode_row, tokenizer_hash
 from pallava.errors import PallavaError
 from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -164,7 +164,7 @@ def test_the_cache_is_used_and_follows_content_and_settings(run, tmp_path, monke
     run(file, settings=other)
     run(write(file, [row(), row()]))
     assert len(set((tmp_path / "cache").iterdir())) == 3
-    monkeypatch.setattr("pallava.data.tokenize.write_prepared", lambda *a, **k: pytest.fail("tokenized again"))
+    monkeypatch.setattr("pallava.data.tokenize._write_prepared", lambda *a, **k: pytest.fail("tokenized again"))
     assert run(write(file, [row()])).counts["read"] == 1
 
 
@@ -246,8 +246,8 @@ def test_command_writes_what_training_reads(tmp_path, smollm2_folder, smollm2_to
     other = copy.deepcopy(smollm2_tokenizer)
     other.add_tokens(["<new>"])
     with pytest.raises(PallavaError, match="another tokenizer"):
-        load_prepared(out, EncodingSettings.make(other, "qwen_chat", 64, 16))
-    (out / METADATA_NAME).unlink()
+        run(out, settings=EncodingSettings.make(other, "qwen_chat", 64, 16))
+    (out / "pallava_prepare.json").unlink()
     with pytest.raises(PallavaError, match="pallava data prepare"):
         run(out)
 
