@@ -7,8 +7,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "pallava"
 # Modules and functions that belong to io/, and the files that have a reason of their own.
 OF_IO = {
-    "fcntl": {"locks"},
-    "filelock": {"locks"},
+    "fcntl": {"processes"},
+    "filelock": {"processes"},
     "hashlib": {"hashing"},
     "os.sched_getaffinity": {"processes"},
     "os.cpu_count": {"processes"},

@@ -1,7 +1,6 @@
-"""Launching of trainers: one process, several, or several on several nodes, as `xtuner train` does it.
+"""Launching of trainers on one process or several, as `xtuner train` does it, but with this interpreter.
 
-Other than there, the interpreter is this one and not the first `python` on the path, the exit code is the trainer's,
-and half-set variables are refused instead of waiting for a node that never comes. ``python -m pallava.io.launch`` is
+Half-set variables are refused instead of waiting for a node that never comes. ``python -m pallava.io.launch`` is
 torchrun, with its arguments; where a process fails, that process has the last word, and no page of torchrun's.
 """
 
@@ -38,19 +37,29 @@ class Launch:
 
 
 def read_launch(environment: Mapping[str, str]) -> Launch:
-    """Read the launch variables of `xtuner train`.
-
-    Args:
-        environment: NPROC_PER_NODE, NNODES, NODE_RANK, ADDR, PORT and others; an empty one counts as unset.
+    """Read NPROC_PER_NODE, NNODES, NODE_RANK, ADDR and PORT, as `xtuner train` does; an empty one counts as unset.
 
     Raises:
         PallavaError: A variable is not an integer, or several nodes lack an address or a port.
     """
-    processes = _integer(environment, "NNODES", 1) * _integer(environment, "NPROC_PER_NODE", 1)
-    torchrun = _torchrun_arguments(environment) if processes > 1 else ()
-    command = (sys.executable, "-m", "pallava.io.launch", *torchrun) if torchrun else (sys.executable,)
-    node = _integer(environment, "NODE_RANK", 0)
-    return Launch(command, build_environment(environment), processes, node, torchrun)
+    nodes, processes = _integer(environment, "NNODES", 1), _integer(environment, "NPROC_PER_NODE", 1)
+    node, address = _integer(environment, "NODE_RANK", 0), environment.get("ADDR")
+    if nodes * processes <= 1:
+        return Launch((sys.executable,), build_environment(environment), nodes * processes, node)
+    port = _integer(environment, "PORT", 0)
+    if nodes > 1 and not (address and port):
+        raise PallavaError(
+            f"NNODES={nodes} needs ADDR, the first node's address, and PORT, a free port there; set both on every node"
+        )
+    torchrun = (
+        f"--nnodes={nodes}",
+        f"--node_rank={node}",
+        f"--nproc_per_node={processes}",
+        f"--master_addr={address or '127.0.0.1'}",
+        f"--master_port={port or free_port()}",
+    )
+    command = (sys.executable, "-m", "pallava.io.launch", *torchrun)
+    return Launch(command, build_environment(environment), nodes * processes, node, torchrun)
 
 
 def build_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -64,12 +73,7 @@ def build_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def build_command(script: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """Return the command that trains, from the launch variables of `xtuner train`.
-
-    Args:
-        script: xtuner's `tools/train.py`.
-        arguments: What follows `xtuner train`.
-        environment: The launch variables, as `read_launch` takes them.
+    """Return the command that trains with xtuner's `tools/train.py`, from the variables that `read_launch` reads.
 
     Raises:
         PallavaError: A variable is not an integer, or several nodes lack an address or a port.
@@ -90,10 +94,7 @@ def free_port() -> int:
 
 
 def run_processes(arguments: Sequence[str]) -> tuple[int, int] | None:
-    """Run torchrun to its end, in this process.
-
-    Args:
-        arguments: Arguments of torchrun, such as `Launch.torchrun` and a script's name.
+    """Run torchrun to its end, in this process, with arguments such as `Launch.torchrun` and a script's name.
 
     Returns:
         None, or (rank, exit code) of the first process that failed; a negative code is a signal's.
@@ -119,23 +120,6 @@ def main(arguments: Sequence[str]) -> int:
     if code < 0:
         sys.stderr.write(f"error: process {rank} was ended by signal {-code}\n")
     return code if code > 0 else _BY_SIGNAL - code
-
-
-def _torchrun_arguments(environment: Mapping[str, str]) -> tuple[str, ...]:
-    nodes, processes = (_integer(environment, name, 1) for name in ("NNODES", "NPROC_PER_NODE"))
-    address = environment.get("ADDR") or "127.0.0.1"
-    port = _integer(environment, "PORT", 0)
-    if nodes > 1 and not (environment.get("ADDR") and port):
-        raise PallavaError(
-            f"NNODES={nodes} needs ADDR, the first node's address, and PORT, a free port there; set both on every node"
-        )
-    return (
-        f"--nnodes={nodes}",
-        f"--node_rank={_integer(environment, 'NODE_RANK', 0)}",
-        f"--nproc_per_node={processes}",
-        f"--master_addr={address}",
-        f"--master_port={port or free_port()}",
-    )
 
 
 def _integer(environment: Mapping[str, str], name: str, default: int) -> int:

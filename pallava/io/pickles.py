@@ -16,13 +16,9 @@ MAX_BYTES = 1 << 30
 
 # Codes that bring objects from outside of the pickle, and one that reserves memory before it has the bytes.
 _REFUSED_CODES = {
-    "EXT1": "an object by its code in a registry",
-    "EXT2": "an object by its code in a registry",
-    "EXT4": "an object by its code in a registry",
-    "PERSID": "an object kept elsewhere",
-    "BINPERSID": "an object kept elsewhere",
-    "NEXT_BUFFER": "a buffer kept elsewhere",
-    "READONLY_BUFFER": "a buffer kept elsewhere",
+    **dict.fromkeys(["EXT1", "EXT2", "EXT4"], "an object by its code in a registry"),
+    **dict.fromkeys(["PERSID", "BINPERSID"], "an object kept elsewhere"),
+    **dict.fromkeys(["NEXT_BUFFER", "READONLY_BUFFER"], "a buffer kept elsewhere"),
     "BYTEARRAY8": "a bytearray",
 }
 _MADE: dict[str, Callable[..., Any]] = {"set": set, "frozenset": frozenset, "complex": complex}

@@ -1,7 +1,8 @@
-"""Processes: how many, a stream's work shared by several, and a command run as a child."""
+"""Processes: how many, a stream's work shared by several, a command run as a child, and locks between them."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -11,11 +12,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from itertools import chain, islice
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import TypeVar
+
+from filelock import FileLock, Timeout
 
 from pallava.errors import PallavaError
 
@@ -23,6 +26,7 @@ Value = TypeVar("Value")
 Result = TypeVar("Result")
 
 _WAITING = 4  # batches for each process: enough to keep it busy, few enough to keep memory flat
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _ENDS_WITH_STDIN = "PALLAVA_ENDS_WITH_STDIN"  # set for a child whose stdin its parent holds open
 
 
@@ -34,14 +38,9 @@ def batches(values: Iterable[Value], size: int) -> Iterator[list[Value]]:
 
 
 class WorkerPool:
-    """Processes that start with the first work worth sharing, and stay until the pool is closed."""
+    """Processes that start with the first work worth sharing, and stay until the pool is closed; 1 is this process."""
 
     def __init__(self, num_workers: int) -> None:
-        """Note the number of processes; 1 works in this one.
-
-        Raises:
-            PallavaError: There are fewer workers than one.
-        """
         if num_workers < 1:
             raise PallavaError(f"the number of workers must be at least 1, got {num_workers}")
         self._num_workers = num_workers
@@ -52,7 +51,7 @@ class WorkerPool:
 
         Args:
             function: A function at the top level of a module, since it is sent to the processes.
-            values: Values that are worth sending to another process, such as batches; a single one stays in this one.
+            values: Such as batches, worth sending to another process; a single one stays in this one.
 
         Raises:
             PallavaError: A worker was killed.
@@ -63,7 +62,7 @@ class WorkerPool:
             yield from map(function, chain(head, iterator))
             return
         if self._executor is None:
-            self._executor = ProcessPoolExecutor(self._num_workers, get_context("spawn"), start_worker)
+            self._executor = ProcessPoolExecutor(self._num_workers, get_context("spawn"), _start_worker)
         waiting: deque[Future[Result]] = deque()
         try:
             for value in chain(head, iterator):
@@ -91,11 +90,8 @@ def map_in_order(function: Callable[[Value], Result], values: Iterable[Value], n
     Raises:
         PallavaError: There are fewer workers than one, or a worker was killed.
     """
-    pool = WorkerPool(num_workers)
-    try:
+    with closing(WorkerPool(num_workers)) as pool:
         yield from pool.map(function, values)
-    finally:
-        pool.close()
 
 
 def num_cores(at_most: int | None = None) -> int:
@@ -107,12 +103,6 @@ def num_cores(at_most: int | None = None) -> int:
 def default_num_workers() -> int:
     """Return the default number of worker processes: one for each core, at most 16."""
     return num_cores(at_most=16)
-
-
-def start_worker() -> None:
-    """Prepare a process of a pool: leave Ctrl-C to the parent, and end with it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends the pool
-    threading.Thread(target=_end_with_pool, daemon=True).start()
 
 
 def run_child(
@@ -131,7 +121,7 @@ def run_child(
         command: The program and its arguments.
         on_line: Receives each line of its stdout and stderr, with the line break.
         environment: Environment variables of the child (default: those of this process).
-        log: File for the output, written line by line, so that it can be followed.
+        log: File for the output, which can be followed line by line.
 
     Returns:
         The exit code; 128 plus the signal's number if a signal ended it.
@@ -169,6 +159,29 @@ def end_with_parent() -> None:
 
 
 @contextmanager
+def hold_lock(path: str | Path, refusal: str) -> Iterator[None]:
+    """Keep other processes off within the context; the lock also ends with this process, be it by a kill.
+
+    On a file system without locks, as some clusters have them, nobody is kept off. The file is created, and stays.
+
+    Raises:
+        PallavaError: Another process holds the lock; the message is the `refusal`.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise PallavaError(refusal) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def _terminated_at_exit(process: subprocess.Popen[str]) -> Iterator[None]:
     def terminate(*_: object) -> None:
         with suppress(ProcessLookupError):
@@ -193,8 +206,12 @@ def _end_with_stdin() -> None:
     os._exit(1)
 
 
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too, and ends the pool
+    threading.Thread(target=_end_with_pool, daemon=True).start()  # a killed parent ends no pool
+
+
 def _end_with_pool() -> None:
-    """End this worker when its parent is gone: a killed one ends no pool."""
     if parent := parent_process():
         connection.wait([parent.sentinel])
         os._exit(1)

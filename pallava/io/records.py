@@ -162,12 +162,10 @@ class _Window:
         self._counted, self._line, self._column = 0, 1, 1  # line and column of text[counted]
 
     def position(self) -> str:
-        """Return line and column of the place, from 1."""
         self._count_to(self._at)
         return f"line {self._line}, column {self._column}"
 
     def peek(self) -> str:
-        """Skip spaces and return the next character; an empty text at the end."""
         while True:
             self._at = _NO_SPACE.search(self._text, self._at).start()  # type: ignore[union-attr]  # at the end at last
             if self._at < len(self._text):
@@ -176,7 +174,6 @@ class _Window:
                 return ""
 
     def take(self, character: str) -> None:
-        """Step over one character that must come next."""
         found = self.peek()
         if found != character:
             what = f"found {found!r}" if found else "the text ends"
@@ -184,7 +181,6 @@ class _Window:
         self._at += 1
 
     def parse(self, name: str) -> Any:
-        """Parse the next JSON value, reading on while it is not complete."""
         while True:
             start = self._at
             try:

@@ -13,8 +13,7 @@ from typing import Any
 from pallava.errors import PallavaError
 from pallava.io.files import write_json
 from pallava.io.launch import Launch
-from pallava.io.locks import hold_lock
-from pallava.io.processes import run_child
+from pallava.io.processes import hold_lock, run_child
 from pallava.model.clip import read_description
 from pallava.pretraining.model import ENCODER, LATEST, RUN, describe
 from pallava.pretraining.pairs import SHARDS, TABLE, count_steps, hash_pairs, read_left_out, write_pairs

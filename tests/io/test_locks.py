@@ -8,9 +8,9 @@ import filelock
 import pytest
 
 from pallava.errors import PallavaError
-from pallava.io.locks import hold_lock
+from pallava.io.processes import hold_lock
 
-HOLD = "from pallava.io.locks import hold_lock\nwith hold_lock({!r}, ''):\n    print('held', flush=True); input()"
+HOLD = "from pallava.io.processes import hold_lock\nwith hold_lock({!r}, ''):\n    print('held', flush=True); input()"
 
 
 def test_another_process_is_kept_off_until_it_ends(tmp_path):
