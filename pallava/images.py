@@ -126,10 +126,8 @@ def _name(source: ImageSource) -> str:
 
 def _foreign(source: ImageSource) -> str:
     """Return what an unknown file starts with, which shows a web page or an archive."""
-    head = b""
-    if isinstance(source, bytes):
-        head = source[:12]
-    elif isinstance(source, str | Path):
+    head = source[:12] if isinstance(source, bytes) else b""
+    if isinstance(source, str | Path):
         with Path(source).open("rb") as file:
             head = file.read(12)
     found = f" (it starts with {head!r})" if head else ""
@@ -169,9 +167,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _to_8_bit(image)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     result = image.convert("RGB")
     result.info = {}  # an orientation left behind would be applied a second time
     return result

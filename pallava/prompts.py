@@ -293,8 +293,8 @@ def turns_from_conversations(conversations: Sequence[Mapping[str, str]]) -> list
 
 
 def _read_message(message: Any, position: int) -> tuple[str, str]:
-    speaker = message.get("from") if isinstance(message, Mapping) else None
-    value = message.get("value") if isinstance(message, Mapping) else None
+    values = message if isinstance(message, Mapping) else {}
+    speaker, value = values.get("from"), values.get("value")
     if not isinstance(speaker, str) or not isinstance(value, str):
         raise PallavaError(
             f'message {position + 1} must be {{"from": "human" or "gpt", "value": text}}, got {message!r:.100}'
@@ -316,7 +316,9 @@ def encode_conversation(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBas
         prompt = _encode_question(turn, round_, tokenizer, template)
         answer = tokenizer.encode(turn.answer + template.suffix, add_special_tokens=False)
         if not template.suffix_as_eos:
-            answer = answer + _end_ids(tokenizer)
+            if tokenizer.eos_token_id is None:
+                raise PallavaError(f"the tokenizer must have an end token for prompt template '{template.name}'")
+            answer = answer + _as_list(tokenizer.eos_token_id)
         sep = tokenizer.encode(template.sep, add_special_tokens=False) if template.sep else []
         input_ids += prompt + answer + sep
         labels += [IGNORE_INDEX] * len(prompt) + answer + [IGNORE_INDEX] * len(sep)
@@ -342,7 +344,8 @@ def _encode_question(
     if turn.system:
         text = template.system.format(system=turn.system) + text
     # The begin token stands first, and again after an end token, but not after a suffix that ends an answer.
-    ids = _begin_ids(tokenizer) if round_ == 1 or not template.suffix_as_eos else []
+    begin = _as_list(_BEGIN_IDS.get(type(tokenizer).__name__, tokenizer.bos_token_id))
+    ids = begin if round_ == 1 or not template.suffix_as_eos else []
     for index, chunk in enumerate(text.split(IMAGE_TOKEN)):
         if index > 0:
             ids.append(IMAGE_TOKEN_INDEX)
@@ -350,16 +353,8 @@ def _encode_question(
     return ids
 
 
-def _begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids = _BEGIN_IDS.get(type(tokenizer).__name__, tokenizer.bos_token_id)
+def _as_list(ids: Any) -> list[int]:
     return list(ids) if isinstance(ids, list) else [] if ids is None else [ids]
-
-
-def _end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids = tokenizer.eos_token_id
-    if ids is None:
-        raise PallavaError("the tokenizer must have an end token for a prompt template that ends answers with it")
-    return list(ids) if isinstance(ids, list) else [ids]
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> list[int]:
@@ -369,6 +364,4 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) 
         index = tokenizer.convert_tokens_to_ids(token)
         if isinstance(index, int) and tokenizer.convert_ids_to_tokens(index) == token:
             ids.append(index)
-    if tokenizer.eos_token_id is not None:
-        ids += _end_ids(tokenizer)
-    return list(dict.fromkeys(ids))
+    return list(dict.fromkeys([*ids, *_as_list(tokenizer.eos_token_id)]))

@@ -58,8 +58,16 @@ class TileSpec:
         factor = processor.rescale_factor if processor.do_rescale else 1.0
         if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
             raise PallavaError(f"the image processor must scale pixels by 1/255, got {factor}")
+        size: Any = processor.crop_size if processor.do_center_crop else processor.size
+        values = {"height": size} if isinstance(size, int) else dict(size)  # newer transformers have a class of it
+        sides = {int(value) for key, value in values.items() if key in ("height", "width", "shortest_edge")}
+        if len(sides) != 1 or min(sides) < 1:
+            raise PallavaError(f"the image processor's size must be square, got {values}")
         mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0,) * 3, (1,) * 3)
-        return cls(_square_size(processor), _three("image_mean", mean), _three("image_std", std), processor.resample)
+        for name, numbers in (("image_mean", mean), ("image_std", std)):
+            if len(numbers) != 3:
+                raise PallavaError(f"the image processor's {name} must have 3 values, got {len(numbers)}")
+        return cls(sides.pop(), (*map(float, mean),), (*map(float, std),), processor.resample)  # type: ignore[arg-type]
 
 
 def choose_canvas(
@@ -79,17 +87,15 @@ def choose_canvas(
         PallavaError: The list of canvases is empty.
     """
     width, height = image_size
-    best, best_rank = (0, 0), (-1, 0)
-    for columns, rows in canvases:
-        canvas = (columns * tile_size, rows * tile_size)
+    if not canvases:
+        raise PallavaError("the list of canvases must not be empty")
+
+    def rank(canvas: tuple[int, int]) -> tuple[int, int]:
         scale = min(canvas[0] / width, canvas[1] / height)
         effective = min(int(width * scale) * int(height * scale), width * height)
-        rank = (effective, effective - canvas[0] * canvas[1])  # most pixels kept, then least padded
-        if rank > best_rank:
-            best, best_rank = canvas, rank
-    if best == (0, 0):
-        raise PallavaError("the list of canvases must not be empty")
-    return best
+        return effective, effective - canvas[0] * canvas[1]  # most pixels kept, then least padded
+
+    return max(((columns * tile_size, rows * tile_size) for columns, rows in canvases), key=rank)
 
 
 def make_tiles(
@@ -149,10 +155,8 @@ def join_tiles(tiles: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 def _fit(image: Image.Image, canvas_size: tuple[int, int], resample: int) -> Image.Image:
-    left, top, *new_size = place_on_canvas(image.size, canvas_size)
-    resized = image.resize((new_size[0], new_size[1]), resample)
-    if resized.size == canvas_size:
-        return resized
+    left, top, width, height = place_on_canvas(image.size, canvas_size)
+    resized = image.resize((width, height), resample)
     canvas = Image.new("RGB", canvas_size)
     canvas.paste(resized, (left, top))
     return canvas
@@ -163,19 +167,3 @@ def _normalize(stack: torch.Tensor, spec: TileSpec) -> torch.Tensor:
     mean, std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (spec.mean, spec.std))
     pixels = stack.permute(0, 3, 1, 2).contiguous().to(torch.float32)
     return pixels.div_(255).sub_(mean).div_(std)
-
-
-def _square_size(processor: CLIPImageProcessor) -> int:
-    size: Any = processor.crop_size if processor.do_center_crop else processor.size
-    values = {"height": size} if isinstance(size, int) else dict(size)  # newer transformers have a class of their own
-    sides = {int(value) for key, value in values.items() if key in ("height", "width", "shortest_edge")}
-    if len(sides) != 1 or min(sides) < 1:
-        raise PallavaError(f"the image processor's size must be square, got {values}")
-    return sides.pop()
-
-
-def _three(name: str, values: Sequence[float]) -> tuple[float, float, float]:
-    if len(values) != 3:
-        raise PallavaError(f"the image processor's {name} must have 3 values, one a channel, got {len(values)}")
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue

@@ -76,9 +76,9 @@ def run_prepare(options: argparse.Namespace) -> int:
         raise PallavaError(f"'{out}' exists already; give another folder, or remove it")
     from pallava.data.tokenize import prepare
     from pallava.data.training_row import EncodingSettings
-    from pallava.model.loading import open_tokenizer
+    from pallava.model.loading import load_tokenizer
 
-    tokenizer = open_tokenizer(options.tokenizer)
+    tokenizer = load_tokenizer(options.tokenizer)
     settings = EncodingSettings.make(tokenizer, **_room(options))
     prepared = prepare(options.data, tokenizer, settings, num_workers=options.workers, out=out)
     print(f"{out}: {prepared.describe()}")

@@ -3,6 +3,7 @@
 Importing it makes transformers' `AutoConfig`, `AutoModelForImageTextToText`, `AutoProcessor` and `pipeline` open model
 folders.
 """
+# ruff: noqa: F401 - the names that other parts import from here
 
 import os
 from collections.abc import Mapping, Sequence
@@ -25,25 +26,6 @@ from pallava.model.encoders import load_encoder, load_image_processor, load_plip
 from pallava.model.modeling import PALLaVAForConditionalGeneration
 from pallava.model.processor import Image, PALLaVAProcessor
 
-__all__ = [
-    "ConnectorConfig",
-    "MLPConnector",
-    "MLPConnectorConfig",
-    "PALLaVAConfig",
-    "PALLaVAForConditionalGeneration",
-    "PALLaVAProcessor",
-    "ScaleInvariantConnector",
-    "ScaleInvariantConnectorConfig",
-    "answer",
-    "ask",
-    "load",
-    "load_encoder",
-    "load_image_processor",
-    "load_plip",
-    "register_connector",
-    "register_encoder",
-]
-
 AutoConfig.register(PALLaVAConfig.model_type, PALLaVAConfig, exist_ok=True)
 AutoModel.register(PALLaVAConfig, PALLaVAForConditionalGeneration, exist_ok=True)
 AutoModelForImageTextToText.register(PALLaVAConfig, PALLaVAForConditionalGeneration, exist_ok=True)
@@ -60,9 +42,6 @@ def load(
         device: Name of the device; "auto" is this process's GPU, or else the CPU.
         **options: Options of `PALLaVAForConditionalGeneration.from_pretrained`, such as `base_llm` and
             `trust_remote_code`.
-
-    Returns:
-        The model and its processor.
 
     Raises:
         PallavaError: The device is not available, or the folder cannot be opened.
@@ -84,10 +63,10 @@ def ask(
     """Answer a question about an image, or several; greedily by default.
 
     Args:
-        model: The model.
-        processor: Its processor.
+        model: The first that `load` returns.
+        processor: The second.
         image: An image in any form that `pallava.open_image` takes, a list of them, or None.
-        question: The question.
+        question: Text with or without ``<image>``.
         history: Earlier questions with their answers; the images belong to the first.
         **options: Options of transformers' `generate`, such as `max_new_tokens`.
 
@@ -96,13 +75,12 @@ def ask(
     """
     images = [] if image is None else list(image) if isinstance(image, (list, tuple)) else [image]
     parts: list[dict[str, Any]] = [{"type": "image", "image": each} for each in images]
-    messages = []
-    for earlier, reply in history:
-        messages += [{"role": "user", "content": [*parts, {"type": "text", "text": earlier}]}]
-        messages += [{"role": "assistant", "content": reply}]
+    messages: list[dict[str, Any]] = []
+    for each, reply in (*history, (question, None)):
+        messages.append({"role": "user", "content": [*parts, {"type": "text", "text": each}]})
+        messages.append({"role": "assistant", "content": reply})
         parts = []
-    messages.append({"role": "user", "content": [*parts, {"type": "text", "text": question}]})
-    return answer(model, processor, [messages], **options)[0]
+    return answer(model, processor, [messages[:-1]], **options)[0]
 
 
 @torch.inference_mode()
@@ -112,13 +90,9 @@ def answer(
     conversations: Sequence[Sequence[Mapping[str, Any]]],
     **options: Any,
 ) -> list[str]:
-    """Answer a batch of conversations, each of which ends with a question.
+    """Answer a batch of conversations, as `PALLaVAProcessor.apply_chat_template` takes them, greedily by default.
 
-    Args:
-        model: The model.
-        processor: Its processor.
-        conversations: Messages as `PALLaVAProcessor.apply_chat_template` takes them.
-        **options: Options of transformers' `generate`; greedy by default.
+    The options are those of transformers' `generate`.
     """
     inputs = processor.apply_chat_template(conversations, tokenize=True, return_dict=True)
     return processor.batch_decode(model.generate(**inputs, **options))

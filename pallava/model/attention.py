@@ -33,9 +33,6 @@ class Eyes:
 def load_eyes(folder: str | os.PathLike[str]) -> Eyes:
     """Open encoder and connector of a model folder, in float32; its language model is neither read nor needed.
 
-    Args:
-        folder: A model folder, merged or with an adapter.
-
     Raises:
         PallavaError: The folder is not a model folder, or a weight is missing, unexpected or reshaped.
     """
@@ -75,15 +72,9 @@ def read_tiles(eyes: Eyes | Any, pixel_values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def cross_attention(connector: Any, overview: Tensor, tiles: Tensor) -> Tensor:
-    """Return the connector's attention to the tiles, averaged over the heads.
+    """Return a connector's attention (B, K, T, S) to the tiles, averaged over the heads; sums to 1 over S.
 
-    Args:
-        connector: A `ScaleInvariantConnector`.
-        overview: (B, T, D).
-        tiles: (B, S, D), without padding.
-
-    Returns:
-        (B, K, T, S), sums to 1 over the last dimension.
+    `overview` is (B, T, D), `tiles` (B, S, D) without padding.
 
     Raises:
         PallavaError: The connector has no cross-attention.
@@ -104,12 +95,7 @@ def embed_patches(tower: CLIPVisionModelWithProjection, pixel_values: Tensor) ->
     The last layer's attention, which gathers all of a tile into its class token, is left out: each patch passes on
     its own value alone.
 
-    Args:
-        tower: The vision tower with its projection.
-        pixel_values: (N, 3, P, P), normalized tiles.
-
-    Returns:
-        (N, T, E), each of length 1.
+    Normalized tiles (N, 3, P, P) give (N, T, E), each of length 1.
     """
     vision: Any = tower.vision_model
     hidden = vision.pre_layrnorm(vision.embeddings(pixel_values.to(tower.dtype)))

@@ -13,16 +13,14 @@ class PALLaVAConfig(PretrainedConfig):
     """Configuration of the whole model.
 
     Args:
-        text_config: Configuration of the language model, or its dictionary.
-        vision_config: Configuration of the encoder, or its dictionary; its `model_type` is CLIP's by default.
-        connector_config: Configuration of the connector, or its dictionary; its `model_type` is the published one's by
-            default.
+        text_config: Configuration of the language model; its `model_type` is Llama's by default.
+        vision_config: Configuration of the encoder; its `model_type` is CLIP's by default.
+        connector_config: Configuration of the connector; its `model_type` is the published one's by default.
         vision_feature_layer: Index of the encoder's hidden states that the connector reads.
         base_llm: Name or path of the language model, if the folder holds an adapter to it.
         encoder_source: Where the encoder came from, which may hold the text tower that belongs to it; the folder
             itself does not need it.
         connector_class: Import path of the connector's class, if it does not come with pallava.
-        **kwargs: Passed on to transformers.
 
     Raises:
         PallavaError: The kind of encoder or connector is not registered.

@@ -1,9 +1,7 @@
 """Connectors: what turns the encoder's tokens of an image into the tokens that the language model reads.
 
-`CONNECTORS` holds their classes by the `model_type` of their configuration, which the model folder keeps. The published
-one, `ScaleInvariantConnector`, lets the overview's tokens read the tiles' tokens; `MLPConnector` reads the overview
-alone. A connector of your own is a class in a module of your own: see `register_connector`. One file, if a long one,
-because the published connector, its keys and the registry refer to each other.
+A connector of your own is a class in a module of your own: see `register_connector`. One file, if a long one, because
+the published connector, its keys and the registry refer to each other.
 
 Letters in shape comments: I images, T tokens of a tile, M tile tokens of an image, D encoder width, H language model
 width.
@@ -23,14 +21,7 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel, PretrainedConfig
 from transformers.activations import ACT2FN
 
 from pallava.errors import PallavaError
-from pallava.model.weights import (
-    CONNECTOR_RENAMES,
-    compare_keys,
-    list_keys,
-    load_strictly,
-    read_weights,
-    rename_keys,
-)
+from pallava.model.weights import CONNECTOR_RENAMES, compare_keys, list_keys, load_strictly, read_weights, rename_keys
 
 CONNECTOR_PREFIXES = ("projector.", "connector.")
 """Prefixes of its keys in a checkpoint: the published one, and ours."""
@@ -46,7 +37,6 @@ class ConnectorConfig(PretrainedConfig):
     Args:
         visual_hidden_size: Width D of the encoder's tokens.
         llm_hidden_size: Width H of the language model's embeddings.
-        **kwargs: Passed on to transformers.
     """
 
     def __init__(self, visual_hidden_size: int = 768, llm_hidden_size: int = 4096, **kwargs: Any) -> None:
@@ -60,12 +50,7 @@ class ConnectorConfig(PretrainedConfig):
         return True
 
     def num_visual_tokens(self, tokens_per_tile: int, max_tiles: int) -> int:
-        """Return the largest number of visual tokens of one image.
-
-        Args:
-            tokens_per_tile: Number T of tokens that the encoder makes of a tile or an overview.
-            max_tiles: Largest number of tiles of an image, its overview not counted.
-        """
+        """Return the largest number of visual tokens of one image; `max_tiles` does not count its overview."""
         return tokens_per_tile
 
     def describe(self) -> str:
@@ -78,16 +63,12 @@ class ScaleInvariantConnectorConfig(ConnectorConfig):
 
     Args:
         visual_hidden_size: Width D of the encoder's tokens, and of the connector's own layers.
-        llm_hidden_size: Width H of the language model's embeddings.
-        num_hidden_layers: Number of layers of self-attention, cross-attention and feed-forward.
         num_attention_heads: Number of heads of each attention; must divide `visual_hidden_size`.
-        intermediate_size: Width inside the feed-forward.
         add_cross_attention: Whether any layer reads the tiles.
         cross_attention_layers: Indices of the layers that read the tiles (default: all of them).
         projection_depth: Number of linear layers from D to H, with GELU between them.
         dropout: Dropout of hidden states and attention probabilities in training.
         initializer_range: Standard deviation of new weights.
-        **kwargs: Passed on to transformers.
 
     Raises:
         PallavaError: The heads do not divide the width.
@@ -180,10 +161,12 @@ class ScaleInvariantConnector(PreTrainedModel):
         # The layers are run without the model around them: in newer transformers it asks the first norm for a scale,
         # and the published connector's has none.
         queries = self.qformer.dropout(self.qformer.layernorm(overview))
-        across = {"encoder_hidden_states": tiles, "encoder_attention_mask": _additive(tile_mask, tiles.dtype)}
-        read = self.qformer.encoder(
-            queries, query_length=queries.shape[1], **(across if self.config.add_cross_attention else {})
-        ).last_hidden_state  # (I, T, D)
+        across: dict[str, Any] = {}
+        if self.config.add_cross_attention:
+            lowest = torch.finfo(tiles.dtype).min  # is added to the scores of padding: (I, 1, 1, M)
+            mask = None if tile_mask is None else (1 - tile_mask[:, None, None].to(tiles.dtype)) * lowest
+            across = {"encoder_hidden_states": tiles, "encoder_attention_mask": mask}
+        read = self.qformer.encoder(queries, query_length=queries.shape[1], **across).last_hidden_state  # (I, T, D)
         return self.projection(self.norm(overview + read))  # (I, T, H)
 
     @classmethod
@@ -203,10 +186,10 @@ class ScaleInvariantConnector(PreTrainedModel):
         Raises:
             PallavaError: The weights cannot be read, or are not those of a connector.
         """
-        state = dict(source) if isinstance(source, Mapping) else read_weights(source)
-        name = name or ("the given state dict" if isinstance(source, Mapping) else source)
-        state = own_connector_keys(state)
-        connector = cls(infer_connector_config(state, num_attention_heads=num_attention_heads, source=name))
+        is_state = isinstance(source, Mapping)
+        name = name or ("the given state dict" if is_state else source)
+        state = own_connector_keys(source if is_state else read_weights(source))  # type: ignore[arg-type]
+        connector = cls(_infer_config(state, num_attention_heads, name))
         load_strictly(connector, state, source=name)
         return connector.eval()
 
@@ -221,27 +204,16 @@ class ScaleInvariantConnector(PreTrainedModel):
 
 
 class MLPConnectorConfig(ConnectorConfig):
-    """Sizes of an `MLPConnector`.
-
-    Args:
-        visual_hidden_size: Width D of the encoder's tokens.
-        llm_hidden_size: Width H of the language model's embeddings.
-        projection_depth: Number of linear layers from D to H, with GELU between them.
-        **kwargs: Passed on to transformers.
-    """
+    """Sizes of an `MLPConnector`; fields as in `ScaleInvariantConnectorConfig`."""
 
     model_type = "pallava_mlp"
+    reads_tiles = False  # type: ignore[assignment]
 
     def __init__(
         self, visual_hidden_size: int = 768, llm_hidden_size: int = 4096, projection_depth: int = 2, **kwargs: Any
     ) -> None:
         super().__init__(visual_hidden_size, llm_hidden_size, **kwargs)
         self.projection_depth = projection_depth
-
-    @property
-    def reads_tiles(self) -> bool:
-        """Never."""
-        return False
 
     def describe(self) -> str:
         """Return the number of layers."""
@@ -277,9 +249,6 @@ def register_connector(connector_class: ConnectorClass) -> ConnectorClass:
         connector_class: A `PreTrainedModel` built from its configuration alone. Its `config_class` is a subclass of
             `ConnectorConfig`. Its `forward` takes `overview` (I, T, D), `tiles` (I, M, D) and `tile_mask` (I, M), 1 for
             a real token, and returns (I, T', H), or a list of (T_i, H) where images have different numbers of tokens.
-
-    Returns:
-        The class itself.
 
     Raises:
         PallavaError: It is not such a class, or its `model_type` is that of another connector.
@@ -332,16 +301,13 @@ def import_name(name: str) -> Any:
 def build_connector(
     visual_hidden_size: int, llm_hidden_size: int, kind: Any = ScaleInvariantConnectorConfig.model_type, **sizes: Any
 ) -> Any:
-    """Build a new connector for an encoder and a language model of these widths.
+    """Build a connector with new weights for an encoder and a language model of these widths.
 
     Args:
-        visual_hidden_size: Width of the encoder's tokens.
-        llm_hidden_size: Width of the language model's embeddings.
+        visual_hidden_size: Width D of the encoder's tokens.
+        llm_hidden_size: Width H of the language model's embeddings.
         kind: A connector as `find_connector` takes it, or a function, or its import path, that returns a connector.
         **sizes: The other fields of its configuration; `num_attention_heads` is chosen by `choose_heads` by default.
-
-    Returns:
-        The connector, with new weights.
 
     Raises:
         PallavaError: There is no such connector or field.
@@ -374,11 +340,7 @@ def choose_heads(width: int) -> int:
 
 
 def make_connector_config(values: Mapping[str, Any], class_name: str | None = None) -> Any:
-    """Build a connector's configuration from its dictionary; imports nothing.
-
-    Args:
-        values: The dictionary; its `model_type` is that of the published connector by default.
-        class_name: Import path of the class, for the message.
+    """Build a connector's configuration from its dictionary, by default the published one's; imports nothing.
 
     Raises:
         PallavaError: Its class is not registered.
@@ -395,24 +357,14 @@ def make_connector_config(values: Mapping[str, Any], class_name: str | None = No
 
 
 def describe_connector(values: Mapping[str, Any], class_name: str | None = None) -> str:
-    """Return in words the connector of a ``config.json``, for the model card; imports nothing.
-
-    Args:
-        values: The part `connector_config`.
-        class_name: The part `connector_class`: the import path of a connector that does not come with pallava.
-    """
+    """Describe `connector_config` and `connector_class` of a ``config.json`` for the model card; imports nothing."""
     kind = values.get("model_type", ScaleInvariantConnectorConfig.model_type)
     described = make_connector_config(values).describe() if kind in CONNECTORS else str(kind)
     return f"{described}; {class_name}, which is not part of pallava" if class_name else described
 
 
 def check_reopenable(connector: nn.Module) -> None:
-    """Refuse a connector that no model folder could bring back, and register any other.
-
-    To be called before the first training step.
-
-    Args:
-        connector: The connector, as it is to be trained.
+    """Refuse a connector that no model folder could bring back before it is trained, and register any other.
 
     Raises:
         PallavaError: Its class cannot be imported by name or is not a connector, its configuration does not survive
@@ -445,11 +397,6 @@ def _as_json(config: PretrainedConfig) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Turn (I, M), 1 for a real token, into what is added to attention scores: (I, 1, 1, M), 0 for a real token."""
-    return None if mask is None else (1 - mask[:, None, None].to(dtype)) * torch.finfo(dtype).min
-
-
 def own_connector_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a connector's weights under our keys, from ours or the published ones, alone or inside a checkpoint."""
     inside = {key: value for key, value in state.items() if key.startswith(CONNECTOR_PREFIXES)}
@@ -459,12 +406,7 @@ def own_connector_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def own_checkpoint_keys(state: Mapping[str, Tensor], config: PretrainedConfig, source: object) -> dict[str, Tensor]:
-    """Return a checkpoint's weights under our keys, from ours or the published ones.
-
-    Args:
-        state: Weights of a training checkpoint.
-        config: Configuration of the connector that they are for.
-        source: Origin of the weights, for the message.
+    """Return a training checkpoint's weights under our keys, from ours or the published ones, for a connector.
 
     Raises:
         PallavaError: They were trained with cross-attention and the connector has none, or the reverse.
@@ -481,36 +423,27 @@ def own_checkpoint_keys(state: Mapping[str, Tensor], config: PretrainedConfig, s
     return {**others, **{f"connector.{key}": value for key, value in connector.items()}}
 
 
-def infer_connector_config(
-    state: Mapping[str, Tensor], *, num_attention_heads: int, source: object = "the state dict"
-) -> ScaleInvariantConnectorConfig:
-    """Infer a published connector's sizes from the keys and shapes of its weights.
-
-    Raises:
-        PallavaError: A key that every such connector has is missing.
-    """
+def _infer_config(state: Mapping[str, Tensor], num_attention_heads: int, source: object) -> Any:
+    """Infer a published connector's sizes from the keys and shapes of its weights."""
     layer = "qformer.encoder.layer."
     numbers = _numbers(state, layer, source)
-    depths = _numbers({key: 0 for key in state if key.endswith("weight")}, "projection.", source)
-    feed_forward = state.get(f"{layer}0.intermediate_query.dense.weight")
-    matrices = [feed_forward, *(state[f"projection.{depth}.weight"] for depth in depths)]
-    if not numbers or not depths or any(matrix is None or matrix.dim() != 2 for matrix in matrices):
+    depths = _numbers((key for key in state if key.endswith("weight")), "projection.", source)
+    names = [f"{layer}0.intermediate_query.dense.weight", *(f"projection.{depth}.weight" for depth in sorted(depths))]
+    matrices = [state[name] for name in names if name in state and state[name].dim() == 2]
+    if not numbers or not depths or len(matrices) < len(names):
         raise PallavaError(
             f"'{source}' must hold a connector, with keys such as model.bert.encoder.layer.0.... and "
             f"model.mlp.model.0.weight, got {', '.join(sorted(state)[:3]) or 'none'}"
         )
     if numbers != set(range(len(numbers))):
         raise PallavaError(f"the Q-Former in '{source}' must have layers without a gap, got {sorted(numbers)[:10]}")
-    feed_forward, last = state[f"{layer}0.intermediate_query.dense.weight"], state[f"projection.{max(depths)}.weight"]
     return ScaleInvariantConnectorConfig(
-        visual_hidden_size=feed_forward.shape[1],
-        llm_hidden_size=last.shape[0],
-        num_hidden_layers=max(numbers) + 1,
+        visual_hidden_size=matrices[0].shape[1],
+        llm_hidden_size=matrices[-1].shape[0],
+        num_hidden_layers=len(numbers),
         num_attention_heads=num_attention_heads,
-        intermediate_size=feed_forward.shape[0],
-        cross_attention_layers=sorted(
-            n for n in numbers if any(k.startswith(f"{layer}{n}.crossattention") for k in state)
-        ),
+        intermediate_size=matrices[0].shape[0],
+        cross_attention_layers=sorted(_numbers((key for key in state if ".crossattention" in key), layer, source)),
         projection_depth=len(depths),
     )
 

@@ -1,12 +1,11 @@
 """Any encoder that makes a grid of patch tokens: CLIP, DINOv2, SigLIP, and the vision transformers of timm.
 
-`ENCODERS` holds how PA-LLaVA uses each kind, by the `model_type` of its configuration, which the model folder keeps;
-`load_encoder` and `load_image_processor` open one kind after the other from the places their weights come from. Kinds
-and their opening are one file, if a long one, because to add a kind is to write both.
+Kinds and their opening are one file, if a long one, because to add a kind is to write both.
 """
 
 import copy
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,24 +33,9 @@ from pallava.model.clip import (
     open_clip_to_huggingface,
     read_description,
 )
-from pallava.model.timm_encoder import (
-    SCHEME,
-    TimmEncoder,
-    TimmEncoderConfig,
-    open_timm,
-    open_timm_folder,
-    timm_patch_size,
-    timm_tile_spec,
-)
+from pallava.model.timm_encoder import SCHEME, TimmEncoder, TimmEncoderConfig, open_timm, outline_timm, timm_tile_spec
 from pallava.model.versions import vision_tower
-from pallava.model.weights import (
-    PLIP_RENAMES,
-    StateDict,
-    build_with_weights,
-    read_json,
-    read_weights,
-    rename_keys,
-)
+from pallava.model.weights import PLIP_RENAMES, build_with_weights, read_json, read_weights, rename_keys
 from pallava.tiling import TileSpec
 
 _CLIP, _SIGLIP = "clip_vision_model", "siglip_vision_model"
@@ -83,15 +67,15 @@ class _Transformers:
 
     config_class: type[PretrainedConfig]
     build: Any
-    embed: Callable[[Any, Tensor], Tensor]
-    trunk: Callable[[Any], nn.Module]
+    embed: Callable[[Any, Tensor], Tensor] = lambda tower, pixels: tower.embeddings(pixels)
     layers: str = "layers"
-    num_prefix_tokens: Callable[[Any], int] = lambda config: 0
+    num_prefix_tokens: int = 0  # register tokens not counted
 
     def tokens(self, encoder: Any, pixel_values: Tensor, layer: int) -> Tensor:
-        hidden = self.embed(encoder, pixel_values.to(encoder.dtype))
-        hidden = first_layers(self.trunk(encoder), self.layers, layer)(hidden).last_hidden_state
-        return hidden[:, self.num_prefix_tokens(encoder.config) :]
+        tower = vision_tower(encoder)
+        hidden = self.embed(tower, pixel_values.to(encoder.dtype))
+        hidden = first_layers(tower.encoder, self.layers, layer)(hidden).last_hidden_state
+        return hidden[:, self.num_prefix_tokens + getattr(encoder.config, "num_register_tokens", 0) :]
 
 
 class _Timm:
@@ -108,27 +92,14 @@ ENCODERS: dict[str, EncoderAdapter] = {
     _CLIP: _Transformers(
         CLIPVisionConfig,
         CLIPVisionModel,
-        lambda m, x: vision_tower(m).pre_layrnorm(vision_tower(m).embeddings(x)),
-        lambda m: vision_tower(m).encoder,
-        num_prefix_tokens=lambda config: 1,
+        lambda tower, pixels: tower.pre_layrnorm(tower.embeddings(pixels)),
+        num_prefix_tokens=1,
     ),
-    "dinov2": _Transformers(
-        Dinov2Config, Dinov2Model, lambda m, x: m.embeddings(x), lambda m: m.encoder, "layer", lambda config: 1
-    ),
+    "dinov2": _Transformers(Dinov2Config, Dinov2Model, layers="layer", num_prefix_tokens=1),
     "dinov2_with_registers": _Transformers(
-        Dinov2WithRegistersConfig,
-        Dinov2WithRegistersModel,
-        lambda m, x: m.embeddings(x),
-        lambda m: m.encoder,
-        "layer",
-        lambda config: 1 + config.num_register_tokens,
+        Dinov2WithRegistersConfig, Dinov2WithRegistersModel, layers="layer", num_prefix_tokens=1
     ),
-    _SIGLIP: _Transformers(
-        SiglipVisionConfig,
-        SiglipVisionModel,
-        lambda m, x: vision_tower(m).embeddings(x),
-        lambda m: vision_tower(m).encoder,
-    ),
+    _SIGLIP: _Transformers(SiglipVisionConfig, SiglipVisionModel),
     "pallava_timm": _Timm(),
 }
 """Adapters by the `model_type` of the encoder's configuration."""
@@ -194,10 +165,7 @@ def patch_tokens(encoder: Any, pixel_values: Tensor, layer: int = -2) -> Tensor:
 def first_layers(trunk: nn.Module, name: str, layer: int) -> Any:
     """Return a copy of a trunk that shares its layers and runs them only up to the hidden states of `layer`.
 
-    Args:
-        trunk: A module that runs its layers one after the other.
-        name: Name of its list of layers.
-        layer: Index into the hidden states, of which the first is the trunk's input.
+    `name` is that of its list of layers; the first hidden states are the trunk's input.
     """
     layers: Any = getattr(trunk, name)
     shorter = copy.copy(trunk)
@@ -226,7 +194,8 @@ def load_encoder(source: str | os.PathLike[str], **options: Any) -> Any:
     path = Path(source)
     description = _description(path)
     if "architecture" in description:
-        return open_timm_folder(path, description, **options)
+        own = {"checkpoint": path, "resamples": "img_size" in options}
+        return open_timm(description["architecture"], **{**description.get("model_args", {}), **options, **own})
     kind = _kind(description)
     if kind == _CLIP:
         return load_plip(path, **options)
@@ -263,11 +232,7 @@ def load_plip(source: str | os.PathLike[str], model_name: str | None = None) -> 
 
 
 def load_image_processor(source: str | os.PathLike[str], **options: Any) -> CLIPImageProcessor:
-    """Open an encoder's preprocessing: size, normalization and filter of its tiles, from the source of its weights.
-
-    Args:
-        source: As in `load_encoder`.
-        **options: As in `load_encoder`.
+    """Open an encoder's preprocessing: size, normalization and filter of its tiles; takes what `load_encoder` takes.
 
     Raises:
         PallavaError: The encoder does not exist, or its tiles are not square.
@@ -288,11 +253,7 @@ def load_image_processor(source: str | os.PathLike[str], **options: Any) -> CLIP
 
 
 def count_tokens(source: str | os.PathLike[str], **options: Any) -> int:
-    """Return the number of patch tokens that an encoder makes of a tile, without opening its weights.
-
-    Args:
-        source: As in `load_encoder`.
-        **options: As in `load_encoder`.
+    """Return the number of patch tokens of a tile without opening weights; takes what `load_encoder` takes.
 
     Raises:
         PallavaError: The encoder does not exist.
@@ -300,7 +261,8 @@ def count_tokens(source: str | os.PathLike[str], **options: Any) -> int:
     size = TileSpec.from_image_processor(load_image_processor(source, **options)).size
     values = _description(Path(source))
     if str(source).startswith(SCHEME) or "architecture" in values:
-        return (size // timm_patch_size(str(source).removeprefix(SCHEME), values, **options)) ** 2
+        patches = outline_timm(str(source).removeprefix(SCHEME), values, options).patch_embed
+        return (size // patches.patch_size[0]) ** 2
     config = encoder_config({**values.get("vision_config", values), "model_type": _kind(values)})
     config.image_size = size
     return num_tokens(config)
@@ -341,14 +303,13 @@ def _open_open_clip(path: Path, model_name: str) -> CLIPVisionModel:
     return build_with_weights(CLIPVisionModel, config, open_clip_to_huggingface(visual), path)
 
 
-def _tower_state(folder: Path, kind: str) -> StateDict:
+def _tower_state(folder: Path, kind: str) -> dict[str, Tensor]:
     state = read_weights(folder)
     if kind == _CLIP:
         return rename_keys({k: v for k, v in state.items() if not k.startswith(_OTHER_PARTS)}, PLIP_RENAMES)
     if kind == _SIGLIP:
-        state = {key: value for key, value in state.items() if key.startswith("vision_model.")}
-        left_out = ("vision_model.head.", "vision_model.embeddings.position_ids")
-        return {key: value for key, value in state.items() if not key.startswith(left_out)}
+        tower = re.compile(r"vision_model\.(?!head\.|embeddings\.position_ids)")
+        return {key: value for key, value in state.items() if tower.match(key)}
     trunk = {key.removeprefix(f"{kind}."): value for key, value in state.items() if key.startswith(f"{kind}.")}
     return trunk or state  # a classifier holds its trunk under this name
 

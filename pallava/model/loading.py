@@ -10,13 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from pallava.devices import device_dtype
 from pallava.errors import PallavaError
@@ -41,11 +35,9 @@ class _Placeholder(nn.Module):
 
 
 def find_folder(folder: str | os.PathLike[str], options: dict[str, Any]) -> Path:
-    """Return the folder itself, or the local copy of a repository on the Hugging Face hub.
+    """Return the folder itself, or the local copy of a repository (``owner/name``) on the Hugging Face hub.
 
-    Args:
-        folder: A path, or ``owner/name``.
-        options: Options of `from_pretrained`; those of the hub are removed.
+    The hub's options are removed from `options`.
 
     Raises:
         PallavaError: The folder does not exist, or is not a model folder.
@@ -65,16 +57,7 @@ def find_folder(folder: str | os.PathLike[str], options: dict[str, Any]) -> Path
 
 
 def open_whole(opener: Any, path: Path, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Open a folder by transformers' own `from_pretrained`, strictly and from safetensors alone.
-
-    Args:
-        opener: `PreTrainedModel.from_pretrained`, bound to the class.
-        path: The folder.
-        args: Positional arguments of the class.
-        options: Options of the opener.
-
-    Returns:
-        The result of the opener.
+    """Open a folder strictly and from safetensors alone by `opener`, transformers' own `from_pretrained`.
 
     Raises:
         PallavaError: Weights cannot be read, or one is missing, unexpected, reshaped or not finite.
@@ -95,14 +78,9 @@ def open_whole(opener: Any, path: Path, args: tuple[Any, ...], options: dict[str
 def open_beside_llm(
     opener: Any, path: Path, args: tuple[Any, ...], options: dict[str, Any], base_llm: str | None
 ) -> Any:
-    """Open encoder and connector from a folder, and its adapter beside the base language model.
+    """Open encoder and connector from a folder as `open_whole` does, and its adapter beside the base language model.
 
-    Args:
-        opener: As in `open_whole`.
-        path: The folder.
-        args: Positional arguments of the class.
-        options: Options of the opener; those of placement and quantization go to the language model.
-        base_llm: Name or path of the base language model (default: the one that the folder names).
+    Options of placement and quantization go to the language model; `base_llm` is by default the one the folder names.
 
     Raises:
         PallavaError: As in `open_whole`, or the base language model cannot be opened.
@@ -110,7 +88,7 @@ def open_beside_llm(
     config = options.pop("config", None) or PALLaVAConfig.from_pretrained(path)
     llm_options = {key: options.pop(key) for key in _LLM_OPTIONS if options.get(key) is not None}
     base = base_llm or config.base_llm
-    llm = load_adapter(base, path / ADAPTER_FOLDER, torch_dtype=options["torch_dtype"], **llm_options)
+    llm = _load_adapter(base, path / ADAPTER_FOLDER, torch_dtype=options["torch_dtype"], **llm_options)
     own = copy.deepcopy(config)
     # "auto" means the type that the folder's weights are stored in, and not what the config says of the whole.
     setattr(own, "dtype" if hasattr(own, "dtype") else "torch_dtype", None)
@@ -128,13 +106,7 @@ def is_adapted(llm: nn.Module) -> bool:
 
 
 def add_lora(llm: nn.Module, config: Any) -> Any:
-    """Add LoRA to a language model.
-
-    Args:
-        llm: The language model.
-        config: peft's `LoraConfig`, or its fields; without `target_modules` every linear layer but the output's is
-            adapted.
-    """
+    """Add LoRA to a language model, to all linear layers but the output's if the config has no `target_modules`."""
     block_broken_bitsandbytes()
     from peft import LoraConfig, get_peft_model  # imports bitsandbytes where it finds it
 
@@ -144,18 +116,8 @@ def add_lora(llm: nn.Module, config: Any) -> Any:
     return get_peft_model(llm, config)  # type: ignore[arg-type]
 
 
-def load_adapter(base_llm: str | None, adapter: Path, **options: Any) -> Any:
-    """Open the base language model with a LoRA adapter, through peft.
-
-    Args:
-        base_llm: Name or path of the base language model.
-        adapter: The adapter's folder.
-        **options: As in `open_llm`.
-
-    Raises:
-        PallavaError: The base is not named or cannot be opened, or the adapter is unsafe, incomplete or of another
-            model.
-    """
+def _load_adapter(base_llm: str | None, adapter: Path, **options: Any) -> Any:
+    """Open the base language model with a LoRA adapter, through peft."""
     if not base_llm:
         raise PallavaError(f"adapter '{adapter}' does not name its base language model; give base_llm=... (its path)")
     state = read_weights(adapter)
@@ -202,57 +164,40 @@ def open_llm(name_or_path: str | os.PathLike[str], **options: Any) -> Any:
     return model
 
 
-def open_tokenizer(name_or_path: str | os.PathLike[str], **options: Any) -> Any:
-    """Open a language model's tokenizer; arguments as in `open_llm`.
-
-    Raises:
-        PallavaError: The tokenizer does not exist, or cannot be read.
-    """
-    with loading_errors(name_or_path, "tokenizer"):
-        return AutoTokenizer.from_pretrained(name_or_path, **{"trust_remote_code": False, **options})
-
-
 def load_llm(
     pretrained_model_name_or_path: str, torch_dtype: str | torch.dtype | None = "auto", **options: Any
 ) -> PreTrainedModel:
-    """Load the language model that a config names; takes what `open_llm` takes.
+    """Load the language model that a config names, as `open_llm` does, in the precision of training.
 
-    Args:
-        pretrained_model_name_or_path: A folder, or a name on the Hugging Face hub.
-        torch_dtype: Precision; "auto" is that of training on this device (bf16, fp16, or float32 on a CPU), whatever
-            the files hold, and None that of transformers.
-        **options: Options of `AutoModelForCausalLM.from_pretrained`, such as `gguf_file` or `quantization_config`.
-
-    Raises:
-        PallavaError: The model does not exist, cannot be read, or is incomplete.
+    `torch_dtype` "auto" is that of this device (bf16, fp16, or float32 on a CPU), whatever the files hold, None
+    that of transformers.
     """
     if isinstance(torch_dtype, str):
         torch_dtype = device_dtype() if torch_dtype == "auto" else torch_dtype.removeprefix("torch.")
     return open_llm(pretrained_model_name_or_path, torch_dtype=torch_dtype, **options)
 
 
-def load_tokenizer(pretrained_model_name_or_path: str, **options: Any) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that a config names; takes what `open_tokenizer` takes.
+def load_tokenizer(pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Any:
+    """Load a language model's tokenizer; arguments as in `open_llm`.
 
     Raises:
         PallavaError: The tokenizer does not exist, or cannot be read.
     """
-    return open_tokenizer(pretrained_model_name_or_path, **options)
+    with loading_errors(pretrained_model_name_or_path, "tokenizer"):
+        return AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **{"trust_remote_code": False, **options})
 
 
 @contextmanager
 def loading_errors(source: str | os.PathLike[str], part: str = "language model") -> Iterator[None]:
     """Turn whatever transformers raises on a missing or broken part of the model into one sentence.
 
-    Args:
-        source: Name or path of the part.
-        part: What it is, for the message.
-
     Raises:
         PallavaError: Instead of any other exception.
     """
     advice = "give the path of a Hugging Face folder, or a name on the hub that this machine can reach and may read"
-    if _is_local(str(source)) and not Path(source).exists():
+    name = str(source)  # on the hub, it has at most one slash and no leading dot or slash
+    is_local = name.startswith((".", "/", "~")) or (name.count("/") > 1 and ":" not in name)
+    if is_local and not Path(source).exists():
         raise PallavaError(f"{part} '{source}' does not exist; {advice}")
     try:
         yield
@@ -277,17 +222,11 @@ def greedy(llm: Any) -> GenerationConfig:
     )
 
 
-def _is_local(source: str) -> bool:
-    """Return whether it cannot be a name on the hub, which has at most one slash and no leading dot or slash."""
-    return source.startswith((".", "/", "~")) or (source.count("/") > 1 and ":" not in source)
-
-
 def _check_complete(report: Mapping[str, Any], source: str, on_meta: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-    mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
     found = {
         "missing": sorted({*report["missing_keys"], *on_meta}),
         "unexpected": sorted(report["unexpected_keys"]),
-        "reshaped": sorted(mismatched),
+        "reshaped": sorted(key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]),
     }
     if wrong := list_keys(found):
         raise PallavaError(

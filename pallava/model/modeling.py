@@ -7,7 +7,7 @@ of an image, D encoder width, H language model width.
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import LongTensor, Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pallava.errors import PallavaError
@@ -67,17 +67,16 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> "PALLaVAForConditionalGeneration":
         """Build the whole from a causal language model (with or without LoRA), an encoder and a connector.
 
-        Args:
-            llm: The language model.
-            encoder: A vision model of any kind in `pallava.model.encoders.ENCODERS`.
-            connector: A connector of any kind.
-            vision_feature_layer: Index of the encoder's hidden states that the connector reads.
+        `vision_feature_layer` is the index of the encoder's hidden states that the connector reads.
 
         Raises:
             PallavaError: The widths of the parts do not fit, or the encoder's kind is not registered.
         """
-        _check_width("encoder", encoder.config.hidden_size, "visual_hidden_size", connector)
-        _check_width("language model", llm.config.hidden_size, "llm_hidden_size", connector)
+        for field, part in (("visual_hidden_size", encoder), ("llm_hidden_size", llm)):
+            width, expected = part.config.hidden_size, getattr(connector.config, field)
+            if width != expected:
+                name = "language model" if part is llm else "encoder"
+                raise PallavaError(f"the {name} must be {expected} wide for this connector ({field}), got {width}")
         name = import_path(type(connector))
         config = PALLaVAConfig(
             text_config=llm.config,
@@ -140,14 +139,13 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **llm_kwargs: Passed on to the language model.
 
         Returns:
-            The language model's output; logits (B, L', V), where each image's marker has become T_i positions
-            and padding stays on its side.
+            Logits (B, L', V), where each image's marker has become T_i positions and padding stays on its side.
 
         Raises:
             PallavaError: The number of image markers is not the number of images.
         """
         visual_tokens = None if pixel_values is None else self.encode_images(pixel_values, tiles_per_image)
-        fused = self.fuse(input_ids, visual_tokens, attention_mask=attention_mask, labels=labels)
+        fused = self.fuse(input_ids, visual_tokens, attention_mask, labels)
         return self.llm(**fused, use_cache=False, **llm_kwargs)
 
     def compute_loss(
@@ -170,7 +168,7 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             PallavaError: The number of image markers is not the number of images.
         """
         visual_tokens = None if pixel_values is None else self.encode_images(pixel_values, tiles_per_image)
-        fused = self.fuse(input_ids, visual_tokens, attention_mask=attention_mask, labels=labels)
+        fused = self.fuse(input_ids, visual_tokens, attention_mask, labels)
         targets = fused.pop("labels")[:, 1:]
         taught = targets != IGNORE_INDEX
         llm = self.llm.get_base_model() if is_adapted(self.llm) else self.llm
@@ -211,17 +209,20 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if pixel_values is not None:
             visual_tokens = self.encode_images(pixel_values, tiles_per_image)
-        fused = self.fuse(input_ids, visual_tokens, attention_mask=attention_mask, left=True)
+        fused = self.fuse(input_ids, visual_tokens, attention_mask, left=True)
         fused.pop("position_ids")  # generate counts them itself, from the mask
-        return self.llm.generate(**fused, **_merge_options(self.generation_config, generate_kwargs))
+        config = copy.deepcopy(generate_kwargs.pop("generation_config", None) or self.generation_config)
+        fill_defaults(config)
+        rest = config.update(**generate_kwargs)
+        return self.llm.generate(**fused, generation_config=config, **rest)
 
     def fuse(
         self,
         input_ids: Tensor,
         visual_tokens: Tensor | Sequence[Tensor] | None,
-        *,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        *,
         left: bool | None = None,
     ) -> dict[str, Tensor]:
         """Put visual tokens in the place of the image markers.
@@ -244,11 +245,10 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         is_image = (input_ids == IMAGE_TOKEN_INDEX) & mask.bool()
         is_text = (input_ids != IMAGE_TOKEN_INDEX) & mask.bool()
         visual_tokens = [] if visual_tokens is None else list(visual_tokens)
-        num_markers, num_images = int(is_image.sum()), len(visual_tokens)
-        if num_markers != num_images:
+        if (num_markers := int(is_image.sum())) != len(visual_tokens):
             raise PallavaError(
-                f"text must have one <image> for each image, got {num_markers} image marker(s) and {num_images} "
-                "image(s)"
+                f"text must have one <image> for each image, got {num_markers} image marker(s) and "
+                f"{len(visual_tokens)} image(s)"
             )
         sizes = [len(tokens) for tokens in visual_tokens]
         counts = torch.tensor(sizes, dtype=torch.long, device=mask.device)  # (I,)
@@ -266,18 +266,11 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         embeds = embeds.index_put((rows[is_text], starts[is_text]), text_embeds)
         if visual_tokens:
             row, start = (each[is_image].repeat_interleave(counts, output_size=sum(sizes)) for each in (rows, starts))
-            index = (
-                row,
-                start + torch.cat([torch.arange(size, device=mask.device) for size in sizes]),
-            )  # (sum of T_i,)
-            embeds = embeds.index_put(index, torch.cat(visual_tokens).to(embeds.dtype))
+            start = start + torch.cat([torch.arange(size, device=mask.device) for size in sizes])  # (sum of T_i,)
+            embeds = embeds.index_put((row, start), torch.cat(visual_tokens).to(embeds.dtype))
         positions = torch.arange(total, device=input_ids.device) - offsets[:, None]
         real = (positions >= 0) & (positions < lengths[:, None])
-        fused = {
-            "inputs_embeds": embeds,
-            "attention_mask": real.long(),
-            "position_ids": positions.clamp(min=0),
-        }
+        fused = {"inputs_embeds": embeds, "attention_mask": real.long(), "position_ids": positions.clamp(min=0)}
         if labels is not None:
             padded = torch.full((len(input_ids), total), IGNORE_INDEX, device=input_ids.device)
             fused["labels"] = padded.index_put((rows[is_text], starts[is_text]), labels.to(input_ids)[is_text])
@@ -326,10 +319,7 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def save_pretrained(self, folder: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Write one folder, in safetensors, with a model card; the adapter of a language model with LoRA is kept apart.
 
-        Args:
-            folder: The folder; created if needed.
-            *args: Passed on to transformers.
-            **kwargs: Passed on to transformers, such as `max_shard_size`.
+        Other arguments are those of transformers, such as `max_shard_size`.
         """
         if is_adapted(self.llm):
             self.llm.save_pretrained(Path(folder) / ADAPTER_FOLDER)
@@ -365,41 +355,18 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Keep all weights: the parts have initialized themselves."""
 
 
-def _check_width(part: str, width: int, field: str, connector: PreTrainedModel) -> None:
-    expected = getattr(connector.config, field)
-    if width != expected:
-        raise PallavaError(
-            f"the {part} must be {expected} wide for this connector ({field}), got {width}; their parts do not belong "
-            "together"
-        )
-
-
 def _flatten_images(
     pixel_values: Tensor | Sequence[Tensor], tiles_per_image: Tensor | Sequence[int] | None, *, needs_tiles: bool
 ) -> tuple[Tensor, list[int]]:
     """Join all images in one (sum of 1+N, 3, P, P), and count the rows of each."""
-    if isinstance(pixel_values, Tensor):
-        if pixel_values.dim() == 5:
-            pixel_values = list(pixel_values)
-        elif tiles_per_image is None:
-            pixel_values = [pixel_values]
-    if not isinstance(pixel_values, Tensor):
+    if isinstance(pixel_values, Tensor) and pixel_values.dim() != 5:
+        counts = [len(pixel_values)] if tiles_per_image is None else [int(count) for count in tiles_per_image]
+    else:
         counts = [len(image) for image in pixel_values]
         pixel_values = torch.cat(list(pixel_values)) if counts else torch.empty(0, 3, 0, 0)
-    else:
-        counts = [int(count) for count in tiles_per_image]  # type: ignore[union-attr]
     if sum(counts) != len(pixel_values) or any(count < 1 + needs_tiles for count in counts):
         raise PallavaError(
             f"images must have an overview{' and at least one tile' * needs_tiles} each, and {len(pixel_values)} rows "
             f"in all, got {counts}"
         )
     return pixel_values, counts
-
-
-def _merge_options(config: GenerationConfig, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Put the options of one call over a generation config; a `generation_config` among them replaces it."""
-    options = dict(options)
-    config = copy.deepcopy(options.pop("generation_config", None) or config)
-    fill_defaults(config)
-    rest = config.update(**options)
-    return {"generation_config": config, **rest}

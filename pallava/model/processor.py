@@ -1,8 +1,7 @@
 """Turn pictures and words into the model's inputs: the same tiles and ids in training, chat and evaluation.
 
-Conversations come in Hugging Face's form (messages of `role` and `content`), as rendered prompts, or in the form of
-training files; `pallava.prompts` alone makes ids of them. The translations are in this file, if a long one, because
-only the processor uses them.
+Conversations come in Hugging Face's form, as rendered prompts, or as in training files. The translations are in this
+file, if a long one, because only the processor uses them.
 """
 
 import base64
@@ -13,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import LongTensor, Tensor
+from torch import LongTensor
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -130,9 +129,18 @@ class PALLaVAProcessor(ProcessorMixin):
             encode_prompt(self._turns(text, count, system), self.tokenizer, self.template)
             for text, count in zip(texts, per_text or [0] * len(texts), strict=True)
         ]
-        if images and per_text:
-            _check_markers(prompts, per_text)
-        inputs: dict[str, Tensor] = dict(zip(("input_ids", "attention_mask"), self._pad(prompts), strict=True))
+        # The model compares their sums over the batch, which could agree by chance.
+        for number, (prompt, expected) in enumerate(zip(prompts, per_text or [], strict=False), 1):
+            if images and (found := prompt.count(IMAGE_TOKEN_INDEX)) != expected:
+                raise PallavaError(
+                    f"text {number} must have one <image> for each of its images, got {found} image marker(s) and "
+                    f"{expected} image(s)"
+                )
+        length, pad = max(map(len, prompts)), self.tokenizer.pad_token_id or 0
+        inputs = {
+            "input_ids": torch.tensor([[pad] * (length - len(ids)) + ids for ids in prompts]),
+            "attention_mask": torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]),
+        }
         if images:
             tiles = [make_tiles(open_image(image), self.tile_spec) for image in images]
             inputs["pixel_values"] = torch.cat(tiles)
@@ -207,13 +215,6 @@ class PALLaVAProcessor(ProcessorMixin):
             return [Turn(build_question(text, num_images), system=system)]
         return turns if system is None else [dataclasses.replace(turns[0], system=system), *turns[1:]]
 
-    def _pad(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
-        length = max(len(ids) for ids in prompts)
-        pad = self.tokenizer.pad_token_id or 0
-        ids = torch.tensor([[pad] * (length - len(ids)) + ids for ids in prompts])
-        mask = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts])
-        return ids, mask
-
 
 def _open_ended(turns: list[Turn]) -> list[Turn]:
     if turns and turns[-1].answer is not None:
@@ -226,16 +227,6 @@ def _check_options(options: Mapping[str, Any], return_tensors: Any) -> None:
         raise PallavaError(f"the processor of PA-LLaVA does not take {', '.join(unknown)}")
     if return_tensors not in (None, "pt"):
         raise PallavaError(f"return_tensors must be pt (PyTorch), got {return_tensors}")
-
-
-def _check_markers(prompts: Sequence[Sequence[int]], per_text: Sequence[int]) -> None:
-    """Refuse a prompt with another number of markers than images; sums over the batch could agree by chance."""
-    for number, (prompt, num_images) in enumerate(zip(prompts, per_text, strict=True), 1):
-        if (num_markers := prompt.count(IMAGE_TOKEN_INDEX)) != num_images:
-            raise PallavaError(
-                f"text {number} must have one <image> for each of its images, got {num_markers} image marker(s) and "
-                f"{num_images} image(s)"
-            )
 
 
 def _share_images(texts: Sequence[Text], images: Any) -> tuple[list[Image], list[int] | None]:
@@ -262,8 +253,7 @@ def read_messages(messages: Sequence[Message]) -> tuple[list[dict[str, str]], li
             ``{"type": "text", "text": ...}`` and ``{"type": "image", "image" | "url" | "path" | "base64": ...}``.
 
     Returns:
-        Messages of ``from`` and ``value``, and the images of the parts in reading order; a part without an image is a
-        marker alone.
+        Messages of ``from`` and ``value``, and the images in reading order; a part without one is a marker alone.
 
     Raises:
         PallavaError: A message has another role or shape.
@@ -325,10 +315,8 @@ def parse_prompt(text: str, template: PromptTemplate, end_token: str | None) -> 
     """
     before, after = template.instruction.split("{input}")
     system_before, system_after = template.system.split("{system}")
-    opening = (
-        rf"(?:{re.escape(system_before)}(?P<system>.*?){re.escape(system_after)})?{re.escape(before)}(?P<rounds>.*)"
-    )
-    found = re.fullmatch(opening, text, re.DOTALL)
+    system = rf"{re.escape(system_before)}(?P<system>.*?){re.escape(system_after)}"
+    found = re.fullmatch(rf"(?:{system})?{re.escape(before)}(?P<rounds>.*)", text, re.DOTALL)
     if found is None or after not in found["rounds"]:
         return None
     end = _answer_end(template, end_token)
@@ -360,18 +348,10 @@ def jinja_template(template: PromptTemplate) -> str:
         "{{ part['text'] }}{% endfor %}{% endif %}"
     )
     end = quoted(template.suffix) if template.suffix_as_eos else quoted(template.suffix) + "{{ eos_token }}"
+    system = quoted(system_before) + content + quoted(system_after)
+    user = quoted(before) + content + quoted(after)
+    assistant = content + end + quoted(template.sep)
     return (
-        "{% for message in messages %}{% if message['role'] == 'system' %}"
-        + quoted(system_before)
-        + content
-        + quoted(system_after)
-        + "{% elif message['role'] == 'user' %}"
-        + quoted(before)
-        + content
-        + quoted(after)
-        + "{% else %}"
-        + content
-        + end
-        + quoted(template.sep)
-        + "{% endif %}{% endfor %}"
+        f"{{% for message in messages %}}{{% if message['role'] == 'system' %}}{system}"
+        f"{{% elif message['role'] == 'user' %}}{user}{{% else %}}{assistant}{{% endif %}}{{% endfor %}}"
     )

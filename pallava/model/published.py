@@ -21,7 +21,7 @@ from pallava.io.archives import unpack
 from pallava.io.files import temporary_beside
 from pallava.model.connectors import CONNECTOR_PREFIXES, ScaleInvariantConnector, own_connector_keys
 from pallava.model.encoders import load_encoder, load_image_processor
-from pallava.model.loading import add_lora, loading_errors, open_llm, open_tokenizer
+from pallava.model.loading import add_lora, load_tokenizer, loading_errors, open_llm
 from pallava.model.modeling import PALLaVAForConditionalGeneration
 from pallava.model.processor import PALLaVAProcessor
 from pallava.model.weights import StateDict, load_strictly, read_json, read_weights, shorten
@@ -220,7 +220,7 @@ def _choose(name: str, given: Any, recorded: Any, default: Any, log: Log, reason
 
 
 def _open_processor(encoder: str, llm: str, given: str | None, log: Log) -> PALLaVAProcessor:
-    tokenizer = open_tokenizer(llm)
+    tokenizer = load_tokenizer(llm)
     template = get_template(given or _TEMPLATE)
     if template.suffix_as_eos and template.suffix not in tokenizer.get_vocab():
         raise PallavaError(

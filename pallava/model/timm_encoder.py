@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from accelerate import init_empty_weights
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from pallava.errors import PallavaError
-from pallava.model.weights import StateDict, load_strictly, read_weights
+from pallava.model.weights import load_strictly, read_weights
 from pallava.tiling import TileSpec
 
 SCHEME = "timm:"
@@ -26,8 +25,6 @@ class TimmEncoderConfig(PretrainedConfig):
     Args:
         architecture: timm's name of the model.
         model_args: Options of `timm.create_model`; layer classes by their name in `timm.layers`.
-        hidden_size: Width of a token.
-        num_hidden_layers: Number of blocks.
         image_size: Side of a tile in pixels.
         patch_size: Side of a patch in pixels.
     """
@@ -102,65 +99,55 @@ class TimmEncoder(PreTrainedModel):
 
 
 def open_timm(
-    name: str, *, checkpoint: str | os.PathLike[str] | None = None, pretrained: bool = True, **model_args: Any
+    name: str,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    pretrained: bool = True,
+    resamples: bool | None = None,
+    **model_args: Any,
 ) -> TimmEncoder:
     """Build an encoder by timm's name of it.
 
     Args:
         name: Name such as ``vit_small_patch16_224`` or ``hf-hub:MahmoodLab/UNI``.
-        checkpoint: File or folder of weights (default: those that timm downloads); with ``img_size`` their position
-            embeddings are resampled to it, as timm does with its own.
+        checkpoint: File or folder of weights (default: those that timm downloads).
         pretrained: Whether to download timm's weights without a checkpoint; otherwise they are random.
+        resamples: Whether to resample a checkpoint's position embeddings to the size of the tiles, as timm does with
+            its own (default: with the option ``img_size``).
         **model_args: Options of `timm.create_model`; layer classes by their name in `timm.layers`.
 
     Raises:
         PallavaError: timm has no such vision transformer, cannot download it, or the checkpoint does not fit.
     """
-    if checkpoint is None:
-        return _wrap(_create(name, model_args, pretrained=pretrained), name, model_args)
-    encoder = _wrap(_create(name, model_args), name, model_args)
-    _load(encoder, read_weights(checkpoint), checkpoint, resamples="img_size" in model_args)
-    return encoder
-
-
-def open_timm_folder(folder: Path, description: Mapping[str, Any], **model_args: Any) -> TimmEncoder:
-    """Open a folder as timm writes it: ``config.json`` names the architecture, with the weights beside it.
-
-    Raises:
-        PallavaError: timm has no such vision transformer, or the weights do not fit.
-    """
-    args = {**description.get("model_args", {}), **model_args}
-    encoder = _wrap(_create(description["architecture"], args), description["architecture"], args)
-    _load(encoder, read_weights(folder), folder, resamples="img_size" in model_args)
+    model = _create(name, model_args, pretrained=pretrained and checkpoint is None)
+    encoder = _wrap(model, name, model_args)
+    if checkpoint is not None:
+        _load(encoder, checkpoint, resamples="img_size" in model_args if resamples is None else resamples)
     return encoder
 
 
 def timm_tile_spec(source: str, description: Mapping[str, Any] | None = None, **model_args: Any) -> TileSpec:
-    """Return size, normalization and filter of a timm model's tiles, without opening its weights.
-
-    Args:
-        source: timm's name.
-        description: ``config.json`` of a folder as timm writes it, in place of the name.
-        **model_args: As in `open_timm`.
-
-    Raises:
-        PallavaError: timm has no such vision transformer.
-    """
+    """Return size, normalization and filter of a timm model's tiles; takes what `outline_timm` takes."""
     from timm.data import resolve_data_config
 
-    model = _outline(source, description, model_args)
+    model = outline_timm(source, description, model_args)
     cfg = (description or {}).get("pretrained_cfg") or model.pretrained_cfg
     values = resolve_data_config({}, pretrained_cfg=cfg)
     resample = getattr(Image.Resampling, values["interpolation"].upper(), Image.Resampling.BICUBIC)
     return TileSpec(model.patch_embed.img_size[0], tuple(values["mean"]), tuple(values["std"]), int(resample))
 
 
-def timm_patch_size(source: str, description: Mapping[str, Any] | None = None, **model_args: Any) -> int:
-    """Return the side of a patch in pixels; arguments as in `timm_tile_spec`."""
-    return _outline(source, description, model_args).patch_embed.patch_size[0]
+def outline_timm(source: str, description: Mapping[str, Any] | None, model_args: Mapping[str, Any]) -> Any:
+    """Build a model of timm without its weights.
 
+    Args:
+        source: timm's name.
+        description: ``config.json`` of a folder as timm writes it, in place of the name.
+        model_args: Options as in `open_timm`.
 
-def _outline(source: str, description: Mapping[str, Any] | None, model_args: Mapping[str, Any]) -> Any:
+    Raises:
+        PallavaError: timm has no such vision transformer.
+    """
     description = description or {}
     given = {k: v for k, v in model_args.items() if k not in ("checkpoint", "pretrained", "model_name")}
     with init_empty_weights():
@@ -178,19 +165,15 @@ def _create(name: str, model_args: Mapping[str, Any], *, pretrained: bool = Fals
         model = timm.create_model(name, pretrained=pretrained, num_classes=0, **given)
     except Exception as error:  # timm raises RuntimeError, ValueError, TypeError and what downloading raises
         raise PallavaError(_why(name, error, pretrained)) from None
-    if not _has_square_grid(model):
+    patches: Any = getattr(model, "patch_embed", None)
+    sides = (getattr(patches, "img_size", None), getattr(patches, "patch_size", None))
+    is_square = all(side and side[0] == side[1] for side in sides)
+    if not (is_square and hasattr(model, "blocks") and hasattr(model, "forward_intermediates")):
         raise PallavaError(
             f"timm model {name} must make a square grid of patch tokens; choose a vision transformer, such as "
             "vit_small_patch16_224"
         )
     return model
-
-
-def _has_square_grid(model: Any) -> bool:
-    patches = getattr(model, "patch_embed", None)
-    sides = (getattr(patches, "img_size", None), getattr(patches, "patch_size", None))
-    is_square = all(side and side[0] == side[1] for side in sides)
-    return is_square and hasattr(model, "blocks") and hasattr(model, "forward_intermediates")
 
 
 def _why(name: str, error: Exception, pretrained: bool) -> str:
@@ -206,9 +189,14 @@ def _why(name: str, error: Exception, pretrained: bool) -> str:
 
 
 def _wrap(model: Any, name: str, model_args: Mapping[str, Any]) -> TimmEncoder:
+    own_args: dict[str, Any] = {}
+    if ":" in name:  # the folder must open without the hub, which adds options to the architecture
+        name = model.pretrained_cfg.get("architecture") or name
+        own = getattr(model, "_model_args", {}).items()
+        own_args = {k: v for k, v in own if isinstance(v, (bool, int, float, str)) and k != "num_classes"}
     config = TimmEncoderConfig(
-        architecture=_architecture(name, model),
-        model_args={**_own_args(name, model), **model_args},
+        architecture=name,
+        model_args={**own_args, **model_args},
         hidden_size=model.embed_dim,
         num_hidden_layers=len(model.blocks),
         image_size=model.patch_embed.img_size[0],
@@ -220,22 +208,8 @@ def _wrap(model: Any, name: str, model_args: Mapping[str, Any]) -> TimmEncoder:
     return encoder.eval()
 
 
-def _architecture(name: str, model: Any) -> str:
-    """Return the name that opens without a hub."""
-    return model.pretrained_cfg.get("architecture") or name if ":" in name else name
-
-
-def _own_args(name: str, model: Any) -> dict[str, Any]:
-    """Return the options that a model of the hub adds to its architecture."""
-    if ":" not in name:
-        return {}
-    plain = (bool, int, float, str)
-    own = {key: value for key, value in getattr(model, "_model_args", {}).items() if isinstance(value, plain)}
-    return {key: value for key, value in own.items() if key != "num_classes"}
-
-
-def _load(encoder: TimmEncoder, state: StateDict, source: object, *, resamples: bool) -> None:
-    state = {key.removeprefix("timm_model."): value for key, value in state.items()}
+def _load(encoder: TimmEncoder, source: str | os.PathLike[str], *, resamples: bool) -> None:
+    state = {key.removeprefix("timm_model."): value for key, value in read_weights(source).items()}
     own = encoder.timm_model.state_dict().keys()
     state = {key: value for key, value in state.items() if key in own or not key.startswith(_HEADS)}
     if resamples and "pos_embed" in state:

@@ -69,23 +69,18 @@ def block_broken_bitsandbytes() -> bool:
     for name in [name for name in sys.modules if name.split(".")[0] == "bitsandbytes"]:
         del sys.modules[name]  # half loaded
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # Python's way to say "not importable"
-    _hide_from_peft()
-    _hide_from_transformers(reason)
+    _hide(reason)
     return True
 
 
-def _hide_from_peft() -> None:
-    from peft import import_utils
-
-    import_utils.is_bnb_available.cache_clear()
-    import_utils.is_bnb_4bit_available.cache_clear()
-
-
-def _hide_from_transformers(reason: str) -> None:
+def _hide(reason: str) -> None:
+    from peft import import_utils as peft_imports
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
     from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
     from transformers.utils import import_utils
 
+    peft_imports.is_bnb_available.cache_clear()
+    peft_imports.is_bnb_4bit_available.cache_clear()
     import_utils._bitsandbytes_available = False
 
     def refuse(self: Any, *args: Any, **kwargs: Any) -> None:

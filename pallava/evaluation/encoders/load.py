@@ -186,7 +186,7 @@ def _hugging_face_folder(folder: Path, device: str) -> Encoder:
     from transformers import CLIPConfig, CLIPModel
 
     from pallava.model import load_image_processor
-    from pallava.model.loading import open_tokenizer
+    from pallava.model.loading import load_tokenizer
 
     kind = read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
     if kind != "clip":
@@ -197,7 +197,7 @@ def _hugging_face_folder(folder: Path, device: str) -> Encoder:
     # Older transformers saved a buffer of each tower that newer ones recompute.
     load_strictly(model, rename_keys(read_weights(folder), (("embeddings.position_ids", None),)), source=folder)
     model = model.eval().to(device)
-    processor, tokenizer = load_image_processor(folder), open_tokenizer(folder)
+    processor, tokenizer = load_image_processor(folder), load_tokenizer(folder)
 
     def preprocess(image: Image.Image) -> Tensor:
         # Without the data format, transformers takes a picture of height 3 for one of three channels.
