@@ -257,7 +257,7 @@ def _make_images(root: str, num_images: str, width: str, height: str) -> dict[st
 
 def _check(root: str) -> dict[str, Any]:
     from pallava.data.clean.filters import Candidate
-    from pallava.data.clean.image_check import ImageFilter
+    from pallava.data.clean.images import ImageFilter
     from pallava.data.sources.base import Pair
 
     names = [pair["image"] for pair in json.loads((Path(root) / "pairs.json").read_text(encoding="utf-8"))]
@@ -274,8 +274,8 @@ def _check(root: str) -> dict[str, Any]:
 def _duplicates(num_rows: str) -> dict[str, Any]:
     import numpy as np
 
-    from pallava.data.clean.duplicates import DuplicateFilter
     from pallava.data.clean.filters import Candidate
+    from pallava.data.clean.images import DuplicateFilter
     from pallava.data.sources.base import Pair
 
     draw, count = np.random.default_rng(0), int(num_rows)

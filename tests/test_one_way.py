@@ -14,7 +14,7 @@ OF_IO = {
     "os.cpu_count": {"processes"},
     "tempfile.mkdtemp": set(),
     "tempfile.NamedTemporaryFile": set(),
-    "sqlite3": {"store", "data/clean/duplicates"},  # which keeps millions of keys off the memory, in no file
+    "sqlite3": {"store", "data/clean/images"},  # which keeps millions of keys off the memory, in no file
 }
 WRITING = {"write_text", "write_bytes"}
 

@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Clean."""
     from pallava.data.clean.run import clean
-    from pallava.data.clean.tables import describe
+    from pallava.data.clean.report import describe
 
     settings = {name: value for name, value in vars(options).items() if name not in _NOT_SETTINGS}
     try:

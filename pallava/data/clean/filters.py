@@ -20,13 +20,7 @@ BOTH_KINDS = frozenset({"captions", "questions"})
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A record on its way through the filters.
-
-    Attributes:
-        record: The record.
-        path: Absolute path of its image.
-        shared: Findings of earlier filters ("sha256", "width", ...), for later ones to read.
-    """
+    """A record with the absolute path of its image, and earlier filters' findings ("sha256", ...) for later ones."""
 
     record: Pair | Question
     path: Path
@@ -68,13 +62,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether a candidate is kept.
+    """Whether a candidate is kept, and the number on which that rests, if any.
 
-    Attributes:
-        keep: Kept, or dropped.
-        reason: Why it is dropped, such as "few_words", or "near duplicate of quilt-1m:7"; drops are counted by what
-            precedes " of ". Empty if it is kept.
-        score: The number that the decision rests on, if any.
+    The reason why it is dropped is like "few_words", or "near duplicate of quilt-1m:7"; drops are counted by what
+    precedes " of ".
     """
 
     keep: bool
@@ -109,8 +100,8 @@ class Filter:
         """Take note of a candidate."""
 
     def item_key(self, candidate: Candidate) -> str:
-        """Return what the findings depend on, such as a hash of the caption or of the image."""
-        return ""
+        """Return what the findings depend on, such as a hash of the image; by default a hash of the text."""
+        return candidate.text_key
 
     def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
         """Compute findings for each candidate, from nothing else."""

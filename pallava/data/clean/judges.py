@@ -6,24 +6,20 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pallava.data.clean.filters import KEEP, Candidate, Decision, Filter, Findings
 from pallava.devices import find_device
 from pallava.errors import PallavaError
 from pallava.images import ImageError, open_image
 from pallava.io.hashing import hash_file, hash_json
-from pallava.io.processes import num_cores
-from pallava.judging.endpoint import Endpoint, Failure, Reply, Request
-from pallava.judging.prompts import (
-    CLIP_VERSION,
-    OTHER_CAPTIONS,
-    PATHOLOGY,
-    PATHOLOGY_CAPTIONS,
-    SPECIES,
-    JudgePrompt,
-)
+from pallava.io.processes import batches, num_cores
+from pallava.judging.endpoint import Endpoint, Failure, Request
+from pallava.judging.prompts import CLIP_VERSION, OTHER_CAPTIONS, PATHOLOGY, PATHOLOGY_CAPTIONS, SPECIES, JudgePrompt
 from pallava.open_clip_weights import made_with_quick_gelu
+
+if TYPE_CHECKING:
+    import torch
 
 CLIP_THRESHOLD = 0.5
 """Images for which the pathology captions get less than half of the probability are dropped."""
@@ -64,10 +60,9 @@ class PathologyMetadata(Filter):
 
 
 def _fields(candidate: Candidate) -> Findings:
-    modality, flag = (candidate.record.metadata.get(name) for name in ("modality", "not_histology"))
-    modality = str(modality).strip() if modality is not None else ""
-    flag = str(flag).strip().lower() if flag is not None else ""
-    return {"modality": modality or None, "not_histology": flag in _YES if flag else None}
+    values = [candidate.record.metadata.get(name) for name in ("modality", "not_histology")]
+    modality, flag = ("" if value is None else str(value).strip() for value in values)
+    return {"modality": modality or None, "not_histology": flag.lower() in _YES if flag else None}
 
 
 class PathologyClip(Filter):
@@ -96,9 +91,6 @@ class PathologyClip(Filter):
             threshold: Smallest share that is kept, 0 to 1.
             batch_size: Images that go through the model at a time.
             device: Device name, or "auto".
-
-        Raises:
-            PallavaError: The weights are not named, or the threshold is not between 0 and 1.
         """
         if not pretrained and not model_name.startswith(_NAMES_WITH_WEIGHTS):
             raise PallavaError(
@@ -117,17 +109,12 @@ class PathologyClip(Filter):
         return candidate.image_key
 
     def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
-        """Look at the images, batch by batch.
-
-        Raises:
-            PallavaError: The model cannot be loaded.
-        """
+        """Look at the images, batch by batch."""
         model = self._model
         findings: list[Findings] = []
         with ThreadPoolExecutor(num_cores(at_most=_MAX_READERS)) as pool:
-            for start in range(0, len(candidates), self._batch_size):
-                paths = [each.path for each in candidates[start : start + self._batch_size]]
-                pixels = list(pool.map(model.read, paths))
+            for batch in batches(candidates, self._batch_size):
+                pixels = list(pool.map(model.read, [each.path for each in batch]))
                 shares = iter(model.compute_shares([each for each in pixels if each is not None]))
                 findings += [{"pathology": None if each is None else round(next(shares), 6)} for each in pixels]
         return findings
@@ -169,15 +156,13 @@ class _Clip:
         with torch.inference_mode():
             self._captions = self._network.encode_text(tokens.to(device), normalize=True)
 
-    def read(self, path: Path) -> Any:
-        """Return the pixels (3, P, P) of an image, or None if it cannot be opened."""
+    def read(self, path: Path) -> torch.Tensor | None:  # (3, P, P)
         try:
             return self._preprocess(open_image(path))
         except ImageError:
             return None
 
-    def compute_shares(self, pixels: list[Any]) -> list[float]:
-        """Return the share of each of B images, (3, P, P) each, that the pathology captions get."""
+    def compute_shares(self, pixels: list[torch.Tensor]) -> list[float]:
         import torch
 
         if not pixels:
@@ -191,10 +176,9 @@ class _Clip:
 class _EndpointJudge(Filter):
     """Ask one prompt about each candidate.
 
-    Findings are ``{"answer": label, "reply": text}``. The label is one of the prompt's; or "unreadable", if the reply
-    is none of them; or "refused", if the server will not answer this very request. Both are stored, so that nothing is
-    asked twice, and dropped with a reason of their own. A request that failed for a passing reason leaves none, and
-    a later run asks it again.
+    Findings are ``{"answer": label, "reply": text}``; the label is one of the prompt's, "unreadable" for another reply,
+    or "refused" by the server. All are stored, so that nothing is asked twice. A request that failed for a passing
+    reason leaves none, and a later run asks it again.
     """
 
     is_costly = True
@@ -207,17 +191,14 @@ class _EndpointJudge(Filter):
         self.key = f"{self.name}-endpoint/{endpoint.model}/prompt-{self._prompt.version}"
 
     def iter_scores(self, candidates: Sequence[Candidate]) -> Iterator[tuple[int, Findings]]:
-        """Ask about all candidates and yield (index, findings) as answers arrive.
-
-        Raises:
-            UnansweredError: After all others were yielded, if requests failed for a passing reason.
-            PallavaError: The server cannot be reached, stopped answering, or does not have the model.
-        """
         for index, answer in self._endpoint.iter_settled([self._request(each) for each in candidates]):
-            yield index, self._read(answer)
+            if isinstance(answer, Failure):
+                yield index, {"answer": "refused", "reply": answer.reason[:_MAX_REPLY]}
+            else:
+                label = self._prompt.read(answer.text) or "unreadable"
+                yield index, {"answer": label, "reply": answer.text[:_MAX_REPLY]}
 
     def decide(self, candidate: Candidate, findings: Findings) -> Decision:
-        """Keep the label that is wanted, and drop any other with a reason of its own."""
         if findings["answer"] == self._wanted:
             return KEEP
         reasons = {"unreadable": "unreadable_reply", "refused": "refused_by_server"}
@@ -226,21 +207,12 @@ class _EndpointJudge(Filter):
     def _request(self, candidate: Candidate) -> Request:
         raise NotImplementedError
 
-    def _read(self, answer: Reply | Failure) -> Findings:
-        if isinstance(answer, Failure):
-            return {"answer": "refused", "reply": answer.reason[:_MAX_REPLY]}
-        return {"answer": self._prompt.read(answer.text) or "unreadable", "reply": answer.text[:_MAX_REPLY]}
-
 
 class SpeciesEndpoint(_EndpointJudge):
     """Filter "species": a language model reads the caption (the paper asked Qwen2-7B)."""
 
     name = "species"
     _prompt, _wanted, _drop_reason = SPECIES, "human", "non_human"
-
-    def item_key(self, candidate: Candidate) -> str:
-        """Return a hash of the text."""
-        return candidate.text_key
 
     def _request(self, candidate: Candidate) -> Request:
         return Request(self._prompt.text.replace("{text}", candidate.text))

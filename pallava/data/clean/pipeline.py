@@ -7,7 +7,7 @@ on kills, batches or processes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tqdm import tqdm
@@ -22,15 +22,7 @@ from pallava.judging.endpoint import UnansweredError
 _BATCH = 256
 
 
-@dataclass(frozen=True)
-class Input:
-    """A source under its name in the output, which differs for two sources of one set."""
-
-    label: str
-    source: Source
-
-
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
     """The result for one candidate.
 
@@ -47,29 +39,26 @@ class Outcome:
     scores: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass
 class Pipeline:
-    """Sources, filters in their order, and the store of findings."""
+    """Sources, filters, and the store of findings.
 
-    def __init__(
-        self, inputs: Sequence[Input], filters: Sequence[Filter], store: Store, *, drop_unanswered: bool = False
-    ) -> None:
-        """Note all of them.
+    Attributes:
+        inputs: Sources by their names in the output, in the order of the output.
+        filters: Filters in the order in which they decide.
+        store: Store of findings.
+        drop_unanswered: Whether to drop what an endpoint did not answer, instead of stopping without a decision.
+    """
 
-        Args:
-            inputs: Sources in the order of the output.
-            filters: Filters in the order in which they decide.
-            store: Store of findings.
-            drop_unanswered: Drop what an endpoint did not answer, instead of stopping without a decision.
-        """
-        self._inputs = inputs
-        self._filters = filters
-        self._store = store
-        self._drop_unanswered = drop_unanswered
-        self._unanswered: list[UnansweredError] = []
+    inputs: Mapping[str, Source]
+    filters: Sequence[Filter]
+    store: Store
+    drop_unanswered: bool = False
+    _unanswered: list[UnansweredError] = field(default_factory=list, init=False)
 
     def survey(self) -> None:
         """Show all candidates to the filters that need to see them first."""
-        filters = [each for each in self._filters if each.needs_survey]
+        filters = [each for each in self.filters if each.needs_survey]
         if filters:
             for candidate in self._candidates("survey"):
                 for each in filters:
@@ -85,7 +74,7 @@ class Pipeline:
         """
         for batch in batches(self._candidates("judge"), _BATCH):
             self._judge_batch(batch)
-        if self._unanswered and not self._drop_unanswered:
+        if self._unanswered and not self.drop_unanswered:
             more = f" ({len(self._unanswered) - 1} more such batches)" if len(self._unanswered) > 1 else ""
             raise PallavaError(
                 f"{self._unanswered[0]}{more}; if they fail every time, --drop-unanswered drops their rows"
@@ -97,27 +86,27 @@ class Pipeline:
         Raises:
             PallavaError: Findings are missing, since a file or the sources changed after they were judged.
         """
-        for each in self._filters:
+        for each in self.filters:
             each.begin()
         for batch in batches(self._candidates("decide"), _BATCH):
             yield from self._decide_batch(batch)
 
     def _candidates(self, phase: str) -> Iterator[Candidate]:
-        total = sum(each.source.num_bytes for each in self._inputs)
+        total = sum(source.num_bytes for source in self.inputs.values())
         with tqdm(total=total, desc=phase, unit="B", unit_scale=True, mininterval=1, disable=None) as bar:
             done = 0
-            for each in self._inputs:
-                root = each.source.root.absolute()
-                for record in each.source:
+            for label, source in self.inputs.items():
+                root = source.root.absolute()
+                for record in source:
                     assert not isinstance(record, Labelled)  # such sources are not opened
-                    if record.source != each.label:
-                        record = dataclasses.replace(record, source=each.label)
+                    if record.source != label:
+                        record = dataclasses.replace(record, source=label)
                     yield Candidate(record, root / record.image)
-                    bar.update(done + each.source.num_bytes_read - bar.n)
-                done += each.source.num_bytes
+                    bar.update(done + source.num_bytes_read - bar.n)
+                done += source.num_bytes
 
     def _judge_batch(self, candidates: list[Candidate]) -> None:
-        for each in self._filters:
+        for each in self.filters:
             chosen = [one for one in candidates if one.kind in each.kinds]
             dropped = set()
             for candidate, findings in zip(chosen, self._find(each, chosen), strict=True):
@@ -131,11 +120,11 @@ class Pipeline:
         if not each.key:
             return each.score(candidates)
         keys = [each.item_key(one) for one in candidates]
-        found = self._store.get(each.key, set(keys))
+        found = self.store.get(each.key, set(keys))
         missing = {key: one for key, one in zip(keys, candidates, strict=True) if key not in found}
         if missing and compute:
             found |= self._compute(each, list(missing), list(missing.values()))
-        elif missing and not (self._drop_unanswered and each.is_costly):
+        elif missing and not (self.drop_unanswered and each.is_costly):
             first = next(iter(missing.values()))
             raise PallavaError(
                 f"the filter '{each.name}' has not judged '{first.path}' ({first.record.source} {first.record.id}): "
@@ -149,25 +138,26 @@ class Pipeline:
             for index, findings in each.iter_scores(candidates):
                 found[keys[index]] = findings
                 if each.is_costly:
-                    self._store.put(each.key, {keys[index]: findings})
+                    self.store.put(each.key, {keys[index]: findings})
         except UnansweredError as error:
             self._unanswered.append(error)
         if not each.is_costly:
-            self._store.put(each.key, found)
+            self.store.put(each.key, found)
         return found
 
-    def _decide_batch(self, candidates: list[Candidate]) -> Iterator[Outcome]:
+    def _decide_batch(self, candidates: list[Candidate]) -> list[Outcome]:
         """Decide filter by filter, which reads the store by batch; the ordered ones are last and see one at a time."""
-        outcomes = {id(one): Outcome(one) for one in candidates}
-        for each in self._filters:
-            alive = [one for one in candidates if outcomes[id(one)].decision.keep and one.kind in each.kinds]
-            for one, findings in zip(alive, self._find(each, alive, compute=False), strict=True):
-                one.shared.update(findings or {})
-                outcomes[id(one)] = _after(outcomes[id(one)], each, findings)
-        return iter(outcomes.values())
-
-
-def _after(before: Outcome, each: Filter, findings: Findings | None) -> Outcome:
-    decision = Decision(False, "unanswered") if findings is None else each.decide(before.candidate, findings)
-    scores = before.scores if decision.score is None else {**before.scores, each.name: decision.score}
-    return Outcome(before.candidate, decision, "" if decision.keep else each.name, scores)
+        outcomes = [Outcome(one) for one in candidates]
+        for each in self.filters:
+            alive = [one for one in outcomes if one.decision.keep and one.candidate.kind in each.kinds]
+            found = self._find(each, [one.candidate for one in alive], compute=False)
+            for one, findings in zip(alive, found, strict=True):
+                one.candidate.shared.update(findings or {})
+                one.decision = Decision(False, "unanswered")
+                if findings is not None:
+                    one.decision = each.decide(one.candidate, findings)
+                if not one.decision.keep:
+                    one.filter_name = each.name
+                if one.decision.score is not None:
+                    one.scores[each.name] = one.decision.score
+        return outcomes

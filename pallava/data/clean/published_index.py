@@ -6,7 +6,7 @@ import json
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class PublishedIndexFilter(Filter):
     name that matches images of several sources keeps them all and is reported, not guessed.
 
     Attributes:
+        num_names: Number of names on the list.
         unread: The entries of the list that hold no name, with their positions.
     """
 
@@ -39,28 +40,18 @@ class PublishedIndexFilter(Filter):
     needs_survey = True
 
     def __init__(self, path: str | Path) -> None:
-        """Read the list.
-
-        Raises:
-            PallavaError: It cannot be read, or does not hold a name.
-        """
-        listed = read_names(Path(path))
-        self._names, self.unread = listed.names, listed.unread
+        self._names, self.unread = _read_names(Path(path))
+        self.num_names = len(self._names)
         if not self._names:
-            first = f" ({listed.unread[0]})" if listed.unread else ""
+            first = f" ({self.unread[0]})" if self.unread else ""
             raise PallavaError(f"found no image name in the list '{path}'{first}; expected one a line, or JSON")
         self._by_level: dict[int, dict[str, tuple[int, ...]]] = {level: {} for level in _LEVELS}
         for number, (_, name) in enumerate(self._names):
             for level, numbers in self._by_level.items():
                 key = _at_level(name, level)
                 numbers[key] = (*numbers.get(key, ()), number)
-        self._best = bytearray(len(self._names))
+        self._best = bytearray(self.num_names)
         self._sources: dict[int, frozenset[str]] = {}
-
-    @property
-    def num_names(self) -> int:
-        """Return the number of names on the list."""
-        return len(self._names)
 
     def survey(self, candidate: Candidate) -> None:
         """Note which names the image matches."""
@@ -74,7 +65,8 @@ class PublishedIndexFilter(Filter):
 
     def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
         """Return how the image's name is matched: 3 by its path, 2 by its base name, 1 without its ending, 0 not."""
-        return [{"match": self._match(each)} for each in candidates]
+        matches = map(self._matches, candidates)
+        return [{"match": level * any(self._best[each] == level for each in numbers)} for level, numbers in matches]
 
     def decide(self, candidate: Candidate, findings: Findings) -> Decision:
         """Keep what is matched."""
@@ -98,33 +90,12 @@ class PublishedIndexFilter(Filter):
                 return level, found
         return 0, ()
 
-    def _match(self, candidate: Candidate) -> int:
-        level, numbers = self._matches(candidate)
-        return level if any(self._best[number] == level for number in numbers) else 0
 
-
-@dataclass(frozen=True)
-class NameList:
-    """The content of a list of images.
-
-    Attributes:
-        names: Source as the list spells it (empty if it names none) and normalized name, each once.
-        unread: The entries without a name, with their positions.
-    """
-
-    names: list[tuple[str, str]]
-    unread: list[str]
-
-
-def read_names(path: Path) -> NameList:
+def _read_names(path: Path) -> tuple[list[tuple[str, str]], list[str]]:
     """Read a list of image names: JSON (a list, or an object by source or by image), JSON Lines, or one name a line.
 
-    Args:
-        path: The file. An entry is a name, several, or an object with them under "image", "image_id", "name" or the
-            like; an entry without a name costs itself alone.
-
-    Raises:
-        PallavaError: The file cannot be read, is an archive, or is damaged JSON.
+    An entry is a name, several, or an object with them under "image", "image_id" or the like. Return (source as the
+    list spells it or nothing, normalized name), each once, and the entries without a name, with their positions.
     """
     if path.name.lower().endswith(_ARCHIVES):
         raise PallavaError(f"'{path}' is an archive; unpack it, and name the list of images in it")
@@ -138,7 +109,7 @@ def read_names(path: Path) -> NameList:
                 unread.append(str(value))
             else:
                 unread.append(f"{position}: {json.dumps(value, ensure_ascii=False)[:_SHOWN]}")
-    return NameList(list(names), unread)
+    return list(names), unread
 
 
 def _entries(path: Path) -> Iterator[tuple[str, str, Any]]:
@@ -152,20 +123,12 @@ def _entries(path: Path) -> Iterator[tuple[str, str, Any]]:
                 return
     except OSError as error:
         raise PallavaError(f"cannot read the list '{path}': {error.strerror}") from None
-    if first == "{" and (table := _table(path)) is not None:
-        yield from _table_entries(table)
-        return
-    for row in json_rows(path, lambda num_bytes: None):
+    if first == "{":
+        with suppress(ValueError):  # an object a line
+            yield from _table_entries(json.loads(path.read_text(encoding="utf-8-sig")))
+            return
+    for row in json_rows(path):
         yield ("", "", row) if isinstance(row, RowDropped) else ("", row.position, row.value)
-
-
-def _table(path: Path) -> dict[str, Any] | None:
-    """Read one object; None if the file holds an object a line."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _table_entries(table: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
@@ -211,7 +174,7 @@ def _may_be(listed: str, source: str) -> bool:
     Data of the user's own can be any, and so can what the list calls by a name that is not one of ours.
     """
     known = [name for name in SOURCES if name not in _OWN and _is_alike(name, listed)]
-    return not known or source.startswith(_OWN) or any(source.startswith(name) for name in known)
+    return not known or source.startswith((*_OWN, *known))
 
 
 def _is_alike(name: str, listed: str) -> bool:

@@ -1,4 +1,7 @@
-"""The report on a cleaning run: what each source lost to which filter, and pictures of what was kept and dropped."""
+"""The report on a cleaning run: what each source lost to which filter, and pictures of what was kept and dropped.
+
+Counts are tables for the terminal and for the page.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -14,24 +18,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from pallava.data.clean.settings import DROPPED, KEPT
-from pallava.data.clean.tables import (
-    UNREAD,
-    dropped,
-    funnel_table,
-    index_sentence,
-    losses,
-    number,
-    reasons_table,
-    share,
-)
 from pallava.data.material import SUMMARY_NAME
 from pallava.images import ImageError, open_image
 from pallava.io.files import write_text
 from pallava.io.hashing import short_hash
 from pallava.io.records import RecordFile
 from pallava.report import page as html
-from pallava.report.plots import COLOURS, histogram
-from pallava.report.table import Table
+from pallava.report.table import Table, percent
 
 Row = dict[str, Any]
 """A line of kept.jsonl or dropped.jsonl."""
@@ -44,10 +37,9 @@ _NUM_SHOWN = 12  # pictures of a kind
 _THUMBNAIL = 192  # pixels of the longer side
 _MAX_TEXT = 110  # characters of a caption
 _DIGITS = 3  # of scores, so that a million different ones take no more memory than a thousand
-_KEPT = "kept"
-_UNREAD_COLOUR = "#8a8f98"
+_KEPT, _UNREAD = "kept", "unread"  # beside the filters' names
+_KEPT_COLOUR, _UNREAD_COLOUR = "#2f8f83", "#8a8f98"
 _FILTER_COLOURS = ("#d0628f", "#c98a2b", "#4c86c6", "#b0584a", "#9a6fb0", "#6c8f3c")
-_COLOURS = {_KEPT: "#2f8f83", "dropped": COLOURS[1]}
 _THRESHOLDS = {"words": "min_words", "image": "max_background", "pathology": "clip_threshold"}
 _SCORES = {
     "image": ("Background of the images", "share of the pixels"),
@@ -56,19 +48,22 @@ _SCORES = {
 """Title and axis of the filters whose score is not a judge's."""
 
 
-def write_report(folder: str | Path, *, seed: int = 0) -> None:
-    """Write ``index.html`` from what cleaning wrote; the same files give the same page.
+def describe(summary: Row, out: str) -> str:
+    """Return what each source lost to each filter, and why, as text that names the output folder."""
+    parts = [_funnel_table(summary).to_text(), _reasons_table(summary).to_text()]
+    if index := _index_sentence(summary):
+        parts.append(f"published list in {out}: {index}")
+    return "\n\n".join([*parts, f"{summary['num_kept']} of {summary['num_records']} records are kept, in {out}"])
 
-    Args:
-        folder: The run's folder.
-        seed: Seed of the draw of records for the contact sheets.
+
+def write_report(folder: Path) -> None:
+    """Write ``index.html`` from the files of a run; the same files give the same page.
 
     Raises:
         PallavaError: A file cannot be read.
     """
-    folder = Path(folder)
     summary = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
-    collected, index = collect(folder, num_shown=_NUM_SHOWN, seed=seed), index_sentence(summary)
+    collected, index = _collect(folder), _index_sentence(summary)
     examples = [
         [f"{label}: {reason}", "; ".join(examples)]
         for label, source in summary["sources"].items()
@@ -84,10 +79,10 @@ def write_report(folder: str | Path, *, seed: int = 0) -> None:
         html.heading("What cleaning kept, and what it dropped", level=1),
         _figures(summary),
         html.heading("Where the records went", "Each filter sees what those to its left have kept."),
-        html.share_bars(list(_shares(summary)), {_KEPT: _COLOURS[_KEPT], **colours, UNREAD: _UNREAD_COLOUR}),
-        funnel_table(summary).to_html(),
+        html.share_bars(list(_shares(summary)), {_KEPT: _KEPT_COLOUR, **colours, _UNREAD: _UNREAD_COLOUR}),
+        _funnel_table(summary).to_html(),
         html.heading("Reasons"),
-        reasons_table(summary).to_html(),
+        _reasons_table(summary).to_html(),
         Table("", ["Unread rows", "The first of them"], examples, is_text=True).to_html() if examples else "",
         html.heading("Published list of images", index) if index else "",
         html.heading("Distributions", "The last bar of each holds the highest hundredth, too."),
@@ -102,65 +97,113 @@ def write_report(folder: str | Path, *, seed: int = 0) -> None:
 def _figures(summary: Row) -> str:
     num_sources, num_kept, num_records = len(summary["sources"]), summary["num_kept"], summary["num_records"]
     values = [
-        (number(num_records), f"records of {num_sources} {'source' if num_sources == 1 else 'sources'}"),
-        (number(num_kept), "kept"),
-        (share(num_kept, num_records), "of them"),
-        (number(summary["num_pairs"]), "pairs of image and caption"),
+        (_number(num_records), f"records of {num_sources} {'source' if num_sources == 1 else 'sources'}"),
+        (_number(num_kept), "kept"),
+        (_share(num_kept, num_records), "of them"),
+        (_number(summary["num_pairs"]), "pairs of image and caption"),
     ]
     return html.figures(values)
 
 
 def _shares(summary: Row) -> Iterator[tuple[str, list[tuple[str, int]]]]:
     for label, source in summary["sources"].items():
-        parts = losses(summary, label)
-        parts[UNREAD] = parts.pop(UNREAD)  # at the end of the bar
-        title = f"{label}: {share(source['num_kept'], source['num_records'])} kept"
+        parts = _losses(summary, label)
+        parts[_UNREAD] = parts.pop(_UNREAD)  # at the end of the bar
+        title = f"{label}: {_share(source['num_kept'], source['num_records'])} kept"
         yield title, [(_KEPT, source["num_kept"]), *parts.items()]
 
 
-@dataclass
-class Collected:
-    """Counts and samples of a run's records.
+def _number(count: int) -> str:
+    return f"{count:,}".replace(",", "\u202f")  # a thin space, since a comma is a decimal sign to half of the world
 
-    Attributes:
-        words: Words of the captions.
-        sides: Longer sides of the images in pixels.
-        scores: Scores of each filter that has some.
-        samples: A few records of each group, in the order of the draw.
-        firsts: The kept records that drawn duplicates name, by "source:id".
+
+def _share(count: int, total: int) -> str:
+    return percent(count / total if total else float("nan"))
+
+
+def _dropped(summary: Row, label: str, name: str) -> dict[str, int]:
+    """Return the counts of drops by reason, of one source and one filter or of what was not read."""
+    source = summary["sources"][label]
+    return source["unread"] if name == _UNREAD else source["filters"][name]["dropped"]
+
+
+def _losses(summary: Row, label: str) -> dict[str, int]:
+    return {name: sum(_dropped(summary, label, name).values()) for name in (_UNREAD, *summary["filters"])}
+
+
+def _funnel_table(summary: Row) -> Table:
+    counts = {
+        label: [source["num_records"], *_losses(summary, label).values(), source["num_kept"]]
+        for label, source in summary["sources"].items()
+    }
+    if len(counts) > 1:
+        counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
+    rows = [[label, *map(_number, row), _share(row[-1], row[0])] for label, row in counts.items()]
+    return Table("", ["source", "read", _UNREAD, *summary["filters"], "kept", "share"], rows)
+
+
+def _reasons_table(summary: Row) -> Table:
+    labels, rows = list(summary["sources"]), []
+    for name in (_UNREAD, *summary["filters"]):
+        for reason in sorted({reason for label in labels for reason in _dropped(summary, label, name)}):
+            counts = [_dropped(summary, label, name).get(reason, 0) for label in labels]
+            cells = [_number(count) if count else "" for count in counts]
+            rows.append([f"{name}: {reason}", *cells, _number(sum(counts))])
+    return Table("", ["reason", *labels, "all"], rows)
+
+
+def _index_sentence(summary: Row) -> str:
+    if not (index := summary.get("published_index")):
+        return ""
+    return (
+        f"{_number(index['num_names'])} names, {_number(index['num_unmatched'])} without a match, "
+        f"{_number(index['num_in_several_sources'])} in several sources, {_number(index['num_without_name'])} entries "
+        f"without a name; see {index['report']}"
+    )
+
+
+@dataclass
+class _Collected:
+    """Counts of the captions' words, the images' longer sides and each filter's scores, and samples of each group.
+
+    `firsts` are the kept records that drawn duplicates name, by "source:id".
     """
 
     words: Counts = field(default_factory=lambda: defaultdict(Counter))
     sides: Counts = field(default_factory=lambda: defaultdict(Counter))
     scores: dict[str, Counts] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Counter)))
-    samples: dict[Group, list[Row]] = field(default_factory=dict)
+    samples: dict[Group, list[Row]] = field(default_factory=lambda: defaultdict(list))
     firsts: dict[str, Row] = field(default_factory=dict)
 
+    def count(self, row: Row, fate: str) -> None:
+        if row["kind"] == "captions":
+            self.words[fate][len(row["text"].split())] += 1
+        if "image_size" in row:
+            self.sides[fate][max(row["image_size"])] += 1
+        for name, score in row["scores"].items():
+            self.scores[name][fate][round(score, _DIGITS)] += 1
 
-def collect(folder: Path, *, num_shown: int, seed: int) -> Collected:
-    """Read kept.jsonl and dropped.jsonl once, in little memory.
+    def offer(self, row: Row, group: Group, seed: int) -> None:
+        """Keep the rows of a group whose hashes are smallest: a draw that needs no count beforehand."""
+        row["rank"] = short_hash(f"{seed}:{row['source']}:{row['id']}")
+        rows = self.samples[group]
+        rows.append(row)
+        rows.sort(key=itemgetter("rank"))
+        del rows[_NUM_SHOWN:]
 
-    Args:
-        folder: The run's folder.
-        num_shown: Number of records to draw from each group.
-        seed: Seed of the draw.
 
-    Raises:
-        PallavaError: A file cannot be read.
-    """
-    collected, draw = Collected(), _Draw(num_shown, seed)
+def _collect(folder: Path, seed: int = 0) -> _Collected:
+    """Read kept.jsonl and dropped.jsonl once, in little memory."""
+    collected = _Collected()
     for row in _rows(folder / DROPPED):
-        _count(row, "dropped", collected)
-        draw.offer((row["filter"], row["reason"]), row)
-    collected.samples = draw.drawn()
-    wanted = {name for rows in collected.samples.values() for row in rows if (name := _first_of(row))}
-    draw = _Draw(num_shown, seed)
+        collected.count(row, "dropped")
+        collected.offer(row, (row["filter"], row["reason"]), seed)
+    wanted = {_first_of(row) for rows in collected.samples.values() for row in rows}
     for row in _rows(folder / KEPT):
-        _count(row, "kept", collected)
-        draw.offer((_KEPT, row["source"]), row)
+        collected.count(row, _KEPT)
+        collected.offer(row, (_KEPT, row["source"]), seed)
         if (name := f"{row['source']}:{row['id']}") in wanted:
             collected.firsts[name] = row
-    collected.samples = draw.drawn() | collected.samples
     return collected
 
 
@@ -179,36 +222,14 @@ def _rows(path: Path) -> Iterator[Row]:
             bar.update(file.num_bytes_read - bar.n)
 
 
-def _count(row: Row, fate: str, collected: Collected) -> None:
-    if row["kind"] == "captions":
-        collected.words[fate][len(row["text"].split())] += 1
-    if "image_size" in row:
-        collected.sides[fate][max(row["image_size"])] += 1
-    for name, score in row["scores"].items():
-        collected.scores[name][fate][round(score, _DIGITS)] += 1
+def _histograms(collected: _Collected, settings: Row) -> Iterator[str]:
+    from pallava.report.plots import COLOURS, histogram  # imports matplotlib, which takes a second
 
+    fates = {_KEPT: _KEPT_COLOUR, "dropped": COLOURS[1]}
 
-class _Draw:
-    """The records of each group whose hashes are smallest: a draw that needs no count beforehand."""
-
-    def __init__(self, num_shown: int, seed: int) -> None:
-        self._num_shown, self._seed = num_shown, seed
-        self._ranked: dict[Group, list[tuple[bytes, Row]]] = defaultdict(list)
-
-    def offer(self, group: Group, row: Row) -> None:
-        ranked = self._ranked[group]
-        ranked.append((short_hash(f"{self._seed}:{row['source']}:{row['id']}"), row))
-        ranked.sort(key=lambda pair: pair[0])
-        del ranked[self._num_shown :]
-
-    def drawn(self) -> dict[Group, list[Row]]:
-        return {group: [row for _, row in ranked] for group, ranked in sorted(self._ranked.items())}
-
-
-def _histograms(collected: Collected, settings: Row) -> Iterator[str]:
     def card(title: str, counts: Counts, x_label: str, threshold: float | None = None) -> str:
-        series = {fate: counts[fate] for fate in _COLOURS if counts.get(fate)}
-        colours = [_COLOURS[fate] for fate in series]
+        series = {fate: counts[fate] for fate in fates if counts.get(fate)}
+        colours = [fates[fate] for fate in series]
         return html.card(title, histogram(series, x_label=x_label, threshold=threshold, colours=colours))
 
     if collected.words:
@@ -221,7 +242,7 @@ def _histograms(collected: Collected, settings: Row) -> Iterator[str]:
             yield card(title, counts, x_label, settings.get(_THRESHOLDS.get(name, "")))
 
 
-def _sheets(collected: Collected, summary: Row) -> Iterator[str]:
+def _sheets(collected: _Collected, summary: Row) -> Iterator[str]:
     folder, kinds = Path(summary["image_folder"]), [_KEPT, *summary["filters"]]
     labels = list(summary["sources"])
     order = [*((_KEPT, label) for label in labels), *sorted(collected.samples)]
@@ -231,14 +252,14 @@ def _sheets(collected: Collected, summary: Row) -> Iterator[str]:
             title, count = f"Kept of {what}", summary["sources"][what]["num_kept"]
         else:
             title = f"Dropped by {name}: {what}"
-            count = sum(dropped(summary, label, name).get(what, 0) for label in labels)
+            count = sum(_dropped(summary, label, name).get(what, 0) for label in labels)
         cells = [_cell(row, collected, folder) for row in collected.samples[name, what]]
-        shown = f"{len(cells)} of {number(count)}, drawn at random." if len(cells) < count else f"All {count}."
+        shown = f"{len(cells)} of {_number(count)}, drawn at random." if len(cells) < count else f"All {count}."
         yield html.heading(title, shown)
         yield html.contact_sheet(cells)
 
 
-def _cell(row: Row, collected: Collected, folder: Path) -> html.Cell:
+def _cell(row: Row, collected: _Collected, folder: Path) -> html.Cell:
     images = [_thumbnail(folder, row)]
     if first := collected.firsts.get(_first_of(row)):
         images.append(_thumbnail(folder, first))

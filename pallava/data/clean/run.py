@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from pallava.data.clean.filters import Filter
-from pallava.data.clean.pipeline import Input, Outcome, Pipeline
+from pallava.data.clean.pipeline import Outcome, Pipeline
 from pallava.data.clean.published_index import PublishedIndexFilter
+from pallava.data.clean.report import write_report
 from pallava.data.clean.settings import DROPPED, KEPT, CleanSettings, make_filters
 from pallava.data.material import SUMMARY_NAME, read_sources
-from pallava.data.sources import SOURCES
+from pallava.data.sources import SOURCES, Source
 from pallava.data.sources.base import Pair, to_json
 from pallava.errors import PallavaError
 from pallava.io.files import whole_file, write_json
 from pallava.io.store import Store
 
-STORE, PAIRS, INDEX_REPORT = "scores.sqlite", "pairs.json", "published_index.txt"
+_STORE, _PAIRS, _INDEX_REPORT = "scores.sqlite", "pairs.json", "published_index.txt"
 _MAX_EXAMPLES = 3
 
 
@@ -56,88 +57,47 @@ def clean(
     folder = Path(out)
     chosen = CleanSettings.create(read_sources(sources, splits, columns), settings)
     _check_folder(folder)
-    inputs = _open_inputs(chosen)
-    roots = [each.source.root for each in inputs]
-    image_folder = Path(chosen.image_folder or os.path.commonpath([root.resolve() for root in roots]))
-    paths = {each.label: image_folder_path(image_folder, each.source.root) for each in inputs}
-    with ExitStack() as stack:
-        filters = make_filters(chosen)
-        for each in filters:
-            stack.callback(each.close)
-        stack.enter_context(_writing(folder))
+    inputs = _open_sources(chosen)
+    roots = {label: source.root.resolve() for label, source in inputs.items()}
+    image_folder = Path(chosen.image_folder or os.path.commonpath(roots.values()))
+    paths = {label: _relative_root(image_folder, source.root) for label, source in inputs.items()}
+    filters = make_filters(chosen)
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        store = stack.enter_context(Store(folder / STORE))
-        pipeline = Pipeline(inputs, filters, store, drop_unanswered=chosen.drop_unanswered)
-        pipeline.survey()
-        pipeline.judge()
-        counts = write_outcomes(folder, pipeline.decide(), inputs, filters, paths)
-        summary = _summary(inputs, filters, counts)
-        resolved = {each.label: str(each.source.root.resolve()) for each in inputs}
-        summary |= {"image_folder": str(image_folder), "num_pairs": counts["num_pairs"]}
-        summary |= {"settings": {**chosen.to_json(), "roots": resolved}, **_index_report(folder, filters)}
+        with Store(folder / _STORE) as store:
+            pipeline = Pipeline(inputs, filters, store, chosen.drop_unanswered)
+            pipeline.survey()
+            pipeline.judge()
+            counts = _write_outcomes(folder, pipeline.decide(), inputs, filters, paths)
+        summary = _summary(inputs, filters, counts, image_folder) | _index_report(folder, filters)
+        summary["settings"] = {**chosen.to_json(), "roots": {label: str(root) for label, root in roots.items()}}
         write_json(folder / SUMMARY_NAME, summary, ensure_ascii=False)
-    from pallava.data.clean.report import write_report  # imports matplotlib, which takes a second
-
+    except OSError as error:  # a full disk or a lack of rights; errors of files that are read are PallavaErrors
+        raise PallavaError(f"cannot write into '{folder}': {error.strerror or error}") from None
+    finally:
+        for each in filters:
+            each.close()
     write_report(folder)
     return summary
 
 
-def write_outcomes(
-    folder: Path,
-    outcomes: Iterable[Outcome],
-    inputs: Sequence[Input],
-    filters: Sequence[Filter],
-    paths: Mapping[str, str],
-) -> dict[str, Any]:
-    """Write kept and dropped records and the pairs; earlier files are replaced once everything is complete.
-
-    The summary of an earlier run is removed before, so that a summary always belongs to the files beside it.
-
-    Args:
-        folder: The output folder.
-        outcomes: Outcomes of all records, in order.
-        inputs: The sources.
-        filters: The filters in the order in which they decided.
-        paths: Root of each source relative to the image folder, by its label.
-
-    Returns:
-        Counts: "num_pairs", "num_kept" by source, and "filters" by source and filter.
-    """
-    counts = {each.label: {one.name: {"num_in": 0, "dropped": {}} for one in filters} for each in inputs}
-    num_kept, num_pairs = dict.fromkeys(counts, 0), 0
-    has_pairs = any(each.source.kind == "captions" for each in inputs)
-    names = [KEPT, DROPPED, *([PAIRS] if has_pairs else [])]
-    with ExitStack() as stack:
-        files = {name: stack.enter_context(whole_file(folder / name, errors="replace")) for name in names}
-        for outcome in outcomes:
-            row = _row(outcome, paths)
-            _count(outcome, counts[row["source"]], filters)
-            if outcome.filter_name:
-                files[DROPPED].write(_line(row))
-                continue
-            num_kept[row["source"]] += 1
-            files[KEPT].write(_line(row))
-            if isinstance(record := outcome.candidate.record, Pair):
-                pair = _line({"image": row["path"], "caption": record.text})
-                files[PAIRS].write((",\n" if num_pairs else "[\n") + pair[:-1])
-                num_pairs += 1
-        if has_pairs:
-            files[PAIRS].write("\n]\n" if num_pairs else "[]\n")
-        else:
-            (folder / PAIRS).unlink(missing_ok=True)
-        for file in files.values():  # a full disk shows here, while everything of an earlier run is in its place
-            file.flush()
-            os.fsync(file.fileno())
-        (folder / SUMMARY_NAME).unlink(missing_ok=True)
-    return {"num_pairs": num_pairs, "num_kept": num_kept, "filters": counts}
+def _open_sources(settings: CleanSettings) -> dict[str, Source]:
+    """Open the sources under their names in the output: their own, or "pairs-2" for the second of a name."""
+    opened: dict[str, Source] = {}
+    for index, spec in enumerate(settings.sources, 1):
+        if not spec.name:
+            raise PallavaError(f"a source must be NAME=ROOT, such as quilt-1m=/data/quilt, got '{spec.root}'")
+        if SOURCES[spec.name].kind == "classes":
+            raise PallavaError(f"'{spec.name}' is a set of classes; only captions and questions can be cleaned")
+        count = [each.name for each in settings.sources[:index]].count(spec.name)
+        folder = settings.image_folder if spec.columns else None
+        source = spec.open(image_policy=settings.image_policy, image_folder=folder)
+        opened[spec.name if count == 1 else f"{spec.name}-{count}"] = source
+    return opened
 
 
-def image_folder_path(image_folder: Path, root: Path) -> str:
-    """Return a root relative to the image folder, with a closing slash unless they are the same.
-
-    Raises:
-        PallavaError: The root is elsewhere.
-    """
+def _relative_root(image_folder: Path, root: Path) -> str:
+    """Return a root relative to the image folder, with a closing slash unless they are the same."""
     try:
         relative = root.resolve().relative_to(image_folder.resolve()).as_posix()
     except ValueError:
@@ -147,38 +107,57 @@ def image_folder_path(image_folder: Path, root: Path) -> str:
     return "" if relative == "." else f"{relative}/"
 
 
-def _open_inputs(settings: CleanSettings) -> list[Input]:
-    inputs = []
-    for label, spec in zip(settings.labels, settings.sources, strict=True):
-        if not spec.name:
-            raise PallavaError(f"a source must be NAME=ROOT, such as quilt-1m=/data/quilt, got '{spec.root}'")
-        if SOURCES[spec.name].kind == "classes":
-            raise PallavaError(f"'{spec.name}' is a set of classes; only captions and questions can be cleaned")
-        folder = settings.image_folder if spec.columns else None
-        inputs.append(Input(label, spec.open(image_policy=settings.image_policy, image_folder=folder)))
-    return inputs
-
-
 def _check_folder(folder: Path) -> None:
     """Refuse a folder whose files are not of a cleaning run: they would be replaced."""
     if folder.exists() and not folder.is_dir():
         raise PallavaError(f"the output '{folder}' is a file; give the name of a folder")
-    found = [name for name in (KEPT, DROPPED, PAIRS, SUMMARY_NAME) if (folder / name).exists()]
-    if found and not (folder / STORE).exists():
-        raise PallavaError(f"'{folder}' holds {found[0]} but not {STORE}: not a cleaning run; give another folder")
+    found = [name for name in (KEPT, DROPPED, _PAIRS, SUMMARY_NAME) if (folder / name).exists()]
+    if found and not (folder / _STORE).exists():
+        raise PallavaError(f"'{folder}' holds {found[0]} but not {_STORE}: not a cleaning run; give another folder")
 
 
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Report a full disk or a lack of rights with the folder; errors of files that are read name them already."""
-    try:
-        yield
-    except OSError as error:
-        raise PallavaError(f"cannot write into '{folder}': {error.strerror or error}") from None
+def _write_outcomes(
+    folder: Path,
+    outcomes: Iterable[Outcome],
+    inputs: Mapping[str, Source],
+    filters: Sequence[Filter],
+    paths: Mapping[str, str],
+) -> dict[str, dict[str, Any]]:
+    """Write kept and dropped records and the pairs, and return the counts of each source.
+
+    Earlier files are replaced once everything is complete; the summary of an earlier run is removed before, so that a
+    summary always belongs to the files beside it.
+    """
+    counts = {label: {each.name: {"num_in": 0, "dropped": {}} for each in filters} for label in inputs}
+    num_kept = dict.fromkeys(inputs, 0)
+    separator = "[\n"
+    has_pairs = any(source.kind == "captions" for source in inputs.values())
+    names = [KEPT, DROPPED, *([_PAIRS] if has_pairs else [])]
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(whole_file(folder / name, errors="replace")) for name in names}
+        for outcome in outcomes:
+            row, record = _row(outcome, paths), outcome.candidate.record
+            _count(outcome, counts[record.source], filters)
+            files[DROPPED if outcome.filter_name else KEPT].write(_to_line(row) + "\n")
+            if outcome.filter_name:
+                continue
+            num_kept[record.source] += 1
+            if isinstance(record, Pair):
+                files[_PAIRS].write(separator + _to_line({"image": row["path"], "caption": record.text}))
+                separator = ",\n"
+        if has_pairs:
+            files[_PAIRS].write("[]\n" if separator == "[\n" else "\n]\n")
+        else:
+            (folder / _PAIRS).unlink(missing_ok=True)
+        for file in files.values():  # a full disk shows here, while everything of an earlier run is in its place
+            file.flush()
+            os.fsync(file.fileno())
+        (folder / SUMMARY_NAME).unlink(missing_ok=True)
+    return {label: {"filters": counts[label], "num_kept": num_kept[label]} for label in inputs}
 
 
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+def _to_line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False)
 
 
 def _row(outcome: Outcome, paths: Mapping[str, str]) -> dict[str, Any]:
@@ -202,25 +181,28 @@ def _count(outcome: Outcome, counts: dict[str, dict[str, Any]], filters: Sequenc
             return
 
 
-def _summary(inputs: Sequence[Input], filters: Sequence[Filter], counts: dict[str, Any]) -> dict[str, Any]:
-    sources = {}
-    for each in inputs:
-        tally = each.source.tally
-        sources[each.label] = {
-            "name": each.source.name,
-            "kind": each.source.kind,
-            "root": str(each.source.root.resolve()),
-            "num_records": tally.num_records,
-            "unread": dict(tally.dropped),
-            "unread_examples": dict(tally.examples),
-            "filters": counts["filters"][each.label],
-            "num_kept": counts["num_kept"][each.label],
+def _summary(
+    inputs: Mapping[str, Source], filters: Sequence[Filter], counts: dict[str, dict[str, Any]], image_folder: Path
+) -> dict[str, Any]:
+    sources = {
+        label: {
+            "name": source.name,
+            "kind": source.kind,
+            "root": str(source.root.resolve()),
+            "num_records": source.tally.num_records,
+            "unread": dict(source.tally.dropped),
+            "unread_examples": dict(source.tally.examples),
+            **counts[label],
         }
+        for label, source in inputs.items()
+    }
     return {
         "num_records": sum(each["num_records"] for each in sources.values()),
-        "num_kept": sum(counts["num_kept"].values()),
+        "num_kept": sum(each["num_kept"] for each in sources.values()),
         "filters": [each.name for each in filters],
         "sources": sources,
+        "image_folder": str(image_folder),
+        "num_pairs": sum(each["num_kept"] for each in sources.values() if each["kind"] == "captions"),
     }
 
 
@@ -228,10 +210,10 @@ def _index_report(folder: Path, filters: Sequence[Filter]) -> dict[str, Any]:
     """Write which listed names match nothing, which several sources, and which entries are not names."""
     index = next((each for each in filters if isinstance(each, PublishedIndexFilter)), None)
     if index is None:
-        (folder / INDEX_REPORT).unlink(missing_ok=True)
+        (folder / _INDEX_REPORT).unlink(missing_ok=True)
         return {}
     unmatched, ambiguous = list(index.unmatched()), list(index.ambiguous())
-    with whole_file(folder / INDEX_REPORT, errors="replace") as file:
+    with whole_file(folder / _INDEX_REPORT, errors="replace") as file:
         file.writelines(f"several sources\t{name}\t{', '.join(sources)}\n" for name, sources in ambiguous)
         file.writelines(f"no match\t{name}\n" for name in unmatched)
         file.writelines(f"no name\t{entry}\n" for entry in index.unread)
@@ -244,6 +226,6 @@ def _index_report(folder: Path, filters: Sequence[Filter]) -> dict[str, Any]:
             "unmatched_examples": unmatched[:_MAX_EXAMPLES],
             "several_sources_examples": [[name, sources] for name, sources in ambiguous[:_MAX_EXAMPLES]],
             "without_name_examples": index.unread[:_MAX_EXAMPLES],
-            "report": INDEX_REPORT,
+            "report": _INDEX_REPORT,
         }
     }

@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pallava.data.clean.duplicates import DuplicateFilter
 from pallava.data.clean.filters import BOTH_KINDS, CAPTIONS, Filter, WordsFilter
-from pallava.data.clean.image_check import MAX_BACKGROUND, ImageFilter
+from pallava.data.clean.images import MAX_BACKGROUND, DuplicateFilter, ImageFilter
 from pallava.data.clean.judges import (
     CLIP_THRESHOLD,
     PathologyClip,
@@ -23,12 +22,10 @@ from pallava.errors import PallavaError
 from pallava.io.processes import default_num_workers
 from pallava.judging.endpoint import Endpoint
 
-DEFAULT_FILTERS = ("words", "image", "pathology", "species", "duplicates")
-INDEX_FILTERS = ("published-index", "image")
-"""The default with a published list: its images have passed the paper's filters."""
-
-_WITHOUT_EFFECT = ("num_workers", "concurrency")
 KEPT, DROPPED = "kept.jsonl", "dropped.jsonl"
+_DEFAULT_FILTERS = ("words", "image", "pathology", "species", "duplicates")
+_INDEX_FILTERS = ("published-index", "image")  # images of the published list have passed the paper's filters
+_WITHOUT_EFFECT = ("num_workers", "concurrency")
 _MIN_WORDS = 20  # as in PA-LLaVA
 
 
@@ -40,7 +37,7 @@ class CleanSettings:
         sources: The sources, in the order of the output.
         image_folder: Folder above all roots, to which image paths are relative (default: their common folder).
         image_policy: Treatment of rows with several images: "first", "each" or "single-only".
-        filters: Names of filters (default: `DEFAULT_FILTERS`, or `INDEX_FILTERS` with a published list).
+        filters: Names of filters (default: all but published-index, or published-index and image with a list).
         min_words: Minimum number of words in a caption.
         max_background: Maximum share of an image without tissue, 0 to 1.
         published_index: List of image names, as PA-LLaVA published it.
@@ -91,48 +88,22 @@ class CleanSettings:
                 values[name] = _absolute(values[name])
         if Path(values.get("pretrained", "")).is_file():
             values["pretrained"] = _absolute(values["pretrained"])
-        default = INDEX_FILTERS if "published_index" in values else DEFAULT_FILTERS
+        default = _INDEX_FILTERS if "published_index" in values else _DEFAULT_FILTERS
         filters = tuple(values.pop("filters", default))
         if unknown := [name for name in filters if name not in FILTERS]:
             raise PallavaError(f"'{unknown[0]}' is not a filter; choose from {', '.join(FILTERS)}")
         for name, known in JUDGES.items():
-            if (judge := values.get(name, known[0])) not in known:
+            if (judge := values.get(name, next(iter(known)))) not in known:
                 raise PallavaError(f"'{judge}' is not a judge of {name}; choose from {', '.join(known)}")
             if values.get(name, "none") != "none" and name not in filters:
                 raise PallavaError(f"the judge '{judge}' is not used: add {name} to the filters (--filters)")
         specs = (replace(each, root=_absolute(each.root)) for each in sources)
         return cls(tuple(specs), filters=filters, **values)
 
-    @property
-    def labels(self) -> list[str]:
-        """Return the names of the sources in the output: their own, or "pairs-2" for the second of a name."""
-        names = [each.name for each in self.sources]
-        counts = [names[: index + 1].count(name) for index, name in enumerate(names)]
-        return [name if count == 1 else f"{name}-{count}" for name, count in zip(names, counts, strict=True)]
-
     def to_json(self) -> dict[str, Any]:
         """Return the settings on which the outcome depends, as JSON holds them."""
         lists = {"sources": [asdict(each) for each in self.sources], "filters": list(self.filters)}
         return {name: value for name, value in {**asdict(self), **lists}.items() if name not in _WITHOUT_EFFECT}
-
-
-@dataclass(frozen=True)
-class FilterRow:
-    """A row of the registry.
-
-    Attributes:
-        kinds: Kinds of records that the filter looks at: "captions", "questions".
-        drops: What it drops, for the help.
-        make: Makes the filter, or None if no judge is chosen.
-    """
-
-    kinds: frozenset[str]
-    drops: str
-    make: Callable[[CleanSettings], Filter | None]
-
-
-JUDGES = {"pathology": ("metadata", "clip", "endpoint", "none"), "species": ("rules", "endpoint", "none")}
-"""Judges of the filters that have several, the default first."""
 
 
 def make_filters(settings: CleanSettings) -> list[Filter]:
@@ -151,14 +122,23 @@ def make_filters(settings: CleanSettings) -> list[Filter]:
         raise PallavaError(f"the filter '{needing[0]}' needs what the filter 'image' reads; add 'image' to the filters")
     if ("published-index" in names) != (settings.published_index is not None):
         raise PallavaError("the filter 'published-index' and the list (--published-index FILE) go together; give both")
-    order = sorted((name for name in FILTERS if name in names), key=lambda name: not _is_cheap(name, settings))
+    cheap = {"published-index": True, "words": True, "pathology": settings.pathology == "metadata"}
+    cheap["species"] = settings.species == "rules"
+    order = sorted((name for name in FILTERS if name in names), key=lambda name: not cheap.get(name))
     made = [FILTERS[name].make(settings) for name in order]
     return [each for each in made if each is not None]
 
 
-def _is_cheap(name: str, settings: CleanSettings) -> bool:
-    judge = {"pathology": settings.pathology, "species": settings.species}.get(name)
-    return name in ("published-index", "words") or judge in ("metadata", "rules")
+_Make = Callable[[CleanSettings], Filter | None]
+
+
+@dataclass(frozen=True)
+class FilterRow:
+    """A filter's kinds of records, what it drops, and how it is made, which is None if no judge is chosen."""
+
+    kinds: frozenset[str]
+    drops: str
+    make: _Make
 
 
 def _make_image(settings: CleanSettings) -> Filter:
@@ -166,38 +146,42 @@ def _make_image(settings: CleanSettings) -> Filter:
     return ImageFilter(settings.max_background, num_workers=settings.num_workers, image_folder=folder)
 
 
-def _make_pathology(settings: CleanSettings) -> Filter | None:
-    if settings.pathology == "metadata":
-        return PathologyMetadata()
-    if settings.pathology == "clip":
-        if not settings.model_name:
-            raise PallavaError("the judge 'clip' needs --model-name, open_clip's name of a model, and --pretrained")
-        return PathologyClip(settings.model_name, settings.pretrained, threshold=settings.clip_threshold)
-    if settings.pathology == "endpoint":
-        return PathologyEndpoint(
-            _endpoint("pathology", settings.pathology_url, settings.pathology_model, settings.concurrency)
-        )
-    return None
+def _make_clip(settings: CleanSettings) -> Filter:
+    if not settings.model_name:
+        raise PallavaError("the judge 'clip' needs --model-name, open_clip's name of a model, and --pretrained")
+    return PathologyClip(settings.model_name, settings.pretrained, threshold=settings.clip_threshold)
 
 
-def _make_species(settings: CleanSettings) -> Filter | None:
-    if settings.species == "rules":
-        from pallava.data.clean.species import SpeciesRules  # compiles hundreds of regular expressions
+def _make_rules(settings: CleanSettings) -> Filter:
+    from pallava.data.clean.species import SpeciesRules  # compiles hundreds of regular expressions
 
-        return SpeciesRules()
-    if settings.species == "endpoint":
-        return SpeciesEndpoint(_endpoint("species", settings.species_url, settings.species_model, settings.concurrency))
-    return None
+    return SpeciesRules()
 
 
-def _endpoint(name: str, url: str | None, model: str | None, concurrency: int) -> Endpoint:
+def _endpoint(settings: CleanSettings, name: str) -> Endpoint:
+    url, model = getattr(settings, f"{name}_url"), getattr(settings, f"{name}_model")
     if not url or not model:
         raise PallavaError(
             f"the judge 'endpoint' of {name} needs --{name}-url (such as http://localhost:8000/v1) and --{name}-model, "
             "the model's name there"
         )
-    return Endpoint(url, model, concurrency=concurrency)
+    return Endpoint(url, model, concurrency=settings.concurrency)
 
+
+JUDGES: dict[str, dict[str, _Make]] = {
+    "pathology": {
+        "metadata": lambda settings: PathologyMetadata(),
+        "clip": _make_clip,
+        "endpoint": lambda settings: PathologyEndpoint(_endpoint(settings, "pathology")),
+        "none": lambda settings: None,
+    },
+    "species": {
+        "rules": _make_rules,
+        "endpoint": lambda settings: SpeciesEndpoint(_endpoint(settings, "species")),
+        "none": lambda settings: None,
+    },
+}
+"""Judges of the filters that have several, the default first."""
 
 FILTERS = {
     "published-index": FilterRow(
@@ -208,9 +192,15 @@ FILTERS = {
     "words": FilterRow(CAPTIONS, "captions with few words", lambda settings: WordsFilter(settings.min_words)),
     "image": FilterRow(BOTH_KINDS, "missing, unreadable, truncated, too large or nearly empty images", _make_image),
     "pathology": FilterRow(
-        BOTH_KINDS, "images other than pathology (--pathology metadata, clip or endpoint)", _make_pathology
+        BOTH_KINDS,
+        "images other than pathology (--pathology metadata, clip or endpoint)",
+        lambda settings: JUDGES["pathology"][settings.pathology](settings),
     ),
-    "species": FilterRow(BOTH_KINDS, "material that is not human (--species rules or endpoint)", _make_species),
+    "species": FilterRow(
+        BOTH_KINDS,
+        "material that is not human (--species rules or endpoint)",
+        lambda settings: JUDGES["species"][settings.species](settings),
+    ),
     "duplicates": FilterRow(
         BOTH_KINDS, "the same image again, or nearly so, in all sources", lambda settings: DuplicateFilter()
     ),

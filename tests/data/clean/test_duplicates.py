@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pallava.data.clean.duplicates import DuplicateFilter
 from pallava.data.clean.filters import Candidate, Decision
+from pallava.data.clean.images import DuplicateFilter
 from pallava.data.image_hashes import has_structure, perceptual_hash
 from pallava.data.sources.base import Pair, Question
 from pallava.errors import PallavaError

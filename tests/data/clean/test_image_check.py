@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pallava.data.clean.image_check import ImageFilter, background_share, check_image
+from pallava.data.clean.images import ImageFilter, _background_share, _check_image
 from pallava.errors import PallavaError
 from tests.tiny.records import item, pair, save_picture
 
 
 def check(path: Path) -> dict:
-    return check_image(str(path), [str(path.parent)])
+    return _check_image(str(path), [str(path.parent)])
 
 
 def save_huge_png(path: Path) -> Path:
@@ -44,7 +44,7 @@ def test_missing(tmp_path):
 def test_names_that_no_file_can_have(tmp_path, name):
     save_picture(tmp_path / "a.png", 0)
     each = item(pair(0, image=name), tmp_path)
-    assert check_image(f"{tmp_path}/{name}", [str(tmp_path)]) == {"problem": "missing"}
+    assert _check_image(f"{tmp_path}/{name}", [str(tmp_path)]) == {"problem": "missing"}
     assert ImageFilter().item_key(each).encode().endswith(b"|missing")
 
 
@@ -102,7 +102,7 @@ def tissue(width: int) -> np.ndarray:
     ids=["glass", "black", "even", "tenth", "tissue"],
 )
 def test_background(pixels, expected):
-    assert background_share(Image.fromarray(pixels)) == pytest.approx(expected, abs=0.02)
+    assert _background_share(Image.fromarray(pixels)) == pytest.approx(expected, abs=0.02)
 
 
 def test_a_few_cells_on_glass_are_kept(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 
 from pallava.data.clean.filters import Decision, Filter, WordsFilter
-from pallava.data.clean.pipeline import Input, Pipeline
+from pallava.data.clean.pipeline import Pipeline
 from pallava.data.clean.settings import FILTERS, CleanSettings, make_filters
 from pallava.data.sources.base import Question
 from pallava.errors import PallavaError
@@ -53,7 +53,7 @@ class Streaming(Judge):
 
 
 def decisions(store, source, filters) -> list[tuple[str, str]]:
-    outcomes = Pipeline([Input("memory", source)], filters, store).decide()
+    outcomes = Pipeline({"memory": source}, filters, store).decide()
     return [(outcome.candidate.record.id, outcome.filter_name) for outcome in outcomes]
 
 
@@ -69,7 +69,7 @@ def source(tmp_path):
 
 
 def judge(store, source, *filters):
-    Pipeline([Input("memory", source)], filters, store).judge()
+    Pipeline({"memory": source}, filters, store).judge()
 
 
 def test_nothing_is_asked_twice(store, source):

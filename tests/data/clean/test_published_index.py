@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pallava.data.clean.published_index import NameList, PublishedIndexFilter, read_names
+from pallava.data.clean.published_index import PublishedIndexFilter, _read_names
 from pallava.errors import PallavaError
 from tests.tiny.records import item, pair
 
@@ -27,9 +27,9 @@ from tests.tiny.records import item, pair
 def test_every_layout(tmp_path, text):
     path = tmp_path / "list"
     path.write_text(text, encoding="utf-8")
-    found = read_names(path)
-    assert [name for _, name in found.names] == ["a/b.jpg", "c.png"]
-    assert found.unread == []
+    names, unread = _read_names(path)
+    assert [name for _, name in names] == ["a/b.jpg", "c.png"]
+    assert unread == []
 
 
 def test_a_dict_by_source(tmp_path):
@@ -40,7 +40,7 @@ def test_a_dict_by_source(tmp_path):
         {"Quilt_1M": {"train": ["a.jpg"]}, "PMC-OA": {"7": {"image": "b.jpg", "caption": "x"}}},
     ):
         path.write_text(json.dumps(parts))
-        assert read_names(path) == NameList([("Quilt_1M", "a.jpg"), ("PMC-OA", "b.jpg")], [])
+        assert _read_names(path) == ([("Quilt_1M", "a.jpg"), ("PMC-OA", "b.jpg")], [])
 
 
 @pytest.mark.parametrize(
@@ -61,10 +61,10 @@ def test_a_dict_by_source(tmp_path):
 def test_an_entry_without_a_name_costs_itself(tmp_path, text, unread):
     path = tmp_path / "list"
     path.write_text(text)
-    found = read_names(path)
-    assert [name for _, name in found.names] == ["a.jpg", "b.jpg"]
-    assert len(found.unread) == len(unread)
-    assert all(part in entry for part, entry in zip(unread, found.unread, strict=True))
+    names, found = _read_names(path)
+    assert [name for _, name in names] == ["a.jpg", "b.jpg"]
+    assert len(found) == len(unread)
+    assert all(part in entry for part, entry in zip(unread, found, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pallava.data.clean.report import collect, write_report
+from pallava.data.clean.report import _collect, write_report
 from pallava.data.clean.run import clean
 from pallava.data.sources.base import Pair, to_json
 from tests.tiny.records import save_pairs, save_picture
@@ -129,7 +129,7 @@ def test_page_needs_nothing_beside_it_and_is_the_same_again(folder: Path) -> Non
 
 def test_the_draw_depends_on_its_seed_and_not_on_the_order(folder: Path) -> None:
     def drawn(seed: int) -> set[str]:
-        return {row["id"] for row in collect(folder, num_shown=12, seed=seed).samples["kept", "a"]}
+        return {row["id"] for row in _collect(folder, seed).samples["kept", "a"]}
 
     first = drawn(0)
     assert len(first) == 12
@@ -140,7 +140,7 @@ def test_the_draw_depends_on_its_seed_and_not_on_the_order(folder: Path) -> None
 
 
 def test_values_are_counted_on_both_sides(folder: Path) -> None:
-    collected = collect(folder, num_shown=2, seed=0)
+    collected = _collect(folder)
     assert collected.words["kept"][49] == 1
     assert sum(collected.words["dropped"].values()) == 6
     assert collected.sides["kept"] == {96: 30}

@@ -11,7 +11,7 @@ import pytest
 import pallava
 from pallava.cli import main
 from pallava.data.clean.pipeline import Pipeline
-from pallava.data.clean.run import clean, write_outcomes
+from pallava.data.clean.run import _write_outcomes, clean
 from pallava.data.clean.settings import FILTERS
 from pallava.errors import PallavaError
 from tests.tiny.endpoint import Act, stub_endpoint
@@ -96,7 +96,7 @@ def test_the_python_interface(sources, tmp_path):
 
 def test_again_with_another_threshold(sources, tmp_path, monkeypatch):
     clean(sources, tmp_path)
-    monkeypatch.setattr("pallava.data.clean.image_check.check_image", None)  # fails where it is called
+    monkeypatch.setattr("pallava.data.clean.images._check_image", None)  # fails where it is called
     summary = clean(sources, tmp_path, min_words=26)
     assert summary["num_pairs"] == 0
     assert json.loads((tmp_path / "pairs.json").read_text()) == []
@@ -168,7 +168,7 @@ def test_outputs_appear_complete_or_not_at_all(sources, tmp_path):
         yield
 
     with pytest.raises(RuntimeError):
-        write_outcomes(tmp_path, broken(), [], [], {})
+        _write_outcomes(tmp_path, broken(), {}, [], {})
     assert read(tmp_path) == before
     assert not any(tmp_path.glob(".*unfinished"))
 
