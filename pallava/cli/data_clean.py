@@ -26,10 +26,13 @@ _NOT_SETTINGS = ("source", "out", "split", "workers", "words", "passed_on")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    from pallava.data.clean.settings import FILTERS, JUDGES
-    from pallava.data.clean.settings import CleanSettings as Default
+    from pallava.data.clean.settings import FILTERS, JUDGES, CleanSettings
     from pallava.data.material import add_source_options
     from pallava.report.table import Table
+
+    def add_number(name: str, kind: type, text: str) -> None:
+        default = getattr(CleanSettings, name.replace("-", "_"))
+        add(f"--{name}", type=kind, default=default, help=f"{text} (default: {default})")
 
     rows = [[f"  {name}", ", ".join(sorted(each.kinds)), each.drops] for name, each in FILTERS.items()]
     parser.epilog = Table("filters:", ["  name", "looks at", "drops"], rows, is_text=True).to_text()
@@ -38,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source_options(parser, kinds=("captions", "questions"))
     add(
         "--image-policy",
-        default=Default.image_policy,
+        default=CleanSettings.image_policy,
         choices=["first", "each", "single-only"],
         help="treatment of rows with several images (default: %(default)s)",
     )
@@ -49,38 +52,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="filters, separated by commas (default: all but published-index, or published-index,image with a list)",
     )
     add("--published-index", metavar="FILE", help="list of image names, as PA-LLaVA published it")
-    add(
-        "--min-words",
-        type=int,
-        default=Default.min_words,
-        help="minimum number of words in a caption (default: %(default)s)",
-    )
-    add(
-        "--max-background",
-        type=float,
-        default=Default.max_background,
-        help="maximum share of an image without tissue, 0 to 1 (default: %(default)s)",
-    )
+    add_number("min-words", int, "minimum number of words in a caption")
+    add_number("max-background", float, "maximum share of an image without tissue, 0 to 1")
     add("--pathology", choices=JUDGES["pathology"], help="judge of images (default: metadata)")
     add("--model-name", help="open_clip's name of the judging model, such as ViT-B-16 or hf-hub:ORGANIZATION/NAME")
     add("--pretrained", help="open_clip's tag of its weights, or a checkpoint")
-    add(
-        "--clip-threshold",
-        type=float,
-        default=Default.clip_threshold,
-        help="minimum share of the pathology captions, 0 to 1 (default: %(default)s)",
-    )
+    add_number("clip-threshold", float, "minimum share of the pathology captions, 0 to 1")
     add("--pathology-url", help="OpenAI-compatible endpoint that judges images, such as http://localhost:8000/v1")
     add("--pathology-model", help="name of the vision-language model at that endpoint")
     add("--species", choices=JUDGES["species"], help="judge of captions (default: rules)")
     add("--species-url", help="OpenAI-compatible endpoint that judges captions")
     add("--species-model", help="name of the language model at that endpoint")
-    add(
-        "--concurrency",
-        type=int,
-        default=Default.concurrency,
-        help="number of requests to an endpoint at a time (default: %(default)s)",
-    )
+    add_number("concurrency", int, "number of requests to an endpoint at a time")
     add(
         "--drop-unanswered",
         action="store_true",
@@ -91,8 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Clean."""
-    from pallava.data.clean.run import clean
     from pallava.data.clean.report import describe
+    from pallava.data.clean.run import clean
 
     settings = {name: value for name, value in vars(options).items() if name not in _NOT_SETTINGS}
     try:
