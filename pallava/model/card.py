@@ -40,23 +40,15 @@ def write_model_card(
         raise PallavaError(f"no model folder at '{folder}': no config.json in it")
     config = read_json(folder / "config.json")
     base = _base(config)
-    front = ModelCardData(
-        base_model=base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None,
-        language="en",
-        library_name="transformers",
-        license="other",
-        license_name="see-licences-below",
-        pipeline_tag="image-text-to-text",
-        tags=["pathology", "pa-llava", "medical"],
-    )
     card = ModelCard.from_template(
-        front,
+        ModelCardData(),
         template_path=str(Path(__file__).with_name("card.md.jinja")),
         title=title or folder.resolve().name,
         version=__version__,
         parts=_table(("part", "what it is"), list(_parts(config, folder))),
         training=_training(training or {}),
         base=_name(base) or "not named",
+        hub_name=base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None,
         licence=_licence(base),
     )
     _write(folder / CARD, str(card) + "\n")

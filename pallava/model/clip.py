@@ -121,23 +121,21 @@ def convert_encoder(
     state = _convert_state(state, to)
     with whole_folder(out) as folder:
         _write(to, state, config, folder)
-        processor = find_image_processor(source) or make_image_processor(_vision_of(config).image_size)
-        processor.save_pretrained(folder)
+        size = getattr(config, "vision_config", config).image_size
+        (find_image_processor(source) or make_image_processor(size)).save_pretrained(folder)
         if to == "huggingface" and isinstance(config, CLIPConfig):
             _write_tokenizer(source, config, folder)
     return out
 
 
 def load_projected_vision(source: str | os.PathLike[str], model_name: str = "") -> CLIPVisionModelWithProjection:
-    """Open the vision tower of a whole CLIP, with its projection into the space that it shares with texts.
-
-    Takes what `convert_encoder` takes.
+    """Open the vision tower of a whole CLIP with its projection; takes what `convert_encoder` takes.
 
     Raises:
         PallavaError: There is no such source, it is a vision tower alone, or its weights do not fit.
     """
     state, config = _read_clip(Path(source), model_name)
-    vision = _vision_of(config)
+    vision = getattr(config, "vision_config", config)
     vision.projection_dim = config.projection_dim
     tower = {key: value for key, value in state.items() if key.startswith(_VISION)}
     tower = {key: value.float() for key, value in _convert_state(tower, "huggingface").items()}
@@ -186,16 +184,14 @@ def read_description(model_name: str, *, has_text: bool = True) -> dict[str, Any
     if not model_name.endswith(".json"):
         import open_clip  # takes seconds to import
 
-        described = open_clip.get_model_config(model_name)
-        if described is None:
-            raise PallavaError(
-                f"open_clip knows no model named {model_name!r}; see open_clip.list_models(), or give a .json file"
-            )
-        return dict(described)
+        if described := open_clip.get_model_config(model_name):
+            return dict(described)
+        raise PallavaError(
+            f"open_clip knows no model named {model_name!r}; see open_clip.list_models(), or give a .json file"
+        )
     described = read_json(Path(model_name))
     required = {"embed_dim", "vision_cfg", "text_cfg"} if has_text else {"embed_dim", "vision_cfg"}
-    missing = required - (described.keys() if isinstance(described, dict) else set())
-    if missing:
+    if missing := required - (described.keys() if isinstance(described, dict) else set()):
         raise PallavaError(f"'{model_name}' does not describe an open_clip model: {', '.join(sorted(missing))} missing")
     return described
 
@@ -208,7 +204,11 @@ def _read_clip(source: Path, model_name: str = "") -> tuple[StateDict, AnyConfig
         model_name = model_name or str(source / DESCRIPTION)
         source = source / WEIGHTS
     elif (source / "config.json").is_file():
-        return read_weights(source), _read_config(source / "config.json")
+        values = read_json(source / "config.json")
+        if "vision_config" not in values and "hidden_size" not in values:
+            raise PallavaError(f"'{source}/config.json' must have vision_config or hidden_size, as that of a CLIP has")
+        kind = CLIPConfig if "vision_config" in values else CLIPVisionConfig
+        return read_weights(source), kind.from_dict(values)
     state = read_weights(source)
     if _form_of(state) != "open_clip":
         raise PallavaError(f"'{source}' is not an open_clip checkpoint, and no config.json describes it")
@@ -321,7 +321,7 @@ def _huggingface_config(description: Mapping[str, Any]) -> CLIPConfig:
 
 def _open_clip_description(config: AnyConfig) -> dict[str, Any]:
     """Return open_clip's description of a model that transformers describes; no ``text_cfg`` for a vision tower."""
-    vision = _vision_of(config)
+    vision = getattr(config, "vision_config", config)
     text = config.text_config if isinstance(config, CLIPConfig) else vision
     for name in ("hidden_act", "layer_norm_eps"):
         values = (getattr(vision, name), getattr(text, name))
@@ -391,19 +391,6 @@ def _side(tower: Mapping[str, Any], name: str) -> int:
     return sides[0]
 
 
-def _read_config(path: Path) -> AnyConfig:
-    values = read_json(path)
-    if "vision_config" in values:
-        return CLIPConfig.from_dict(values)
-    if "hidden_size" not in values:
-        raise PallavaError(f"'{path}' does not describe a CLIP: neither vision_config nor hidden_size is in it")
-    return CLIPVisionConfig.from_dict(values)
-
-
-def _vision_of(config: AnyConfig) -> CLIPVisionConfig:
-    return config.vision_config if isinstance(config, CLIPConfig) else config
-
-
 def _write(to: Form, state: StateDict, config: AnyConfig, folder: Path) -> None:
     if to == "huggingface":
         kind: Any = CLIPModel if isinstance(config, CLIPConfig) else CLIPVisionModel
@@ -411,7 +398,7 @@ def _write(to: Form, state: StateDict, config: AnyConfig, folder: Path) -> None:
             kind = CLIPVisionModelWithProjection
         build_with_weights(kind, config, state, "the source").save_pretrained(folder)
     elif to == "published":
-        _vision_of(config).save_pretrained(folder)
+        getattr(config, "vision_config", config).save_pretrained(folder)
         torch.save(state, folder / _PUBLISHED_WEIGHTS)
     else:
         described = _open_clip_description(config)

@@ -221,19 +221,12 @@ def compare_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) ->
 
 
 def load_strictly(
-    module: nn.Module,
-    state: Mapping[str, Tensor],
-    *,
-    source: object,
-    expected: Mapping[str, Tensor] | None = None,
+    module: nn.Module, state: Mapping[str, Tensor], *, source: object, expected: Mapping[str, Tensor] | None = None
 ) -> None:
     """Load weights of which no key may be missing, left over or of another shape.
 
-    Args:
-        module: Takes the weights; on the meta device it takes the tensors themselves.
-        state: Weights under the module's own keys.
-        source: Origin of the weights, for the message.
-        expected: The keys that must come; default: all of the module's.
+    A module on the meta device takes the tensors themselves. `expected` are the weights that must come (default: all of
+    the module's), and `source` is the origin for the message.
 
     Raises:
         PallavaError: Keys are missing, unexpected or reshaped, or hold numbers that are not finite; it lists them.
