@@ -25,21 +25,15 @@ class DemoSettings:
     """Sizes of everything; the defaults are those of ``make demo``.
 
     Attributes:
-        train_pictures: Number of synthetic micrographs for training.
-        test_pictures: Number of held-out ones, of other seeds.
+        test_pictures: Number of held-out synthetic micrographs, of other seeds.
         real_pictures: Number of pieces cut out of each of the two real pictures.
         plip_views: Number of views for the encoder: small whole pictures, and parts of pictures.
-        plip_epochs: Epochs of the encoder.
-        plip_batch: Views in a batch.
         plip_lr: Peak learning rate of the encoder.
         alignment_rows: Captions of stage 1, each seen once.
         instruction_rows: Conversations of stage 2, each seen once.
         turns: Questions in each conversation.
-        closed_per_kind: About how often each closed question is asked on held-out pictures.
-        open_per_kind: About how often each open question is asked.
-        eval_batch: Questions answered at once.
+        closed_per_kind: About how often each closed question is asked on held-out pictures; `open_per_kind` alike.
         processes: Processes of each stage.
-        seed: Seed of drawing, training and questions.
     """
 
     train_pictures: int = 2400
@@ -68,12 +62,9 @@ class DemoSettings:
             raise PallavaError(f"the demo's scale must be above 0 and at most 1, got {fraction:g}")
         if fraction == 1:
             return self
-        # Below ten steps the learning rate's warm-up would have none.
-        least = {"plip_views": 16, "alignment_rows": 80, "instruction_rows": 40}
-        fixed = {"turns", "plip_epochs", "plip_lr", "eval_batch", "processes", "seed"}
-        sizes = {
-            field.name: max(least.get(field.name, 8), round(getattr(self, field.name) * fraction))
-            for field in dataclasses.fields(self)
-            if field.name not in fixed
-        }
-        return dataclasses.replace(self, **sizes)
+        least = dict.fromkeys(("train_pictures", "test_pictures", "real_pictures"), 8)
+        least |= {"plip_views": 16, "plip_batch": 8, "closed_per_kind": 8, "open_per_kind": 8}
+        # Ten steps, with the batches of the demo's configs: below, the learning rate's warm-up would have none.
+        least |= {"alignment_rows": 30, "instruction_rows": 20}
+        sizes = {name: max(floor, round(getattr(self, name) * fraction)) for name, floor in least.items()}
+        return dataclasses.replace(self, processes=1, **sizes)

@@ -25,20 +25,9 @@ _PLIP_ATTRIBUTES = {"stain": tuple(STAIN_SHARES), "density": tuple(DENSITIES)}
 
 
 def ask_without_tiles(
-    folder: Path,
-    answered: Sequence[Answer],
-    *,
-    batch_size: int,
-    progress: Callable[[str], None] = lambda text: None,
+    folder: Path, answered: Sequence[Answer], *, batch_size: int, progress: Callable[[str], None]
 ) -> list[Answer]:
-    """Ask the questions on fine detail again with the overview in the place of each tile, so that the detail is gone.
-
-    Args:
-        folder: Folder of the model.
-        answered: All questions.
-        batch_size: Questions at once.
-        progress: Receives a line now and then.
-    """
+    """Ask the questions on fine detail again with the overview in place of each tile, so that the detail is gone."""
     model = PALLaVAForConditionalGeneration.from_pretrained(folder).eval()
     processor = PALLaVAProcessor.from_pretrained(folder)
     fine = [each for each in answered if each.item.group == FINE_DETAIL]
@@ -61,12 +50,7 @@ def repeat_overview(pixel_values: torch.Tensor, tiles_per_image: torch.Tensor) -
 
 
 def summary(result: Mapping[str, Any], without_tiles: Sequence[Answer]) -> dict[str, Any]:
-    """Return the figures of ``report.json``, seconds aside.
-
-    Args:
-        result: Result on one data set in the ``results.json`` of `pallava evaluate`.
-        without_tiles: Result of `ask_without_tiles`.
-    """
+    """Return the figures of ``report.json``, seconds aside, from a data set's result in ``results.json``."""
     right = [is_exact_match(each.text, each.item.reference) for each in without_tiles]
     controls = {name: scores["exact_match_closed"] for name, scores in result["controls"].items()}
     groups = {name: round(result["groups"][name]["value"], 4) for name in ATTRIBUTES if name in result["groups"]}
@@ -85,12 +69,7 @@ def summary(result: Mapping[str, Any], without_tiles: Sequence[Answer]) -> dict[
 
 
 def plip_accuracies(folder: Path, pictures: Sequence[tuple[Path, Facts]], seed: int) -> dict[str, Any]:
-    """Classify held-out pictures zero-shot with the trained PLIP and with an untrained one.
-
-    Args:
-        folder: Folder that `pallava pretrain` wrote.
-        pictures: Paths and facts.
-        seed: Seed of the untrained weights.
+    """Classify held-out pictures zero-shot with the PLIP of a folder and with one of random weights of this seed.
 
     Returns:
         ``stain_accuracy``, ``density_accuracy``, the same for the untrained one and for the most frequent class, and

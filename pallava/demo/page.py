@@ -56,27 +56,22 @@ def write_page(folder: Path, report: dict[str, Any], answered: Sequence[Answer])
 
 
 def _key_figures(report: dict[str, Any]) -> str:
-    fine = report["fine_detail_accuracy"]
-    return html.figures(
-        [
-            (percent(report["closed_accuracy"]), "of closed questions right"),
-            (percent(report["closed_accuracy_shuffled"]), "of them with shuffled images"),
-            (percent(report["open_exact_match"]), "of open questions exactly right"),
-            (percent(fine["with_tiles"]), "on the fine detail, with tiles"),
-            (percent(fine["tiles_replaced_by_overview"]), "on it, with the overview in their place"),
-        ]
-    )
+    figures = {
+        "closed_accuracy": "of closed questions right",
+        "closed_accuracy_shuffled": "of them with shuffled images",
+        "open_exact_match": "of open questions exactly right",
+        "with_tiles": "on the fine detail, with tiles",
+        "tiles_replaced_by_overview": "on it, with the overview in their place",
+    }
+    values = report | report["fine_detail_accuracy"]
+    return html.figures([(percent(values[name]), text) for name, text in figures.items()])
 
 
 def _result_table(report: dict[str, Any], answered: Sequence[Answer]) -> str:
-    rows = [
-        [
-            name + " (the fine detail)" * (name == FINE_DETAIL),
-            str(sum(each.item.group == name for each in answered)),
-            percent(value),
-        ]
-        for name, value in report["attribute_accuracy"].items()
-    ]
+    rows = []
+    for name, value in report["attribute_accuracy"].items():
+        title = name + " (the fine detail)" * (name == FINE_DETAIL)
+        rows.append([title, str(sum(each.item.group == name for each in answered)), percent(value)])
     closed = sum(each.item.kind == "closed" for each in answered)
     rows += [
         ["all closed", str(closed), percent(report["closed_accuracy"])],
@@ -89,14 +84,10 @@ def _result_table(report: dict[str, Any], answered: Sequence[Answer]) -> str:
 
 def _plip_table(folder: Path) -> str:
     report = json.loads((folder / "plip_report.json").read_text())
-    rows = [
-        [
-            attribute,
-            str(report["num_pictures"]),
-            *(percent(report[f"{attribute}_{key}"]) for key in ("accuracy", "accuracy_untrained", "largest_class")),
-        ]
-        for attribute in ("stain", "density")
-    ]
+    rows = []
+    for attribute in ("stain", "density"):
+        keys = (f"{attribute}_{key}" for key in ("accuracy", "accuracy_untrained", "largest_class"))
+        rows.append([attribute, str(report["num_pictures"]), *(percent(report[key]) for key in keys)])
     return Table("", ["Attribute", "Images", "Trained PLIP", "Untrained", "Largest class"], rows).to_html()
 
 
@@ -104,10 +95,9 @@ def _samples(answered: Sequence[Answer]) -> list[str]:
     """Make cards of the pictures with the most questions."""
     by_picture: dict[str, list[html.ShownAnswer]] = {}
     for each in answered:
-        item = each.item
-        is_right = is_exact_match(each.text, item.reference)
-        shown = html.ShownAnswer(item.question, each.text, item.reference, is_right)
-        by_picture.setdefault(item.image, []).append(shown)
+        is_right = is_exact_match(each.text, each.item.reference)
+        shown = html.ShownAnswer(each.item.question, each.text, each.item.reference, is_right)
+        by_picture.setdefault(each.item.image, []).append(shown)
     chosen = sorted(by_picture, key=lambda path: (-len(by_picture[path]), path))[:_NUM_SAMPLES]
     return [
         html.card(f"Synthetic micrograph {Path(path).stem}", _tiled(Path(path)) + html.answers(by_picture[path][:6]))
@@ -124,17 +114,14 @@ def _tiled(path: Path) -> str:
 
 
 def _curves(folder: Path) -> list[str]:
-    curves = {
-        "PLIP: contrastive loss": plip_losses(folder / "logs" / "plip.log"),
-        "Stage 1, domain alignment: loss": read_losses(folder / "stage1"),
-        "Stage 2, instruction tuning: loss": read_losses(folder / "stage2"),
-    }
+    curves = (
+        ("PLIP: contrastive loss", "view", plip_losses(folder / "logs" / "plip.log")),
+        ("Stage 1, domain alignment: loss", "step", read_losses(folder / "stage1")),
+        ("Stage 2, instruction tuning: loss", "step", read_losses(folder / "stage2")),
+    )
     return [
-        html.card(
-            title,
-            line_plot({"loss": points}, x_label=unit, y_label="loss", smooth=max(1, len(points) // 25)),
-        )
-        for (title, points), unit in zip(curves.items(), ("view", "step", "step"), strict=True)
+        html.card(title, line_plot({"loss": points}, x_label=unit, y_label="loss", smooth=max(1, len(points) // 25)))
+        for title, unit, points in curves
     ]
 
 

@@ -18,13 +18,9 @@ FINE_DETAIL = "mitosis"
 
 @dataclass(frozen=True)
 class Kind:
-    """One question: its attribute, its wordings, and its answer.
+    """One question: its attribute, its wordings for training and for the held-out test, and its answer.
 
     Attributes:
-        attribute: One of `ATTRIBUTES`.
-        train: Wordings for training.
-        test: Wordings for the held-out questions.
-        answer: Function from facts to the answer.
         closed: Whether the answer is yes or no.
         yes: Share of all pictures for which a closed question's answer is yes.
     """
@@ -129,14 +125,8 @@ CAPTION_PROMPTS = ("Describe it.", "What is shown?", "Describe the image.", "Giv
 
 def caption(facts: Facts) -> str:
     """Return one line that names every fact."""
-    parts = (
-        f"{facts.stain} stain",
-        f"{facts.density} nuclei",
-        f"{GLAND_COUNTS[facts.glands]} glands",
-        f"necrosis {_yes_no(facts.necrosis)}",
-        f"inflammation {_yes_no(facts.inflammation)}",
-        f"mitosis {_yes_no(facts.mitosis)}",
-    )
+    parts = [f"{facts.stain} stain", f"{facts.density} nuclei", f"{GLAND_COUNTS[facts.glands]} glands"]
+    parts += [f"{name} {_yes_no(getattr(facts, name))}" for name in ("necrosis", "inflammation", "mitosis")]
     return ", ".join(parts) + "."
 
 
@@ -186,11 +176,7 @@ def held_out_questions(
 ) -> list[TestQuestion]:
     """Return questions on held-out pictures, balanced in every closed wording and in every open answer.
 
-    Args:
-        facts: Facts of the pictures.
-        rng: Source of the choice of pictures.
-        closed_per_kind: About how often to ask each closed question.
-        open_per_kind: About how often to ask each open question.
+    Each closed question is asked about `closed_per_kind` times, each open one about `open_per_kind` times.
     """
     asked: list[TestQuestion] = []
     for kind in (*CLOSED, *OPEN):

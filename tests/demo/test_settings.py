@@ -8,7 +8,7 @@ def test_scaling_leaves_enough_steps_for_a_warm_up():
     small = DemoSettings().scaled(0.001)
     assert small.plip_views == 16
     assert small.plip_views >= small.plip_batch
-    assert small.instruction_rows == 40
+    assert (small.alignment_rows, small.instruction_rows, small.processes) == (30, 20, 1)
     assert small.turns == DemoSettings().turns
     assert DemoSettings().scaled(1) == DemoSettings()
 

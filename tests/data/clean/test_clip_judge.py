@@ -19,7 +19,7 @@ from pallava.cli import main
 from pallava.data.clean.filters import Candidate, Filter
 from pallava.data.clean.judges import PathologyClip
 from pallava.data.sources.base import Pair
-from pallava.demo.fetch import fetch_slide
+from pallava.demo.fetch import SLIDE, fetch_file
 from pallava.demo.material import is_tissue
 from pallava.demo.micrographs import draw, random_facts
 from pallava.errors import PallavaError
@@ -142,7 +142,7 @@ def test_drops_other_pictures_and_keeps_pathology(trained: Trained) -> None:
     """All pictures are new ones: of pathology the H&E slide, where IHC and drawings were trained on."""
     rng = np.random.default_rng(7)
     judge = PathologyClip(NAME, trained.weights, device="cpu")
-    tissue = crops(open_image(fetch_slide()), 100, rng, of_tissue=True)
+    tissue = crops(open_image(fetch_file(SLIDE)), 100, rng, of_tissue=True)
     others = [piece for name in HELD_OUT for piece in crops(open_image(PICTURES / name), 15, rng)]
     kept = [
         [judge.decide(item, score).keep for item, score in zip(cut, judge.score(cut), strict=True)]
