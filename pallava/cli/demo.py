@@ -51,13 +51,13 @@ class _Lines:
         self._is_open, self._count = False, 0
 
     def __call__(self, text: str) -> None:
-        is_passing = text.startswith("\r")
-        if is_passing and not sys.stdout.isatty():
+        if not text.startswith("\r"):
+            print("\n" * self._is_open + text, flush=True)
+            self._is_open = False
+        elif sys.stdout.isatty():
+            print(f"\r\x1b[K{text[1:]}", end="", flush=True)
+            self._is_open = True
+        else:
             self._count += 1
-            if self._count % 50:  # a log file has one in so many
-                return
-            is_passing, text = False, text[1:]
-        if self._is_open and not is_passing:
-            print()
-        print(f"\r\x1b[K{text[1:]}" if is_passing else text, end="" if is_passing else "\n", flush=True)
-        self._is_open = is_passing
+            if self._count % 50 == 0:  # a log file has one in so many
+                print(text[1:], flush=True)

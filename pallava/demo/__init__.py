@@ -7,7 +7,6 @@ from typing import Any
 from pallava.errors import PallavaError
 
 TILE_SIZE, PATCH_SIZE = 64, 16
-NUM_VISUAL_TOKENS = (TILE_SIZE // PATCH_SIZE) ** 2
 PIXEL_MEAN, PIXEL_STD = (0.7, 0.6, 0.7), (0.25, 0.25, 0.25)
 
 PLIP_MODEL: dict[str, Any] = {
@@ -25,15 +24,14 @@ class DemoSettings:
     """Sizes of everything; the defaults are those of ``make demo``.
 
     Attributes:
-        test_pictures: Number of held-out synthetic micrographs, of other seeds.
         real_pictures: Number of pieces cut out of each of the two real pictures.
         plip_views: Number of views for the encoder: small whole pictures, and parts of pictures.
-        plip_lr: Peak learning rate of the encoder.
         alignment_rows: Captions of stage 1, each seen once.
         instruction_rows: Conversations of stage 2, each seen once.
         turns: Questions in each conversation.
         closed_per_kind: About how often each closed question is asked on held-out pictures; `open_per_kind` alike.
         processes: Processes of each stage.
+        training_options: Settings in which the stages differ from the demo's configs, as ``--cfg-options`` takes them.
     """
 
     train_pictures: int = 2400
@@ -50,6 +48,7 @@ class DemoSettings:
     open_per_kind: int = 72
     eval_batch: int = 32
     processes: int = 2
+    training_options: tuple[str, ...] = ()
     seed: int = 1024
 
     def scaled(self, fraction: float) -> "DemoSettings":
@@ -62,9 +61,13 @@ class DemoSettings:
             raise PallavaError(f"the demo's scale must be above 0 and at most 1, got {fraction:g}")
         if fraction == 1:
             return self
-        least = dict.fromkeys(("train_pictures", "test_pictures", "real_pictures"), 8)
-        least |= {"plip_views": 16, "plip_batch": 8, "closed_per_kind": 8, "open_per_kind": 8}
-        # Ten steps, with the batches of the demo's configs: below, the learning rate's warm-up would have none.
-        least |= {"alignment_rows": 30, "instruction_rows": 20}
+        least = {"train_pictures": 8, "test_pictures": 8, "real_pictures": 2, "plip_views": 16, "plip_batch": 8}
+        least |= {"alignment_rows": 12, "instruction_rows": 8, "closed_per_kind": 4, "open_per_kind": 4}
         sizes = {name: max(floor, round(getattr(self, name) * fraction)) for name, floor in least.items()}
-        return dataclasses.replace(self, processes=1, **sizes)
+        small = dataclasses.replace(self, **sizes)
+        if fraction >= 0.1:
+            return small
+        # A warm-up of a tenth of so few steps would have none, and parts so small have no work for two processes.
+        options = ("param_scheduler.0.end=0.5", "param_scheduler.1.begin=0.5")
+        options += ("default_hooks.sample_chat.max_new_tokens=2",)
+        return dataclasses.replace(small, processes=1, training_options=options)

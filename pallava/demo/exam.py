@@ -86,21 +86,19 @@ def plip_accuracies(folder: Path, pictures: Sequence[tuple[Path, Facts]], seed: 
 
 def class_set(attribute: str) -> ClassSet:
     """Return the classes of an attribute, each as every caption of an overview that names it."""
-    classes = []
-    for label in _PLIP_ATTRIBUTES[attribute]:
-        others = _PLIP_ATTRIBUTES["density" if attribute == "stain" else "stain"]
-        pairs = [(label, other) if attribute == "stain" else (other, label) for other in others]
-        classes.append((label, tuple(text for stain, density in pairs for text in _captions(stain, density))))
-    return ClassSet(attribute, tuple(classes), ("{}",), "captions of the synthetic micrographs")
+    classes: dict[str, tuple[str, ...]] = {}
+    for stain, density in itertools.product(*_PLIP_ATTRIBUTES.values()):
+        label = stain if attribute == "stain" else density
+        classes[label] = (*classes.get(label, ()), *_captions(stain, density))
+    return ClassSet(attribute, tuple(classes.items()), ("{}",), "captions of the synthetic micrographs")
 
 
 def _captions(stain: str, density: str) -> list[str]:
     facts = Facts(stain=stain, density=density, glands=0, necrosis=False, inflammation=False, mitosis=False)
     texts = []
-    for glands, *others in itertools.product(GLAND_COUNTS, (True, False), (True, False)):
-        kinds = [kind for kind, is_there in zip(("necrosis", "inflammation"), others, strict=True) if is_there]
-        regions = [Region(kind, 0, 0, 1) for kind in (*["gland"] * glands, *kinds)]
-        texts.append(view_caption(facts, regions, overview=True))
+    for glands, necrosis, inflammation in itertools.product(GLAND_COUNTS, (True, False), (True, False)):
+        kinds = ["gland"] * glands + ["necrosis"] * necrosis + ["inflammation"] * inflammation
+        texts.append(view_caption(facts, [Region(kind, 0, 0, 1) for kind in kinds], overview=True))
     return texts
 
 

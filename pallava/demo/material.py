@@ -64,7 +64,7 @@ def write_material(folder: Path, settings: DemoSettings, progress: Progress = la
     test = _draw_set(folder, "test", settings.test_pictures, [settings.seed, _TEST], progress)
     real = _cut_real(folder, settings)
     rng = np.random.default_rng([settings.seed, _QUESTIONS])
-    drawn = _cycle(train, settings.alignment_rows - len(real))
+    drawn = islice(cycle(train), settings.alignment_rows - len(real))
     pairs = [{"image": record["name"], "caption": caption(_facts(record))} for record in drawn]
     pairs += [{"image": record["name"], "caption": record["caption"]} for record in real]
     write_json(folder / "train.json", train + real, indent=1)
@@ -73,7 +73,7 @@ def write_material(folder: Path, settings: DemoSettings, progress: Progress = la
     write_json(folder / "captions.json", [pairs[i] for i in rng.permutation(len(pairs))], indent=1)
     rows = (
         _conversation(number, record, training_turns(_facts(record), rng, settings.turns))
-        for number, record in enumerate(_cycle(train, settings.instruction_rows))
+        for number, record in enumerate(islice(cycle(train), settings.instruction_rows))
     )
     _write_lines(folder / "instruction_tuning.jsonl", rows)
     shutil.copy(folder / "images" / test[0]["name"], folder / "sample.png")  # what the trainings chat about
@@ -213,10 +213,6 @@ def _conversation(number: int, record: dict[str, Any], turns: Iterable[tuple[str
 
 def _facts(record: dict[str, Any]) -> Facts:
     return Facts(**record["facts"])
-
-
-def _cycle(records: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    return [records[number % len(records)] for number in range(count)]
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -5,7 +5,6 @@ A step is skipped if nothing that it depends on has changed.
 
 import contextlib
 import dataclasses
-import io
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from pallava.demo.material import read_pictures, write_material
 from pallava.demo.page import write_page
 from pallava.demo.stages import checkpoint_of, evaluate_model, pretrain_plip, train_stage
 from pallava.evaluation.answers.items import Answer, read_predictions
-from pallava.io.files import write_json, write_text
+from pallava.io.files import write_json
 from pallava.io.hashing import hash_file, hash_json
 from pallava.model.card import add_scores
 
@@ -110,8 +109,10 @@ class Demo:
     def _steps(self) -> list[Step]:
         folder, data, progress = self.folder, self._data, self._progress
         configs = [find_config(name) for name in (ALIGNMENT, INSTRUCTION)]
-        code = {name: _sources(name) for name in ("demo", "pretraining", "evaluation", "model", "training", "data")}
-        drawing = [path for path in code["demo"] if path.name in _DRAWING]
+        package = Path(pallava.__file__).parent
+        names = ("pretraining", "evaluation", "model", "training", "data")
+        code = {name: sorted((package / name).rglob("*.py")) for name in names}
+        drawing = [package / "demo" / name for name in _DRAWING]
         plip = [*code["pretraining"], Path(stages.__file__)]
         asking = [Path(exam.__file__), Path(stages.__file__), *code["evaluation"]]
         parts = [*code["model"], *code["training"], *code["data"], *configs]
@@ -182,17 +183,8 @@ class Demo:
         self.say("\r" + text)
 
 
-def _sources(name: str) -> list[Path]:
-    """Return the code of one of our packages, on which its results depend."""
-    return sorted((Path(pallava.__file__).parent / name).rglob("*.py"))
-
-
 @contextlib.contextmanager
 def _quiet(log: Path) -> Iterator[None]:
     """Send the output of libraries to a file."""
-    out = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            yield
-    finally:
-        write_text(log, out.getvalue())
+    with log.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        yield

@@ -61,8 +61,8 @@ def train_stage(config: str, folder: Path, settings: DemoSettings, progress: Pro
     """
     command = ["train", config, "--work-dir", str(folder), "--deepspeed", "deepspeed_zero2"]
     command += ["--seed", str(settings.seed)]
-    if computes_in_bf16():
-        command += ["--cfg-options", "model.llm.torch_dtype=bfloat16"]
+    options = settings.training_options + ("model.llm.torch_dtype=bfloat16",) * computes_in_bf16()
+    command += ["--cfg-options", *options] if options else []
 
     def report(line: str) -> None:
         if found := _ITERATION.search(line):

@@ -8,9 +8,12 @@ def test_scaling_leaves_enough_steps_for_a_warm_up():
     small = DemoSettings().scaled(0.001)
     assert small.plip_views == 16
     assert small.plip_views >= small.plip_batch
-    assert (small.alignment_rows, small.instruction_rows, small.processes) == (30, 20, 1)
+    assert (small.alignment_rows, small.instruction_rows, small.processes) == (12, 8, 1)
+    assert small.training_options
     assert small.turns == DemoSettings().turns
     assert DemoSettings().scaled(1) == DemoSettings()
+    tenth = DemoSettings().scaled(0.1)
+    assert (tenth.alignment_rows, tenth.processes, tenth.training_options) == (252, 2, ())
 
 
 @pytest.mark.parametrize("scale", [0, -1, 1.5])

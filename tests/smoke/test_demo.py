@@ -36,7 +36,7 @@ PLIP_KEYS = {"num_pictures"} | {
 
 
 def demo(folder: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pallava", "demo", "--scale", "0.01"]
+    command = [sys.executable, "-m", "pallava", "demo", "--scale", "0.001"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
