@@ -6,8 +6,9 @@ N images, C classes, R resamples, Q questions, S rows of values, K values of a s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -48,8 +49,26 @@ class Estimate:
     low: float
     high: float
 
+    def to_dict(self, count: int, definition: str) -> dict[str, Any]:
+        """Return the estimate as reports hold it: with the number of things that it is over, and its definition."""
+        return {**asdict(self), "count": count, "definition": definition}
+
 
 UNDEFINED = Estimate(float("nan"), float("nan"), float("nan"))
+
+
+def as_control(scores: Mapping[str, Mapping[str, Any]], definition: str) -> dict[str, dict[str, Any]]:
+    """Return scores of a control, whose definition is added to that of each score."""
+    added = {}
+    for name, score in scores.items():
+        own = score["definition"].rstrip(".")
+        added[name] = {**score, "definition": f"{own}; {definition}{score['definition'][len(own) :]}"}
+    return added
+
+
+def describe_interval(things: str, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> str:
+    """Return in words what the intervals of a bootstrap are."""
+    return f"95 %, {num_resamples} bootstrap resamples of {things}, seed {seed}"
 
 
 def bootstrap(

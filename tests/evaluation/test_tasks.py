@@ -103,7 +103,7 @@ RIGHT = {"image": "", "question": "q", "answer": "a"}
     [
         ("text", "got a str"),
         ({"image": "", "question": "q"}, "'answer' is missing"),
-        ({**RIGHT, "question": " "}, "'question' is missing"),
+        ({**RIGHT, "question": " "}, "'question' is empty"),
         ({**RIGHT, "answer": 3}, "'answer'"),
         ({**RIGHT, "kind": "caption"}, "open, closed, choice, got 'caption'"),
         ({**RIGHT, "answer": "maybe", "kind": "closed"}, "yes or no, got 'maybe'"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
@@ -20,19 +20,11 @@ from pallava.transforms import ImageChange, resizing, shift_stains, turning
 _NO_WORD = re.compile(r"[\W_]+")
 _SAME = "share of answers that equal the one on the unchanged image, case and punctuation aside"
 _RIGHT = "share of right answers"
-_RIGHT_ON_CHANGED = "share of right answers on the changed image"
-
-IsRight = Callable[[Answer], bool]
 
 
 @dataclass(frozen=True)
 class View:
-    """A way to show images.
-
-    Attributes:
-        name: Name in the files of answers; empty for images as they are.
-        change: Change of the picture, if any.
-    """
+    """A way to show images: its name in the files of answers, and the change of the picture, if any."""
 
     name: str = AS_IS
     change: ImageChange | None = None
@@ -52,14 +44,9 @@ UNCHANGED_MEANING: tuple[View, ...] = (
 
 
 def shuffle_images(items: Sequence[Item], seed: int = 0) -> list[Item]:
-    """Return the questions, each about the image of other ones; all images are shown as often as before.
+    """Return the questions with an image, each about the image of other ones; none if all are about the same image.
 
-    Args:
-        items: Questions; those without an image are left out.
-        seed: Seed of the order in which images take each other's place.
-
-    Returns:
-        The questions; an empty list if all are about the same image.
+    All images are shown as often as before; `seed` decides in which order they take each other's place.
     """
     images = sorted({item.image for item in items if item.image})
     if len(images) < 2:
@@ -72,7 +59,7 @@ def shuffle_images(items: Sequence[Item], seed: int = 0) -> list[Item]:
 def score_consistency(
     as_is: Sequence[Answer],
     changed: Mapping[str, Sequence[Answer]],
-    is_right: IsRight | None = None,
+    is_right: Callable[[Answer], bool] | None = None,
     *,
     unopened: Collection[str] = (),
     **bootstrap: int,
@@ -104,9 +91,8 @@ def score_consistency(
         for each, is_same in zip(answers[name], values, strict=True):
             equal[each.item.id] = equal.get(each.item.id, True) and is_same
     repeated = [each for each in answers["unchanged"] if each.item.id in equal]
-    same["all"] = share(
-        [equal[each.item.id] for each in repeated], repeated, f"{_SAME}, under every change", **bootstrap
-    )
+    always = [equal[each.item.id] for each in repeated]
+    same["all"] = share(always, repeated, f"{_SAME}, under every change", **bootstrap)
     result = {
         "same": same,
         "num_empty": {name: sum(not each.text.strip() for each in given) for name, given in answers.items()},
@@ -126,23 +112,12 @@ def score_consistency(
 
 
 def share(values: Iterable[bool], answers: Sequence[Answer], definition: str, **bootstrap: int) -> dict[str, Any]:
-    """Return a share with its bootstrap interval, for which images are drawn with all their questions.
-
-    Args:
-        values: A boolean for each answer.
-        answers: The answers, whose images count.
-        definition: The share in words.
-        bootstrap: ``num_resamples`` and ``seed`` of the bootstrap.
-
-    Returns:
-        ``value``, ``low``, ``high`` (NaN without answers), ``count``, ``definition``.
-    """
-    images = [each.item.image for each in answers]
-    (estimate,) = estimate_means([list(values)], images, **bootstrap)
-    return {**asdict(estimate), "count": len(images), "definition": definition}
+    """Return a share with its interval, for which images are drawn with all their questions; NaN without answers."""
+    (found,) = estimate_means([list(values)], [each.item.image for each in answers], **bootstrap)
+    return found.to_dict(len(answers), definition)
 
 
-def share_by_group(answers: Sequence[Answer], is_right: IsRight, **bootstrap: int) -> dict[str, Any]:
+def share_by_group(answers: Sequence[Answer], is_right: Callable[[Answer], bool], **bootstrap: int) -> dict[str, Any]:
     """Return the share of right answers in each group, in the order of the groups' first answers."""
     groups: dict[str, list[Answer]] = {}
     for each in answers:

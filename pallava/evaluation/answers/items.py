@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -62,7 +61,7 @@ class Answer:
         Raises:
             KeyError: A field is missing.
         """
-        values = {name: record[name] for name in ("id", "image", "question", "reference", "kind")}
+        values = {name: record[name] for name in _TEXTS if name != "answer"}
         item = Item(**values, choices=tuple(record["choices"]), group=record.get("group", ""))
         return cls(item, record["answer"])
 
@@ -100,27 +99,24 @@ class AnswerSet:
 
 
 def read_predictions(path: Path) -> list[Answer]:
-    """Return all answers of a ``predictions.jsonl`` of `pallava evaluate`, in order.
-
-    Args:
-        path: The file, or its folder.
+    """Return all answers of a ``predictions.jsonl`` of `pallava evaluate`, or of that in a folder, in order.
 
     Raises:
         PallavaError: The file cannot be read, is empty, holds something else, or holds an id twice.
     """
     path = path / "predictions.jsonl" if path.is_dir() else path
-    answers = []
+    answers: dict[str, Answer] = {}
     for record in RecordFile(path):
-        if problem := _problem(record.value):
+        problem = _problem(record.value)
+        if not problem and record.value["id"] in answers:
+            problem = f"the id '{record.value['id']}' occurs a second time"
+        if problem:
             raise PallavaError(
                 f"'{path}', {record.position}: {problem}; expected a line of the predictions.jsonl that "
                 "`pallava evaluate` writes"
             )
-        answers.append(Answer.from_record(record.value))
-    for name, count in Counter(each.item.id for each in answers).items():
-        if count > 1:
-            raise PallavaError(f"'{path}' holds the id '{name}' {count} times; expected each once")
-    return answers
+        answers[record.value["id"]] = Answer.from_record(record.value)
+    return list(answers.values())
 
 
 def _problem(record: Any) -> str:
@@ -130,6 +126,11 @@ def _problem(record: Any) -> str:
         return f"the key '{missing[0]}' is missing"
     if wrong := [name for name in _TEXTS if not isinstance(record[name], str)]:
         return f"'{wrong[0]}' must be a text"
-    if not isinstance(record["choices"], list) or not all(isinstance(each, str) for each in record["choices"]):
+    if not is_texts(record["choices"]):
         return "'choices' must be a list of texts"
     return "" if record["kind"] in get_args(Kind) else f"the kind '{record['kind']}' is not known"
+
+
+def is_texts(value: Any) -> bool:
+    """Return whether a JSON value is a list of texts."""
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)

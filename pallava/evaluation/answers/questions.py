@@ -13,7 +13,7 @@ from pallava.data.material import open_records, read_source
 from pallava.data.sources.base import Question
 from pallava.data.training_file import question_text
 from pallava.errors import PallavaError
-from pallava.evaluation.answers.items import Item, Kind, Questions
+from pallava.evaluation.answers.items import Item, Kind, Questions, is_texts
 from pallava.io.records import RecordFile
 from pallava.prompts import CHOICE_LETTERS, IMAGE_TOKEN, build_choice_question, turns_from_conversations
 
@@ -45,17 +45,22 @@ def read_source_questions(
     Raises:
         PallavaError: The source does not exist, the folder is not the set, or lacks the split.
     """
+    kinds: dict[str, Kind] = {"choice": "choice", "yes/no": "closed"}
     spec = read_source(f"{name}={root}", split=split, columns=columns, default_split="test")
     records = open_records(spec, image_folder=image_folder)
-    items = [_public_item(record, path) for record, path in records if isinstance(record, Question)]
+    items = []
+    for record, path in records:
+        if isinstance(record, Question):
+            text, kind = question_text(record).strip(), kinds.get(record.answer_type, "open")
+            items.append(Item(record.id, str(path), text, record.answer.strip(), kind, record.options))
     return Questions(items, dict(records.tally.dropped))
 
 
 def read_custom(path: Path, image_folder: Path | None = None) -> Questions:
-    """Read questions of the user's own.
+    """Read questions of the user's own, a JSON list or JSONL.
 
     Args:
-        path: A JSON list or JSONL of records.
+        path: The file.
         image_folder: Folder that the images' paths are relative to (default: the folder of the file).
 
     Raises:
@@ -79,11 +84,9 @@ def read_training_answers(path: Path) -> list[tuple[str, str]]:
     pairs: list[tuple[str, str]] = []
     for record in RecordFile(path):
         conversation = record.value.get("conversations") if isinstance(record.value, dict) else None
-        if isinstance(conversation, list):
-            turns = turns_from_conversations(conversation)
-            pairs += [
-                (turn.question.replace(IMAGE_TOKEN, "").strip(), turn.answer.strip()) for turn in turns if turn.answer
-            ]
+        for turn in turns_from_conversations(conversation) if isinstance(conversation, list) else ():
+            if turn.answer:
+                pairs.append((turn.question.replace(IMAGE_TOKEN, "").strip(), turn.answer.strip()))
     if not pairs:
         raise PallavaError(f"'{path}' must be a training file of id, image, conversations, got no conversation")
     return pairs
@@ -92,7 +95,7 @@ def read_training_answers(path: Path) -> list[tuple[str, str]]:
 def select(
     data: Mapping[str, Questions], *, excluded: Iterable[str] = (), limit: int | None = None
 ) -> tuple[dict[str, Questions], int]:
-    """Leave out some questions by id, and take the first of the rest of each data set.
+    """Leave out questions by id, and take the first of the rest of each data set.
 
     Args:
         data: By its name.
@@ -143,38 +146,34 @@ def read_excluded(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _public_item(question: Question, image: Path) -> Item:
-    kind: Kind = "choice" if question.answer_type == "choice" else "open"
-    if question.answer_type == "yes/no":
-        kind = "closed"
-    text = question_text(question).strip()
-    return Item(question.id, str(image), text, question.answer.strip(), kind, question.options)
-
-
 def _custom_item(value: Any, index: int, folder: Path) -> Item:
     if not isinstance(value, Mapping):
         raise PallavaError(f"expected a JSON object, got a {type(value).__name__}")
-    if "image" not in value:  # a misspelt key would have the question asked without its image
-        raise PallavaError("'image' is missing")
-    question, answer, image = (_text(value, key) for key in ("question", "answer", "image"))
-    if not question or not answer:
-        raise PallavaError(f"'{'answer' if question else 'question'}' is missing or empty")
-    choices = value.get("choices") or []
-    if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
+    texts = {}
+    for key in ("image", "question", "answer"):
+        if key not in value:  # with a misspelt "image", the question would be asked without it
+            raise PallavaError(f"{key!r} is missing")
+        if not isinstance(text := value[key], str) or "\0" in text:
+            raise PallavaError(f"{key!r} must be a text")
+        texts[key] = text.replace(IMAGE_TOKEN, "").strip()
+        if not texts[key] and key != "image":
+            raise PallavaError(f"{key!r} is empty")
+    question, answer, choices = texts["question"], texts["answer"], value.get("choices") or []
+    if not is_texts(choices):
         raise PallavaError("'choices' must be a list of texts")
-    kind = _kind(value.get("kind"), answer, choices)
+    kind = value.get("kind") or ("choice" if choices else "closed" if _bare(answer) in _CLOSED else "open")
+    _check_kind(kind, answer, choices)
     if choices:
         answer = _letter(answer, choices)
         question = build_choice_question(question, choices)
     item_id, group = value.get("id", index), value.get("group")
     if not isinstance(item_id, str | int | float) or isinstance(item_id, bool):
         raise PallavaError(f"'id' must be a text or a number, got {json.dumps(item_id)}")
-    path = str(folder / image) if image else ""
+    path = str(folder / texts["image"]) if texts["image"] else ""
     return Item(str(item_id), path, question, answer, kind, tuple(choices), "" if group is None else str(group))
 
 
-def _kind(given: Any, answer: str, choices: Sequence[str]) -> Any:
-    kind = given or ("choice" if choices else "closed" if _bare(answer) in _CLOSED else "open")
+def _check_kind(kind: Any, answer: str, choices: Sequence[str]) -> None:
     if kind not in _CUSTOM_KINDS:
         raise PallavaError(f"'kind' must be one of {', '.join(_CUSTOM_KINDS)}, got {kind!r}")
     if choices and kind != "choice":
@@ -184,14 +183,6 @@ def _kind(given: Any, answer: str, choices: Sequence[str]) -> Any:
     if kind == "choice" and not choices and (len(answer) != 1 or answer.upper() not in CHOICE_LETTERS):
         letters = f"{CHOICE_LETTERS[0]} to {CHOICE_LETTERS[-1]}"
         raise PallavaError(f"the answer to a choice without choices must be a letter from {letters}, got {answer!r}")
-    return kind
-
-
-def _text(value: Mapping[str, Any], key: str) -> str:
-    found = value.get(key, "")
-    if not isinstance(found, str) or "\0" in found:
-        raise PallavaError(f"{key!r} must be a text")
-    return found.replace(IMAGE_TOKEN, "").strip()
 
 
 def _bare(answer: str) -> str:

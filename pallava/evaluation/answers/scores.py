@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from pallava.evaluation.answers import rules
 from pallava.evaluation.answers.items import AS_IS, SHUFFLED, Answer, AnswerSet, Kind, Questions
 from pallava.evaluation.answers.rules import class_names, published_form, read_choice, read_class
 from pallava.evaluation.examples import ClassSet
-from pallava.evaluation.statistics import NUM_RESAMPLES, UNNAMED, Predictions, estimate_means
+from pallava.evaluation.statistics import UNNAMED, Predictions, as_control, describe_interval, estimate_means
 from pallava.prompts import CHOICE_LETTERS
 
 
@@ -33,14 +33,6 @@ class Score:
     kinds: tuple[Kind, ...]
     rule: Callable[[Answer], float]
     definition: str
-
-
-def _pair(rule: Callable[[str, str], float]) -> Callable[[Answer], float]:
-    return lambda answer: float(rule(answer.text, answer.item.reference))
-
-
-def _overlap(name: str) -> Callable[[Answer], float]:
-    return lambda answer: getattr(rules.token_overlap(answer.text, answer.item.reference), name)
 
 
 def is_right(answer: Answer, questions: Questions | None = None) -> bool:
@@ -63,69 +55,76 @@ def is_right(answer: Answer, questions: Questions | None = None) -> bool:
     return rules.is_exact_match(answer.text, item.reference)
 
 
-_PUBLISHED = (
-    "that equal their reference by PA-LLaVA's rule: lower case, without , . ' ! ? \" ( ) * # : ; ~ and outer spaces."
-)
-_TOKENS = "mean over open questions; tokens are made as the VQA challenge does, and compared as sets."
-_EXACT = "that equal their reference but for case, spaces and a final full stop."
+def _pair(rule: Callable[[str, str], float]) -> Callable[[Answer], float]:
+    return lambda answer: float(rule(answer.text, answer.item.reference))
+
+
+def _overlap(name: str) -> Callable[[Answer], float]:
+    return lambda answer: getattr(rules.token_overlap(answer.text, answer.item.reference), name)
+
+
+_PUBLISHED, _EXACT = _pair(rules.is_published_match), _pair(rules.is_exact_match)
 _OPEN: tuple[Kind, ...] = ("open",)
 _CLOSED: tuple[Kind, ...] = ("closed",)
 _CHOICE: tuple[Kind, ...] = ("choice",)
-_SHARE_OF_CLOSED = "Share of yes/no questions"
+_OF_OPEN, _OF_CLOSED, _OF_CHOICES = (f"Share of {kind} questions" for kind in ("open", "yes/no", "multiple-choice"))
+_BY_PUBLISHED = (
+    "with answers that equal their reference by PA-LLaVA's rule: lower case, without , . ' ! ? \" ( ) * # : ; ~ and "
+    "outer spaces."
+)
+_EQUAL = "with answers that equal their reference but for case, spaces and a final full stop."
+_TOKENS = "mean over open questions; tokens are made as the VQA challenge does, and compared as sets."
+_BLEU = "BLEU of single tokens, made as the VQA challenge does, of each answer: mean over open questions."
 
 SCORES: dict[str, Score] = {
-    "published_open": Score(
-        _OPEN, _pair(rules.is_published_match), f"Share of open questions with answers {_PUBLISHED}"
-    ),
-    "published_closed": Score(
-        _CLOSED, _pair(rules.is_published_match), f"{_SHARE_OF_CLOSED} with answers {_PUBLISHED}"
-    ),
-    "published_overall": Score(
-        ("open", "closed"),
-        _pair(rules.is_published_match),
-        f"Share of open and yes/no questions with answers {_PUBLISHED}",
-    ),
+    "published_open": Score(_OPEN, _PUBLISHED, f"{_OF_OPEN} {_BY_PUBLISHED}"),
+    "published_closed": Score(_CLOSED, _PUBLISHED, f"{_OF_CLOSED} {_BY_PUBLISHED}"),
+    "published_overall": Score(("open", "closed"), _PUBLISHED, f"Share of open and yes/no questions {_BY_PUBLISHED}"),
     "published_choice": Score(
         _CHOICE,
         _pair(rules.is_published_choice),
-        "Share of multiple-choice questions right by PA-LLaVA's rule: the text before the first colon is the letter.",
+        f"{_OF_CHOICES} right by PA-LLaVA's rule: the text before the first colon is the letter.",
     ),
     "choice_accuracy": Score(
         _CHOICE,
         lambda answer: float(is_right(answer)),
-        "Share of multiple-choice questions whose answer names the right choice and no other, by letter or by text.",
+        f"{_OF_CHOICES} whose answer names the right choice and no other, by letter or by text.",
     ),
-    "exact_match_open": Score(_OPEN, _pair(rules.is_exact_match), f"Share of open questions with answers {_EXACT}"),
+    "exact_match_open": Score(_OPEN, _EXACT, f"{_OF_OPEN} {_EQUAL}"),
     "token_recall": Score(_OPEN, _overlap("recall"), f"Share of the reference's tokens that the answer has: {_TOKENS}"),
     "token_precision": Score(
         _OPEN, _overlap("precision"), f"Share of the answer's tokens that the reference has: {_TOKENS}"
     ),
     "token_f1": Score(_OPEN, _overlap("f1"), f"Harmonic mean of each answer's token precision and recall: {_TOKENS}"),
-    "bleu_1": Score(
-        _OPEN,
-        _pair(rules.bleu_1),
-        "BLEU of single tokens, made as the VQA challenge does, of each answer: mean over open questions.",
-    ),
-    "exact_match_closed": Score(_CLOSED, _pair(rules.is_exact_match), f"{_SHARE_OF_CLOSED} with answers {_EXACT}"),
+    "bleu_1": Score(_OPEN, _pair(rules.bleu_1), _BLEU),
+    "exact_match_closed": Score(_CLOSED, _EXACT, f"{_OF_CLOSED} {_EQUAL}"),
     "llava_med_closed": Score(
         _CLOSED,
         _pair(rules.is_right_by_llava_med),
-        f"{_SHARE_OF_CLOSED} right by LLaVA-Med's rule: the reference occurs in the answer, even inside a word.",
+        f"{_OF_CLOSED} right by LLaVA-Med's rule: the reference occurs in the answer, even inside a word.",
     ),
     "quilt_llava_closed": Score(
         _CLOSED,
         _pair(rules.is_right_by_quilt_llava),
-        f"{_SHARE_OF_CLOSED} right by Quilt-LLaVA's rule: the word no or not means no, all other words mean yes.",
+        f"{_OF_CLOSED} right by Quilt-LLaVA's rule: the word no or not means no, all other words mean yes.",
     ),
 }
-
-_NOT_TRAINED = "question that the training material does not ask: it gives no control"
 
 CONTROLS = {
     "majority answer": "the same for the most frequent reference of each kind of question, given as the answer to all",
     "training answer": "the same for the training set's most frequent answer to the question, or else to its kind",
     "shuffled images": "the same for the model's answers when it was shown other images",
 }
+_NOT_TRAINED = "question that the training material does not ask: it gives no control"
+
+
+def count_answers(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Return the counts of answers, of their kinds, and of empty ones."""
+    return {
+        "num_questions": len(answers),
+        "counts": dict(Counter(each.item.kind for each in answers)),
+        "num_unanswered": sum(not each.text.strip() for each in answers),
+    }
 
 
 def score_questions(
@@ -133,8 +132,7 @@ def score_questions(
     *,
     training: Sequence[tuple[str, str]] = (),
     shuffled: Sequence[Answer] = (),
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
+    **bootstrap: int,
 ) -> dict[str, Any]:
     """Score answers to open, yes/no and multiple-choice questions; those of other kinds are counted only.
 
@@ -142,36 +140,22 @@ def score_questions(
         answers: All questions of the evaluation; an empty answer is wrong.
         training: Question and answer of each pair that was trained on, the question worded as in `answers`.
         shuffled: Answers to the same questions about other images.
-        num_resamples: Number of resamples of the bootstrap.
-        seed: Seed of the bootstrap.
+        bootstrap: ``num_resamples`` and ``seed`` of the bootstrap.
 
     Returns:
         Counts, and by name the scores that the questions allow, each with its interval, the number of questions that
         it is a mean over, and its definition; ``controls`` holds, by name of the control, the same scores of answers
         that need no look at the right image.
     """
-    controls = {
-        "majority answer": _majority(answers),
-        "training answer": _from_training(answers, training),
-        "shuffled images": shuffled,
-    }
+    given = {"majority answer": _majority(answers), "training answer": _from_training(answers, training)}
+    given["shuffled images"] = list(shuffled)
+    unread = (each for each in answers if each.item.kind == "choice" and not read_choice(each.text, each.item.choices))
     return {
-        "num_questions": len(answers),
-        "counts": dict(Counter(each.item.kind for each in answers)),
-        "num_unanswered": sum(not each.text.strip() for each in answers),
-        "num_unread_choices": sum(
-            each.item.kind == "choice" and read_choice(each.text, each.item.choices) is None for each in answers
-        ),
-        "scores": _scores(answers, num_resamples, seed),
-        "controls": {
-            control: {
-                name: {**score, "definition": f"{score['definition'].rstrip('.')}; {CONTROLS[control]}."}
-                for name, score in _scores(given, num_resamples, seed).items()
-            }
-            for control, given in controls.items()
-            if given
-        },
-        "interval": f"95 %, {num_resamples} bootstrap resamples of images with all their questions, seed {seed}",
+        **count_answers(answers),
+        "num_unread_choices": sum(1 for _ in unread),
+        "scores": _scores(answers, **bootstrap),
+        "controls": {name: as_control(_scores(own, **bootstrap), CONTROLS[name]) for name, own in given.items() if own},
+        "interval": describe_interval("images with all their questions", **bootstrap),
     }
 
 
@@ -229,21 +213,17 @@ def training_answer(question: str, training: Iterable[tuple[str, str]]) -> str |
     return _most_frequent((form, answer) for other, answer in training if published_form(other) == form).get(form)
 
 
-def _scores(answers: Sequence[Answer], num_resamples: int, seed: int) -> dict[str, dict[str, Any]]:
+def _scores(answers: Sequence[Answer], **bootstrap: int) -> dict[str, dict[str, Any]]:
     """Every score that the kinds of questions allow; those over the same questions share their resamples."""
-    by_kinds: dict[tuple[Kind, ...], list[str]] = defaultdict(list)
-    for name, score in SCORES.items():
-        by_kinds[score.kinds].append(name)
     results: dict[str, dict[str, Any]] = {}
-    for kinds, names in by_kinds.items():
+    for kinds in {score.kinds: None for score in SCORES.values()}:
         own = [each for each in answers if each.item.kind in kinds]
-        if {each.item.kind for each in own} != set(kinds):
-            continue
-        values = [[SCORES[name].rule(each) for each in own] for name in names]
-        images = [each.item.image for each in own]
-        estimates = estimate_means(values, images, num_resamples=num_resamples, seed=seed)
-        for name, found in zip(names, estimates, strict=True):
-            results[name] = {**asdict(found), "count": len(own), "definition": SCORES[name].definition}
+        if {each.item.kind for each in own} == set(kinds):
+            chosen = {name: score for name, score in SCORES.items() if score.kinds == kinds}
+            values = [[score.rule(each) for each in own] for score in chosen.values()]
+            found = estimate_means(values, [each.item.image for each in own], **bootstrap)
+            for (name, score), estimate in zip(chosen.items(), found, strict=True):
+                results[name] = estimate.to_dict(len(own), score.definition)
     return {name: results[name] for name in SCORES if name in results}
 
 
@@ -253,19 +233,16 @@ def _majority(answers: Sequence[Answer]) -> list[Answer]:
 
 
 def _from_training(answers: Sequence[Answer], training: Sequence[tuple[str, str]]) -> list[Answer]:
-    """Answer each question as the training set answers it most often."""
-    if not training:
-        return []
-    kinds = [_kind_of(answer) for _, answer in training]
-    of_question = _most_frequent(
-        ((kind, published_form(question)), answer) for kind, (question, answer) in zip(kinds, training, strict=True)
-    )
-    of_kind = _most_frequent((kind, answer) for kind, (_, answer) in zip(kinds, training, strict=True))
-    return [
-        replace(each, text=of_question.get((kind, published_form(each.item.question)), of_kind.get(kind, "")))
-        for each in answers
-        for kind in [each.item.kind]
-    ]
+    """Answer each question as the training set answers it most often, or else its kind."""
+    kinds = [(_kind_of(answer), published_form(question), answer) for question, answer in training]
+    of_question = _most_frequent(((kind, question), answer) for kind, question, answer in kinds)
+    of_kind = _most_frequent((kind, answer) for kind, _, answer in kinds)
+    found = []
+    for each in answers if training else ():
+        kind = each.item.kind
+        key = kind, published_form(each.item.question)
+        found.append(replace(each, text=of_question.get(key, of_kind.get(kind, ""))))
+    return found
 
 
 def _kind_of(answer: str) -> Kind:

@@ -1,7 +1,7 @@
 """Similarity of generated texts to references: in words by BLEU and ROUGE, in meaning by a language model.
 
-Scores of words see no meaning, and pathology has many words for one thing; that is why there is a judge. Letters in
-shapes: N captions, R resamples, K scores.
+Scores of words see no meaning, and pathology has many words for one thing: hence the judge. Letters in shapes:
+N captions, R resamples, K scores.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from pallava.errors import PallavaError
-from pallava.evaluation.answers.items import Answer, Item, read_predictions
+from pallava.evaluation.answers.items import Answer, read_predictions
+from pallava.evaluation.answers.scores import count_answers
 from pallava.evaluation.report import as_estimate, as_json, write_files
-from pallava.evaluation.statistics import NUM_RESAMPLES, UNDEFINED, Counts, Floats, bootstrap, estimate_means
+from pallava.evaluation.statistics import UNDEFINED, Counts, Floats, as_control, describe_interval, estimate_means
+from pallava.evaluation.statistics import bootstrap as resample
 from pallava.io.store import Store
 from pallava.judging.endpoint import Endpoint
 from pallava.judging.judge import Candidate, Judgement, judge
@@ -28,16 +30,14 @@ from pallava.report.table import Table
 
 _ORDER = 4
 _SMOOTHING = "exp"  # sacrebleu's own choice for a corpus
-_BY_SACREBLEU = f"; sacrebleu, lower case, 13a tokens, {_SMOOTHING} smoothing"
-_BY_ROUGE_SCORE = "; rouge-score, lower case, no stemming"
-_ROUGE = ("rouge1", "rouge2", "rougeL")
+_BLEU = f"; sacrebleu, lower case, 13a tokens, {_SMOOTHING} smoothing"
+_ROUGE = "; rouge-score, lower case, no stemming"
 SCORES = {
-    "bleu_1": "BLEU of single words, over all captions together, with brevity penalty (Papineni et al. 2002)"
-    + _BY_SACREBLEU,
-    "bleu_4": "BLEU of one to four words in a row, over all captions together, with brevity penalty" + _BY_SACREBLEU,
-    "rouge_1": "ROUGE-1: F1 of the words of two captions, mean of all (Lin 2004)" + _BY_ROUGE_SCORE,
-    "rouge_2": "ROUGE-2: F1 of the pairs of words of two captions, mean of all" + _BY_ROUGE_SCORE,
-    "rouge_l": "ROUGE-L: F1 of the longest common subsequence of words of two captions, mean of all" + _BY_ROUGE_SCORE,
+    "bleu_1": f"BLEU of single words, over all captions together, with brevity penalty (Papineni et al. 2002){_BLEU}",
+    "bleu_4": f"BLEU of one to four words in a row, over all captions together, with brevity penalty{_BLEU}",
+    "rouge_1": f"ROUGE-1: F1 of the words of two captions, mean of all (Lin 2004){_ROUGE}",
+    "rouge_2": f"ROUGE-2: F1 of the pairs of words of two captions, mean of all{_ROUGE}",
+    "rouge_l": f"ROUGE-L: F1 of the longest common subsequence of words of two captions, mean of all{_ROUGE}",
 }
 """Definition of each score by its name."""
 CONTROL = "another reference"
@@ -48,7 +48,7 @@ _SIMILARITY = (
 )
 
 
-def score_captions(answers: Sequence[Answer], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> dict[str, Any]:
+def score_captions(answers: Sequence[Answer], **bootstrap: int) -> dict[str, Any]:
     """Score generated captions against those that people wrote.
 
     The control compares each generated caption with the reference of another item: what the style of the captions
@@ -56,28 +56,22 @@ def score_captions(answers: Sequence[Answer], *, num_resamples: int = NUM_RESAMP
 
     Args:
         answers: Captions; an empty one counts, and is worth nothing.
-        num_resamples: Number of resamples of the bootstrap, which draws captions.
-        seed: Seed of the bootstrap.
+        bootstrap: ``num_resamples`` and ``seed`` of the bootstrap, which draws captions.
 
     Returns:
         As JSON holds it: ``num_questions``, ``counts`` by kind, ``num_unanswered``, ``interval``, and ``scores``, name
         to ``value``, ``low``, ``high`` (from 0 to 1; NaN without captions), ``count`` and ``definition``; ``controls``
         has the same scores by name of the control.
     """
-    generated = [each.text for each in answers]
-    references = [each.item.reference for each in answers]
+    generated, references = [each.text for each in answers], [each.item.reference for each in answers]
     half = len(references) // 2  # neighbours may come from one slide
     others = references[half:] + references[:half]
-    control = _estimates(generated, others, num_resamples, seed) if half else {}
-    for each in control.values():
-        each["definition"] += "; reference of another item"
+    control = as_control(_scores(generated, others, **bootstrap), "reference of another item") if half else {}
     return {
-        "num_questions": len(answers),
-        "counts": dict(Counter(each.item.kind for each in answers)),
-        "num_unanswered": sum(not text.strip() for text in generated),
-        "scores": _estimates(generated, references, num_resamples, seed),
+        **count_answers(answers),
+        "scores": _scores(generated, references, **bootstrap),
         "controls": {CONTROL: control} if control else {},
-        "interval": f"95 %, {num_resamples} bootstrap resamples of captions, seed {seed}",
+        "interval": describe_interval("captions", **bootstrap),
     }
 
 
@@ -131,7 +125,7 @@ def judge_predictions(
         files["judgements.jsonl"] = "".join(lines)
     report = {
         "predictions": str(predictions),
-        "counts": dict(Counter(each.item.kind for each in answers)),
+        "counts": count_answers(answers)["counts"],
         "similarity": similarity,
         "words": score_captions(captions, seed=seed) if captions else None,
     }
@@ -147,19 +141,14 @@ def results_folder(predictions: Path) -> Path:
 
 
 def score_judgements(
-    judgements: Sequence[Judgement],
-    images: Sequence[str] | None = None,
-    *,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
+    judgements: Sequence[Judgement], images: Sequence[str] | None = None, **bootstrap: int
 ) -> dict[str, Any]:
     """Return the mean grade with its interval, and the count of each grade.
 
     Args:
         judgements: Judgements of all answers.
         images: Image of each answer, empty for none; those of one image are drawn together (default: none).
-        num_resamples: Number of resamples of the bootstrap.
-        seed: Seed of the bootstrap.
+        bootstrap: ``num_resamples`` and ``seed`` of the bootstrap.
 
     Returns:
         As JSON holds it: ``num_questions``, ``num_unanswered``, ``num_unreadable``, ``num_refused``, ``grades``
@@ -169,8 +158,8 @@ def score_judgements(
     verdicts = Counter(each.verdict for each in judgements)
     pairs = zip(judgements, images or [""] * len(judgements), strict=True)
     graded = [(each.grade, image) for each, image in pairs if each.grade is not None]
-    grades, own = [grade for grade, _ in graded], [image for _, image in graded]
-    (found,) = estimate_means([grades], own, num_resamples=num_resamples, seed=seed)
+    grades = [grade for grade, _ in graded]
+    (found,) = estimate_means([grades], [image for _, image in graded], **bootstrap)
     rounded = Counter(int(grade + 0.5) for grade in grades)
     return {
         "num_questions": len(judgements),
@@ -178,8 +167,8 @@ def score_judgements(
         "num_unreadable": verdicts["unreadable"],
         "num_refused": verdicts["refused"],
         "grades": {str(grade): rounded[grade] for grade in range(MAX_GRADE + 1)},
-        "scores": {"similarity": {**asdict(found), "count": len(grades), "definition": _SIMILARITY}},
-        "interval": f"95 %, {num_resamples} bootstrap resamples of images with all their graded answers, seed {seed}",
+        "scores": {"similarity": found.to_dict(len(grades), _SIMILARITY)},
+        "interval": describe_interval("images with all their graded answers", **bootstrap),
     }
 
 
@@ -203,28 +192,28 @@ def similarity_tables(report: Mapping[str, Any]) -> list[Table]:
 
 
 def as_candidate(answer: Answer) -> Candidate:
-    """Return an answer as the judge takes it."""
-    item = answer.item
-    question = "" if item.kind == "caption" else item.question
-    return Candidate(item.id, _reference(item), answer.text, question)
+    """Return an answer as the judge takes it: with the text of a lettered choice beside its letter."""
+    item, reference = answer.item, answer.item.reference
+    number = CHOICE_LETTERS.find(reference) if item.kind == "choice" and reference else -1
+    if 0 <= number < len(item.choices):
+        reference = f"{reference}: {item.choices[number]}"
+    return Candidate(item.id, reference, answer.text, "" if item.kind == "caption" else item.question)
 
 
-def _reference(item: Item) -> str:
-    """Return the right answer in words: for a lettered choice, the letter with its text."""
-    number = CHOICE_LETTERS.find(item.reference) if item.kind == "choice" and item.reference else -1
-    return f"{item.reference}: {item.choices[number]}" if 0 <= number < len(item.choices) else item.reference
-
-
-def _estimates(generated: list[str], references: list[str], num_resamples: int, seed: int) -> dict[str, dict[str, Any]]:
-    count = len(generated)
-    estimates = [UNDEFINED] * len(SCORES)
+def _scores(generated: list[str], references: list[str], **bootstrap: int) -> dict[str, dict[str, Any]]:
+    count, estimates = len(generated), [UNDEFINED] * len(SCORES)
     if count:
         summands = np.concatenate([_ngrams(generated, references), _rouge(generated, references)], axis=1)
-        estimates = bootstrap(
-            lambda weights: _from_weights(summands, weights), count, num_resamples=num_resamples, seed=seed
-        )
+
+        def statistic(weights: Counts) -> Floats:
+            """From how often each caption is drawn, (R, N), to scores, (R, K)."""
+            ngrams, rouge = np.split(weights @ summands, [2 * _ORDER + 2], axis=1)
+            bleu = [[_bleu(row, order) for order in (1, _ORDER)] for row in ngrams.astype(np.int64).tolist()]
+            return np.concatenate([bleu, rouge / count], axis=1)
+
+        estimates = resample(statistic, count, **bootstrap)
     return {
-        name: {**asdict(estimate), "count": count, "definition": definition}
+        name: estimate.to_dict(count, definition)
         for (name, definition), estimate in zip(SCORES.items(), estimates, strict=True)
     }
 
@@ -242,17 +231,10 @@ def _rouge(generated: list[str], references: list[str]) -> Floats:
     """F1 of each caption: (N, 3)."""
     from rouge_score.rouge_scorer import RougeScorer  # two seconds
 
-    scorer = RougeScorer(list(_ROUGE))
+    names = ["rouge1", "rouge2", "rougeL"]
+    scorer = RougeScorer(names)
     each = [scorer.score(reference, text) for text, reference in zip(generated, references, strict=True)]
-    return np.array([[score[name].fmeasure for name in _ROUGE] for score in each])
-
-
-def _from_weights(summands: Floats, weights: Counts) -> Floats:
-    """From what captions add to sums, (N, 13), and how often each is drawn, (R, N), to scores, (R, K)."""
-    sums = weights @ summands
-    ngrams = sums[:, : 2 * _ORDER + 2].astype(np.int64).tolist()
-    bleu = np.array([[_bleu(row, order) for order in (1, _ORDER)] for row in ngrams])
-    return np.concatenate([bleu, sums[:, 2 * _ORDER + 2 :] / len(summands)], axis=1)
+    return np.array([[score[name].fmeasure for name in names] for score in each])
 
 
 def _bleu(sums: list[int], order: int) -> float:
