@@ -70,8 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate, print the tables, and write the results."""
-    from pallava.evaluation.answers.report import report_text
     from pallava.evaluation.encoders.load import model_kind
+    from pallava.evaluation.report import report_text
     from pallava.evaluation.run import evaluate
     from pallava.evaluation.tasks import EvaluateOptions
     from pallava.io.launch import read_launch

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections import Counter
+import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pallava.errors import PallavaError
-from pallava.io.records import Entry, RecordFile
+from pallava.io.records import RecordFile
 
 _SET_FORM = (
     '{"classes": [{"label": "TUM", "names": ["adenocarcinoma", ...]}, ...], "templates": ["an H&E image of {}.", ...]}'
@@ -21,8 +20,7 @@ _SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".ppm", ".pgm", ".avif"
 }  # fmt: skip
 _TEXT_KEYS = ("caption", "text", "captions")
-Example = tuple[Path, str, str]
-"""An image, its class or caption, and its id."""
+_Row = tuple[Path, str, str]  # image, its class or caption, its id
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class ClassSet:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Return the labels in the data."""
+        """Return the labels."""
         return tuple(label for label, _ in self.classes)
 
     def prompts(self) -> list[list[str]]:
@@ -60,7 +58,7 @@ class ClassSet:
             raise PallavaError("at least one template is needed, such as 'an H&E image of {}.'")
         if wrong := [template for template in templates if "{}" not in template]:
             raise PallavaError(f"a template must have {{}} for the name of the class, got {wrong[0]!r}")
-        return dataclasses.replace(self, templates=tuple(templates))
+        return replace(self, templates=tuple(templates))
 
 
 @dataclass
@@ -126,9 +124,9 @@ def read_class_set(path: Path) -> ClassSet:
         return _class_set(path.stem, json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise PallavaError(f"cannot read the class set '{path}': {error.strerror}") from None
+    except PallavaError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, PallavaError):
-            raise
         raise PallavaError(f"'{path}' is not a class set ({error}); expected {_SET_FORM}") from None
 
 
@@ -163,22 +161,23 @@ def read_labelled(
     if not root.is_dir():
         raise PallavaError(f"'{root}' is not a folder; expected one with a folder for each class, or a public data set")
     is_source = name and name != "nct-crc-he"
-    pairs, left_out = _read_source(root, name, "classes", split) if is_source else _read_folders(root)
-    if not pairs:
-        raise PallavaError(
-            f"'{root}' must have images {root.name}/<class>/image.png; left out: {left_out or 'nothing'}"
-        )
-    found = sorted({label for _, label, _ in pairs})
+    rows, left_out = _read_source(root, name, "classes", split) if is_source else _read_folders(root)
+    if not rows:
+        expected = f"{root.name}/<class>/image.png"
+        raise PallavaError(f"'{root}' must have images {expected}; left out: {left_out or 'nothing'}")
+    images, given, ids = map(list, zip(*rows, strict=True))
+    found = sorted(set(given))
     class_set = class_set or (known_set(name) if name else set_of_labels(root.name, found))
     if unknown := [label for label in found if label not in class_set.labels]:
         raise PallavaError(
             f"the classes {', '.join(unknown)} of '{root}' are not in the class set {class_set.name}, which has "
             f"{', '.join(class_set.labels)}; rename the folders, or name the classes by --class-set"
         )
-    number = {label: index for index, label in enumerate(class_set.labels)}
-    images, labels, ids = map(list, zip(*pairs, strict=True))
-    class_set = class_set.with_templates(templates) if templates else class_set
-    return LabelledImages(class_set, images, [number[label] for label in labels], ids, left_out)
+    known = class_set.labels
+    labels = [known.index(label) for label in given]
+    return LabelledImages(
+        class_set.with_templates(templates) if templates else class_set, images, labels, ids, left_out
+    )
 
 
 def read_captioned(
@@ -202,65 +201,53 @@ def read_captioned(
         PallavaError: It cannot be read, or holds no pair.
     """
     if name:
-        pairs, left_out = _read_source(path, name, "captions", split, columns, image_folder)
+        rows, left_out = _read_source(path, name, "captions", split, columns=columns, image_folder=image_folder)
     else:
-        pairs, left_out = _read_pairs(path, image_folder or path.parent)
-    if not pairs:
+        rows, left_out = _read_pairs(path, image_folder or path.parent)
+    if not rows:
         expected = '{"image": "a.png", "caption": "..."}'
         raise PallavaError(f"'{path}' does not have any pair; expected records such as {expected}")
-    images, captions, ids = map(list, zip(*pairs, strict=True))
+    images, captions, ids = map(list, zip(*rows, strict=True))
     return CaptionedImages(images, captions, ids, left_out)
 
 
-def _read_folders(root: Path) -> tuple[list[Example], dict[str, int]]:
-    pairs, num_others = [], 0
+def _read_folders(root: Path) -> tuple[list[_Row], dict[str, int]]:
+    rows, num_others = [], 0
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))):
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."):
-                pairs.append((path, folder.name, path.relative_to(root).as_posix()))
+                rows.append((path, folder.name, path.relative_to(root).as_posix()))
             else:
                 num_others += 1
-    return pairs, {"not named like an image": num_others} if num_others else {}
+    return rows, {"not named like an image": num_others} if num_others else {}
 
 
 def _read_source(
-    root: Path,
-    name: str,
-    kind: str,
-    split: str | None,
-    columns: Mapping[str, str] | None = None,
-    image_folder: Path | None = None,
-) -> tuple[list[Example], dict[str, int]]:
+    root: Path, name: str, kind: str, split: str | None, **table: Any
+) -> tuple[list[_Row], dict[str, int]]:
     from pallava.data.sources import open_source
 
-    source: Any = open_source(name, root, split=split, image_policy="each", columns=columns, image_folder=image_folder)
+    source: Any = open_source(name, root, split=split, image_policy="each", **table)
     if source.kind != kind:
         raise PallavaError(f"{name} is a set of {source.kind}, but {kind} are needed here")
-    pairs = [
-        (source.root / record.image, record.label if kind == "classes" else record.text, record.id) for record in source
-    ]
-    return pairs, dict(source.tally.dropped)
+    value = operator.attrgetter("label" if kind == "classes" else "text")
+    return [(source.root / each.image, value(each), each.id) for each in source], dict(source.tally.dropped)
 
 
-def _read_pairs(path: Path, folder: Path) -> tuple[list[Example], dict[str, int]]:
-    pairs: list[Example] = []
-    left_out = Counter[str]()
+def _read_pairs(path: Path, folder: Path) -> tuple[list[_Row], dict[str, int]]:
+    """Read records of an image and a caption, or a list of them."""
+    rows: list[_Row] = []
+    num_others = 0
     for record in RecordFile(path):
-        image, captions = _pair(record)
-        if image and captions:
-            pairs += [(folder / image, caption, str(record.value.get("id", image))) for caption in captions]
+        value = record.value if isinstance(record.value, dict) else {}
+        image, given = value.get("image"), next((value[key] for key in _TEXT_KEYS if key in value), [])
+        captions = [given] if isinstance(given, str) else given if isinstance(given, list) else []
+        texts = [text.strip() for text in captions if isinstance(text, str) and text.strip()]
+        if texts and isinstance(image, str) and image and "\0" not in image:
+            rows += [(folder / image, text, str(value.get("id", image))) for text in texts]
         else:
-            left_out["no image or no caption"] += 1
-    return pairs, dict(left_out)
-
-
-def _pair(record: Entry) -> tuple[str, list[str]]:
-    value = record.value if isinstance(record.value, dict) else {}
-    given: Any = next((value[key] for key in _TEXT_KEYS if key in value), [])
-    captions = [given] if isinstance(given, str) else given if isinstance(given, list) else []
-    image = value.get("image")
-    texts = [text.strip() for text in captions if isinstance(text, str) and text.strip()]
-    return (image if isinstance(image, str) and "\0" not in image else ""), texts
+            num_others += 1
+    return rows, {"no image or no caption": num_others} if num_others else {}
 
 
 def _class_set(name: str, values: Mapping[str, Any]) -> ClassSet:

@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from pallava.evaluation.answers.consistency import (
 from pallava.evaluation.answers.generation import Answerer, ask_all
 from pallava.evaluation.answers.items import AS_IS, SHUFFLED, AnswerSet, Questions
 from pallava.evaluation.answers.questions import read_excluded, read_training_answers, select
-from pallava.evaluation.answers.report import write_answers_report
 from pallava.evaluation.answers.store import AnswerStore, Processes
 from pallava.evaluation.encoders.embeddings import EmbeddingCache, count_reasons, default_cache
 from pallava.evaluation.encoders.load import load_encoder, model_kind
@@ -33,7 +32,10 @@ from pallava.model import PALLaVAConfig, PALLaVAForConditionalGeneration, PALLaV
 from pallava.model.loading import ADAPTER_FOLDER
 
 Data = str | Path | Sequence[str | Path]
+_Report = dict[str, Any]
+_Sources = Mapping[str, tuple[str, Path]]
 
+_PATHS = ("image_folder", "training", "class_set", "exclude")
 _QUESTIONS_AT_ONCE, _IMAGES_AT_ONCE = 16, 64
 _DECIDING = (
     "*.safetensors", "*.bin", "*.pth", "*.pt", "*.gguf", "*.index.json", "*config.json",
@@ -64,20 +66,15 @@ def evaluate(model: str | Path, task: str, data: Data, out: str | Path | None = 
     """
     if task not in TASKS:
         raise PallavaError(f"{task!r} is not a task; choose {', '.join(TASKS)}")
-    row, given = TASKS[task], EvaluateOptions(**options)
-    for name in ("image_folder", "training", "class_set", "exclude"):
-        if value := getattr(given, name):
-            given = replace(given, **{name: Path(value)})  # type: ignore[arg-type]
-    kind = model_kind(str(model))
+    paths = {name: Path(options[name]) for name in _PATHS if options.get(name)}
+    row, given, kind = TASKS[task], EvaluateOptions(**{**options, **paths}), model_kind(str(model))
     _check(str(model), kind, row, given)
     sources = _name_data([data] if isinstance(data, str | Path) else data)
     run = _evaluate_encoder if kind == "encoder" else _evaluate_model
     return run(str(model), row, sources, None if out is None else Path(out), given)
 
 
-def _evaluate_encoder(
-    model: str, task: Task, sources: Mapping[str, tuple[str, Path]], out: Path | None, options: EvaluateOptions
-) -> dict[str, Any]:
+def _evaluate_encoder(model: str, task: Task, sources: _Sources, out: Path | None, options: EvaluateOptions) -> _Report:
     assert task.measure is not None
     # Read the data before loading the model, so that a wrong path fails at once.
     data = {label: task.read(path, name, options) for label, (name, path) in sources.items()}
@@ -91,9 +88,7 @@ def _evaluate_encoder(
     return report
 
 
-def _evaluate_model(
-    model: str, task: Task, sources: Mapping[str, tuple[str, Path]], out: Path | None, options: EvaluateOptions
-) -> dict[str, Any]:
+def _evaluate_model(model: str, task: Task, sources: _Sources, out: Path | None, options: EvaluateOptions) -> _Report:
     with Processes.join() as processes:
         data = {label: task.read_questions(path, name, options) for label, (name, path) in sources.items()}
         excluded = read_excluded(options.exclude) if options.exclude else []
@@ -101,35 +96,28 @@ def _evaluate_model(
         training = read_training_answers(options.training) if options.training else []
         settings = processes.agree(lambda: _settings(model, task, options) if processes.rank == 0 else {})
         settings = processes.gather(settings)[0]
-        unwritten = nullcontext() if out else tempfile.TemporaryDirectory(prefix="pallava-")
-        with unwritten as folder, AnswerStore(out or Path(str(folder)), settings, processes) as store:
+        given = nullcontext(str(out)) if out else tempfile.TemporaryDirectory(prefix="pallava-")
+        with given as folder, AnswerStore(Path(folder), settings, processes) as store:
             answerer = processes.agree(lambda: _load(model, options, settings["max_new_tokens"], processes.local_rank))
-            answers = {
-                label: ask(answerer, each, store, options, training=training) for label, each in questions.items()
-            }
+            answers = {label: _ask(answerer, each, store, options, training) for label, each in questions.items()}
         if processes.rank > 0:
             return {}
-        results = {label: score(task, each, options) for label, each in answers.items()}
+        results = {label: _score(task, each, options) for label, each in answers.items()}
         report: dict[str, Any] = {"model": model, "task": task.name, "kind": "pallava"}
         report |= {"settings": {**settings, "num_excluded": num_excluded}, "data": results}
         if out:
-            write_answers_report(report, answers, out, task.is_right)
+            write_report(report, out, answers, task.is_right)
         return report
 
 
-def ask(
+def _ask(
     answerer: Answerer,
     questions: Questions,
     store: AnswerStore,
     options: EvaluateOptions,
-    *,
-    training: Sequence[tuple[str, str]] = (),
+    training: Sequence[tuple[str, str]],
 ) -> AnswerSet:
-    """Ask all questions in all views that the options name; those with a stored answer are not asked again.
-
-    Raises:
-        PallavaError: As `pallava.evaluation.answers.generation.ask_all`.
-    """
+    """Ask all questions in all views that the options name; those with a stored answer are not asked again."""
     items = questions.items
     views = {AS_IS: (items, View())}
     if not options.without_shuffled and (others := shuffle_images(items, options.seed)):
@@ -144,7 +132,7 @@ def ask(
     return AnswerSet(questions, by_view, problems, training)
 
 
-def score(task: Task, answers: AnswerSet, options: EvaluateOptions) -> dict[str, Any]:
+def _score(task: Task, answers: AnswerSet, options: EvaluateOptions) -> dict[str, Any]:
     """Compute scores, controls, groups and consistency, and count the questions that could not be asked.
 
     A question about an image that cannot be opened counts as unanswered, unless the task's score leaves it out.
@@ -154,35 +142,30 @@ def score(task: Task, answers: AnswerSet, options: EvaluateOptions) -> dict[str,
     problems = {f"{reason}: its questions count as unanswered": count for reason, count in reasons.items()}
     result = {"left_out": dict(answers.questions.left_out), "problems": problems, **task.score(answers, options.seed)}
     is_right = None if (rule := task.is_right) is None else lambda answer: rule(answer, answers.questions)
+    as_is, how = answers.by_view[AS_IS], {"seed": options.seed}
     if is_right:
-        result["groups"] = share_by_group(answers.by_view[AS_IS], is_right, seed=options.seed)
+        result["groups"] = share_by_group(as_is, is_right, **how)
     if options.consistency:
         changed = {name: each for name, each in answers.by_view.items() if name not in (AS_IS, SHUFFLED)}
-        result["consistency"] = score_consistency(
-            answers.by_view[AS_IS], changed, is_right, unopened=answers.problems, seed=options.seed
-        )
+        result["consistency"] = score_consistency(as_is, changed, is_right, unopened=answers.problems, **how)
     return result
 
 
 def _check(model: str, kind: str, task: Task, options: EvaluateOptions) -> None:
     """Refuse a task or an option that does not go with the model."""
     is_encoder = kind == "encoder"
+    what = "an encoder" if is_encoder else "a whole PA-LLaVA"
     suitable = [each.name for each in TASKS.values() if (each.measure if is_encoder else each.score)]
     if task.name not in suitable:
         if is_encoder and not Path(model).exists():  # not a name of an encoder
             raise PallavaError(f"the model folder '{model}' does not exist")
-        what = "an encoder" if is_encoder else "a whole PA-LLaVA"
         raise PallavaError(f"'{model}' is {what}; its tasks are {', '.join(suitable)}, not {task.name}")
     for field in fields(options):
-        value = getattr(options, field.name)
+        value, flag = getattr(options, field.name), f"--{field.name.replace('_', '-')}"
         if value not in (field.default, (), []) and field.name not in task.option_names(kind):
-            raise PallavaError(
-                f"--{field.name.replace('_', '-')} does not go with the task {task.name} of '{model}', which is "
-                f"{'an encoder' if is_encoder else 'a whole PA-LLaVA'}"
-            )
-    for name in ("batch_size", "limit", "max_new_tokens"):
-        if (number := getattr(options, name)) is not None and number < 1:
-            raise PallavaError(f"{name.replace('_', ' ')} must be at least 1, got {number}")
+            raise PallavaError(f"{flag} does not go with the task {task.name} of '{model}', which is {what}")
+        if field.name in ("batch_size", "limit", "max_new_tokens") and value is not None and value < 1:
+            raise PallavaError(f"{flag} must be at least 1, got {value}")
 
 
 def _name_data(data: Sequence[str | Path]) -> dict[str, tuple[str, Path]]:

@@ -18,7 +18,8 @@ from pallava.evaluation.answers.items import AS_IS, SHUFFLED, Answer, AnswerSet,
 from pallava.evaluation.answers.questions import read_custom, read_source_questions
 from pallava.evaluation.answers.scores import CONTROLS, is_right, score_answers, score_classes
 from pallava.evaluation.answers.similarity import score_captions
-from pallava.evaluation.examples import known_sets, read_captioned, read_class_set, read_labelled
+from pallava.evaluation.examples import CaptionedImages, known_sets, read_captioned, read_class_set, read_labelled
+from pallava.evaluation.statistics import as_control
 from pallava.prompts import CAPTION_PROMPTS, build_class_question
 
 _FOR_ALL = {"split", "batch_size", "seed", "device"}
@@ -71,10 +72,6 @@ OPTIONS = {
 """Help text of each field of `EvaluateOptions`."""
 
 
-def _as_read(item: Item, questions: Questions) -> str:
-    return item.question
-
-
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """One task.
@@ -96,7 +93,7 @@ class Task:
     help: str
     data: str
     read: Callable[[Path, str, EvaluateOptions], Any]
-    prompt: Callable[[Item, Questions], str] = _as_read
+    prompt: Callable[[Item, Questions], str] = lambda item, questions: item.question
     score: Callable[[AnswerSet, int], dict[str, Any]] | None = None
     is_right: Callable[[Answer, Questions], bool] | None = None
     max_new_tokens: int = 64
@@ -149,16 +146,19 @@ def _read_classes(path: Path, source: str, options: EvaluateOptions) -> Question
     return Questions(items, dict(data.left_out), data)
 
 
-def _read_pairs(path: Path, source: str, options: EvaluateOptions) -> Any:
-    given = {"image_folder": options.image_folder, "columns": read_columns(options.columns)}
-    return read_captioned(path, source, split=options.split, **given)  # type: ignore[arg-type]
+def _read_pairs(path: Path, source: str, options: EvaluateOptions) -> CaptionedImages:
+    columns = read_columns(options.columns)
+    return read_captioned(path, source, split=options.split, image_folder=options.image_folder, columns=columns)
+
+
+def _read_public(path: Path, source: str, options: EvaluateOptions) -> Questions:
+    """Read the questions of a source; only "csv" has columns and an image folder."""
+    folder = options.image_folder
+    return read_source_questions(source, path, options.split, columns=options.columns, image_folder=folder)
 
 
 def _read_custom(path: Path, source: str, options: EvaluateOptions) -> Questions:
-    if source not in SOURCES:
-        return read_custom(path, options.image_folder)
-    given = {"image_folder": options.image_folder, "columns": options.columns}
-    return read_source_questions(source, path, options.split, **given)  # type: ignore[arg-type]
+    return _read_public(path, source, options) if source in SOURCES else read_custom(path, options.image_folder)
 
 
 def _class_prompt(item: Item, questions: Questions) -> str:
@@ -167,12 +167,9 @@ def _class_prompt(item: Item, questions: Questions) -> str:
 
 
 def _score_captions(answers: AnswerSet, seed: int) -> dict[str, Any]:
-    result = score_captions(answers.by_view[AS_IS], seed=seed)
+    result, name = score_captions(answers.by_view[AS_IS], seed=seed), "shuffled images"
     if shuffled := answers.by_view.get(SHUFFLED):
-        result["controls"]["shuffled images"] = {
-            name: {**each, "definition": f"{each['definition']}; {CONTROLS['shuffled images']}"}
-            for name, each in score_captions(shuffled, seed=seed)["scores"].items()
-        }
+        result["controls"][name] = as_control(score_captions(shuffled, seed=seed)["scores"], CONTROLS[name])
     return result
 
 
@@ -214,7 +211,7 @@ for _task in (
         name="pathvqa",
         help="questions of PathVQA",
         data="folder of PathVQA",
-        read=lambda path, source, options: read_source_questions("path-vqa", path, options.split),
+        read=lambda path, source, options: _read_public(path, "path-vqa", options),
         score=score_answers,
         is_right=is_right,
         options=("training",),
@@ -223,7 +220,7 @@ for _task in (
         name="pmc-vqa",
         help="questions of PMC-VQA",
         data="folder of PMC-VQA",
-        read=lambda path, source, options: read_source_questions("pmc-vqa", path, options.split),
+        read=lambda path, source, options: _read_public(path, "pmc-vqa", options),
         score=score_answers,
         is_right=is_right,
         max_new_tokens=32,

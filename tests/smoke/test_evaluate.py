@@ -78,7 +78,7 @@ def test_retrieval(work: Path, capsys: pytest.CaptureFixture[str]):
         (["plip", "zero-shot", "--data", "tissue", "--template", "fat"], "must have {}"),
         (["plip", "retrieval", "--data", "none.jsonl"], "cannot read 'none.jsonl'"),
         (["plip", "zero-shot", "--data", "tissue", "--device", "nowhere"], "device 'nowhere'"),
-        (["plip", "zero-shot", "--data", "tissue", "--batch-size", "0"], "batch size"),
+        (["plip", "zero-shot", "--data", "tissue", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
     ],
 )
 def test_mistakes_are_one_sentence(work: Path, arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]):

@@ -45,13 +45,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Answerer:
-    """A model with its processor, which answers greedily.
-
-    Attributes:
-        model: The model.
-        processor: Its processor.
-        max_new_tokens: Maximum length of an answer in tokens.
-    """
+    """A model with its processor, which answers greedily, in at most `max_new_tokens` tokens."""
 
     model: PALLaVAForConditionalGeneration
     processor: PALLaVAProcessor
@@ -59,9 +53,8 @@ class Answerer:
 
     def prepare(self, items: Sequence[Item], view: View) -> Batch:
         """Open each image once, and write the prompts."""
-        numbers: dict[str, int] = {}
+        numbers, problems = dict[str, int](), dict[str, str]()
         tiles: list[torch.Tensor] = []
-        problems: dict[str, str] = {}
         for image in dict.fromkeys(item.image for item in items if item.image):
             try:
                 opened = open_image(image)
@@ -88,22 +81,18 @@ class Answerer:
             return []
         try:
             with torch.inference_mode():
-                ids = self.model.generate(
-                    **batch.prompts, visual_tokens=self._visual_tokens(batch), max_new_tokens=self.max_new_tokens
-                )
+                tokens = self.model.encode_images(batch.tiles) if batch.tiles else None
+                if isinstance(tokens, torch.Tensor):
+                    tokens = tokens[batch.image_of]  # (I, T, H)
+                elif tokens is not None:  # images differ in their number of tokens
+                    tokens = [tokens[number] for number in batch.image_of]
+                ids = self.model.generate(**batch.prompts, visual_tokens=tokens, max_new_tokens=self.max_new_tokens)
         except torch.OutOfMemoryError:
             raise PallavaError(
                 f"{self.model.device} has too little memory for {len(batch.numbers)} questions at once; lower "
                 "--batch-size, and the same command resumes the evaluation"
             ) from None
         return self.processor.batch_decode(ids)
-
-    def _visual_tokens(self, batch: Batch) -> Any:
-        """(I, T, H), or a list of (T, H) if the images differ in their number of tokens."""
-        if not batch.tiles:
-            return None
-        tokens = self.model.encode_images(batch.tiles)
-        return tokens[batch.image_of] if isinstance(tokens, torch.Tensor) else [tokens[n] for n in batch.image_of]
 
 
 def plan_batches(items: Sequence[Item], batch_size: int) -> list[list[Item]]:
@@ -116,21 +105,9 @@ def plan_batches(items: Sequence[Item], batch_size: int) -> list[list[Item]]:
 
 
 def ask_all(
-    answerer: Answerer,
-    items: Sequence[Item],
-    store: AnswerStore,
-    *,
-    view: View | None = None,
-    batch_size: int = 16,
+    answerer: Answerer, items: Sequence[Item], store: AnswerStore, *, view: View | None = None, batch_size: int = 16
 ) -> tuple[list[Answer], dict[str, str]]:
-    """Ask the questions that have no answer yet, together with the other processes.
-
-    Args:
-        answerer: The model.
-        items: Questions, each with an id of its own.
-        store: Storage of the answers, and the processes that share the work.
-        view: How images are shown.
-        batch_size: Questions at once.
+    """Ask the questions that have no answer in the store yet, together with the other processes.
 
     Returns:
         In each process: all questions with their answers in the order of `items`, and for each image that cannot be
@@ -157,17 +134,14 @@ def _key(item: Item, view: View) -> str:
 
 
 def _ask(answerer: Answerer, batches: Sequence[list[Item]], store: AnswerStore, view: View, *, is_shown: bool) -> None:
-    name = (view.name or "questions").replace("_", " ")
-    total = sum(map(len, batches))
+    name, total = (view.name or "questions").replace("_", " "), sum(map(len, batches))
     with tqdm(total=total, desc=name, unit="question", disable=None if is_shown and total else True) as bar:
         for items, batch in _prepared(answerer, batches, view):
-            answers = dict(zip(batch.numbers, answerer.answer(batch), strict=True))
-            store.put(
-                {
-                    _key(item, view): {"answer": answers.get(number, ""), "problem": batch.problems.get(number, "")}
-                    for number, item in enumerate(items)
-                }
-            )
+            answers, results = dict(zip(batch.numbers, answerer.answer(batch), strict=True)), {}
+            for number, item in enumerate(items):
+                result = {"answer": answers.get(number, ""), "problem": batch.problems.get(number, "")}
+                results[_key(item, view)] = result
+            store.put(results)
             bar.update(len(items))
 
 

@@ -26,13 +26,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of one evaluation, as torchrun starts them, or a single one.
-
-    Attributes:
-        rank: Number of this process.
-        count: Number of processes on all nodes.
-        local_rank: Number of this process on its node.
-    """
+    """The processes of one evaluation: number of this one, of all on all nodes, and of this one on its node."""
 
     rank: int = 0
     count: int = 1
@@ -62,19 +56,15 @@ class Processes:
         return values
 
     def agree(self, work: Callable[[], Value]) -> Value:
-        """Call a function in every process; if it fails in one, raise that error in all.
-
-        Raises:
-            PallavaError: As `work` raises in this process or another.
-        """
-        failure, value = "", None
+        """Call a function in every process; if it raises a `PallavaError` in one, raise that error in all."""
+        done, failure = list[Value](), ""
         try:
-            value = work()
+            done.append(work())
         except PallavaError as error:
             failure = str(error)
         if failures := [text for text in self.gather(failure) if text]:
             raise PallavaError(failures[0])
-        return value  # type: ignore[return-value]
+        return done[0]
 
 
 class AnswerStore:
@@ -119,11 +109,7 @@ class AnswerStore:
         return found
 
     def put(self, answers: Mapping[str, Mapping[str, str]]) -> None:
-        """Write answers by key.
-
-        Raises:
-            PallavaError: The file cannot be written.
-        """
+        """Write answers by key."""
         self._stores[0].put(_NAMESPACE, answers)
 
     def close(self) -> None:
@@ -143,17 +129,14 @@ class AnswerStore:
             running = {f"process_{number}.sqlite" for number in range(count)}
             names += sorted({path.name for path in self._folder.glob("process_*.sqlite")} - running)
         for name in names:
-            self._stores.append(Store(self._folder / name))
-        for store in self._stores:
-            self._check(store, settings)
-
-    def _check(self, store: Store, wanted: Mapping[str, Any]) -> None:
-        found = store.read(_SETTINGS) or {}
-        differing = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
-        if differing and store.get_all(_NAMESPACE):
-            named = ", ".join(f"{name} ({found.get(name)} there, {wanted.get(name)} now)" for name in differing)
-            raise PallavaError(
-                f"'{self._folder.parent}' holds answers of another evaluation, which differs in {named}; use another "
-                f"--out, or remove '{self._folder}'"
-            )
-        store.write(_SETTINGS, wanted)
+            store = Store(self._folder / name)
+            self._stores.append(store)
+            found = store.read(_SETTINGS) or {}
+            differing = [name for name in sorted({*found, *settings}) if found.get(name) != settings.get(name)]
+            if differing and store.get_all(_NAMESPACE):
+                named = ", ".join(f"{name} ({found.get(name)} there, {settings.get(name)} now)" for name in differing)
+                raise PallavaError(
+                    f"'{self._folder.parent}' holds answers of another evaluation, which differs in {named}; use "
+                    f"another --out, or remove '{self._folder}'"
+                )
+            store.write(_SETTINGS, settings)
