@@ -25,47 +25,39 @@ Examples:
 
 import argparse
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from pallava.errors import PallavaError
 
 _FAILED = 2
-_KINDS: dict[str, Any] = {
-    "bool": {"action": "store_true"},
-    "int": {"type": int},
-    "int | None": {"type": int},
-    "Path | None": {"type": Path},
-    "Sequence[str]": {"action": "append"},
-    "str": {},
-    "str | None": {},
-    "str | Mapping[str, str] | None": {"metavar": "KEY=COLUMN,..."},
+_KINDS: dict[Any, dict[str, Any]] = {
+    bool: {"action": "store_true"},
+    int: {"type": int},
+    int | None: {"type": int},
+    Path | None: {"type": Path},
+    Sequence[str]: {"action": "append"},
+    str | Mapping[str, str] | None: {"metavar": "KEY=COLUMN,..."},
 }
-"""What argparse must know of a field, by its type."""
+"""What argparse must know of a field that is not a text, by its type."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments, which are those of the tasks' rows."""
-    from pallava.evaluation.tasks import OPTIONS, TASKS, EvaluateOptions
+    from pallava.evaluation.tasks import TASKS, EvaluateOptions
 
     parser.add_argument("model", help="folder of a model, checkpoint of an encoder, or name that open_clip knows")
-    names = f"{{{','.join(TASKS)}}}"
-    tasks = parser.add_subparsers(
-        dest="task", required=True, metavar=names, help="task; each lists its options by --help"
-    )
+    text = "task; each lists its options by --help"
+    tasks = parser.add_subparsers(dest="task", required=True, metavar=f"{{{','.join(TASKS)}}}", help=text)
     for task in TASKS.values():
-        own = tasks.add_parser(task.name, help=task.help)
-        own.add_argument("--data", action="append", required=True, help=task.data)
-        own.add_argument(
-            "--out", type=Path, help="output folder (default: evaluation/TASK, or evaluation for an encoder)"
-        )
-        own_names = task.option_names()
-        for field in fields(EvaluateOptions):
-            if field.name in own_names:
-                own.add_argument(
-                    f"--{field.name.replace('_', '-')}", help=OPTIONS[field.name], **_KINDS[str(field.type)]
-                )
+        add = tasks.add_parser(task.name, help=task.help).add_argument
+        add("--data", action="append", required=True, help=task.data)
+        add("--out", type=Path, help="output folder (default: evaluation/TASK, or evaluation for an encoder)")
+        for name, hint in get_type_hints(EvaluateOptions, include_extras=True).items():
+            if name in task.option_names():
+                add(f"--{name.replace('_', '-')}", help=hint.__metadata__[0], **_KINDS.get(hint.__origin__, {}))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -79,9 +71,9 @@ def run(options: argparse.Namespace) -> int:
     is_encoder = model_kind(options.model) == "encoder"
     if not is_encoder and "RANK" not in os.environ and read_launch(os.environ).processes > 1:
         return _launch(options.words)
-    out = options.out or (Path("evaluation") if is_encoder else Path("evaluation") / options.task)
-    names = {field.name for field in fields(EvaluateOptions)}
-    given = {name: value for name, value in vars(options).items() if name in names and value is not None}
+    out = options.out or Path("evaluation", *([] if is_encoder else [options.task]))
+    values = {field.name: getattr(options, field.name, None) for field in fields(EvaluateOptions)}
+    given = {name: value for name, value in values.items() if value is not None}
     try:
         report = evaluate(options.model, options.task, options.data, out, **given)
     except PallavaError:

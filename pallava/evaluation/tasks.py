@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pallava.data.material import COLUMNS_HELP, read_columns
 from pallava.data.sources import SOURCES
@@ -29,47 +29,31 @@ _FOR_ENCODER = {"model_name", "pretrained"}
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Options of an evaluation, which `OPTIONS` describes; None is the default that is given there."""
+    """Options of an evaluation, each with its help text; None is the default that is given there."""
 
-    split: str | None = None
-    image_folder: Path | None = None
-    columns: str | Mapping[str, str] | None = None
-    training: Path | None = None
-    class_set: Path | None = None
-    template: Sequence[str] = ()
-    limit: int | None = None
-    exclude: Path | None = None
-    max_new_tokens: int | None = None
-    consistency: bool = False
-    without_shuffled: bool = False
-    base_llm: str | None = None
-    model_name: str | None = None
-    pretrained: str | None = None
-    batch_size: int | None = None
-    seed: int = 0
-    device: str = "auto"
-
-
-OPTIONS = {
-    "split": "split of a public set (default: test for questions, else that of the set)",
-    "image_folder": "folder of the images that a JSONL or csv=FILE names (default: its own folder)",
-    "columns": COLUMNS_HELP,
-    "training": "training file, whose most frequent answer to each question is a control",
-    "class_set": "JSON file with names (and templates) of the classes",
-    "template": "sentence with {} for the class, in place of the class set's, for an encoder (repeatable)",
-    "limit": "number of questions to take of each data set (default: all)",
-    "exclude": "file of ids to leave out, as `pallava data leak` lists them",
-    "max_new_tokens": "maximum length of an answer in tokens (default: 32 to 256, by task)",
-    "consistency": "also ask about scaled, turned, flipped and stain-shifted images",
-    "without_shuffled": "leave out the control with other questions' images",
-    "base_llm": "base language model of a folder with an adapter (default: that of its training)",
-    "model_name": "open_clip's name of a checkpoint's model, or a JSON description",
-    "pretrained": "open_clip's name of the weights of a named model",
-    "batch_size": "questions (default: 16) or images of an encoder (default: 64) at once",
-    "seed": "seed of the bootstrap and of the order of shuffled images (default: 0)",
-    "device": "device: auto (a GPU if available), cpu, cuda, ... (default: auto)",
-}
-"""Help text of each field of `EvaluateOptions`."""
+    split: Annotated[str | None, "split of a public set (default: test for questions, else that of the set)"] = None
+    image_folder: Annotated[
+        Path | None, "folder of the images that a JSONL or csv=FILE names (default: its own folder)"
+    ] = None
+    columns: Annotated[str | Mapping[str, str] | None, COLUMNS_HELP] = None
+    training: Annotated[Path | None, "training file, whose most frequent answer to each question is a control"] = None
+    class_set: Annotated[Path | None, "JSON file with names (and templates) of the classes"] = None
+    template: Annotated[
+        Sequence[str], "sentence with {} for the class, in place of the class set's, for an encoder (repeatable)"
+    ] = ()
+    limit: Annotated[int | None, "number of questions to take of each data set (default: all)"] = None
+    exclude: Annotated[Path | None, "file of ids to leave out, as `pallava data leak` lists them"] = None
+    max_new_tokens: Annotated[int | None, "maximum length of an answer in tokens (default: 32 to 256, by task)"] = None
+    consistency: Annotated[bool, "also ask about scaled, turned, flipped and stain-shifted images"] = False
+    without_shuffled: Annotated[bool, "leave out the control with other questions' images"] = False
+    base_llm: Annotated[
+        str | None, "base language model of a folder with an adapter (default: that of its training)"
+    ] = None
+    model_name: Annotated[str | None, "open_clip's name of a checkpoint's model, or a JSON description"] = None
+    pretrained: Annotated[str | None, "open_clip's name of the weights of a named model"] = None
+    batch_size: Annotated[int | None, "questions (default: 16) or images of an encoder (default: 64) at once"] = None
+    seed: Annotated[int, "seed of the bootstrap and of the order of shuffled images (default: 0)"] = 0
+    device: Annotated[str, "device: auto (a GPU if available), cpu, cuda, ... (default: auto)"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +94,7 @@ class Task:
         return names - {"pallava": {"template"}, "encoder": {"training"}}.get(kind, set())
 
     def read_questions(self, path: Path, source: str, options: EvaluateOptions) -> Questions:
-        """Read the data and word the questions.
-
-        Raises:
-            PallavaError: The data cannot be read, or no question can be asked.
-        """
+        """Read the data and word the questions; `PallavaError` if no question can be asked."""
         questions = self.read(path, source, options)
         if not questions.items:
             left_out = questions.left_out or "nothing"
@@ -206,34 +186,32 @@ def register_task(task: Task) -> Task:
     return task
 
 
+_QUESTIONS: dict[str, Any] = {"score": score_answers, "is_right": is_right}
 for _task in (
     Task(
         name="pathvqa",
         help="questions of PathVQA",
         data="folder of PathVQA",
         read=lambda path, source, options: _read_public(path, "path-vqa", options),
-        score=score_answers,
-        is_right=is_right,
         options=("training",),
+        **_QUESTIONS,
     ),
     Task(
         name="pmc-vqa",
         help="questions of PMC-VQA",
         data="folder of PMC-VQA",
         read=lambda path, source, options: _read_public(path, "pmc-vqa", options),
-        score=score_answers,
-        is_right=is_right,
         max_new_tokens=32,
         options=("training",),
+        **_QUESTIONS,
     ),
     Task(
         name="custom",
         help="questions of your own",
         data="[NAME=]PATH: JSONL of image, question, answer, or csv=FILE with --columns (repeatable)",
         read=_read_custom,
-        score=score_answers,
-        is_right=is_right,
         options=("training", "image_folder", "columns"),
+        **_QUESTIONS,
     ),
     Task(
         name="caption",
