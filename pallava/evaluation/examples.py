@@ -25,13 +25,10 @@ _Row = tuple[Path, str, str]  # image, its class or caption, its id
 
 @dataclass(frozen=True)
 class ClassSet:
-    """The classes of a data set in words.
+    """The classes of a data set in words, with their source.
 
-    Attributes:
-        name: Name of the set.
-        classes: Label in the data, and one or several names that a pathologist has for it.
-        templates: Sentences with ``{}`` for the name.
-        source: Reference for the classes.
+    Each class has its label in the data, and one or several names that a pathologist has for it; templates are
+    sentences with ``{}`` for the name.
     """
 
     name: str
@@ -63,14 +60,9 @@ class ClassSet:
 
 @dataclass
 class LabelledImages:
-    """Images with a class each.
+    """Images with the number of their class and an id, and the number of files left out, for each reason.
 
-    Attributes:
-        class_set: The classes in words.
-        images: Paths.
-        labels: Number of each image's class.
-        ids: Id of each image: its name in a public set, or its path in the folder of classes.
-        left_out: Number of files left out, for each reason.
+    The id is the image's name in a public set, or its path in the folder of classes.
     """
 
     class_set: ClassSet
@@ -84,11 +76,7 @@ class LabelledImages:
 class CaptionedImages:
     """Pairs of an image and a caption; an image with several captions has several pairs.
 
-    Attributes:
-        images: Path of each pair.
-        captions: Caption of each pair.
-        ids: Id of each pair's image: its name in a public set or a record, or its path.
-        left_out: Number of records left out, for each reason.
+    The id is the image's name in a public set or a record, or its path; `left_out` counts records for each reason.
     """
 
     images: list[Path] = field(default_factory=list)
@@ -149,7 +137,7 @@ def read_labelled(
     Args:
         root: The folder.
         name: One of `known_sets`; empty for a folder of classes.
-        class_set: The classes in words; by default those of the public set, or the names of the folders.
+        class_set: The classes in words (default: those of the public set, or the names of the folders).
         templates: Sentences in the place of those of the class set.
         split: Split of a public set that has several.
 

@@ -29,7 +29,7 @@ _NUM_SAMPLES = 12
 _THUMBNAIL = 320  # pixels
 _SHOWN_WIDTH = 240
 
-Rule = Callable[[Answer, Questions], bool]
+_Rule = Callable[[Answer, Questions], bool]
 
 
 def report_text(report: Mapping[str, Any]) -> str:
@@ -44,15 +44,11 @@ def write_report(
     report: Mapping[str, Any],
     folder: Path,
     answers: Mapping[str, AnswerSet] | None = None,
-    is_right: Rule | None = None,
+    is_right: _Rule | None = None,
 ) -> None:
-    """Write ``results.json``, ``index.html``, confusion matrices as SVG files, and the predictions, if any.
+    """Write ``results.json``, ``index.html``, confusion matrices as SVG files, and the predictions.
 
-    Args:
-        report: ``model``, ``task``, ``kind`` and the results by the name of the ``data``.
-        folder: Folder to write to.
-        answers: All answers by the name of the data; None for an encoder.
-        is_right: Whether an answer is right; None for answers that are only more or less near.
+    An encoder has no `answers`, which have the names of the data; some tasks have no right ones.
 
     Raises:
         PallavaError: The folder cannot be written.
@@ -133,7 +129,7 @@ def _tables(report: Mapping[str, Any]) -> list[Table]:
     return shown
 
 
-def _page(report: Mapping[str, Any], answers: Mapping[str, AnswerSet], is_right: Rule | None) -> str:
+def _page(report: Mapping[str, Any], answers: Mapping[str, AnswerSet], is_right: _Rule | None) -> str:
     title, first = f"{report['task']} of {report['model']}", next(iter(report["data"].values()))
     parts = [heading(title, f"Values with their intervals ({first['interval']}).", level=1), note(_CAUTION)]
     if report["task"] == "zero-shot":
@@ -262,28 +258,24 @@ def _consistency(name: str, result: Mapping[str, Any]) -> Table:
 
 
 def _words(class_set: Mapping[str, Any], kind: str) -> str:
-    names = [[label, "; ".join(names)] for label, names in class_set["names"].items()]
-    shown = Table("", ["class", "names"], names).to_html()
+    rows = [[label, "; ".join(names)] for label, names in class_set["names"].items()]
+    shown = Table("", ["class", "names"], rows).to_html()
     if kind != "pallava":  # which is asked, and compares no sentences
         shown += Table("", ["templates"], [[text] for text in class_set["templates"]]).to_html()
     return card("Words", shown)
 
 
-def _sample(answer: Answer, questions: Questions, is_right: Rule | None) -> str:
-    item, text = answer.item, answer.text or "(no answer)"
+def _sample(answer: Answer, questions: Questions, is_right: _Rule | None) -> str:
+    item, text, shown = answer.item, answer.text or "(no answer)", ""
+    if item.image:
+        try:
+            image = open_image(item.image)
+            image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BICUBIC)
+            shown = picture(image, width=min(image.width, _SHOWN_WIDTH))
+        except ImageError as error:
+            shown = note(str(error))
     if is_right is None:
-        shown = Table("", ["", ""], [["model", text], ["reference", item.reference]], is_text=True).to_html()
+        shown += Table("", ["", ""], [["model", text], ["reference", item.reference]], is_text=True).to_html()
     else:
-        shown = answer_list([ShownAnswer(item.kind, text, item.reference, is_right(answer, questions))])
-    return card(item.question, _thumbnail(item.image) + shown)
-
-
-def _thumbnail(path: str) -> str:
-    if not path:
-        return ""
-    try:
-        image = open_image(path)
-    except ImageError as error:
-        return note(str(error))
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BICUBIC)
-    return picture(image, width=min(image.width, _SHOWN_WIDTH))
+        shown += answer_list([ShownAnswer(item.kind, text, item.reference, is_right(answer, questions))])
+    return card(item.question, shown)

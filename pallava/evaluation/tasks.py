@@ -105,8 +105,7 @@ class Task:
 
 def _read_captions(path: Path, source: str, options: EvaluateOptions) -> Questions:
     """Read captions; the first of each image is its reference."""
-    data = _read_pairs(path, source, options)
-    first: dict[Path, Item] = {}
+    data, first = _read_pairs(path, source, options), dict[Path, Item]()
     for image, caption, item_id in zip(data.images, data.captions, data.ids, strict=True):
         first.setdefault(image, Item(item_id, str(image), "", caption, "caption"))
     left_out = Counter(data.left_out)

@@ -56,11 +56,7 @@ class Answer:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Answer:
-        """Return the answer that such a line holds.
-
-        Raises:
-            KeyError: A field is missing.
-        """
+        """Return the answer that such a line holds."""
         values = {name: record[name] for name in _TEXTS if name != "answer"}
         item = Item(**values, choices=tuple(record["choices"]), group=record.get("group", ""))
         return cls(item, record["answer"])
@@ -68,13 +64,7 @@ class Answer:
 
 @dataclass
 class Questions:
-    """Questions of one data set.
-
-    Attributes:
-        items: The questions.
-        left_out: Count of the records that cannot be asked about, for each reason.
-        labelled: The images with their classes, if the items ask for these.
-    """
+    """Questions of one data set, counts of records left out by reason, and the images with classes, if asked."""
 
     items: list[Item]
     left_out: dict[str, int] = field(default_factory=dict)

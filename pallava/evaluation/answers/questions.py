@@ -35,12 +35,7 @@ def read_source_questions(
 ) -> Questions:
     """Read the questions of a source, such as "path-vqa", worded as in training files.
 
-    Args:
-        name: Name of the source.
-        root: Its folder or file.
-        split: The split to read (default: test, if the set always has splits).
-        columns: Columns of a table ("csv").
-        image_folder: Folder of the images of a table (default: its own folder).
+    The split is test by default, if the set always has splits; only a table ("csv") has columns and an image folder.
 
     Raises:
         PallavaError: The source does not exist, the folder is not the set, or lacks the split.
@@ -57,11 +52,7 @@ def read_source_questions(
 
 
 def read_custom(path: Path, image_folder: Path | None = None) -> Questions:
-    """Read questions of the user's own, a JSON list or JSONL.
-
-    Args:
-        path: The file.
-        image_folder: Folder that the images' paths are relative to (default: the folder of the file).
+    """Read questions of the user's own, a JSON list or JSONL; paths are relative to `image_folder`, or else the file's.
 
     Raises:
         PallavaError: The file cannot be read, or a record is wrong; the message gives its place.
@@ -95,12 +86,7 @@ def read_training_answers(path: Path) -> list[tuple[str, str]]:
 def select(
     data: Mapping[str, Questions], *, excluded: Iterable[str] = (), limit: int | None = None
 ) -> tuple[dict[str, Questions], int]:
-    """Leave out questions by id, and take the first of the rest of each data set.
-
-    Args:
-        data: By its name.
-        excluded: Ids as the data has them; all questions of such an id are left out.
-        limit: Number of questions to take of each data set.
+    """Leave out all questions of some ids, and take the first of the rest of each data set, at most `limit`.
 
     Returns:
         The questions left, each with an id of its own, which begins with the name of the data set if there are

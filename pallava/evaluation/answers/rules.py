@@ -2,10 +2,8 @@
 
 It is compared by the rules of three projects, word for word, and by its tokens. The option that it names is read as a
 careful reader would: by letter, or in the option's own words; one that names none, or several, or contradicts itself
-is not read.
-
-The rules are re-stated, faults mended: whatever the rule, an answer without words is wrong, and spaces around a
-reference do not matter. Where they come from:
+is not read. The rules are re-stated, faults mended: whatever the rule, an answer without words is wrong, and spaces
+around a reference do not matter. Where they come from:
 
 - PA-LLaVA: https://github.com/ddw2AIGROUP2CQUPT/PA-LLaVA (arXiv:2408.09530)
 - LLaVA-Med: https://github.com/microsoft/LLaVA-Med (arXiv:2306.00890)
@@ -21,7 +19,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from pallava.evaluation.examples import ClassSet, known_set, known_sets
 from pallava.prompts import CHOICE_LETTERS
@@ -48,16 +45,6 @@ _CONTRACTIONS = {
     word + ending.replace("'", ""): word + ending for ending, words in _CONTRACTED.items() for word in words.split()
 } | {"maam": "ma'am", "oclock": "o'clock", "twas": "'twas", "yall": "y'all"}
 
-_QUILT_NO = frozenset({"no", "not"})
-
-
-class Overlap(NamedTuple):
-    """Overlap of the sets of tokens of an answer and of its reference, each from 0 to 1."""
-
-    precision: float
-    recall: float
-    f1: float
-
 
 def published_form(text: str) -> str:
     """Return a text as PA-LLaVA compares it: lower case, without ``, . ' ! ? " ( ) * # : ; ~``; no outer spaces."""
@@ -82,11 +69,11 @@ def is_published_choice(answer: str, reference: str) -> bool:
 
 def is_exact_match(answer: str, reference: str) -> bool:
     """Return whether the texts are equal but for case, spaces around and in a row, and a final full stop."""
-    return bool(exact_form(answer)) and exact_form(answer) == exact_form(reference)
+    form = _exact_form(answer)
+    return bool(form) and form == _exact_form(reference)
 
 
-def exact_form(text: str) -> str:
-    """Return a text in lower case, with single spaces, without a final full stop."""
+def _exact_form(text: str) -> str:
     return " ".join(text.casefold().split()).removesuffix(".").rstrip()
 
 
@@ -101,7 +88,7 @@ def is_right_by_llava_med(answer: str, reference: str) -> bool:
 def is_right_by_quilt_llava(answer: str, reference: str) -> bool:
     """Return whether yes or no is right by Quilt-LLaVA's rule: the words no and not mean no, any others mean yes."""
     words = tokens(answer)
-    meaning = "no" if _QUILT_NO.intersection(words) else "yes"
+    meaning = "no" if {"no", "not"}.intersection(words) else "yes"
     return bool(words) and [meaning] == tokens(reference)
 
 
@@ -120,13 +107,13 @@ def tokens(text: str) -> list[str]:
     return [_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES]
 
 
-def token_overlap(answer: str, reference: str) -> Overlap:
-    """Return precision, recall and F1 of the answer's set of tokens; all zero if either is empty."""
+def token_overlap(answer: str, reference: str) -> tuple[float, float, float]:
+    """Return precision, recall and F1 of the answer's set of tokens, from 0 to 1; all zero if either is empty."""
     words, right = set(tokens(answer)), set(tokens(reference))
     shared = len(words & right)
     if not shared:
-        return Overlap(0.0, 0.0, 0.0)
-    return Overlap(shared / len(words), shared / len(right), 2 * shared / (len(words) + len(right)))
+        return 0.0, 0.0, 0.0
+    return shared / len(words), shared / len(right), 2 * shared / (len(words) + len(right))
 
 
 def bleu_1(answer: str, reference: str) -> float:
@@ -190,12 +177,7 @@ _NEGATION = re.compile(r"\b(?:no|not|neither|nor|never|without|except|cannot|rat
 
 
 def read_choice(answer: str, choices: Sequence[str]) -> str | None:
-    """Return the letter of the choice that an answer names, or None.
-
-    Args:
-        answer: Text of the answer.
-        choices: Texts of the choices; without them only letters are read.
-    """
+    """Return the letter of the choice that an answer names, or None; without `choices` only letters are read."""
     number = _read(answer, [(choice,) for choice in choices], (_alone, _whole, _labelled, _stated, _mentioned))
     return None if number is None else CHOICE_LETTERS[number]
 
@@ -203,9 +185,7 @@ def read_choice(answer: str, choices: Sequence[str]) -> str | None:
 def read_class(answer: str, names: Names) -> int | None:
     """Return the number of the class that an answer names, or None; names precede letters, since labels can be letters.
 
-    Args:
-        answer: Text of the answer.
-        names: Names of each class, as `class_names` returns them.
+    `names` are those of each class, as `class_names` returns them.
     """
     return _read(answer, names, (_whole, _alone, _labelled, _stated, _mentioned))
 
@@ -218,16 +198,11 @@ def class_names(choices: Sequence[str], class_set: ClassSet | None = None) -> li
         class_set: The classes (default: the known set that has all choices, if any).
     """
     for each in [class_set] if class_set else map(known_set, known_sets()):
-        own = [next((called for called in _called(each) if choice in called), ()) for choice in choices]
+        called = [(label, _separate_words(label), *names) for label, names in each.classes]
+        own = [next((names for names in called if choice in names), ()) for choice in choices]
         if all(own):
-            break
-    else:
-        own = [()] * len(choices)
-    return [(choice, _separate_words(choice), *called) for choice, called in zip(choices, own, strict=True)]
-
-
-def _called(class_set: ClassSet) -> list[tuple[str, ...]]:
-    return [(label, _separate_words(label), *names) for label, names in class_set.classes]
+            return [(choice, _separate_words(choice), *names) for choice, names in zip(choices, own, strict=True)]
+    return [(choice, _separate_words(choice)) for choice in choices]
 
 
 def _separate_words(label: str) -> str:
@@ -251,7 +226,7 @@ def _alone(text: str, names: Names) -> set[int]:
 
 def _whole(text: str, names: Names) -> set[int]:
     """Nothing but an option's text, first as it is, then whatever its punctuation."""
-    for form in (exact_form, _plain):
+    for form in (_exact_form, _plain):
         formed = form(text)
         if found := {number for number, own in enumerate(names) if formed and formed in map(form, own)}:
             return found

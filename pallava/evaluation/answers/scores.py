@@ -59,8 +59,8 @@ def _pair(rule: Callable[[str, str], float]) -> Callable[[Answer], float]:
     return lambda answer: float(rule(answer.text, answer.item.reference))
 
 
-def _overlap(name: str) -> Callable[[Answer], float]:
-    return lambda answer: getattr(rules.token_overlap(answer.text, answer.item.reference), name)
+def _overlap(number: int) -> Callable[[Answer], float]:
+    return lambda answer: rules.token_overlap(answer.text, answer.item.reference)[number]
 
 
 _PUBLISHED, _EXACT = _pair(rules.is_published_match), _pair(rules.is_exact_match)
@@ -91,11 +91,9 @@ SCORES: dict[str, Score] = {
         f"{_OF_CHOICES} whose answer names the right choice and no other, by letter or by text.",
     ),
     "exact_match_open": Score(_OPEN, _EXACT, f"{_OF_OPEN} {_EQUAL}"),
-    "token_recall": Score(_OPEN, _overlap("recall"), f"Share of the reference's tokens that the answer has: {_TOKENS}"),
-    "token_precision": Score(
-        _OPEN, _overlap("precision"), f"Share of the answer's tokens that the reference has: {_TOKENS}"
-    ),
-    "token_f1": Score(_OPEN, _overlap("f1"), f"Harmonic mean of each answer's token precision and recall: {_TOKENS}"),
+    "token_recall": Score(_OPEN, _overlap(1), f"Share of the reference's tokens that the answer has: {_TOKENS}"),
+    "token_precision": Score(_OPEN, _overlap(0), f"Share of the answer's tokens that the reference has: {_TOKENS}"),
+    "token_f1": Score(_OPEN, _overlap(2), f"Harmonic mean of each answer's token precision and recall: {_TOKENS}"),
     "bleu_1": Score(_OPEN, _pair(rules.bleu_1), _BLEU),
     "exact_match_closed": Score(_CLOSED, _EXACT, f"{_OF_CLOSED} {_EQUAL}"),
     "llava_med_closed": Score(

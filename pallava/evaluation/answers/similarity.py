@@ -59,9 +59,8 @@ def score_captions(answers: Sequence[Answer], **bootstrap: int) -> dict[str, Any
         bootstrap: ``num_resamples`` and ``seed`` of the bootstrap, which draws captions.
 
     Returns:
-        As JSON holds it: ``num_questions``, ``counts`` by kind, ``num_unanswered``, ``interval``, and ``scores``, name
-        to ``value``, ``low``, ``high`` (from 0 to 1; NaN without captions), ``count`` and ``definition``; ``controls``
-        has the same scores by name of the control.
+        Counts and ``interval``, and ``scores``, name to ``value``, ``low``, ``high`` (from 0 to 1; NaN without
+        captions), ``count`` and ``definition``; ``controls`` has the same scores by name of the control.
     """
     generated, references = [each.text for each in answers], [each.item.reference for each in answers]
     half = len(references) // 2  # neighbours may come from one slide
@@ -151,9 +150,8 @@ def score_judgements(
         bootstrap: ``num_resamples`` and ``seed`` of the bootstrap.
 
     Returns:
-        As JSON holds it: ``num_questions``, ``num_unanswered``, ``num_unreadable``, ``num_refused``, ``grades``
-        (rounded grade to count), ``interval``, and ``scores`` with ``similarity``: ``value``, ``low``, ``high`` (NaN
-        without grades), ``count`` and ``definition``.
+        Counts, ``grades`` (rounded grade to count), ``interval``, and ``scores`` with ``similarity``, whose values are
+        NaN without grades.
     """
     verdicts = Counter(each.verdict for each in judgements)
     pairs = zip(judgements, images or [""] * len(judgements), strict=True)

@@ -70,17 +70,13 @@ class Processes:
 class AnswerStore:
     """The answers of an evaluation: one file a process, below the folder of its results.
 
-    An answer is ``{"answer": text, "problem": reason}``; the answer is empty if a problem kept the question from being
-    asked.
+    An answer is ``{"answer": text, "problem": reason}``, empty if a problem kept the question from being asked.
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any], processes: Processes | None = None) -> None:
         """Open the file of this process; the first process also opens those of processes that no longer take part.
 
-        Args:
-            out: Folder of the results.
-            settings: What the answers depend on, beside the questions; answers of other settings do not mix.
-            processes: The processes of this evaluation.
+        Answers of other `settings`, on which they depend beside the questions, do not mix.
 
         Raises:
             PallavaError: The folder has answers of other settings, cannot be written, or is in use by another run.
