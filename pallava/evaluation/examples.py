@@ -228,7 +228,8 @@ def _read_pairs(path: Path, folder: Path) -> tuple[list[_Row], dict[str, int]]:
     num_others = 0
     for record in RecordFile(path):
         value = record.value if isinstance(record.value, dict) else {}
-        image, given = value.get("image"), next((value[key] for key in _TEXT_KEYS if key in value), [])
+        image = value.get("image")
+        given: Any = next((value[key] for key in _TEXT_KEYS if key in value), [])
         captions = [given] if isinstance(given, str) else given if isinstance(given, list) else []
         texts = [text.strip() for text in captions if isinstance(text, str) and text.strip()]
         if texts and isinstance(image, str) and image and "\0" not in image:

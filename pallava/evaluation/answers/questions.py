@@ -147,7 +147,7 @@ def _custom_item(value: Any, index: int, folder: Path) -> Item:
     question, answer, choices = texts["question"], texts["answer"], value.get("choices") or []
     if not is_texts(choices):
         raise PallavaError("'choices' must be a list of texts")
-    kind = value.get("kind") or ("choice" if choices else "closed" if _bare(answer) in _CLOSED else "open")
+    kind: Any = value.get("kind") or ("choice" if choices else "closed" if _bare(answer) in _CLOSED else "open")
     _check_kind(kind, answer, choices)
     if choices:
         answer = _letter(answer, choices)
