@@ -31,12 +31,7 @@ _JPEG_QUALITY = 90
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One question to a model.
-
-    Attributes:
-        text: The prompt.
-        image: An image that goes with it.
-    """
+    """A prompt, and the image that goes with it, if any."""
 
     text: str
     image: ImageSource | None = None
@@ -51,10 +46,9 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request without an answer.
+    """The error of a request without an answer.
 
     Attributes:
-        reason: The error.
         is_final: Whether asking again is useless, since the request itself is at fault.
         is_refused: Whether the server will not answer this very request: too long, an unreadable image, a content rule.
     """
@@ -79,8 +73,7 @@ class Endpoint:
     accept.
 
     Attributes:
-        base_url: URL of the endpoint, such as ``http://localhost:8000/v1``.
-        model: The model's name there.
+        base_url: Such as ``http://localhost:8000/v1``.
         concurrency: Number of requests at a time.
         timeout: Limit of one try in seconds.
         max_retries: Further tries after one that failed for a passing reason.
@@ -110,18 +103,13 @@ class Endpoint:
         key = os.environ.get("PALLAVA_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
         return openai.OpenAI(base_url=self.base_url, api_key=key, timeout=self.timeout, max_retries=self.max_retries)
 
-    def iter_answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
-        """Send all requests and yield (index, answer) of each as it arrives.
-
-        Raises:
-            PallavaError: The server cannot be reached, stopped answering, does not have the model, does not accept the
-                key, or refuses every request. Answers that were on their way by then are yielded first.
-        """
+    def _iter_answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
+        """Send all requests and yield (index, answer) of each as it arrives; on trouble, end with those under way."""
         _ = self._client  # made once, before any thread
         trouble: PallavaError | None = None
+        under_way: dict[Future[Answer], int] = {}
+        waiting = iter(enumerate(requests))
         with ThreadPoolExecutor(self.concurrency) as pool:
-            under_way: dict[Future[Answer], int] = {}
-            waiting = iter(enumerate(requests))
             try:
                 while True:
                     while not trouble and len(under_way) < self.concurrency and (upcoming := next(waiting, None)):
@@ -143,33 +131,34 @@ class Endpoint:
             raise trouble
 
     def iter_settled(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
-        """Yield what asking again would not change: replies and final failures, as `iter_answers` does.
+        """Send all requests and yield (index, answer) of each that asking again would not change, as it arrives.
 
         Refusals are held back until the server has answered anything: one that refuses all is set up wrongly.
 
         Raises:
             UnansweredError: After all others were yielded, if requests failed for a passing reason.
-            PallavaError: As `iter_answers`.
+            PallavaError: The server cannot be reached, stopped answering, does not have the model, does not accept the
+                key, or refuses every request. Answers that were on their way by then are yielded first.
         """
-        passing: list[Failure] = []
+        passing: list[str] = []
         refused: list[tuple[int, Failure]] = []
-        for index, answer in self.iter_answers(requests):
-            if isinstance(answer, Failure) and answer.is_refused:
-                refused.append((index, answer))
-            elif isinstance(answer, Failure) and not answer.is_final:
-                passing.append(answer)
-            else:
+        for index, answer in self._iter_answers(requests):
+            if isinstance(answer, Reply) or (answer.is_final and not answer.is_refused):
                 yield index, answer
+            elif answer.is_refused:
+                refused.append((index, answer))
+            else:
+                passing.append(answer.reason)
             if self._num_replies:
                 yield from refused
                 refused.clear()
         if refused and self._is_working(requests[refused[0][0]]):
             yield from refused
         else:
-            passing += [answer for _, answer in refused]
+            passing += [answer.reason for _, answer in refused]
         if passing:
             raise UnansweredError(
-                f"{len(passing)} of {len(requests)} requests to {self} failed, the first because {passing[0].reason}; "
+                f"{len(passing)} of {len(requests)} requests to {self} failed, the first because {passing[0]}; "
                 "all other answers are stored: run the same command again to ask for these"
             )
 
@@ -209,13 +198,12 @@ class Endpoint:
 
         try:
             messages = [{"role": "user", "content": self._content(request)}]
-        except ImageError as error:
-            return Failure(str(error), is_final=True)
-        try:
             completion = self._client.chat.completions.create(
                 model=self.model, messages=messages, temperature=0, max_tokens=_MAX_TOKENS
             )
             return Reply(completion.choices[0].message.content or "")
+        except ImageError as error:
+            return Failure(str(error), is_final=True)
         except openai.NotFoundError as error:
             raise PallavaError(f"{self} is not available ({error}); {self._models()}") from None
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
@@ -238,16 +226,15 @@ class Endpoint:
     def _models(self) -> str:
         try:
             names = [model.id for model in self._client.with_options(max_retries=0).models.list()]
+            return f"its models are {', '.join(names) or 'none'}"
         except Exception:  # a server that lists no models, or another kind of server
             return "it does not list its models; a URL usually ends in /v1"
-        return f"its models are {', '.join(names) or 'none'}"
 
     def _content(self, request: Request) -> str | list[dict[str, Any]]:
         if request.image is None:
             return request.text
         image = open_image(request.image)
-        scale = self.image_side / max(image.size)
-        if scale < 1:
+        if (scale := self.image_side / max(image.size)) < 1:
             width, height = (max(1, round(length * scale)) for length in image.size)
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         buffer = io.BytesIO()

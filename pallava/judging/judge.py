@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from tqdm import tqdm
 
 from pallava.io.hashing import hash_bytes
 from pallava.io.store import Store
-from pallava.judging.endpoint import Endpoint, Failure, Reply, Request
+from pallava.judging.endpoint import Endpoint, Failure, Request
 from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY, GradePrompt
 
 Verdict = Literal["graded", "empty", "unreadable", "refused"]
@@ -23,14 +23,7 @@ _MAX_REPLY = 200  # characters that are kept
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A text to be judged.
-
-    Attributes:
-        id: Id of the item.
-        reference: The right text.
-        answer: The text that a model gave.
-        question: The question that it answers; empty for a caption.
-    """
+    """A model's answer to be judged by the right one; the question is empty for a caption."""
 
     id: str
     reference: str
@@ -50,14 +43,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The judge's verdict on one answer.
+    """The judge's verdict on one answer, and the beginning of its reply.
 
-    Attributes:
-        id: Id of the item.
-        grade: Grade from 0 to 10; None without one.
-        verdict: "graded"; "empty", which is 0 without a request; "unreadable", if the reply has no grade; or "refused",
-            if the server does not answer this very request.
-        reply: The beginning of the judge's reply.
+    The grade is from 0 to 10. An "empty" answer gets 0 without a request; it is None if the reply has no grade, or the
+    server does not answer this very request.
     """
 
     id: str
@@ -81,17 +70,16 @@ def judge(candidates: Sequence[Candidate], endpoint: Endpoint, store: Store) -> 
     requests = [Request(by_key[key].request) for key in missing]
     with tqdm(total=len(by_key), initial=len(found), desc="judge", disable=None) as bar:
         for index, reply in endpoint.iter_settled(requests):
-            found[missing[index]] = grade = _read(reply, by_key[missing[index]].prompt)
-            store.put(namespace, {missing[index]: grade})
+            if isinstance(reply, Failure):
+                judgement = {"grade": None, "verdict": "refused", "reply": reply.reason[:_MAX_REPLY]}
+            else:
+                grade = by_key[missing[index]].prompt.read(reply.text)
+                verdict = "unreadable" if grade is None else "graded"
+                judgement = {"grade": grade, "verdict": verdict, "reply": reply.text[:_MAX_REPLY]}
+            found[missing[index]] = judgement
+            store.put(namespace, {missing[index]: judgement})
             bar.update()
     return [
         Judgement(each.id, **found[key]) if key in by_key else Judgement(each.id, 0.0, "empty")
         for key, each in zip(keys, candidates, strict=True)
     ]
-
-
-def _read(reply: Reply | Failure, prompt: GradePrompt) -> dict[str, Any]:
-    if isinstance(reply, Failure):
-        return {"grade": None, "verdict": "refused", "reply": reply.reason[:_MAX_REPLY]}
-    grade = prompt.read(reply.text)
-    return {"grade": grade, "verdict": "unreadable" if grade is None else "graded", "reply": reply.text[:_MAX_REPLY]}

@@ -12,24 +12,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """A question with two possible answers.
-
-    Attributes:
-        version: Version of the wording.
-        text: The prompt; ``{text}`` stands for the text to judge.
-        labels: Possible answers, and the pattern of each in lower case.
-    """
+    """A question with two possible answers, the pattern of each in lower case; ``{text}`` is the text to judge."""
 
     version: int
     text: str
     labels: dict[str, str]
 
     def read(self, reply: str) -> str | None:
-        """Return the label in a reply, or None if it has none or several.
-
-        A reasoning model's thoughts are not read, and a label at the beginning counts more than a later one ("No, ...
-        yes").
-        """
+        """Return the label in a reply, the one at its beginning before others; None if it has none or several."""
         text = re.sub(r"^[\s\W]*(?:(?:the )?(?:final )?answer(?: is)?\b)?[\s\W]*", "", _answer_in(reply))
         for label, pattern in self.labels.items():
             if re.match(rf"(?:{pattern})\b", text):
@@ -40,12 +30,7 @@ class JudgePrompt:
 
 @dataclass(frozen=True)
 class GradePrompt:
-    """A request for a grade from 0 to `MAX_GRADE`.
-
-    Attributes:
-        version: Version of the wording.
-        text: The prompt, with a ``{name}`` for each text to insert.
-    """
+    """A request for a grade from 0 to `MAX_GRADE`, with a ``{name}`` for each text to insert."""
 
     version: int
     text: str
@@ -57,8 +42,7 @@ class GradePrompt:
     def read(self, reply: str) -> float | None:
         """Return the grade in a reply, or None if it has none, a range, or one off the scale.
 
-        The grade stands at the beginning, or alone in the last line. Other numbers are not read, since pathology is
-        full of them ("grade 3", "Gleason score 7"), nor a reasoning model's thoughts.
+        The grade is at the beginning, or alone in the last line: pathology is full of other numbers ("grade 3").
         """
         lines = re.sub(_SCALE, " ", _answer_in(reply)).strip().splitlines()
         found = lines and (re.match(_GRADE, lines[0]) or re.fullmatch(rf"{_GRADE}\W*", lines[-1]))

@@ -25,7 +25,7 @@ def endpoint(server: StubEndpoint, **settings) -> Endpoint:
 
 
 def ask(client: Endpoint, requests: list[Request]) -> list[Answer]:
-    answers = dict(client.iter_answers(requests))
+    answers = dict(client._iter_answers(requests))
     return [answers[index] for index in range(len(requests))]
 
 
@@ -140,7 +140,7 @@ def test_a_server_that_dies_is_told_after_the_answers_it_gave() -> None:
     with stub_endpoint(lambda text, before: Act("fine") if text in ("q0", "q1") else Act(status=503)) as server:
         seen: list[tuple[int, Answer]] = []
         with pytest.raises(PallavaError, match="stopped answering: the last 8 requests failed.*503"):
-            seen.extend(endpoint(server, concurrency=2, max_retries=0).iter_answers(texts(50)))
+            seen.extend(endpoint(server, concurrency=2, max_retries=0)._iter_answers(texts(50)))
     assert sum(isinstance(answer, Reply) for _, answer in seen) == sum(server.answered.values()) >= 2
     assert sum(server.prompts.values()) < 15
 
@@ -151,7 +151,7 @@ def test_answers_under_way_are_given_out_before_the_end() -> None:
     seen: list[tuple[int, Answer]] = []
     with stub_endpoint(lambda text, before: script[text]) as server:
         with pytest.raises(PallavaError, match="404"):
-            seen.extend(endpoint(server).iter_answers(texts(3)))
+            seen.extend(endpoint(server)._iter_answers(texts(3)))
         assert server.answered.total() == 2
     assert sorted(seen, key=lambda each: each[0]) == [(1, Reply("late")), (2, Reply("late"))]
 
@@ -214,7 +214,7 @@ def test_an_image_that_cannot_be_opened_fails_alone(tmp_path: Path) -> None:
 
 def test_closing_early_ends_the_threads() -> None:
     with stub_endpoint(lambda text, before: Act("x")) as server:
-        answers = endpoint(server, concurrency=2).iter_answers(texts(500))
+        answers = endpoint(server, concurrency=2)._iter_answers(texts(500))
         next(answers)
         start = time.monotonic()
         answers.close()

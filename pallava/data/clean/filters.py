@@ -39,11 +39,6 @@ class Candidate:
         return "\n".join([self.record.question, *self.record.options])
 
     @property
-    def text_key(self) -> str:
-        """Return a hash of the text."""
-        return hash_text(self.text)
-
-    @property
     def image_key(self) -> str:
         """Return a hash of the image file, from the image filter's findings where that ran before.
 
@@ -89,6 +84,8 @@ class Filter:
     key = ""
     """Identity of what `score` computes (judge, model, version of the prompt), without any threshold; empty if findings
     cost less than a look into the store."""
+    sees_image = False
+    """Whether findings depend on the image, and not on the text."""
     is_costly = False
     """Whether each of the findings is stored as soon as it arrives, as those of an endpoint are."""
     is_ordered = False
@@ -100,8 +97,8 @@ class Filter:
         """Take note of a candidate."""
 
     def item_key(self, candidate: Candidate) -> str:
-        """Return what the findings depend on, such as a hash of the image; by default a hash of the text."""
-        return candidate.text_key
+        """Return what the findings depend on: a hash of the text, or of the image if `sees_image`."""
+        return candidate.image_key if self.sees_image else hash_text(candidate.text)
 
     def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
         """Compute findings for each candidate, from nothing else."""

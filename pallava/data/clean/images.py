@@ -137,14 +137,12 @@ class _First:
 
 
 class DuplicateFilter(Filter):
-    """Keep the first, in the order of the records, of images that are the same or nearly so.
+    """Keep the first, in the order of the records, of images that are the same or nearly so by `ImageFilter`'s hashes.
 
     Rows of one file (same source, same path) are not duplicates of each other unless their text is equal too. Of
     captions, any row of a duplicate file is dropped; a question only if its text and answer occur a second time, since
-    another question about the same image teaches something else. Captions and questions are not compared.
-
-    The hashes are the image filter's findings. Every reason begins with ``exact duplicate of``, ``near duplicate of``
-    or ``repetition of`` and names the record that is kept. To save memory, these are kept in a temporary SQLite file.
+    another question about the same image teaches something else. Captions and questions are not compared. Every reason
+    begins with ``exact duplicate of``, ``near duplicate of`` or ``repetition of`` and names the record that is kept.
     """
 
     name = "duplicates"
@@ -161,11 +159,7 @@ class DuplicateFilter(Filter):
         self._num_firsts = 0
 
     def decide(self, candidate: Candidate, findings: Findings) -> Decision:
-        """Compare a candidate with those before it.
-
-        Raises:
-            PallavaError: The image filter has not run before.
-        """
+        """Compare a candidate with those before it, which needs the image filter's findings."""
         first = self._first_of_file(candidate)
         if first.how and candidate.kind == "captions":
             tail = f" (distance {first.distance})" if first.how == "near" else ""

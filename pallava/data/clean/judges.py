@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pallava.data.clean.filters import KEEP, Candidate, Decision, Filter, Findings
 from pallava.devices import find_device
@@ -73,6 +73,7 @@ class PathologyClip(Filter):
     """
 
     name = "pathology"
+    sees_image = True
 
     def __init__(
         self,
@@ -104,18 +105,21 @@ class PathologyClip(Filter):
         weights = hash_file(checkpoint) if checkpoint.is_file() else self._pretrained  # a file may be replaced
         self.key = f"pathology-clip-2/{model_name}/{weights}/captions-{CLIP_VERSION}"
 
-    def item_key(self, candidate: Candidate) -> str:
-        """Return a hash of the image's bytes."""
-        return candidate.image_key
-
     def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
         """Look at the images, batch by batch."""
-        model = self._model
+        network, preprocess, captions = self._model
+
+        def read(candidate: Candidate) -> torch.Tensor | None:  # (3, P, P)
+            try:
+                return preprocess(open_image(candidate.path))
+            except ImageError:
+                return None
+
         findings: list[Findings] = []
         with ThreadPoolExecutor(num_cores(at_most=_MAX_READERS)) as pool:
             for batch in batches(candidates, self._batch_size):
-                pixels = list(pool.map(model.read, [each.path for each in batch]))
-                shares = iter(model.compute_shares([each for each in pixels if each is not None]))
+                pixels = list(pool.map(read, batch))
+                shares = iter(_compute_shares(network, captions, [each for each in pixels if each is not None]))
                 findings += [{"pathology": None if each is None else round(next(shares), 6)} for each in pixels]
         return findings
 
@@ -128,49 +132,39 @@ class PathologyClip(Filter):
         return Decision(is_pathology, "" if is_pathology else "not_pathology", share)
 
     @cached_property
-    def _model(self) -> _Clip:
-        return _Clip(self._model_name, self._pretrained or None, find_device(self._device))
-
-
-class _Clip:
-    """An open_clip model with the embedded captions (C, D), those of pathology first."""
-
-    def __init__(self, model_name: str, pretrained: str | None, device: str) -> None:
+    def _model(self) -> tuple[Any, Any, torch.Tensor]:
+        """Load the network, its preprocessing, and the embedded captions (C, D), those of pathology first."""
         import open_clip  # takes seconds
         import torch
 
-        self._device = device
+        name, pretrained, device = self._model_name, self._pretrained or None, find_device(self._device)
         try:
             # open_clip reads checkpoints with weights_only, which runs no code of theirs.
-            self._network, _, self._preprocess = open_clip.create_model_and_transforms(
-                model_name, pretrained, device=device, force_quick_gelu=made_with_quick_gelu(model_name, pretrained)
+            network, _, preprocess = open_clip.create_model_and_transforms(
+                name, pretrained, device=device, force_quick_gelu=made_with_quick_gelu(name, pretrained)
             )
-            tokens = open_clip.get_tokenizer(model_name)([*PATHOLOGY_CAPTIONS, *OTHER_CAPTIONS])
+            tokens = open_clip.get_tokenizer(name)([*PATHOLOGY_CAPTIONS, *OTHER_CAPTIONS])
         except Exception as error:  # RuntimeError, FileNotFoundError, UnpicklingError, KeyError and others
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise PallavaError(
-                f"cannot load the CLIP '{model_name}' with the weights '{pretrained or ''}': {reason}; "
+                f"cannot load the CLIP '{name}' with the weights '{pretrained or ''}': {reason}; "
                 "open_clip.list_pretrained() names models and their weights"
             ) from None
-        self._network.eval()
+        network.eval()
         with torch.inference_mode():
-            self._captions = self._network.encode_text(tokens.to(device), normalize=True)
+            return network, preprocess, network.encode_text(tokens.to(device), normalize=True)
 
-    def read(self, path: Path) -> torch.Tensor | None:  # (3, P, P)
-        try:
-            return self._preprocess(open_image(path))
-        except ImageError:
-            return None
 
-    def compute_shares(self, pixels: list[torch.Tensor]) -> list[float]:
-        import torch
+def _compute_shares(network: Any, captions: torch.Tensor, pixels: list[torch.Tensor]) -> list[float]:
+    """Return the share of each of B images, (3, P, P) each, that the pathology captions get."""
+    import torch
 
-        if not pixels:
-            return []
-        with torch.inference_mode():
-            images = self._network.encode_image(torch.stack(pixels).to(self._device), normalize=True)  # (B, D)
-            logits = self._network.logit_scale.exp() * images @ self._captions.T  # (B, C)
-            return logits.float().softmax(-1)[:, : len(PATHOLOGY_CAPTIONS)].sum(-1).tolist()
+    if not pixels:
+        return []
+    with torch.inference_mode():
+        images = network.encode_image(torch.stack(pixels).to(captions.device), normalize=True)  # (B, D)
+        logits = network.logit_scale.exp() * images @ captions.T  # (B, C)
+        return logits.float().softmax(-1)[:, : len(PATHOLOGY_CAPTIONS)].sum(-1).tolist()
 
 
 class _EndpointJudge(Filter):
@@ -189,6 +183,8 @@ class _EndpointJudge(Filter):
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self.key = f"{self.name}-endpoint/{endpoint.model}/prompt-{self._prompt.version}"
+        if self.sees_image:
+            self.key += f"/side-{endpoint.image_side}"
 
     def iter_scores(self, candidates: Sequence[Candidate]) -> Iterator[tuple[int, Findings]]:
         for index, answer in self._endpoint.iter_settled([self._request(each) for each in candidates]):
@@ -205,7 +201,8 @@ class _EndpointJudge(Filter):
         return Decision(False, reasons.get(findings["answer"], self._drop_reason))
 
     def _request(self, candidate: Candidate) -> Request:
-        raise NotImplementedError
+        image = candidate.path if self.sees_image else None
+        return Request(self._prompt.text.replace("{text}", candidate.text), image)
 
 
 class SpeciesEndpoint(_EndpointJudge):
@@ -214,23 +211,10 @@ class SpeciesEndpoint(_EndpointJudge):
     name = "species"
     _prompt, _wanted, _drop_reason = SPECIES, "human", "non_human"
 
-    def _request(self, candidate: Candidate) -> Request:
-        return Request(self._prompt.text.replace("{text}", candidate.text))
-
 
 class PathologyEndpoint(_EndpointJudge):
     """Filter "pathology": a vision-language model looks at the image (the paper asked GLM-4V-9B)."""
 
     name = "pathology"
+    sees_image = True
     _prompt, _wanted, _drop_reason = PATHOLOGY, "yes", "not_pathology"
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        super().__init__(endpoint)
-        self.key += f"/side-{endpoint.image_side}"
-
-    def item_key(self, candidate: Candidate) -> str:
-        """Return a hash of the image's bytes."""
-        return candidate.image_key
-
-    def _request(self, candidate: Candidate) -> Request:
-        return Request(self._prompt.text, candidate.path)

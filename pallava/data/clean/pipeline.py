@@ -24,14 +24,7 @@ _BATCH = 256
 
 @dataclass
 class Outcome:
-    """The result for one candidate.
-
-    Attributes:
-        candidate: The candidate.
-        decision: The last filter's.
-        filter_name: The filter that dropped it; empty if it is kept.
-        scores: The number that each filter's decision rested on, if any.
-    """
+    """The last filter's decision on a candidate, the filter that dropped it, if any, and each filter's score."""
 
     candidate: Candidate
     decision: Decision = KEEP

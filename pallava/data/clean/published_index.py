@@ -173,10 +173,7 @@ def _may_be(listed: str, source: str) -> bool:
 
     Data of the user's own can be any, and so can what the list calls by a name that is not one of ours.
     """
-    known = [name for name in SOURCES if name not in _OWN and _is_alike(name, listed)]
+    spelled = re.sub(r"[^a-z0-9]", "", listed.lower())
+    letters = {name: re.sub(r"[^a-z0-9]", "", name.lower()) for name in SOURCES if name not in _OWN and spelled}
+    known = [name for name, own in letters.items() if spelled.startswith(own) or own.startswith(spelled)]
     return not known or source.startswith((*_OWN, *known))
-
-
-def _is_alike(name: str, listed: str) -> bool:
-    name, listed = (re.sub(r"[^a-z0-9]", "", text.lower()) for text in (name, listed))
-    return bool(listed) and (listed.startswith(name) or name.startswith(listed))

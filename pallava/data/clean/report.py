@@ -26,12 +26,9 @@ from pallava.io.records import RecordFile
 from pallava.report import page as html
 from pallava.report.table import Table, percent
 
-Row = dict[str, Any]
-"""A line of kept.jsonl or dropped.jsonl."""
-Group = tuple[str, str]
-"""("kept", source), or (filter, reason)."""
-Counts = dict[str, Counter[float]]
-"""How often each value occurs among the "kept" and the "dropped"."""
+_Row = dict[str, Any]  # a line of kept.jsonl or dropped.jsonl, or summary.json
+_Group = tuple[str, str]  # ("kept", source), or (filter, reason)
+_Counts = dict[str, Counter[float]]  # how often each value occurs among the "kept" and the "dropped"
 
 _NUM_SHOWN = 12  # pictures of a kind
 _THUMBNAIL = 192  # pixels of the longer side
@@ -48,7 +45,7 @@ _SCORES = {
 """Title and axis of the filters whose score is not a judge's."""
 
 
-def describe(summary: Row, out: str) -> str:
+def describe(summary: _Row, out: str) -> str:
     """Return what each source lost to each filter, and why, as text that names the output folder."""
     parts = [_funnel_table(summary).to_text(), _reasons_table(summary).to_text()]
     if index := _index_sentence(summary):
@@ -63,6 +60,13 @@ def write_report(folder: Path) -> None:
         PallavaError: A file cannot be read.
     """
     summary = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
+    num_sources, num_kept, num_records = len(summary["sources"]), summary["num_kept"], summary["num_records"]
+    figures = [
+        (_number(num_records), f"records of {num_sources} {'source' if num_sources == 1 else 'sources'}"),
+        (_number(num_kept), "kept"),
+        (_share(num_kept, num_records), "of them"),
+        (_number(summary["num_pairs"]), "pairs of image and caption"),
+    ]
     collected, index = _collect(folder), _index_sentence(summary)
     examples = [
         [f"{label}: {reason}", "; ".join(examples)]
@@ -77,7 +81,7 @@ def write_report(folder: Path) -> None:
     colours = dict(zip(summary["filters"], _FILTER_COLOURS * len(summary["filters"]), strict=False))
     parts = [
         html.heading("What cleaning kept, and what it dropped", level=1),
-        _figures(summary),
+        html.figures(figures),
         html.heading("Where the records went", "Each filter sees what those to its left have kept."),
         html.share_bars(list(_shares(summary)), {_KEPT: _KEPT_COLOUR, **colours, _UNREAD: _UNREAD_COLOUR}),
         _funnel_table(summary).to_html(),
@@ -94,23 +98,12 @@ def write_report(folder: Path) -> None:
     write_text(folder / "index.html", html.page("Cleaning report", parts), errors="replace")
 
 
-def _figures(summary: Row) -> str:
-    num_sources, num_kept, num_records = len(summary["sources"]), summary["num_kept"], summary["num_records"]
-    values = [
-        (_number(num_records), f"records of {num_sources} {'source' if num_sources == 1 else 'sources'}"),
-        (_number(num_kept), "kept"),
-        (_share(num_kept, num_records), "of them"),
-        (_number(summary["num_pairs"]), "pairs of image and caption"),
-    ]
-    return html.figures(values)
-
-
-def _shares(summary: Row) -> Iterator[tuple[str, list[tuple[str, int]]]]:
-    for label, source in summary["sources"].items():
-        parts = _losses(summary, label)
-        parts[_UNREAD] = parts.pop(_UNREAD)  # at the end of the bar
+def _shares(summary: _Row) -> Iterator[tuple[str, list[tuple[str, int]]]]:
+    for label, drops in _drops(summary).items():
+        source = summary["sources"][label]
+        parts = [(name, sum(reasons.values())) for name, reasons in drops.items()]
         title = f"{label}: {_share(source['num_kept'], source['num_records'])} kept"
-        yield title, [(_KEPT, source["num_kept"]), *parts.items()]
+        yield title, [(_KEPT, source["num_kept"]), *parts[1:], parts[0]]  # what was not read is the end of the bar
 
 
 def _number(count: int) -> str:
@@ -121,20 +114,18 @@ def _share(count: int, total: int) -> str:
     return percent(count / total if total else float("nan"))
 
 
-def _dropped(summary: Row, label: str, name: str) -> dict[str, int]:
-    """Return the counts of drops by reason, of one source and one filter or of what was not read."""
-    source = summary["sources"][label]
-    return source["unread"] if name == _UNREAD else source["filters"][name]["dropped"]
-
-
-def _losses(summary: Row, label: str) -> dict[str, int]:
-    return {name: sum(_dropped(summary, label, name).values()) for name in (_UNREAD, *summary["filters"])}
-
-
-def _funnel_table(summary: Row) -> Table:
-    counts = {
-        label: [source["num_records"], *_losses(summary, label).values(), source["num_kept"]]
+def _drops(summary: _Row) -> dict[str, dict[str, dict[str, int]]]:
+    """Return the counts of drops by source, by filter (at first what was not read), and by reason."""
+    return {
+        label: {_UNREAD: source["unread"]} | {name: source["filters"][name]["dropped"] for name in summary["filters"]}
         for label, source in summary["sources"].items()
+    }
+
+
+def _funnel_table(summary: _Row) -> Table:
+    counts = {
+        label: [source["num_records"], *(sum(each.values()) for each in drops.values()), source["num_kept"]]
+        for (label, drops), source in zip(_drops(summary).items(), summary["sources"].values(), strict=True)
     }
     if len(counts) > 1:
         counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
@@ -142,17 +133,17 @@ def _funnel_table(summary: Row) -> Table:
     return Table("", ["source", "read", _UNREAD, *summary["filters"], "kept", "share"], rows)
 
 
-def _reasons_table(summary: Row) -> Table:
-    labels, rows = list(summary["sources"]), []
+def _reasons_table(summary: _Row) -> Table:
+    drops, rows = _drops(summary), []
     for name in (_UNREAD, *summary["filters"]):
-        for reason in sorted({reason for label in labels for reason in _dropped(summary, label, name)}):
-            counts = [_dropped(summary, label, name).get(reason, 0) for label in labels]
+        for reason in sorted({reason for each in drops.values() for reason in each[name]}):
+            counts = [each[name].get(reason, 0) for each in drops.values()]
             cells = [_number(count) if count else "" for count in counts]
             rows.append([f"{name}: {reason}", *cells, _number(sum(counts))])
-    return Table("", ["reason", *labels, "all"], rows)
+    return Table("", ["reason", *drops, "all"], rows)
 
 
-def _index_sentence(summary: Row) -> str:
+def _index_sentence(summary: _Row) -> str:
     if not (index := summary.get("published_index")):
         return ""
     return (
@@ -169,13 +160,13 @@ class _Collected:
     `firsts` are the kept records that drawn duplicates name, by "source:id".
     """
 
-    words: Counts = field(default_factory=lambda: defaultdict(Counter))
-    sides: Counts = field(default_factory=lambda: defaultdict(Counter))
-    scores: dict[str, Counts] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Counter)))
-    samples: dict[Group, list[Row]] = field(default_factory=lambda: defaultdict(list))
-    firsts: dict[str, Row] = field(default_factory=dict)
+    words: _Counts = field(default_factory=lambda: defaultdict(Counter))
+    sides: _Counts = field(default_factory=lambda: defaultdict(Counter))
+    scores: dict[str, _Counts] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Counter)))
+    samples: dict[_Group, list[_Row]] = field(default_factory=lambda: defaultdict(list))
+    firsts: dict[str, _Row] = field(default_factory=dict)
 
-    def count(self, row: Row, fate: str) -> None:
+    def count(self, row: _Row, fate: str) -> None:
         if row["kind"] == "captions":
             self.words[fate][len(row["text"].split())] += 1
         if "image_size" in row:
@@ -183,7 +174,7 @@ class _Collected:
         for name, score in row["scores"].items():
             self.scores[name][fate][round(score, _DIGITS)] += 1
 
-    def offer(self, row: Row, group: Group, seed: int) -> None:
+    def offer(self, row: _Row, group: _Group, seed: int) -> None:
         """Keep the rows of a group whose hashes are smallest: a draw that needs no count beforehand."""
         row["rank"] = short_hash(f"{seed}:{row['source']}:{row['id']}")
         rows = self.samples[group]
@@ -207,12 +198,12 @@ def _collect(folder: Path, seed: int = 0) -> _Collected:
     return collected
 
 
-def _first_of(row: Row) -> str:
+def _first_of(row: _Row) -> str:
     """Return the record that a dropped duplicate repeats, as "source:id", or nothing."""
     return row.get("detail", "").partition(" (distance ")[0] if row.get("filter") == "duplicates" else ""
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def _rows(path: Path) -> Iterator[_Row]:
     if not path.stat().st_size:
         return
     file = RecordFile(path)
@@ -222,12 +213,12 @@ def _rows(path: Path) -> Iterator[Row]:
             bar.update(file.num_bytes_read - bar.n)
 
 
-def _histograms(collected: _Collected, settings: Row) -> Iterator[str]:
+def _histograms(collected: _Collected, settings: _Row) -> Iterator[str]:
     from pallava.report.plots import COLOURS, histogram  # imports matplotlib, which takes a second
 
     fates = {_KEPT: _KEPT_COLOUR, "dropped": COLOURS[1]}
 
-    def card(title: str, counts: Counts, x_label: str, threshold: float | None = None) -> str:
+    def card(title: str, counts: _Counts, x_label: str, threshold: float | None = None) -> str:
         series = {fate: counts[fate] for fate in fates if counts.get(fate)}
         colours = [fates[fate] for fate in series]
         return html.card(title, histogram(series, x_label=x_label, threshold=threshold, colours=colours))
@@ -242,24 +233,24 @@ def _histograms(collected: _Collected, settings: Row) -> Iterator[str]:
             yield card(title, counts, x_label, settings.get(_THRESHOLDS.get(name, "")))
 
 
-def _sheets(collected: _Collected, summary: Row) -> Iterator[str]:
+def _sheets(collected: _Collected, summary: _Row) -> Iterator[str]:
     folder, kinds = Path(summary["image_folder"]), [_KEPT, *summary["filters"]]
-    labels = list(summary["sources"])
-    order = [*((_KEPT, label) for label in labels), *sorted(collected.samples)]
+    drops = _drops(summary).values()
+    order = [*((_KEPT, label) for label in summary["sources"]), *sorted(collected.samples)]
     groups = sorted(collected.samples, key=lambda group: (kinds.index(group[0]), order.index(group)))
     for name, what in tqdm(groups, desc="thumbnails", disable=None):
         if name == _KEPT:
             title, count = f"Kept of {what}", summary["sources"][what]["num_kept"]
         else:
             title = f"Dropped by {name}: {what}"
-            count = sum(_dropped(summary, label, name).get(what, 0) for label in labels)
+            count = sum(each[name].get(what, 0) for each in drops)
         cells = [_cell(row, collected, folder) for row in collected.samples[name, what]]
         shown = f"{len(cells)} of {_number(count)}, drawn at random." if len(cells) < count else f"All {count}."
         yield html.heading(title, shown)
         yield html.contact_sheet(cells)
 
 
-def _cell(row: Row, collected: _Collected, folder: Path) -> html.Cell:
+def _cell(row: _Row, collected: _Collected, folder: Path) -> html.Cell:
     images = [_thumbnail(folder, row)]
     if first := collected.firsts.get(_first_of(row)):
         images.append(_thumbnail(folder, first))
@@ -269,7 +260,7 @@ def _cell(row: Row, collected: _Collected, folder: Path) -> html.Cell:
     return html.Cell(images, f"{row['source']}:{row['id']}", " · ".join(fact for fact in facts if fact))
 
 
-def _thumbnail(folder: Path, row: Row) -> Image.Image | None:
+def _thumbnail(folder: Path, row: _Row) -> Image.Image | None:
     """Return the image made small, or None if it cannot be opened or is a link that leaves the image folder."""
     path = (folder / row["path"]).resolve()
     if row.get("reason") == "missing" or not path.is_relative_to(folder.resolve()):

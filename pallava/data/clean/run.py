@@ -128,8 +128,8 @@ def _write_outcomes(
     Earlier files are replaced once everything is complete; the summary of an earlier run is removed before, so that a
     summary always belongs to the files beside it.
     """
-    counts = {label: {each.name: {"num_in": 0, "dropped": {}} for each in filters} for label in inputs}
-    num_kept = dict.fromkeys(inputs, 0)
+    empty = {label: {each.name: {"num_in": 0, "dropped": {}} for each in filters} for label in inputs}
+    counts: dict[str, dict[str, Any]] = {label: {"filters": empty[label], "num_kept": 0} for label in inputs}
     separator = "[\n"
     has_pairs = any(source.kind == "captions" for source in inputs.values())
     names = [KEPT, DROPPED, *([_PAIRS] if has_pairs else [])]
@@ -137,11 +137,11 @@ def _write_outcomes(
         files = {name: stack.enter_context(whole_file(folder / name, errors="replace")) for name in names}
         for outcome in outcomes:
             row, record = _row(outcome, paths), outcome.candidate.record
-            _count(outcome, counts[record.source], filters)
+            _count(outcome, counts[record.source]["filters"], filters)
             files[DROPPED if outcome.filter_name else KEPT].write(_to_line(row) + "\n")
             if outcome.filter_name:
                 continue
-            num_kept[record.source] += 1
+            counts[record.source]["num_kept"] += 1
             if isinstance(record, Pair):
                 files[_PAIRS].write(separator + _to_line({"image": row["path"], "caption": record.text}))
                 separator = ",\n"
@@ -153,7 +153,7 @@ def _write_outcomes(
             file.flush()
             os.fsync(file.fileno())
         (folder / SUMMARY_NAME).unlink(missing_ok=True)
-    return {label: {"filters": counts[label], "num_kept": num_kept[label]} for label in inputs}
+    return counts
 
 
 def _to_line(row: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ class CleanSettings:
     """Settings of a cleaning run.
 
     Attributes:
-        sources: The sources, in the order of the output.
+        sources: In the order of the output.
         image_folder: Folder above all roots, to which image paths are relative (default: their common folder).
         image_policy: Treatment of rows with several images: "first", "each" or "single-only".
         filters: Names of filters (default: all but published-index, or published-index and image with a list).
@@ -125,8 +125,8 @@ def make_filters(settings: CleanSettings) -> list[Filter]:
     cheap = {"published-index": True, "words": True, "pathology": settings.pathology == "metadata"}
     cheap["species"] = settings.species == "rules"
     order = sorted((name for name in FILTERS if name in names), key=lambda name: not cheap.get(name))
-    made = [FILTERS[name].make(settings) for name in order]
-    return [each for each in made if each is not None]
+    make = {name: FILTERS[name].make or JUDGES[name][getattr(settings, name)] for name in order}
+    return [made for name in order if (made := make[name](settings))]
 
 
 _Make = Callable[[CleanSettings], Filter | None]
@@ -134,11 +134,11 @@ _Make = Callable[[CleanSettings], Filter | None]
 
 @dataclass(frozen=True)
 class FilterRow:
-    """A filter's kinds of records, what it drops, and how it is made, which is None if no judge is chosen."""
+    """A filter's kinds of records, what it drops, and how it is made, unless one of its `JUDGES` is."""
 
     kinds: frozenset[str]
     drops: str
-    make: _Make
+    make: _Make | None = None
 
 
 def _make_image(settings: CleanSettings) -> Filter:
@@ -191,16 +191,8 @@ FILTERS = {
     ),
     "words": FilterRow(CAPTIONS, "captions with few words", lambda settings: WordsFilter(settings.min_words)),
     "image": FilterRow(BOTH_KINDS, "missing, unreadable, truncated, too large or nearly empty images", _make_image),
-    "pathology": FilterRow(
-        BOTH_KINDS,
-        "images other than pathology (--pathology metadata, clip or endpoint)",
-        lambda settings: JUDGES["pathology"][settings.pathology](settings),
-    ),
-    "species": FilterRow(
-        BOTH_KINDS,
-        "material that is not human (--species rules or endpoint)",
-        lambda settings: JUDGES["species"][settings.species](settings),
-    ),
+    "pathology": FilterRow(BOTH_KINDS, "images other than pathology (--pathology metadata, clip or endpoint)"),
+    "species": FilterRow(BOTH_KINDS, "material that is not human (--species rules or endpoint)"),
     "duplicates": FilterRow(
         BOTH_KINDS, "the same image again, or nearly so, in all sources", lambda settings: DuplicateFilter()
     ),

@@ -162,10 +162,6 @@ class SpeciesRules(Filter):
     name = "species"
     key = "species-rules-2"
 
-    def item_key(self, candidate: Candidate) -> str:
-        """Return a key of the text."""
-        return candidate.text_key
-
     def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
         """Return ``{"species": "human" or "non-human", "found": the words that decided}``."""
         found = [find_species(candidate.text) for candidate in candidates]
