@@ -8,31 +8,21 @@ FORMS = ("open_clip", "huggingface", "published")  # as in model.clip, which tak
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `pallava convert`."""
-    parser.add_argument(
-        "checkpoint", help=".pth file, DeepSpeed folder, file inside one, work directory of a run, or archive"
-    )
-    parser.add_argument("out", help="model folder to write")
-    parser.add_argument(
-        "--config", help="training config, JSON or Python, which is executed (default: the JSON beside the checkpoint)"
-    )
-    parser.add_argument("--llm", help="base language model (default: the config's)")
-    parser.add_argument("--visual-encoder", help="visual encoder (default: the config's)")
-    parser.add_argument(
-        "--merge", action="store_true", help="merge LoRA into the language model (default: keep it as an adapter)"
-    )
-    parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="type of the weights (default: as the parts have)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a model folder at OUT")
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="import a connector that does not come with pallava"
-    )
-    unrecorded = parser.add_argument_group("settings that weights do not record (only without a config)")
-    unrecorded.add_argument("--lora-alpha", type=float, help="alpha of LoRA (default: twice the rank, as published)")
-    unrecorded.add_argument(
-        "--connector-heads", type=int, help="number of attention heads of the connector (default: 12, as published)"
-    )
-    unrecorded.add_argument("--prompt-template", help="prompt template of the training (default: llama3_chat)")
+    add = parser.add_argument
+    add("checkpoint", help=".pth file, DeepSpeed folder, file inside one, work directory of a run, or archive")
+    add("out", help="model folder to write")
+    add("--config", help="training config, JSON, or Python to execute (default: the JSON beside the checkpoint)")
+    add("--llm", help="base language model (default: the config's)")
+    add("--visual-encoder", help="visual encoder (default: the config's)")
+    add("--merge", action="store_true", help="merge LoRA into the language model (default: keep it as an adapter)")
+    types = ["float32", "bfloat16", "float16"]
+    add("--dtype", choices=types, help="type of the weights (default: as the parts have)")
+    add("--overwrite", action="store_true", help="replace a model folder at OUT")
+    add("--trust-remote-code", action="store_true", help="import a connector that does not come with pallava")
+    add = parser.add_argument_group("settings that weights do not record (only without a config)").add_argument
+    add("--lora-alpha", type=float, help="alpha of LoRA (default: twice the rank, as published)")
+    add("--connector-heads", type=int, help="number of attention heads of the connector (default: 12, as published)")
+    add("--prompt-template", help="prompt template of the training (default: llama3_chat)")
 
 
 def run_convert(options: argparse.Namespace) -> int:
@@ -81,11 +71,8 @@ def add_encoder_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="folder or open_clip checkpoint")
     parser.add_argument("out", help="folder to write; must not exist")
     parser.add_argument("--to", required=True, choices=FORMS, help="form to write")
-    parser.add_argument(
-        "--model-name",
-        default="",
-        help="open_clip's name of a checkpoint's model, or a JSON file that describes it",
-    )
+    name = "open_clip's name of a checkpoint's model, or a JSON file that describes it"
+    parser.add_argument("--model-name", default="", help=name)
 
 
 def run_encoder_convert(options: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from pallava.errors import PallavaError
 from pallava.io.files import write_text
 from pallava.io.hashing import hash_bytes, hash_json, hash_text
 from pallava.model.clip import DESCRIPTION, WEIGHTS, find_image_processor, read_description
-from pallava.model.weights import load_strictly, read_json, read_weights, rename_keys
+from pallava.model.weights import build_with_weights, load_strictly, read_json, read_weights, rename_keys
 from pallava.open_clip_weights import made_with_quick_gelu
 from pallava.tiling import TileSpec
 
@@ -182,7 +182,6 @@ def _named_open_clip(source: str, pretrained: str | None, device: str) -> Encode
 
 
 def _hugging_face_folder(folder: Path, device: str) -> Encoder:
-    from accelerate import init_empty_weights
     from transformers import CLIPConfig, CLIPModel
 
     from pallava.model import load_image_processor
@@ -192,11 +191,9 @@ def _hugging_face_folder(folder: Path, device: str) -> Encoder:
     if kind != "clip":
         _refuse(folder, kind)
     config = CLIPConfig.from_pretrained(folder)
-    with init_empty_weights(include_buffers=False):
-        model = CLIPModel(config)
     # Older transformers saved a buffer of each tower that newer ones recompute.
-    load_strictly(model, rename_keys(read_weights(folder), (("embeddings.position_ids", None),)), source=folder)
-    model = model.eval().to(device)
+    state = rename_keys(read_weights(folder), (("embeddings.position_ids", None),))
+    model = build_with_weights(CLIPModel, config, state, folder).to(device)
     processor, tokenizer = load_image_processor(folder), load_tokenizer(folder)
 
     def preprocess(image: Image.Image) -> Tensor:
