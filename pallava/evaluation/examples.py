@@ -132,14 +132,10 @@ def read_labelled(
     templates: Sequence[str] = (),
     split: str | None = None,
 ) -> LabelledImages:
-    """Read a folder of classes (``root/<class>/*.png``) or one of the public sets.
+    """Read a folder of classes (``root/<class>/*.png``) or, by its name, one of `known_sets`.
 
-    Args:
-        root: The folder.
-        name: One of `known_sets`; empty for a folder of classes.
-        class_set: The classes in words (default: those of the public set, or the names of the folders).
-        templates: Sentences in the place of those of the class set.
-        split: Split of a public set that has several.
+    Without a class set, the words are those of the public set, or the names of the folders; templates take the place
+    of those of the class set.
 
     Raises:
         PallavaError: The folder or set does not exist or holds no image, or a class is not in the class set.
@@ -176,14 +172,9 @@ def read_captioned(
     split: str | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> CaptionedImages:
-    """Read records of an image and its caption, text or list of captions, or one of the public sets.
+    """Read a JSON or JSONL file of records of an image and its caption or captions, or, by its name, a public set.
 
-    Args:
-        path: A JSON or JSONL file of records, or the root of a public set.
-        name: Name of the public set; empty for a file.
-        image_folder: Folder of the images; by default that of the file.
-        split: Split of a public set that has several.
-        columns: Columns of a table ("csv").
+    The images of a file are in `image_folder`, by default its own folder; only a table ("csv") has columns.
 
     Raises:
         PallavaError: It cannot be read, or holds no pair.

@@ -103,8 +103,8 @@ def _evaluate_model(model: str, task: Task, sources: _Sources, out: Path | None,
         if processes.rank > 0:
             return {}
         results = {label: _score(task, each, options) for label, each in answers.items()}
-        report: dict[str, Any] = {"model": model, "task": task.name, "kind": "pallava"}
-        report |= {"settings": {**settings, "num_excluded": num_excluded}, "data": results}
+        settings["num_excluded"] = num_excluded
+        report = {"model": model, "task": task.name, "kind": "pallava", "settings": settings, "data": results}
         if out:
             write_report(report, out, answers, task.is_right)
         return report
@@ -125,9 +125,9 @@ def _ask(
     if options.consistency and (with_image := [item for item in items if item.image]):
         views |= {view.name: (with_image, view) for view in UNCHANGED_MEANING}
     by_view, problems = {}, dict[str, str]()
-    batch_size = options.batch_size or _QUESTIONS_AT_ONCE
     for name, (chosen, view) in views.items():
-        by_view[name], found = ask_all(answerer, chosen, store, view=view, batch_size=batch_size)
+        size = options.batch_size or _QUESTIONS_AT_ONCE
+        by_view[name], found = ask_all(answerer, chosen, store, view=view, batch_size=size)
         problems |= found
     return AnswerSet(questions, by_view, problems, training)
 
@@ -193,10 +193,7 @@ def _settings(model: str, task: Task, options: EvaluateOptions) -> dict[str, Any
 
 
 def hash_model(folder: str | Path) -> str:
-    """Return a key for what decides the answers of a model folder: weights, configurations and tokenizer.
-
-    A card does not count, nor do results in the folder. The key of anything but a folder is its name.
-    """
+    """Return a key for the weights, configurations and tokenizer of a model folder; anything else is its own key."""
     return hash_folder(folder, _DECIDING) if Path(folder).is_dir() else str(folder)
 
 

@@ -169,24 +169,8 @@ _CAPTIONS = (
     "[NAME=]PATH: JSONL of image and caption, csv=FILE with --columns, or a public set such as quilt-1m=FOLDER "
     "(repeatable)"
 )
-TASKS: dict[str, Task] = {}
-"""Tasks by name."""
-
-
-def register_task(task: Task) -> Task:
-    """Add a task, so that `evaluate` and the command know it by its name.
-
-    Raises:
-        PallavaError: The name is taken.
-    """
-    if task.name in TASKS:
-        raise PallavaError(f"the task '{task.name}' is registered already; choose another name")
-    TASKS[task.name] = task
-    return task
-
-
 _QUESTIONS: dict[str, Any] = {"score": score_answers, "is_right": is_right}
-for _task in (
+_ROWS = (
     Task(
         name="pathvqa",
         help="questions of PathVQA",
@@ -243,5 +227,18 @@ for _task in (
         options=("image_folder", "columns"),
         measure=_measure_retrieval,
     ),
-):
-    register_task(_task)
+)
+TASKS = {task.name: task for task in _ROWS}
+"""Tasks by name."""
+
+
+def register_task(task: Task) -> Task:
+    """Add a task, so that `evaluate` and the command know it by its name.
+
+    Raises:
+        PallavaError: The name is taken.
+    """
+    if task.name in TASKS:
+        raise PallavaError(f"the task '{task.name}' is registered already; choose another name")
+    TASKS[task.name] = task
+    return task

@@ -75,8 +75,7 @@ def score_consistency(
 
     Returns:
         ``same`` and, with `is_right`, ``accuracy``: estimates as `share` returns them by the name of the change,
-        ``unchanged`` and ``all`` among them. ``num_empty`` counts the empty answers of each, ``num_left_out`` the
-        questions that are left out.
+        ``unchanged`` and ``all`` among them; ``num_empty`` of each change, and ``num_left_out``.
     """
     answers = {
         name: [each for each in given if each.item.image not in unopened]

@@ -193,9 +193,7 @@ def read_class(answer: str, names: Names) -> int | None:
 def class_names(choices: Sequence[str], class_set: ClassSet | None = None) -> list[tuple[str, ...]]:
     """Return the names of each class: as it was put to the model, its label, that in separate words, and its own.
 
-    Args:
-        choices: Label or a name of each class.
-        class_set: The classes (default: the known set that has all choices, if any).
+    Its own are those of the class set, by default of the known set that has all choices, if any.
     """
     for each in [class_set] if class_set else map(known_set, known_sets()):
         called = [(label, _separate_words(label), *names) for label, names in each.classes]

@@ -36,14 +36,10 @@ class Score:
 
 
 def is_right(answer: Answer, questions: Questions | None = None) -> bool:
-    """Return whether an answer is right.
+    """Return whether an answer is right, where the names of the classes in `questions` count.
 
     A choice and a class are read as a careful reader would; other answers are right if they equal the reference but
     for case, spaces and a full stop.
-
-    Args:
-        answer: The answer.
-        questions: All questions, whose names of the classes count.
     """
     item = answer.item
     if item.kind == "choice":
@@ -191,12 +187,10 @@ def score_classes(answers: AnswerSet, seed: int = 0) -> dict[str, Any]:
 def read_classes(answers: Sequence[Answer], *, class_set: ClassSet | None = None) -> Predictions:
     """Read which class each answer names; one that names no class, or several, is `UNNAMED`.
 
-    Args:
-        answers: Answers, all with the same classes as their choices.
-        class_set: Names of the classes (default: those of the known set that has these labels).
+    The names are those of the class set, by default of the known set that has these labels.
 
     Raises:
-        ValueError: There are no answers, the classes differ, or a reference is not one of them.
+        ValueError: There are no answers, their classes differ, or a reference is not one of them.
     """
     (labels,) = {each.item.choices for each in answers}
     names = class_names(labels, class_set)
