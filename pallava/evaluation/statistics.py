@@ -95,15 +95,10 @@ def bootstrap(
 def estimate_means(
     values: ArrayLike, images: Sequence[str], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> list[Estimate]:
-    """Estimate the mean of each row, drawing images with all their questions; NaN without questions.
+    """Estimate the mean of each row of values (S, Q), drawing images with all their questions; NaN without questions.
 
-    Questions about one image are not independent: drawing them one by one would make intervals too narrow.
-
-    Args:
-        values: (S, Q).
-        images: Q names of images; a question without one (an empty name) counts as an image of its own.
-        num_resamples: Number of resamples.
-        seed: Seed of the draws.
+    Questions about one image are not independent: drawing them one by one would make intervals too narrow. A question
+    without an image (an empty name) counts as one about an image of its own.
     """
     rows = np.asarray(values, dtype=np.float64)
     if not len(images):

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pallava.evaluation.encoders.embeddings import EmbeddingCache, count_reasons, embed_images, embed_texts
 from pallava.evaluation.encoders.load import Encoder
 from pallava.evaluation.examples import CaptionedImages
-from pallava.evaluation.statistics import NUM_RESAMPLES, bootstrap
+from pallava.evaluation.statistics import bootstrap, describe_interval
 
 RANKS = (1, 5, 10, 50)
 _TIE = 1e-6  # of cosines in float32, whose last bit depends on the block
@@ -78,15 +78,9 @@ def recall(standing: Standing, rank: int) -> NDArray[np.float64]:
 
 
 def evaluate(
-    encoder: Encoder,
-    data: CaptionedImages,
-    cache: EmbeddingCache,
-    *,
-    batch_size: int = 64,
-    num_resamples: int = NUM_RESAMPLES,
-    seed: int = 0,
+    encoder: Encoder, data: CaptionedImages, cache: EmbeddingCache, *, batch_size: int = 64, **resampling: int
 ) -> dict[str, Any]:
-    """Score both directions: recall with intervals, beside the recall by chance.
+    """Score both directions: recall with intervals by ``num_resamples`` and ``seed``, beside the recall by chance.
 
     Equal images are one candidate, and so are equal captions: nobody can know which of the same things is meant.
     """
@@ -105,9 +99,9 @@ def evaluate(
         "num_images": len(image_rows),
         "num_captions": len(caption_rows),
         "num_pairs": len(pairs),
-        "interval": f"95 %, {num_resamples} bootstrap resamples of queries, seed {seed}",
+        "interval": describe_interval("queries", **resampling),
         **{
-            name: _direction(queries, candidates, own, encoder.device, name, num_resamples, seed)
+            name: _direction(queries, candidates, own, encoder.device, name, **resampling)
             for name, (queries, candidates, own) in results.items()
         },
         "left_out": dict(Counter(data.left_out) + Counter(count_reasons(found.unreadable))),
@@ -139,14 +133,13 @@ def _direction(
     pairs: NDArray[np.int64],
     device: torch.device,
     name: str,
-    num_resamples: int,
-    seed: int,
+    **resampling: int,
 ) -> dict[str, Any]:
     standing = find_standing(queries, candidates, pairs, device=device, name=name.replace("_", " "))
     right = np.bincount(pairs[:, 0], minlength=len(queries))
     by_chance = Standing(np.zeros_like(right), len(candidates) - right, right)
     hits = np.stack([recall(standing, rank) for rank in RANKS], axis=1)  # (Q, ranks)
-    estimates = bootstrap(lambda weights: weights @ hits / len(hits), len(hits), num_resamples=num_resamples, seed=seed)
+    estimates = bootstrap(lambda weights: weights @ hits / len(hits), len(hits), **resampling)
     return {
         f"recall_at_{rank}": {**asdict(estimate), "chance": float(recall(by_chance, rank).mean())}
         for rank, estimate in zip(RANKS, estimates, strict=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,10 +44,8 @@ def by_embedding(encoder: Encoder, cache: EmbeddingCache, *, batch_size: int = 6
     return run
 
 
-def evaluate(
-    run: Runner, data: LabelledImages, *, num_resamples: int = statistics.NUM_RESAMPLES, seed: int = 0
-) -> dict[str, Any]:
-    """Ask a model and score it.
+def evaluate(run: Runner, data: LabelledImages, **bootstrap: int) -> dict[str, Any]:
+    """Ask a model and score it, with ``num_resamples`` and ``seed`` of the bootstrap.
 
     Returns:
         The result of `score`, with the class set and the number of images left out.
@@ -57,7 +55,7 @@ def evaluate(
     words = {label: list(names) for label, names in data.class_set.classes}
     described = {"name": data.class_set.name, "source": data.class_set.source, "names": words}
     described["templates"] = list(data.class_set.templates)
-    scored = score(predictions, num_resamples=num_resamples, seed=seed)
+    scored = score(predictions, **bootstrap)
     return {**scored, "left_out": dict(left_out), "class_set": described}
 
 
@@ -89,16 +87,15 @@ def predict(images: Tensor, classes: Tensor, true: Any, labels: tuple[str, ...],
     return Predictions(labels, np.asarray(true, dtype=np.int64), logits.argmax(1).numpy(), scores.numpy())
 
 
-def score(predictions: Predictions, *, num_resamples: int = statistics.NUM_RESAMPLES, seed: int = 0) -> dict[str, Any]:
+def score(predictions: Predictions, **bootstrap: int) -> dict[str, Any]:
     """Score predictions: metrics with intervals beside the majority control, results by class, the confusion matrix."""
     counts = statistics.confusion(predictions)
     classes = statistics.per_class(counts)
-    how = {"num_resamples": num_resamples, "seed": seed}
     return {
         "num_images": len(predictions.true),
-        "metrics": _estimates(predictions, **how),
-        "controls": {"majority answer": score_control("majority answer", _majority(predictions), **how)},
-        "interval": f"95 %, {num_resamples} bootstrap resamples of images, seed {seed}",
+        "metrics": _estimates(predictions, **bootstrap),
+        "controls": {"majority answer": score_control("majority answer", _majority(predictions), **bootstrap)},
+        "interval": statistics.describe_interval("images", **bootstrap),
         "largest_class": float(counts.sum(1).max() / max(counts.sum(), 1)),
         "num_without_class": int(counts[:, -1].sum()),
         "per_class": {
@@ -110,31 +107,15 @@ def score(predictions: Predictions, *, num_resamples: int = statistics.NUM_RESAM
     }
 
 
-def score_control(
-    control: str, predictions: Predictions, *, num_resamples: int = statistics.NUM_RESAMPLES, seed: int = 0
-) -> dict[str, dict[str, Any]]:
-    """Score predictions that were made without looking at the right image.
-
-    Args:
-        control: One of `CONTROLS`.
-        predictions: Its predictions.
-        num_resamples: Number of bootstrap resamples.
-        seed: Seed of the bootstrap.
-    """
-    estimates = _estimates(predictions, num_resamples, seed)
-    return {
-        name: {**each, "definition": f"{each['definition'].rstrip('.')}; {CONTROLS[control]}."}
-        for name, each in estimates.items()
-    }
+def score_control(control: str, predictions: Predictions, **bootstrap: int) -> dict[str, dict[str, Any]]:
+    """Score predictions that were made without looking at the right image, by one of `CONTROLS`."""
+    return statistics.as_control(_estimates(predictions, **bootstrap), CONTROLS[control])
 
 
-def _estimates(predictions: Predictions, num_resamples: int, seed: int) -> dict[str, dict[str, Any]]:
-    estimates = statistics.estimate_all(predictions, num_resamples=num_resamples, seed=seed)
+def _estimates(predictions: Predictions, **bootstrap: int) -> dict[str, dict[str, Any]]:
+    estimates = statistics.estimate_all(predictions, **bootstrap)
     count = len(predictions.true)
-    return {
-        name: {**asdict(estimate), "count": count, "definition": statistics.DEFINITIONS[name]}
-        for name, estimate in estimates.items()
-    }
+    return {name: estimate.to_dict(count, statistics.DEFINITIONS[name]) for name, estimate in estimates.items()}
 
 
 def _majority(predictions: Predictions) -> Predictions:
