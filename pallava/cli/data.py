@@ -168,14 +168,11 @@ def run_instruct(options: argparse.Namespace) -> int:
 
 
 def _read_weights(text: str) -> dict[str, float]:
-    weights: dict[str, float] = {}
-    for part in filter(None, text.split(",")):
-        name, _, number = part.partition("=")
-        try:
-            weights[name.strip()] = float(number)
-        except ValueError:
-            raise PallavaError(f"a weight must be NAME=NUMBER, such as path-vqa=2, got {part!r}") from None
-    return weights
+    parts = (part.partition("=") for part in text.split(",") if part)
+    try:
+        return {name.strip(): float(number) for name, _, number in parts}
+    except ValueError:
+        raise PallavaError(f"--weights must be NAME=NUMBER,..., such as path-vqa=2, got {text!r}") from None
 
 
 def add_leak_arguments(parser: argparse.ArgumentParser) -> None:
@@ -191,9 +188,7 @@ def add_leak_arguments(parser: argparse.ArgumentParser) -> None:
     add("--test-split", help="split of TEST, if that is NAME=ROOT (default: test, for questions)")
     add("--columns", metavar="KEY=COLUMN,...", help=COLUMNS_HELP)
     add("--out", default="leak.json", help="JSON file for the report (default: %(default)s)")
-    add(
-        "--distance", type=int, default=4, help="maximum distance of 64-bit hashes, 0 to 10 bits (default: %(default)s)"
-    )
+    add("--distance", type=int, default=4, help="maximum distance of 64-bit hashes in bits, 0 to 10 (default: 4)")
     add("--turned", action="store_true", help="search for mirrored test images and those turned by right angles, too")
     add("--workers", type=int, default=default_num_workers(), help=_WORKERS)
 

@@ -19,7 +19,7 @@ from pallava.io.hashing import short_hash
 from pallava.io.processes import batches, map_in_order
 from pallava.io.records import Entry
 
-REASONS = (
+_REASONS = (
     "malformed",
     "duplicate_id",
     "outside_folder",
@@ -30,8 +30,6 @@ REASONS = (
     "empty_answer",
     "over_room",
 )
-"""Faults that a row can have."""
-
 _BATCH = 64
 _EXAMPLES = 3
 _IMAGES_REMEMBERED = 1 << 14  # several questions are asked about one image
@@ -45,8 +43,8 @@ class CheckReport:
 
     num_rows: int = 0
     num_faulty: int = 0
-    faults: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
-    examples: dict[str, list[str]] = field(default_factory=lambda: {reason: [] for reason in REASONS})
+    faults: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_REASONS, 0))
+    examples: dict[str, list[str]] = field(default_factory=lambda: {reason: [] for reason in _REASONS})
 
     def count(self, position: str, faults: Sequence[Fault]) -> None:
         """Count a row; several faults of one reason count once."""

@@ -21,8 +21,8 @@ from pallava.io.store import Store
 
 NEAR_DISTANCE = 4
 """Default number of bits in which the perceptual hashes of near duplicates may differ."""
-MAX_DISTANCE = 10
-"""Largest distance that an index can search; two unrelated images are rarely nearer than 16."""
+
+_MAX_DISTANCE = 10  # that an index can search; two unrelated images are rarely nearer than 16
 
 TURNS: dict[str, Image.Transpose | None] = {
     "": None,
@@ -135,9 +135,9 @@ def _hash_image(file: _File, with_turns: bool) -> ImageHashes:
 
 
 def check_distance(distance: int) -> None:
-    """Raise PallavaError if the distance is not 0 to `MAX_DISTANCE` bits."""
-    if not 0 <= distance <= MAX_DISTANCE:
-        raise PallavaError(f"the distance of near duplicates must be 0 to {MAX_DISTANCE} bits, got {distance}")
+    """Raise PallavaError if the distance is not 0 to 10 bits."""
+    if not 0 <= distance <= _MAX_DISTANCE:
+        raise PallavaError(f"the distance of near duplicates must be 0 to {_MAX_DISTANCE} bits, got {distance}")
 
 
 class HammingIndex:

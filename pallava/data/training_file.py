@@ -142,11 +142,11 @@ def write_training_file(
     Raises:
         PallavaError: A source cannot be read (with the position), an argument is not usable, or no row is left.
     """
-    source = Path(sources) if isinstance(sources, str | Path) else None
     output = Path(output).resolve()
     list_path = None if left_out is None else Path(left_out).resolve()
-    _check_outputs(output, list_path, source)
-    if source is not None:
+    if isinstance(sources, str | Path):
+        source = Path(sources)
+        _check_outputs(output, list_path, source)
         if image_folder is None or not Path(image_folder).is_dir():
             raise PallavaError(f"the image folder '{image_folder}' is not a folder")
         if not prompts:
@@ -157,6 +157,7 @@ def write_training_file(
         summary = TrainingFileSummary(root.rstrip(os.sep), examples={reason: [] for reason in REASONS})
         results = _caption_results(source, make_rows, num_workers, summary)
     else:
+        _check_outputs(output, list_path, None)
         records = [_open(each, image_folder) for each in sources]
         folder = Path(image_folder or os.path.commonpath([each.folder for each in records])).resolve()
         summary = TrainingFileSummary(str(folder))
@@ -310,11 +311,13 @@ def _question_results(
         for record, path in tqdm(records, desc=", ".join(records.names), unit=" records", disable=None):
             count = summary.source(record.source)
             count.num_records += 1
-            if reason := _question_fault(record):
-                yield record.source, _LeftOut(reason, f"{record.source}:{record.id}")
+            try:
+                row = _question_row(record, path, folder)
+            except RowDropped as error:
+                yield record.source, _LeftOut(error.reason, f"{record.source}:{record.id}")
             else:
                 count.num_questions += 1
-                rows.setdefault(record.source, []).append(_question_row(record, path, folder))
+                rows.setdefault(record.source, []).append(row)
         count = summary.source(records.names[0])
         for reason, number in records.tally.dropped.items():  # by the reader itself
             count.num_records += number
@@ -327,16 +330,12 @@ def _question_results(
         yield name, _line(row)
 
 
-def _question_fault(record: Record | Conversation) -> str:
-    if not isinstance(record, Question):
-        return "not_a_question"
-    if not record.question.strip():
-        return "empty_question"
-    return "" if record.answer.strip() else "empty_answer"
-
-
-def _question_row(question: Record, path: Path, folder: Path) -> dict[str, Any]:
-    assert isinstance(question, Question)
+def _question_row(question: Record | Conversation, path: Path, folder: Path) -> dict[str, Any]:
+    if not isinstance(question, Question):
+        raise RowDropped("not_a_question", "")
+    for name in ("question", "answer"):
+        if not getattr(question, name).strip():
+            raise RowDropped(f"empty_{name}", "")
     if not path.is_relative_to(folder):
         raise PallavaError(f"'{path}' is outside the image folder '{folder}'; give a folder that holds it")
     text = build_question(question_text(question))

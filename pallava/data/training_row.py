@@ -144,14 +144,14 @@ class EncodingSettings:
                 f"{num_visual_tokens}"
             )
         template = get_template(prompt_template).to_dict()
-        return cls(tokenizer_hash(tokenizer), template, context_length, num_visual_tokens)
+        return cls(_hash_tokenizer(tokenizer), template, context_length, num_visual_tokens)
 
     def text_room(self, num_images: int) -> int:
         """Return the number of tokens that images leave to the text."""
         return self.context_length - num_images * self.num_visual_tokens
 
 
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+def _hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a hash of what a tokenizer does to text, the same in every process."""
     if getattr(tokenizer, "is_fast", False):
         content = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]

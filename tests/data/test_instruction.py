@@ -132,6 +132,16 @@ def test_kept_records_of_cleaning(tmp_path: Path) -> None:
     assert summary.examples["empty_answer"] == ["pmc-vqa:8"]
 
 
+def test_a_record_that_is_left_out_does_not_change_the_order_of_others(tmp_path: Path) -> None:
+    questions = [Question("ab"[number % 2], str(number), "x.jpg", "Which?", "yes") for number in range(30)]
+    contents = []
+    for faulty in ([], [Question("b", "-", "x.jpg", " ", "yes")]):
+        save_kept(tmp_path, [*faulty, *questions])
+        write_training_file([str(tmp_path / "kept.jsonl")], tmp_path / "train.jsonl", weights={"a": 1.5})
+        contents.append((tmp_path / "train.jsonl").read_bytes())
+    assert contents[0] == contents[1]
+
+
 def test_what_the_reader_drops_is_counted(tmp_path: Path) -> None:
     root = tmp_path / "pv"
     make_path_vqa(root, 3)
