@@ -17,20 +17,15 @@ from pallava.data.training_row import TrainingRow, read_row
 from pallava.errors import PallavaError
 from pallava.io.records import RecordFile
 
-SUMMARY_NAME = "summary.json"
-"""Name of the file that cleaning writes beside the kept records."""
-
+SUMMARY_NAME = "summary.json"  # which cleaning writes beside the kept records
 COLUMNS_HELP = "columns of csv=FILE: image=COLUMN,caption=COLUMN or image=COLUMN,question=COLUMN,answer=COLUMN"
-"""Help text of ``--columns``."""
 
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """A data set as a user names it.
+    """A data set as a user names it: a source (its name is empty for a kept.jsonl or a training file), and its folder.
 
     Attributes:
-        name: Name of a source; empty if `root` is a kept.jsonl or a training file.
-        root: Its folder or file.
         split: The split to read; None for the default of the set.
         columns: Columns of a table, such as ``{"image": "file", "caption": "text"}``.
     """
@@ -40,10 +35,9 @@ class SourceSpec:
     split: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
 
-    def open(self, *, image_policy: str = "first", image_folder: str | Path | None = None) -> Source:
-        """Open the source, see `open_source`."""
-        options = {"image_policy": image_policy, "columns": self.columns, "image_folder": image_folder}
-        return open_source(self.name, self.root, split=self.split, **options)
+    def open(self, **options: Any) -> Source:
+        """Open the source with further options of `open_source`."""
+        return open_source(self.name, self.root, split=self.split, columns=self.columns, **options)
 
 
 def add_source_options(
@@ -96,13 +90,9 @@ def read_sources(
     *,
     default_split: str | None = None,
 ) -> list[SourceSpec]:
-    """Return the data sets that the options of `add_source_options` name.
+    """Return the data sets that the values of ``--source``, ``--split`` and ``--columns`` name.
 
-    Args:
-        sources: Values of ``--source``.
-        splits: Values of ``--split``.
-        columns: Value of ``--columns``, or a mapping.
-        default_split: Split of the sets that always have it, unless ``--split`` names another.
+    The sets that always have the default split are read in it, unless ``--split`` names another.
 
     Raises:
         PallavaError: A value does not name a source or file, or ``--split`` or ``--columns`` has no source to apply to.
@@ -157,12 +147,9 @@ class Conversation:
 
 
 class Records:
-    """Records with the paths of their images, in the order of their file.
+    """Records of the sources `names` with the paths of their images, in the order of their file.
 
-    Attributes:
-        names: Names of the sources.
-        folder: Folder that holds all images.
-        tally: Counts of what the reader left out in the last iteration.
+    All images are in `folder`; `tally` counts what the reader left out in the last iteration.
     """
 
     def __init__(self, names: Sequence[str], folder: str | Path, rows: _Rows) -> None:
@@ -184,12 +171,9 @@ _Rows: TypeAlias = Callable[[Tally], Iterator[tuple[Record | Conversation, str]]
 
 
 def open_records(spec: SourceSpec | str, *, image_folder: str | Path | None = None) -> Records:
-    """Open a data set, the kept records of cleaning, or a training file.
+    """Open a data set, the kept records of cleaning, or a training file; `spec` may be a text, see `read_source`.
 
-    Args:
-        spec: The data, or its text on a command line.
-        image_folder: Folder of the images of a training file or of a table; for kept records where it is not the one
-            that their summary names.
+    A training file needs its image folder; a table and kept records do if it is not the usual one.
 
     Raises:
         PallavaError: The data is of none of these kinds, or a training file comes without its image folder.
@@ -246,10 +230,8 @@ def _training_rows(path: Path, tally: Tally) -> Iterator[tuple[Conversation, str
 def _read_summary(path: Path) -> dict[str, Any]:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
+        return {"image_folder": summary["image_folder"], "sources": list(summary["sources"])}
     except OSError:
         raise PallavaError(f"'{path}' does not exist, which names the image folder of kept.jsonl") from None
-    except ValueError:
-        summary = None
-    if not isinstance(summary, dict) or not {"image_folder", "sources"} <= summary.keys():
-        raise PallavaError(f"'{path}' is not the summary of `pallava data clean`")
-    return summary
+    except (ValueError, TypeError, KeyError):
+        raise PallavaError(f"'{path}' is not the summary of `pallava data clean`") from None

@@ -23,7 +23,6 @@ class Launch:
 
     Attributes:
         command: What starts a script or a module: an interpreter, or torchrun.
-        environment: Environment variables of the processes.
         processes: Number of processes on all nodes.
         node: Number of this node.
         torchrun: Arguments of torchrun where there are several.

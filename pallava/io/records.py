@@ -28,7 +28,6 @@ class Entry:
     Attributes:
         index: Number of the entry, from 0.
         position: Where it begins, for messages: ``line 3``, or ``record 3 (line 5, column 1)`` in a list.
-        value: The value, of any JSON type.
     """
 
     index: int
@@ -43,10 +42,7 @@ class BadEntry(Exception):
 class RecordFile:
     """A JSON list or JSON Lines file; iterating yields its entries one by one.
 
-    Attributes:
-        path: The file.
-        num_bytes: Its size.
-        num_bytes_read: Bytes that the current iteration has read, for a progress bar.
+    Of its `num_bytes`, the current iteration has read `num_bytes_read`, for a progress bar.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -20,7 +20,7 @@ _NUM_EXAMPLES = 3
 _EXAMPLE_LENGTH = 500
 _PROBED_ROWS = 64
 
-AnySource = TypeVar("AnySource", bound="type[Source]")
+_AnySource = TypeVar("_AnySource", bound="type[Source]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,6 @@ class SourceFile:
     """A file (or folder) of a source.
 
     Attributes:
-        path: Where it is.
         split: Name of the split it holds; empty where the set has none.
         folders: Possible folders of its images, relative to the root, the likeliest first.
     """
@@ -148,15 +147,14 @@ class Source:
         classes: Classes of a set of classes, in the order of their numbers.
         splits: Splits that the set always has. Commands that need one take "train" or "test" where it is among them.
         needs: Columns that a .csv or .tsv file must have, in small letters.
+        has_keys: Whether a JSON file may be one object of rows by their "qid".
         takes_columns: Whether the names of its columns come from the user.
         root: Folder that the images' paths are relative to.
         split: The split to read; None for all of them.
         image_policy: One of `IMAGE_POLICIES`.
         columns: The user's names of columns, such as ``{"image": "file", "caption": "text"}``.
         image_folder: Folder of the images of a set of the user's own; None for the folder of its file.
-        files: The files to read.
         tally: Counts of the current iteration, or of the last one.
-        num_bytes: Size of the files.
         num_bytes_read: Bytes that the current iteration has read, for a progress bar.
     """
 
@@ -165,6 +163,7 @@ class Source:
     layout: ClassVar[str] = ""
     classes: ClassVar[tuple[str, ...]] = ()
     splits: ClassVar[tuple[str, ...]] = ()
+    has_keys: ClassVar[bool] = False
     takes_columns: ClassVar[bool] = False
     needs: Collection[str] = ()
     _num_bytes_before = 0  # in earlier files of the iteration
@@ -223,7 +222,7 @@ class Source:
         By its ending: cells of .csv and .tsv by the names of the columns, rows of .parquet, else entries of JSON or
         JSONL.
         """
-        return read_rows(file.path, self.report_progress, columns=self.needs)
+        return read_rows(file.path, self.report_progress, columns=self.needs, has_keys=self.has_keys)
 
     def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
         """Return the records of a row, their images relative to the images' folder, or raise RowDropped."""
@@ -245,7 +244,10 @@ class Source:
         results = (self._result(row, file) for row in self.read_rows(file))
         head = list(islice(results, _PROBED_ROWS))
         images = [record.image for result in head if not isinstance(result, RowDropped) for record in result]
-        folder = self._choose_folder(file.folders, images)
+        # the folder with the most of the images; if all are empty, the first that exists
+        counts = [sum((self.root / self.place(path, image)).is_file() for image in images) for path in file.folders]
+        existing = [path for path in file.folders if path and (self.root / path).is_dir()]
+        folder = file.folders[counts.index(max(counts))] if any(counts) else [*existing, file.folders[0]][0]
         for result in chain(head, results):
             self.tally.num_records += 1
             if isinstance(result, RowDropped):
@@ -265,19 +267,12 @@ class Source:
         except (RowDropped, ValueError, TypeError) as error:  # such as a number of thousands of digits
             return RowDropped(getattr(error, "reason", "malformed"), f"{file.path.name}, {row.position}: {error}")
 
-    def _choose_folder(self, folders: Sequence[str], images: Sequence[str]) -> str:
-        """Return the folder with the most of the images; if all are empty, the first that exists."""
-        counts = [sum((self.root / self.place(folder, image)).is_file() for image in images) for folder in folders]
-        if any(counts):
-            return folders[counts.index(max(counts))]
-        return next((folder for folder in folders if folder and (self.root / folder).is_dir()), folders[0])
-
 
 SOURCES: dict[str, type[Source]] = {}
 """Readers by name; the modules of `pallava.data.sources` are imported with that package."""
 
 
-def register_source(source: AnySource) -> AnySource:
+def register_source(source: _AnySource) -> _AnySource:
     """Add a reader, a `Source` with a name and a kind of its own, to the registry, as a decorator of its class.
 
     Raises:
@@ -285,10 +280,8 @@ def register_source(source: AnySource) -> AnySource:
     """
     name, kind = getattr(source, "name", ""), getattr(source, "kind", "")
     if not name or "=" in name or kind not in KINDS:
-        raise PallavaError(
-            f"{source.__qualname__} must have a name without '=' and a kind of {', '.join(KINDS)}, "
-            f"got {name!r} and {kind!r}"
-        )
+        needed = f"a name without '=' and a kind of {', '.join(KINDS)}"
+        raise PallavaError(f"{source.__qualname__} must have {needed}, got {name!r} and {kind!r}")
     other = SOURCES.get(name, source)
     if (other.__module__, other.__qualname__) != (source.__module__, source.__qualname__):
         raise PallavaError(f"the source name {name!r} is already taken by {other.__module__}.{other.__qualname__}")

@@ -22,17 +22,14 @@ from pallava.io.records import BadEntry, Entry, RecordFile
 Progress: TypeAlias = Callable[[int], None]
 """Takes the number of bytes of a file that are read."""
 
-MAX_ROW = 16 << 20
-"""Longest line and longest cell of a CSV, in characters: a forgotten quote must not read on."""
-
 SHOWN = 8
 """Number of names that an error lists."""
 
+_MAX_ROW = 16 << 20  # characters of a line and of a cell of a CSV: a forgotten quote must not read on
 _MAX_TABLE = 1 << 30
 _BATCH = 64
 _ENDINGS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"II": ".tif", b"MM": ".tif", b"RI": ".webp", b"BM": ".bmp"}
 _SPACES = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060\ufeff"  # none is above U+3000
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -44,11 +41,14 @@ class RowDropped(Exception):
         self.reason = reason
 
 
-def read_rows(path: Path, progress: Progress, *, columns: Collection[str] = ()) -> Iterator[Entry | RowDropped]:
+def read_rows(
+    path: Path, progress: Progress, *, columns: Collection[str] = (), has_keys: bool = False
+) -> Iterator[Entry | RowDropped]:
     """Yield the rows of a file by its ending, as one of the next functions does."""
-    if path.suffix in _DELIMITERS:
+    if path.suffix in (".csv", ".tsv"):
         return csv_rows(path, progress, columns=columns)
-    return parquet_rows(path, progress) if path.suffix == ".parquet" else json_rows(path, progress)
+    read = parquet_rows if path.suffix == ".parquet" else keyed_rows if has_keys else json_rows
+    return read(path, progress)
 
 
 def json_rows(path: Path, progress: Progress = lambda num_bytes: None) -> Iterator[Entry | RowDropped]:
@@ -82,11 +82,11 @@ def csv_rows(path: Path, progress: Progress, *, columns: Collection[str] = ()) -
     Raises:
         PallavaError: The file cannot be read, or one of the `columns` is missing.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW))
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_ROW))
     try:
         with path.open("rb") as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="replace", newline="") as file:
-            lines = iter(lambda: file.readline(MAX_ROW), "")
-            reader = csv.reader(lines, delimiter=_DELIMITERS.get(path.suffix, ","))
+            lines = iter(lambda: file.readline(_MAX_ROW), "")
+            reader = csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
             names = [column_name(name) for name in next(reader, [])]
             if missing := [column for column in columns if column not in names]:
                 found = ", ".join(names) or "none"
@@ -241,15 +241,15 @@ def text_of(row: dict[str, Any], *keys: str) -> str:
     Raises:
         RowDropped: The row has none of the keys, or its value is not text.
     """
-    for key in keys:
-        if key in row:
-            value = row[key]
-            if isinstance(value, str | None):
-                return tidy(value or "")
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                return str(value)
-            raise RowDropped("malformed", f"{key!r} must be text, got {type(value).__name__}")
-    raise RowDropped("malformed", f"the row lacks {keys[0]!r}; it has {', '.join(map(repr, list(row)[:SHOWN]))}")
+    key = next((key for key in keys if key in row), None)
+    if key is None:
+        raise RowDropped("malformed", f"the row lacks {keys[0]!r}; it has {', '.join(map(repr, list(row)[:SHOWN]))}")
+    value = row[key]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str | None):
+        raise RowDropped("malformed", f"{key!r} must be text, got {type(value).__name__}")
+    return tidy(value or "")
 
 
 def as_object(value: Any) -> dict[str, Any]:
@@ -260,11 +260,7 @@ def as_object(value: Any) -> dict[str, Any]:
 
 
 def _whole_object(path: Path) -> dict[str, Any] | None:
-    """Return a file's one JSON object of objects; None if it is JSONL.
-
-    Raises:
-        PallavaError: It is neither.
-    """
+    """Return a file's one JSON object of objects; None if it is JSONL, and an error if it is neither."""
     if path.stat().st_size > _MAX_TABLE:
         return None
     try:
@@ -277,4 +273,4 @@ def _whole_object(path: Path) -> dict[str, Any] | None:
     if not isinstance(table, dict):
         return None
     num_objects = sum(isinstance(value, dict) for value in table.values())
-    return table if 2 * num_objects >= len(table) else None  # else it is the one line of a JSONL
+    return table if 2 * num_objects >= len(table) else None  # it is the one line of a JSONL

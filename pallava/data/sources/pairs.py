@@ -17,7 +17,10 @@ from pallava.data.sources.files import (
 from pallava.errors import PallavaError
 from pallava.io.records import Entry
 
-_KINDS_BY_FIELDS = {("image", "caption"): "captions", ("image", "question", "answer"): "questions"}
+_KINDS = {
+    frozenset(("image", "caption")): "captions",
+    frozenset(("image", "question", "answer")): "questions",
+}
 _EXPECTED = "--columns image=NAME,caption=NAME or image=NAME,question=NAME,answer=NAME"
 
 
@@ -34,11 +37,11 @@ class _OwnSource(Source):
             raise PallavaError(f"'{self.root}' holds several files ({names}); give the path of one")
         folders = ["", "images"]
         if paths:
-            beside, self.root = paths[0].parent.resolve(), self.image_folder or paths[0].parent
+            beside = paths[0].parent.resolve()
+            self.root = self.image_folder or paths[0].parent
             root = self.root.resolve()
             if beside != root and beside.is_relative_to(root):
-                # the folder may hold several sets: their files' own folders come first
-                inside = beside.relative_to(root)
+                inside = beside.relative_to(root)  # the folder may hold several sets: their own folders come first
                 folders = [inside.as_posix(), (inside / "images").as_posix(), *folders]
         return [SourceFile(path, path.stem, tuple(folders)) for path in paths]
 
@@ -70,19 +73,15 @@ class Table(_OwnSource):
     def find_files(self) -> list[SourceFile]:
         files = super().find_files()
         if files:
-            self.kind = self._kind()
+            if frozenset(self.columns) not in _KINDS:
+                found = ",".join(f"{key}={name}" for key, name in self.columns.items()) or "none"
+                raise PallavaError(f"'{self.root}' needs {_EXPECTED}, got {found}")
+            self.kind = _KINDS[frozenset(self.columns)]
             self._names = {key: column_name(name) for key, name in self.columns.items()}
             self.needs = self._names.values()
             for file in files:
                 next(self.read_rows(file), None)
         return files
-
-    def _kind(self) -> str:
-        for names, kind in _KINDS_BY_FIELDS.items():
-            if set(names) == self.columns.keys():
-                return kind
-        found = ",".join(f"{key}={name}" for key, name in self.columns.items())
-        raise PallavaError(f"'{self.root}' needs {_EXPECTED}, got {found or 'none'}")
 
     def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
         value = {key: tidy(row.value[name]) for key, name in self._names.items()}

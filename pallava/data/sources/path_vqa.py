@@ -16,7 +16,6 @@ from pallava.data.sources.files import (
     RowDropped,
     answer_type,
     as_object,
-    keyed_rows,
     question_and_answer,
     save_image,
     text_of,
@@ -42,6 +41,7 @@ class PathVQA(Source):
     kind = "questions"
     layout = "qas/train_vqa.pkl, qas/train/train_qa.pkl, train-*.parquet or a .json of its questions"
     splits = _SPLITS
+    has_keys = True
 
     def find_files(self) -> list[SourceFile]:
         self.split = "val" if self.split in ("valid", "validation") else self.split
@@ -78,10 +78,8 @@ class PathVQA(Source):
         return super().__iter__()
 
     def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
-        if file.path.suffix == ".parquet":
-            return super().read_rows(file)
         if file.path.suffix != ".pkl":
-            return keyed_rows(file.path, self.report_progress)
+            return super().read_rows(file)
         rows = load_plain(file.path)
         if not isinstance(rows, list):
             raise PallavaError(f"'{file.path}' must be a pickle of a list of questions, got a {type(rows).__name__}")

@@ -6,10 +6,10 @@ https://huggingface.co/datasets/xmcmic/PMC-VQA (arXiv:2305.10415)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from pallava.data.sources.base import Question, Record, Source, SourceFile, register_source
-from pallava.data.sources.files import RowDropped, as_object, keyed_rows, text_of, tidy
+from pallava.data.sources.files import RowDropped, as_object, text_of, tidy
 from pallava.io.records import Entry
 
 _LETTERS = "ABCD"
@@ -33,6 +33,7 @@ class PMCVQA(Source):
     kind = "questions"
     layout = "train.csv, test.csv, train_2.csv, test_2.csv or a .json of questions"
     splits = _VERSION_1
+    has_keys = True
     needs = ("figure_path", "question", "choice a", "choice b", "choice c", "choice d")
 
     def find_files(self) -> list[SourceFile]:
@@ -47,9 +48,6 @@ class PMCVQA(Source):
             return files
         unwanted = [*(_VERSION_2 if splits & set(_VERSION_1) else ()), *(["test_clean"] if "test" in splits else ())]
         return [file for file in files if file.split not in unwanted]
-
-    def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
-        return super().read_rows(file) if file.path.suffix == ".csv" else keyed_rows(file.path, self.report_progress)
 
     def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
         if file.path.suffix != ".csv":

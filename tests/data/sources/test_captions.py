@@ -219,7 +219,7 @@ def test_quilt_without_a_column(tmp_path: Path):
 
 
 def test_long_cells_and_a_forgotten_quote(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_ROW", 400_000)
+    monkeypatch.setattr(files, "_MAX_ROW", 400_000)
     limit = csv.field_size_limit(131_072)
     try:
         rows = [quilt_row("word " * 60_000), quilt_row("Glands.")]  # more than csv's own limit
