@@ -28,17 +28,9 @@ MAX_PIXELS = 1024**3 // 12
 
 # An allow-list, since some of Pillow's readers start other programs (EPS runs Ghostscript).
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM", "AVIF")
-_ORIENTATION_TAG = 0x0112
-_PHOTOMETRIC_TAG = 0x0106
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_ORIENTATION_TAG, _PHOTOMETRIC_TAG = 0x0112, 0x0106
+# From orientation 2 on.
+_TRANSPOSE = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
 
 
 class ImageError(PallavaError):
@@ -159,8 +151,9 @@ def _upright(rgb: Image.Image, stored: Image.Image) -> Image.Image:
         orientation = stored.getexif().get(_ORIENTATION_TAG)
     except Exception:  # broken metadata must not cost a sound picture: viewers show it as it is stored
         return rgb
-    method = _TRANSPOSE.get(orientation) if isinstance(orientation, int) else None
-    return rgb if method is None else rgb.transpose(method)
+    if not isinstance(orientation, int) or not 2 <= orientation <= 8:
+        return rgb
+    return rgb.transpose(Image.Transpose[_TRANSPOSE[orientation - 2]])
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -168,9 +161,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = _to_8_bit(image)
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    result = image.convert("RGB")
-    result.info = {}  # an orientation left behind would be applied a second time
-    return result
+    rgb = image.convert("RGB")
+    rgb.info = {}  # an orientation left behind would be applied a second time
+    return rgb
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

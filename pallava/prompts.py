@@ -21,9 +21,7 @@ IGNORE_INDEX = -100
 
 # As xtuner decides it: these tokenizers' own idea of a begin token is not used.
 _BEGIN_IDS = {
-    "QWenTokenizer": [],
-    "QWen2Tokenizer": [],
-    "Qwen2TokenizerFast": [],
+    **{name: [] for name in ("QWenTokenizer", "QWen2Tokenizer", "Qwen2TokenizerFast")},
     "ChatGLMTokenizer": [64790, 64792],
 }
 
@@ -63,17 +61,14 @@ class PromptTemplate:
         Raises:
             PallavaError: A key is unknown, a required one is missing, or ``instruction`` has no ``{input}``.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise PallavaError(
-                f"prompt template cannot have keys {', '.join(unknown)}; its keys are {', '.join(sorted(known))}"
-            )
+        known = sorted(field.name for field in dataclasses.fields(cls))
+        if unknown := sorted(set(values).difference(known)):
+            raise PallavaError(f"prompt template cannot have keys {', '.join(unknown)}; choose {', '.join(known)}")
         if missing := [key for key in ("name", "instruction") if key not in values]:
             raise PallavaError(f"prompt template must have {' and '.join(missing)}, got {', '.join(sorted(values))}")
         if "{input}" not in values["instruction"]:
             raise PallavaError(f"instruction of prompt template '{values['name']}' must contain {{input}}")
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**fields)
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 _CHATML = PromptTemplate(
@@ -85,9 +80,7 @@ _CHATML = PromptTemplate(
     sep="\n",
     stop_words=("<|im_end|>",),
 )
-_MISTRAL = PromptTemplate(
-    name="mistral", system="[INST] {system} [/INST]\n", instruction="[INST] {input} [/INST]", sep="\n"
-)
+_MISTRAL = PromptTemplate("mistral", "[INST] {input} [/INST]", "[INST] {system} [/INST]\n", sep="\n")
 
 TEMPLATES: dict[str, PromptTemplate] = {
     template.name: template
@@ -145,18 +138,8 @@ TEMPLATES: dict[str, PromptTemplate] = {
             sep="\n",
             stop_words=("<end_of_turn>",),
         ),
-        PromptTemplate(
-            name="zephyr",
-            system="<|system|>\n{system}\n",
-            instruction="<|user|>\n{input}\n<|assistant|>\n",
-            sep="\n",
-        ),
-        PromptTemplate(
-            name="default",
-            system="<|System|>:{system}\n",
-            instruction="<|User|>:{input}\n<|Bot|>:",
-            sep="\n",
-        ),
+        PromptTemplate("zephyr", "<|user|>\n{input}\n<|assistant|>\n", "<|system|>\n{system}\n", sep="\n"),
+        PromptTemplate("default", "<|User|>:{input}\n<|Bot|>:", "<|System|>:{system}\n", sep="\n"),
     )
 }
 

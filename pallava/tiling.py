@@ -73,15 +73,9 @@ class TileSpec:
 def choose_canvas(
     image_size: tuple[int, int], tile_size: int, canvases: Sequence[tuple[int, int]] = PUBLISHED_CANVASES
 ) -> tuple[int, int]:
-    """Choose the canvas that keeps most of the image, and of those the one with the least padding.
+    """Return the (width, height) of the canvas that keeps most of the image, and of those needs the least padding.
 
-    Args:
-        image_size: (width, height) of the image in pixels.
-        tile_size: Side of a tile in pixels.
-        canvases: Grids (columns, rows) to choose from; the earlier wins a tie.
-
-    Returns:
-        (width, height) of the canvas in pixels.
+    All sizes are in pixels; of equally good `canvases` (columns, rows) the earlier is chosen.
 
     Raises:
         PallavaError: The list of canvases is empty.
@@ -124,11 +118,7 @@ def make_tiles(
 
 
 def place_on_canvas(image_size: tuple[int, int], canvas_size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Place an image on its canvas: it fills one direction and is centred in the other.
-
-    Args:
-        image_size: (width, height) of the image in pixels.
-        canvas_size: (width, height) of the canvas in pixels.
+    """Place an image of (width, height) on its canvas: it fills one direction and is centred in the other.
 
     Returns:
         (left, top, width, height) in pixels of the canvas.

@@ -76,7 +76,7 @@ class PALLaVA(lmms):
         return [answers[number] for number in range(len(requests))]
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Refuse: PA-LLaVA answers in words, as it is trained and evaluated."""
+        """Refuse: PA-LLaVA answers in words."""
         raise PallavaError("pallava answers by generation; choose tasks with output_type generate_until")
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:

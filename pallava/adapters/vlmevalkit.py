@@ -43,24 +43,13 @@ class PALLaVA(BaseModel):
         self._generate = {"max_new_tokens": _MAX_NEW_TOKENS, **generate}
 
     def generate_inner(self, message: Sequence[dict[str, str]], dataset: str | None = None) -> str:
-        """Answer one message of texts and paths of images.
-
-        Args:
-            message: Parts of ``type`` (text or image) and ``value``.
-            dataset: Name of the data set; not used.
-        """
+        """Answer one message: parts of ``type`` (text or image) and ``value`` (text or path)."""
         parts = [{"type": each["type"], each["type"]: each["value"]} for each in message]
         return answer(*self._parts, [[{"role": "user", "content": parts}]], **self._generate)[0]
 
 
 def register(model_path: str, name: str = NAME, **options: Any) -> None:
-    """Add a folder to the models that VLMEvalKit knows by name.
-
-    Args:
-        model_path: The model folder.
-        name: Name for ``--model``.
-        **options: Options of `PALLaVA`.
-    """
+    """Add a folder, with options of `PALLaVA`, to the models that VLMEvalKit knows by name."""
     from vlmeval.config import supported_VLM
 
     supported_VLM[name] = partial(PALLaVA, model_path=model_path, **options)

@@ -13,7 +13,6 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from pallava.devices import find_device
-from pallava.model.configuration import PALLaVAConfig
 from pallava.model.connectors import (
     ConnectorConfig,
     MLPConnector,
@@ -23,7 +22,7 @@ from pallava.model.connectors import (
     register_connector,
 )
 from pallava.model.encoders import load_encoder, load_image_processor, load_plip, register_encoder
-from pallava.model.modeling import PALLaVAForConditionalGeneration
+from pallava.model.modeling import PALLaVAConfig, PALLaVAForConditionalGeneration
 from pallava.model.processor import Image, PALLaVAProcessor
 
 AutoConfig.register(PALLaVAConfig.model_type, PALLaVAConfig, exist_ok=True)

@@ -14,10 +14,10 @@ from torch.nn.functional import normalize
 from transformers import CLIPVisionModelWithProjection
 
 from pallava.errors import PallavaError
-from pallava.model.configuration import PALLaVAConfig
 from pallava.model.connectors import CONNECTORS, ScaleInvariantConnector
 from pallava.model.encoders import adapter_of, first_layers, patch_tokens
 from pallava.model.loading import find_folder
+from pallava.model.modeling import PALLaVAConfig
 from pallava.model.weights import build_with_weights, read_weights
 
 

@@ -115,12 +115,8 @@ class ScaleInvariantConnectorConfig(ConnectorConfig):
     def describe(self) -> str:
         """Return the number of layers, and which of them read the tiles."""
         layers = self.cross_attention_layers
-        if not layers:
-            reads = "no cross-attention: reads the overview alone"
-        elif layers == list(range(self.num_hidden_layers)):
-            reads = "cross-attention to the tiles"
-        else:
-            reads = f"cross-attention to the tiles in layers {', '.join(map(str, layers))}"
+        some = "" if len(layers) == self.num_hidden_layers else f" in layers {', '.join(map(str, layers))}"
+        reads = f"cross-attention to the tiles{some}" if layers else "no cross-attention: reads the overview alone"
         return f"{self.num_hidden_layers} layers, {reads}"
 
 
@@ -143,15 +139,9 @@ class ScaleInvariantConnector(PreTrainedModel):
         self.post_init()
 
     def forward(self, overview: Tensor, tiles: Tensor, tile_mask: Tensor | None = None) -> Tensor:
-        """Turn an image's tokens into visual tokens.
+        """Turn the tokens of overviews (I, T, D) and tiles (I, M, D), padded to the longest, into (I, T, H).
 
-        Args:
-            overview: (I, T, D), the tokens of each overview.
-            tiles: (I, M, D), the tokens of each image's tiles, padded to the longest.
-            tile_mask: (I, M), 1 for a real token (default: all are real).
-
-        Returns:
-            (I, T, H), visual tokens.
+        `tile_mask` (I, M) has 1 for a real token (default: all are real).
         """
         if self.gradient_checkpointing and self.training:
             return checkpoint(self._connect, overview, tiles, tile_mask, use_reentrant=False)
@@ -176,12 +166,9 @@ class ScaleInvariantConnector(PreTrainedModel):
         num_attention_heads: int = 12,
         name: object = None,
     ) -> "ScaleInvariantConnector":
-        """Open a connector under the published keys; sizes are inferred from keys and shapes.
+        """Open a connector under the published keys, with or without their prefix, from a folder, file or state dict.
 
-        Args:
-            source: A folder, a weights file, or a state dict; keys with or without the prefix ``projector.``.
-            num_attention_heads: The one size that no shape shows.
-            name: Where a state dict comes from, for messages.
+        Sizes are inferred from keys and shapes, but for the number of heads; `name` is the state dict's in messages.
 
         Raises:
             PallavaError: The weights cannot be read, or are not those of a connector.
@@ -265,19 +252,14 @@ def register_connector(connector_class: ConnectorClass) -> ConnectorClass:
 
 
 def find_connector(kind: str | type) -> type[PreTrainedModel]:
-    """Return a connector's class, and register it.
-
-    Args:
-        kind: A `model_type` in `CONNECTORS`, the import path of a class, whose module is imported, or the class.
+    """Register a connector's class by its `model_type`, its import path (the module is imported) or itself; return it.
 
     Raises:
         PallavaError: Nothing has that name, or it is not a connector.
     """
-    if isinstance(kind, type):
-        return register_connector(kind)
-    if kind in CONNECTORS:
+    if isinstance(kind, str) and kind in CONNECTORS:
         return CONNECTORS[kind]
-    found = import_name(kind)
+    found = import_name(kind) if isinstance(kind, str) else kind
     if not isinstance(found, type):
         raise PallavaError(f"connector {kind!r} must be a class, got {found!r}")
     return register_connector(found)
@@ -303,11 +285,8 @@ def build_connector(
 ) -> Any:
     """Build a connector with new weights for an encoder and a language model of these widths.
 
-    Args:
-        visual_hidden_size: Width D of the encoder's tokens.
-        llm_hidden_size: Width H of the language model's embeddings.
-        kind: A connector as `find_connector` takes it, or a function, or its import path, that returns a connector.
-        **sizes: The other fields of its configuration; `num_attention_heads` is chosen by `choose_heads` by default.
+    `kind` is a connector as `find_connector` takes it, or a function, or its import path, that returns a connector.
+    `sizes` are the other fields of its configuration; `num_attention_heads` is chosen by `choose_heads` by default.
 
     Raises:
         PallavaError: There is no such connector or field.

@@ -12,27 +12,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    Dinov2Config,
-    Dinov2Model,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
-    PretrainedConfig,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
+from transformers import CLIPImageProcessor, CLIPVisionModel, PretrainedConfig
 
 from pallava.errors import PallavaError
-from pallava.model.clip import (
-    huggingface_vision_config,
-    make_image_processor,
-    open_clip_to_huggingface,
-    read_description,
-)
+from pallava.model import clip
 from pallava.model.timm_encoder import SCHEME, TimmEncoder, TimmEncoderConfig, open_timm, outline_timm, timm_tile_spec
 from pallava.model.versions import vision_tower
 from pallava.model.weights import PLIP_RENAMES, build_with_weights, read_json, read_weights, rename_keys
@@ -90,16 +75,19 @@ class _Timm:
 
 ENCODERS: dict[str, EncoderAdapter] = {
     _CLIP: _Transformers(
-        CLIPVisionConfig,
+        transformers.CLIPVisionConfig,
         CLIPVisionModel,
         lambda tower, pixels: tower.pre_layrnorm(tower.embeddings(pixels)),
         num_prefix_tokens=1,
     ),
-    "dinov2": _Transformers(Dinov2Config, Dinov2Model, layers="layer", num_prefix_tokens=1),
+    "dinov2": _Transformers(transformers.Dinov2Config, transformers.Dinov2Model, layers="layer", num_prefix_tokens=1),
     "dinov2_with_registers": _Transformers(
-        Dinov2WithRegistersConfig, Dinov2WithRegistersModel, layers="layer", num_prefix_tokens=1
+        transformers.Dinov2WithRegistersConfig,
+        transformers.Dinov2WithRegistersModel,
+        layers="layer",
+        num_prefix_tokens=1,
     ),
-    _SIGLIP: _Transformers(SiglipVisionConfig, SiglipVisionModel),
+    _SIGLIP: _Transformers(transformers.SiglipVisionConfig, transformers.SiglipVisionModel),
     "pallava_timm": _Timm(),
 }
 """Adapters by the `model_type` of the encoder's configuration."""
@@ -117,8 +105,7 @@ def adapter_of(config: PretrainedConfig | Mapping[str, Any]) -> EncoderAdapter:
     Raises:
         PallavaError: Its kind is not registered.
     """
-    given = config if isinstance(config, Mapping) else {"model_type": config.model_type}
-    kind = given.get("model_type", _CLIP)
+    kind = config.get("model_type", _CLIP) if isinstance(config, Mapping) else config.model_type
     if kind not in ENCODERS:
         raise PallavaError(f"visual encoder type must be one of {', '.join(ENCODERS)}, got {kind!r}")
     return ENCODERS[kind]
@@ -216,17 +203,13 @@ def load_plip(source: str | os.PathLike[str], model_name: str | None = None) -> 
         PallavaError: The path is none of these, or a key is missing, unexpected or reshaped.
     """
     path = Path(source)
-    if not path.exists():
-        raise PallavaError(
-            f"visual encoder '{path}' does not exist; give the published plip folder, a Hugging Face CLIP folder, or "
-            "an open_clip checkpoint with its model name"
-        )
-    if model_name is not None:
+    if path.exists() and model_name is not None:
         return _open_open_clip(path, model_name)
     if not (path / "config.json").is_file():
+        found = "must be a folder with a config.json" if path.exists() else "does not exist"
         raise PallavaError(
-            f"'{path}' must be a folder with a config.json; an open_clip checkpoint needs its model name, as in "
-            "load_plip('epoch_10.pt', model_name='ViT-B-16')"
+            f"visual encoder '{path}' {found}; give the published plip folder, a Hugging Face CLIP folder, or an "
+            "open_clip checkpoint with its name there, as in load_plip('epoch_10.pt', model_name='ViT-B-16')"
         )
     return _open_transformers(path, _CLIP, _description(path))
 
@@ -297,10 +280,10 @@ def _open_transformers(folder: Path, kind: str, description: Mapping[str, Any]) 
 
 
 def _open_open_clip(path: Path, model_name: str) -> CLIPVisionModel:
-    described = read_description(model_name, has_text=False)
+    described = clip.read_description(model_name, has_text=False)
     visual = {key: v for key, v in read_weights(path).items() if key.startswith("visual.") and key != "visual.proj"}
-    config = huggingface_vision_config(described)
-    return build_with_weights(CLIPVisionModel, config, open_clip_to_huggingface(visual), path)
+    config = clip.huggingface_vision_config(described)
+    return build_with_weights(CLIPVisionModel, config, clip.open_clip_to_huggingface(visual), path)
 
 
 def _tower_state(folder: Path, kind: str) -> dict[str, Tensor]:
@@ -338,8 +321,10 @@ def _transformers_tile_spec(folder: Path, description: Mapping[str, Any]) -> Til
         size = values["size"]
     side = size if isinstance(size, int) else size.get("height", size.get("shortest_edge"))
     known = {key: values[key] for key in ("image_mean", "image_std", "resample", "rescale_factor") if key in values}
-    return TileSpec.from_image_processor(make_image_processor(side, **known))
+    return TileSpec.from_image_processor(clip.make_image_processor(side, **known))
 
 
 def _processor(spec: TileSpec) -> CLIPImageProcessor:
-    return make_image_processor(spec.size, resample=spec.resample, image_mean=list(spec.mean), image_std=list(spec.std))
+    return clip.make_image_processor(
+        spec.size, resample=spec.resample, image_mean=list(spec.mean), image_std=list(spec.std)
+    )

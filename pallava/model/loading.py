@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from pallava.devices import device_dtype
 from pallava.errors import PallavaError
-from pallava.model.configuration import PALLaVAConfig
 from pallava.model.versions import block_broken_bitsandbytes
 from pallava.model.weights import check_finite, list_keys, read_json, read_weights, shorten
 
@@ -49,7 +48,7 @@ def find_folder(folder: str | os.PathLike[str], options: dict[str, Any]) -> Path
         try:
             path = Path(snapshot_download(str(folder), **hub))
         except (OSError, ValueError) as error:  # it does not exist, or has a name that the hub could not have
-            reason = _first_line(error)
+            reason = _reason(error)
             raise PallavaError(f"'{folder}' is neither a folder nor on the Hugging Face hub: {reason}") from None
     if not (path / "config.json").is_file():
         raise PallavaError(f"'{path}' is not a model folder: its config.json is missing; `pallava convert` writes one")
@@ -67,9 +66,7 @@ def open_whole(opener: Any, path: Path, args: tuple[Any, ...], options: dict[str
     try:
         model, info = opener(path, *args, output_loading_info=True, **options)
     except (OSError, SafetensorError) as error:
-        raise PallavaError(
-            f"weights in '{path}' cannot be read ({_first_line(error)}); copy or convert it again"
-        ) from None
+        raise PallavaError(f"weights in '{path}' cannot be read ({_reason(error)}); copy or convert it again") from None
     _check_complete(info, f"'{path}'")
     check_finite(model.state_dict(), path)
     return (model, info) if with_info else model
@@ -85,7 +82,7 @@ def open_beside_llm(
     Raises:
         PallavaError: As in `open_whole`, or the base language model cannot be opened.
     """
-    config = options.pop("config", None) or PALLaVAConfig.from_pretrained(path)
+    config = options.pop("config")
     llm_options = {key: options.pop(key) for key in _LLM_OPTIONS if options.get(key) is not None}
     base = base_llm or config.base_llm
     llm = _load_adapter(base, path / ADAPTER_FOLDER, torch_dtype=options["torch_dtype"], **llm_options)
@@ -210,12 +207,13 @@ def loading_errors(source: str | os.PathLike[str], part: str = "language model")
 def greedy(llm: Any) -> GenerationConfig:
     """Return a generation config with the language model's end and padding tokens, and nothing of its sampling."""
     own = getattr(llm, "generation_config", None) or getattr(llm, "config", None) or GenerationConfig()
-    eos = own.eos_token_id
-    first = eos[0] if isinstance(eos, list) else eos
+    eos, pad = own.eos_token_id, own.pad_token_id
+    if pad is None:
+        pad = eos[0] if isinstance(eos, list) else eos
     return GenerationConfig(
         bos_token_id=own.bos_token_id,
         eos_token_id=eos,
-        pad_token_id=own.pad_token_id if own.pad_token_id is not None else first,
+        pad_token_id=pad,
         max_new_tokens=_MAX_NEW_TOKENS,
         do_sample=False,
         use_cache=True,
@@ -232,10 +230,6 @@ def _check_complete(report: Mapping[str, Any], source: str, on_meta: set[str] = 
         raise PallavaError(
             f"the weights of {source} are not those of its config.json: {wrong}; copy or convert it again"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
 
 
 def _reason(error: Exception) -> str:

@@ -15,21 +15,72 @@ from typing import Any
 import torch
 from torch import LongTensor, Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pallava.errors import PallavaError
 from pallava.model.card import CARD, write_model_card
-from pallava.model.configuration import PALLaVAConfig
-from pallava.model.connectors import CONNECTORS, find_connector, import_path
-from pallava.model.encoders import adapter_of, patch_tokens
+from pallava.model.connectors import CONNECTORS, ConnectorConfig, find_connector, import_path, make_connector_config
+from pallava.model.encoders import adapter_of, encoder_config, num_tokens, patch_tokens
 from pallava.model.loading import ADAPTER_FOLDER, find_folder, greedy, is_adapted, open_beside_llm, open_whole
 from pallava.model.versions import fill_defaults
 from pallava.model.weights import read_json
 from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from pallava.tiling import MAX_TILES
 
 # Fields of language models (Gemma 2, Cohere, Granite) that change the output layer's scores before they are logits.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+class PALLaVAConfig(PretrainedConfig):
+    """Configuration of the whole model.
+
+    Args:
+        text_config: Configuration of the language model; its `model_type` is Llama's by default.
+        vision_config: Configuration of the encoder; its `model_type` is CLIP's by default.
+        connector_config: Configuration of the connector; its `model_type` is the published one's by default.
+        vision_feature_layer: Index of the encoder's hidden states that the connector reads.
+        base_llm: Name or path of the language model, if the folder holds an adapter to it.
+        encoder_source: Where the encoder came from, which may hold the text tower that belongs to it; the folder
+            itself does not need it.
+        connector_class: Import path of the connector's class, if it does not come with pallava.
+
+    Raises:
+        PallavaError: The kind of encoder or connector is not registered.
+    """
+
+    model_type = "pallava"
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig, "connector_config": AutoConfig}
+
+    def __init__(
+        self,
+        text_config: PretrainedConfig | dict[str, Any] | None = None,
+        vision_config: PretrainedConfig | dict[str, Any] | None = None,
+        connector_config: ConnectorConfig | dict[str, Any] | None = None,
+        vision_feature_layer: int = -2,
+        base_llm: str | None = None,
+        encoder_source: str | None = None,
+        connector_class: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(text_config, PretrainedConfig):
+            values = dict(text_config or {})
+            text_config = AutoConfig.for_model(values.pop("model_type", "llama"), **values)
+        self.text_config = text_config
+        self.vision_config: Any = encoder_config(vision_config)
+        if not isinstance(connector_config, PretrainedConfig):
+            connector_config = make_connector_config(connector_config or {}, connector_class)
+        self.connector_config: Any = connector_config
+        self.vision_feature_layer = vision_feature_layer
+        self.base_llm = base_llm
+        self.encoder_source = encoder_source
+        self.connector_class = connector_class
+        super().__init__(**kwargs)
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Largest number of visual tokens of one image."""
+        return self.connector_config.num_visual_tokens(num_tokens(self.vision_config), MAX_TILES)
 
 
 class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -130,13 +181,9 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Run the model over text with images in it.
 
-        Args:
-            input_ids: (B, L), -200 once for each image; images in reading order over the batch.
-            attention_mask: (B, L), 0 for padding, on the right or the left.
-            pixel_values: As in `encode_images`.
-            tiles_per_image: As in `encode_images`.
-            labels: (B, L), -100 for positions without a loss.
-            **llm_kwargs: Passed on to the language model.
+        `input_ids` (B, L) have -200 once for each image, in reading order over the batch; `attention_mask` (B, L) has 0
+        for padding, on either side; `labels` (B, L) have -100 for positions without a loss; images are as in
+        `encode_images`. Other arguments are the language model's.
 
         Returns:
             Logits (B, L', V), where each image's marker has become T_i positions and padding stays on its side.
@@ -192,14 +239,9 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> LongTensor:
         """Answer each sample of a batch, greedily by default.
 
-        Args:
-            input_ids: (B, L), prompts as the processor makes them.
-            attention_mask: (B, L), 0 for padding on either side.
-            pixel_values: As in `encode_images`.
-            tiles_per_image: As in `encode_images`.
-            visual_tokens: Visual tokens (T_i, H) of each image, as `encode_images` returns them, in place of
-                `pixel_values`: an image with several questions is encoded once.
-            **generate_kwargs: Options of transformers' `generate`, such as `max_new_tokens` or `streamer`.
+        The first arguments are as in `forward`; `visual_tokens`, as `encode_images` returns them, take the place of
+        `pixel_values`, so that an image with several questions is encoded once. Other arguments are options of
+        transformers' `generate`, such as `max_new_tokens` or `streamer`.
 
         Returns:
             (B, new tokens), the answers alone, each with its end token, then padding.
@@ -227,12 +269,8 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> dict[str, Tensor]:
         """Put visual tokens in the place of the image markers.
 
-        Args:
-            input_ids: (B, L), with -200 for each image.
-            visual_tokens: (T_i, H) for each image, or None without images.
-            attention_mask: (B, L), 0 for padding.
-            labels: (B, L).
-            left: Whether padding goes to the left (default: the side it has in `attention_mask`).
+        `visual_tokens` are (T_i, H) for each image, or None without images; the rest is as in `forward`. `left` says
+        whether padding goes to the left (default: the side it has in `attention_mask`).
 
         Returns:
             `inputs_embeds` (B, L', H), `attention_mask` and `position_ids` (B, L'), and `labels` if given.
@@ -314,6 +352,7 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             find_connector(name)
         if not (path / ADAPTER_FOLDER).is_dir():
             return open_whole(super().from_pretrained, path, args, kwargs)
+        kwargs["config"] = kwargs.get("config") or PALLaVAConfig.from_pretrained(path)
         return open_beside_llm(super().from_pretrained, path, args, kwargs, base_llm)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:

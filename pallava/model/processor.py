@@ -38,13 +38,13 @@ Message = Mapping[str, Any]
 _SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
 _IMAGE_KEYS = ("image", "url", "path")
 Image = Any
-"""Anything that `pallava.images.open_image` opens: a path, bytes, an open file, a PIL image."""
+"""Anything that `pallava.images.open_image` opens."""
 Text = str | Sequence[Mapping[str, str]]
 """A question, a prompt that `apply_chat_template` wrote, or a conversation of
 ``{"from": "human" | "gpt" | "system", "value": ...}`` that ends with a question."""
-_IGNORED_OPTIONS = {"padding", "legacy", "add_special_tokens"}
-"""Options that transformers' pipelines pass to every processor; here padding is always on the left and special tokens
-are the template's."""
+_IGNORED_OPTIONS = {"padding", "legacy", "add_special_tokens", "add_generation_prompt"}
+"""Options that transformers' pipelines pass to every processor; here padding is always on the left, special tokens are
+the template's, and it always ends where the answer begins."""
 
 
 class PALLaVAProcessor(ProcessorMixin):
@@ -155,7 +155,6 @@ class PALLaVAProcessor(ProcessorMixin):
         tokenize: bool = False,
         return_dict: bool = False,
         continue_final_message: bool = False,
-        add_generation_prompt: bool = True,
         return_tensors: str | None = "pt",
         processor_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
@@ -168,7 +167,6 @@ class PALLaVAProcessor(ProcessorMixin):
             tokenize: Whether to make the model's inputs, images opened and tiled, instead of the prompt as text.
             return_dict: Whether to return all inputs instead of the ids alone.
             continue_final_message: False.
-            add_generation_prompt: Not used: the template of a question always ends where its answer begins.
             return_tensors: ``pt``.
             processor_kwargs: Further options of `__call__`.
             **options: Options of `__call__`.
@@ -184,7 +182,7 @@ class PALLaVAProcessor(ProcessorMixin):
             raise PallavaError("a conversation must use the folder's own chat template and end with a question")
         is_one = isinstance(conversation[0], Mapping)
         read = [read_messages(each) for each in ([conversation] if is_one else conversation)]  # type: ignore[arg-type]
-        turns = [_open_ended(turns_from_conversations(messages)) for messages, _ in read]
+        turns = [_read_question(messages) for messages, _ in read]
         texts = [render_prompt(each, self.template, self.tokenizer.eos_token) for each in turns]
         if not tokenize:
             return texts[0] if is_one else texts
@@ -206,17 +204,15 @@ class PALLaVAProcessor(ProcessorMixin):
 
     def _turns(self, text: Text, num_images: int, system: str | None) -> list[Turn]:
         if not isinstance(text, str):
-            messages = list(text)
-            if system is not None:
-                messages.insert(0, {"from": "system", "value": system})
-            return _open_ended(turns_from_conversations(messages))
+            return _read_question([*([] if system is None else [{"from": "system", "value": system}]), *text])
         turns = parse_prompt(text, self.template, self.tokenizer.eos_token)
         if turns is None:
             return [Turn(build_question(text, num_images), system=system)]
         return turns if system is None else [dataclasses.replace(turns[0], system=system), *turns[1:]]
 
 
-def _open_ended(turns: list[Turn]) -> list[Turn]:
+def _read_question(messages: Sequence[Mapping[str, str]]) -> list[Turn]:
+    turns = turns_from_conversations(messages)
     if turns and turns[-1].answer is not None:
         raise PallavaError("the conversation ends with an answer; end it with a question")
     return turns

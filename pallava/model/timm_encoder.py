@@ -180,11 +180,9 @@ def _why(name: str, error: Exception, pretrained: bool) -> str:
     reason = " ".join(str(error).split())[:300]
     if isinstance(error, RuntimeError) and "Unknown model" in reason:
         return f"timm has no model named {name!r}; see timm.list_models('vit_*')"
-    advice = (
-        "download it where a network is available, and give the folder, or checkpoint=... beside the name"
-        if pretrained
-        else "see the options of timm.create_model"
-    )
+    advice = "see the options of timm.create_model"
+    if pretrained:
+        advice = "download it where a network is available, and give the folder, or checkpoint=... beside the name"
     return f"timm cannot build {name}: {reason}; {advice}"
 
 

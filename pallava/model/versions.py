@@ -23,9 +23,7 @@ NEEDS_CLASS_NAMES = _VERSION < (5, 0)
 
 
 def check_version(version: tuple[int, ...]) -> None:
-    """Refuse a transformers that no test of ours has seen.
-
-    Those from 4.49 to 4.57 would sample as the language model's own file says, where answers must be greedy.
+    """Refuse a transformers between 4.48 and 5, which would sample as the language model's own file says.
 
     Raises:
         PallavaError: The version is neither 4.48 nor 5.x.
