@@ -169,9 +169,6 @@ def load_encoder(source: str | os.PathLike[str], **options: Any) -> Any:
         **options: `model_name` of an open_clip checkpoint; for timm `checkpoint` (weights in a file), `pretrained`
             and the options of `timm.create_model`, layer classes by their name in `timm.layers`.
 
-    Returns:
-        The vision model; its `config` has hidden_size, image_size and patch_size.
-
     Raises:
         PallavaError: The encoder does not exist, or a weight is missing, unexpected or reshaped.
     """

@@ -159,20 +159,13 @@ class PALLaVAProcessor(ProcessorMixin):
         processor_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Write messages in the form that the model was trained on; `read_messages` describes theirs.
+        """Write one conversation, or several, in the form that the model was trained on.
 
-        Args:
-            conversation: One conversation, which ends with a question, or several.
-            chat_template: None or the folder's own.
-            tokenize: Whether to make the model's inputs, images opened and tiled, instead of the prompt as text.
-            return_dict: Whether to return all inputs instead of the ids alone.
-            continue_final_message: False.
-            return_tensors: ``pt``.
-            processor_kwargs: Further options of `__call__`.
-            **options: Options of `__call__`.
+        `read_messages` describes their messages; each conversation ends with a question. Other arguments than
+        `tokenize` and `return_dict` cannot change how the model was trained, and are there for transformers' pipelines.
 
         Returns:
-            The prompt, a list of prompts, ids (B, L), or the result of `__call__`.
+            A prompt or a list of prompts; with `tokenize` ids (B, L), and with `return_dict` the result of `__call__`.
 
         Raises:
             PallavaError: A message has another form, or the conversation does not end with a question.
@@ -196,11 +189,7 @@ class PALLaVAProcessor(ProcessorMixin):
         decoded = self.tokenizer.batch_decode(rows, skip_special_tokens=skip_special_tokens, **kwargs)
         return [answer.strip() for answer in decoded]
 
-    def post_process_image_text_to_text(  # type: ignore[override]
-        self, generated_outputs: LongTensor, skip_special_tokens: bool = True, **kwargs: Any
-    ) -> list[str]:
-        """Call `batch_decode`, for transformers' pipeline."""
-        return self.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+    post_process_image_text_to_text = batch_decode  # type: ignore[assignment]  # its name in transformers' pipeline
 
     def _turns(self, text: Text, num_images: int, system: str | None) -> list[Turn]:
         if not isinstance(text, str):
@@ -244,9 +233,8 @@ def _share_images(texts: Sequence[Text], images: Any) -> tuple[list[Image], list
 def read_messages(messages: Sequence[Message]) -> tuple[list[dict[str, str]], list[Any]]:
     """Translate a conversation from Hugging Face's form to that of training files.
 
-    Args:
-        messages: Messages of `role` (``user``, ``assistant``, ``system``) and `content`: a text, or a list of parts
-            ``{"type": "text", "text": ...}`` and ``{"type": "image", "image" | "url" | "path" | "base64": ...}``.
+    A message has a `role` (``user``, ``assistant``, ``system``) and a `content`: a text, or a list of parts
+    ``{"type": "text", "text": ...}`` and ``{"type": "image", "image" | "url" | "path" | "base64": ...}``.
 
     Returns:
         Messages of ``from`` and ``value``, and the images in reading order; a part without one is a marker alone.

@@ -62,14 +62,9 @@ class TimmEncoder(PreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: Tensor, layer: int = -1) -> Tensor:
-        """Return the patch tokens of a layer; later blocks are not run.
+        """Return a layer's patch tokens (N, T, D), not yet normalized, of tiles (N, 3, P, P); run no later block.
 
-        Args:
-            pixel_values: (N, 3, P, P), normalized tiles.
-            layer: Index into the hidden states, of which the first is the embeddings'.
-
-        Returns:
-            (N, T, D), without class and register tokens, not yet normalized.
+        `layer` is an index into the hidden states, of which the first is the embeddings'.
         """
         depth = self.config.num_hidden_layers
         block = layer - 1 if layer >= 0 else depth + layer
@@ -138,12 +133,7 @@ def timm_tile_spec(source: str, description: Mapping[str, Any] | None = None, **
 
 
 def outline_timm(source: str, description: Mapping[str, Any] | None, model_args: Mapping[str, Any]) -> Any:
-    """Build a model of timm without its weights.
-
-    Args:
-        source: timm's name.
-        description: ``config.json`` of a folder as timm writes it, in place of the name.
-        model_args: Options as in `open_timm`.
+    """Build a model of timm without its weights, from its name or from ``config.json`` of a folder as timm writes it.
 
     Raises:
         PallavaError: timm has no such vision transformer.
