@@ -206,7 +206,7 @@ def load_plip(source: str | os.PathLike[str], model_name: str | None = None) -> 
         found = "must be a folder with a config.json" if path.exists() else "does not exist"
         raise PallavaError(
             f"visual encoder '{path}' {found}; give the published plip folder, a Hugging Face CLIP folder, or an "
-            "open_clip checkpoint with its name there, as in load_plip('epoch_10.pt', model_name='ViT-B-16')"
+            "open_clip checkpoint with its model name, as in load_plip('epoch_10.pt', model_name='ViT-B-16')"
         )
     return _open_transformers(path, _CLIP, _description(path))
 

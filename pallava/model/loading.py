@@ -103,7 +103,7 @@ def is_adapted(llm: nn.Module) -> bool:
 
 
 def add_lora(llm: nn.Module, config: Any) -> Any:
-    """Add LoRA to a language model, to all linear layers but the output's if the config has no `target_modules`."""
+    """Add LoRA to a language model, to every linear layer but the output's without `target_modules`."""
     block_broken_bitsandbytes()
     from peft import LoraConfig, get_peft_model  # imports bitsandbytes where it finds it
 

@@ -51,7 +51,7 @@ def test_open_clip_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     torch.testing.assert_close(pooled, expected, atol=1e-5, rtol=0)
     with pytest.raises(PallavaError, match="named 'other'"):
         load_plip(tmp_path / "epoch_3.pt", model_name="other")
-    with pytest.raises(PallavaError, match="needs its model name"):
+    with pytest.raises(PallavaError, match="model_name='ViT-B-16'"):
         load_plip(tmp_path / "epoch_3.pt")
 
 
