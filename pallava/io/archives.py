@@ -17,10 +17,9 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO, TypeAlias
+from typing import IO, Any, BinaryIO, NamedTuple, TypeAlias
 
 from tqdm import tqdm
 
@@ -41,8 +40,7 @@ _DRIVE = re.compile("[A-Za-z]:")
 _DAMAGED = (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError)  # type: ignore[attr-defined]
 
 
-@dataclass(frozen=True)
-class Unpacked:
+class Unpacked(NamedTuple):
     """Number of files that were written, and the sum of their sizes."""
 
     num_files: int

@@ -62,10 +62,8 @@ def _first_answer(conversations: Any) -> str:
 
 def _image_names(value: Any) -> list[str]:
     names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise RowDropped("malformed", f"'image' must be a list of names, got {value!r:.80}")
-    if not names:
-        raise RowDropped("malformed", "'image' is an empty list")
     return names
 
 

@@ -13,10 +13,8 @@ from pallava.io.records import Entry
 
 _BACH_TABLE = "microscopy_ground_truth.csv"
 _BACH_NAME = re.compile(r"(n|b|is|iv)\d{3}\.tif")
-
 _OSCC_NAME = re.compile(r"(Normal|OSCC)_(100|400)x_\d+\.jpe?g", re.IGNORECASE)
 _OSCC_FOLDER = re.compile(r"(?:100|400)x (Normal|OSCC)\b.*", re.IGNORECASE)
-
 _COLON_FOLDERS = ("colon/images", "colon/image", "images", "image", "colon", "")
 
 
@@ -129,8 +127,8 @@ class ColonPath(Source):
             return
         lines = file.path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
         for index, line in enumerate(lines):
-            name, _, label = line.strip().rpartition(" ")  # a name holds a space, a label none
             if line.strip():
+                name, _, label = line.strip().rpartition(" ")  # a name holds a space, a label none
                 yield Entry(index, f"line {index + 1}", {"img_id": name, "tumor": label})
 
     def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
@@ -140,6 +138,5 @@ class ColonPath(Source):
         if label not in ("0", "1", "0.0", "1.0"):
             raise RowDropped("bad_label", f"the label of {image!r} must be 0 or 1, got {label!r}")
         name = image if PurePosixPath(image).suffix.casefold() in (".png", ".jpg", ".jpeg", ".tif") else f"{image}.png"
-        index = int(float(label))
-        metadata = {"index": index, "split": file.split}
-        return [Labelled(self.name, f"{file.split}-{row.index:05d}", name, self.classes[index], metadata)]
+        index, row_id = int(float(label)), f"{file.split}-{row.index:05d}"
+        return [Labelled(self.name, row_id, name, self.classes[index], {"index": index, "split": file.split})]

@@ -19,12 +19,9 @@ from pallava.io.files import whole_file
 from pallava.io.hashing import hash_bytes
 from pallava.io.records import BadEntry, Entry, RecordFile
 
-Progress: TypeAlias = Callable[[int], None]
-"""Takes the number of bytes of a file that are read."""
+Progress: TypeAlias = Callable[[int], None]  # takes the number of bytes of a file that are read
 
-SHOWN = 8
-"""Number of names that an error lists."""
-
+SHOWN = 8  # number of names that an error lists
 _MAX_ROW = 16 << 20  # characters of a line and of a cell of a CSV: a forgotten quote must not read on
 _MAX_TABLE = 1 << 30
 _BATCH = 64
@@ -143,14 +140,9 @@ def parquet_rows(path: Path, progress: Progress) -> Iterator[Entry]:
 
 
 def save_image(image: Any, root: Path, folder: str) -> str:
-    """Write an image inside of a parquet file unless it exists, and return its path relative to the root.
+    """Write an image of a parquet file, ``{"bytes", "path"}`` or bytes, to a folder of the root unless it exists.
 
-    Its name is the hash of its bytes, so that each is written once.
-
-    Args:
-        image: Value of the column: ``{"bytes", "path"}``, or bytes.
-        root: The root of the source.
-        folder: Folder of the image, relative to the root.
+    Its name is the hash of its bytes, so that each is written once. Return its path relative to the root.
 
     Raises:
         RowDropped: The row holds no image.
