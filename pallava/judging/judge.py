@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pallava.io.hashing import hash_bytes
 from pallava.io.store import Store
-from pallava.judging.endpoint import Endpoint, Failure, Request
+from pallava.judging.endpoint import Endpoint, Reply, Request
 from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY, GradePrompt
 
 Verdict = Literal["graded", "empty", "unreadable", "refused"]
@@ -70,12 +70,12 @@ def judge(candidates: Sequence[Candidate], endpoint: Endpoint, store: Store) -> 
     requests = [Request(by_key[key].request) for key in missing]
     with tqdm(total=len(by_key), initial=len(found), desc="judge", disable=None) as bar:
         for index, reply in endpoint.iter_settled(requests):
-            if isinstance(reply, Failure):
-                judgement = {"grade": None, "verdict": "refused", "reply": reply.reason[:_MAX_REPLY]}
-            else:
+            grade, verdict = None, "refused"
+            if isinstance(reply, Reply):
                 grade = by_key[missing[index]].prompt.read(reply.text)
                 verdict = "unreadable" if grade is None else "graded"
-                judgement = {"grade": grade, "verdict": verdict, "reply": reply.text[:_MAX_REPLY]}
+            text = reply.text if isinstance(reply, Reply) else reply.reason
+            judgement = {"grade": grade, "verdict": verdict, "reply": text[:_MAX_REPLY]}
             found[missing[index]] = judgement
             store.put(namespace, {missing[index]: judgement})
             bar.update()

@@ -37,12 +37,13 @@ _DIGITS = 3  # of scores, so that a million different ones take no more memory t
 _KEPT, _UNREAD = "kept", "unread"  # beside the filters' names
 _KEPT_COLOUR, _UNREAD_COLOUR = "#2f8f83", "#8a8f98"
 _FILTER_COLOURS = ("#d0628f", "#c98a2b", "#4c86c6", "#b0584a", "#9a6fb0", "#6c8f3c")
-_THRESHOLDS = {"words": "min_words", "image": "max_background", "pathology": "clip_threshold"}
-_SCORES = {
-    "image": ("Background of the images", "share of the pixels"),
-    "duplicates": ("Duplicates: distance from the image that is kept", "bits of the hash"),
-}
-"""Title and axis of the filters whose score is not a judge's."""
+_HISTOGRAMS = {
+    "words": ("Words of the captions", "words", "min_words"),
+    "sides": ("Longer sides of the images", "pixels", ""),
+    "duplicates": ("Duplicates: distance from the image that is kept", "bits of the hash", ""),
+    "image": ("Background of the images", "share of the pixels", "max_background"),
+    "pathology": ("Scores of the filter pathology", "score", "clip_threshold"),
+}  # title, axis, and the setting that is the threshold
 
 
 def describe(summary: _Row, out: str) -> str:
@@ -155,24 +156,23 @@ def _index_sentence(summary: _Row) -> str:
 
 @dataclass
 class _Collected:
-    """Counts of the captions' words, the images' longer sides and each filter's scores, and samples of each group.
+    """Counts of captions' words, images' longer "sides" and scores by filter; samples of each group.
 
     `firsts` are the kept records that drawn duplicates name, by "source:id".
     """
 
-    words: _Counts = field(default_factory=lambda: defaultdict(Counter))
-    sides: _Counts = field(default_factory=lambda: defaultdict(Counter))
-    scores: dict[str, _Counts] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Counter)))
+    counts: dict[str, _Counts] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Counter)))
     samples: dict[_Group, list[_Row]] = field(default_factory=lambda: defaultdict(list))
     firsts: dict[str, _Row] = field(default_factory=dict)
 
     def count(self, row: _Row, fate: str) -> None:
+        values = {name: round(score, _DIGITS) for name, score in row["scores"].items()}
         if row["kind"] == "captions":
-            self.words[fate][len(row["text"].split())] += 1
+            values["words"] = len(row["text"].split())
         if "image_size" in row:
-            self.sides[fate][max(row["image_size"])] += 1
-        for name, score in row["scores"].items():
-            self.scores[name][fate][round(score, _DIGITS)] += 1
+            values["sides"] = max(row["image_size"])
+        for name, value in values.items():
+            self.counts[name][fate][value] += 1
 
     def offer(self, row: _Row, group: _Group, seed: int) -> None:
         """Keep the rows of a group whose hashes are smallest: a draw that needs no count beforehand."""
@@ -217,20 +217,12 @@ def _histograms(collected: _Collected, settings: _Row) -> Iterator[str]:
     from pallava.report.plots import COLOURS, histogram  # imports matplotlib, which takes a second
 
     fates = {_KEPT: _KEPT_COLOUR, "dropped": COLOURS[1]}
-
-    def card(title: str, counts: _Counts, x_label: str, threshold: float | None = None) -> str:
-        series = {fate: counts[fate] for fate in fates if counts.get(fate)}
-        colours = [fates[fate] for fate in series]
-        return html.card(title, histogram(series, x_label=x_label, threshold=threshold, colours=colours))
-
-    if collected.words:
-        yield card("Words of the captions", collected.words, "words", settings.get("min_words"))
-    if collected.sides:
-        yield card("Longer sides of the images", collected.sides, "pixels")
-    for name, counts in sorted(collected.scores.items()):
-        if name != "words":  # shown above
-            title, x_label = _SCORES.get(name, (f"Scores of the filter {name}", "score"))
-            yield card(title, counts, x_label, settings.get(_THRESHOLDS.get(name, "")))
+    for name in [*_HISTOGRAMS, *sorted(collected.counts.keys() - _HISTOGRAMS.keys())]:
+        if counts := collected.counts.get(name):
+            title, x_label, threshold = _HISTOGRAMS.get(name, (f"Scores of the filter {name}", "score", ""))
+            series = {fate: counts[fate] for fate in fates if fate in counts}
+            colours, limit = [fates[fate] for fate in series], settings.get(threshold)
+            yield html.card(title, histogram(series, x_label=x_label, threshold=limit, colours=colours))
 
 
 def _sheets(collected: _Collected, summary: _Row) -> Iterator[str]:

@@ -141,10 +141,10 @@ def test_the_draw_depends_on_its_seed_and_not_on_the_order(folder: Path) -> None
 
 def test_values_are_counted_on_both_sides(folder: Path) -> None:
     collected = _collect(folder)
-    assert collected.words["kept"][49] == 1
-    assert sum(collected.words["dropped"].values()) == 6
-    assert collected.sides["kept"] == {96: 30}
-    assert collected.scores["image"] == {"dropped": {0.991: 1}}
+    assert collected.counts["words"]["kept"][49] == 1
+    assert sum(collected.counts["words"]["dropped"].values()) == 6
+    assert collected.counts["sides"]["kept"] == {96: 30}
+    assert collected.counts["image"] == {"dropped": {0.991: 1}}
 
 
 def test_a_run_that_kept_nothing(tmp_path: Path) -> None:
