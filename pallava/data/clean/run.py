@@ -69,8 +69,9 @@ def clean(
             pipeline.survey()
             pipeline.judge()
             counts = _write_outcomes(folder, pipeline.decide(), inputs, filters, paths)
-        summary = _summary(inputs, filters, counts, image_folder) | _index_report(folder, filters)
+        summary = _summary(inputs, filters, counts, image_folder)
         summary["settings"] = {**chosen.to_json(), "roots": {label: str(root) for label, root in roots.items()}}
+        summary |= _index_report(folder, filters)
         write_json(folder / SUMMARY_NAME, summary, ensure_ascii=False)
     except OSError as error:  # a full disk or a lack of rights; errors of files that are read are PallavaErrors
         raise PallavaError(f"cannot write into '{folder}': {error.strerror or error}") from None
