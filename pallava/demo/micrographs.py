@@ -8,6 +8,7 @@ Letters in shapes: R rows and C columns of pixels.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import count
 
 import numpy as np
 from numpy.random import Generator
@@ -96,7 +97,7 @@ def draw(facts: Facts, rng: Generator) -> Micrograph:
     """Draw one synthetic micrograph; all but its facts is random: grid, places, sizes, colours, noise."""
     grid = GRIDS[rng.integers(len(GRIDS))]
     unit = round(UNIT * rng.uniform(0.97, 1.08))  # one for both sides, so that the grid fits exactly
-    width, height = (count * unit for count in grid)
+    width, height = (side * unit for side in grid)
     regions = _place(facts, width, height, rng)
     ground = 0.55 + 0.22 * _smooth_noise(height, width, 14, rng) + 0.12 * _fibres(height, width, rng)
     nuclei = np.zeros((height, width), np.float32)
@@ -121,13 +122,12 @@ def _place(facts: Facts, width: int, height: int, rng: Generator) -> tuple[Regio
     wanted += [("gland", 23.0)] * facts.glands + [("figure", 8.0)] * int(rng.integers(4, 7))
     placed: list[Region] = []
     for kind, usual in wanted:
-        radius, tries = usual * rng.uniform(0.92, 1.1), 0
-        while True:
+        radius = usual * rng.uniform(0.92, 1.1)
+        for tries in count(1):
             x, y = (rng.uniform(radius + 2, side - radius - 2) for side in (width, height))
             if all(np.hypot(x - r.x, y - r.y) > radius + r.radius + 3 for r in placed):
                 placed.append(Region(kind, x, y, radius))
                 break
-            tries += 1
             if tries % 60 == 0:
                 radius *= 0.93
     return tuple(placed)
@@ -151,8 +151,8 @@ def _paint_gland(nuclei: Floats, ground: Floats, region: Region, rng: Generator)
     _fill(nuclei, ground, _edge(distance - region.radius), 1.05)
     lumen = _edge(distance - region.radius * 0.66)
     ground[:] = ground * (1 - lumen) + lumen * 0.03
-    count = round(region.radius * 1.15)
-    for angle in rng.uniform(0, 2 * np.pi) + np.arange(count) * 2 * np.pi / count:
+    number = round(region.radius * 1.15)
+    for angle in rng.uniform(0, 2 * np.pi) + np.arange(number) * 2 * np.pi / number:
         x, y = region.x + 0.85 * region.radius * np.cos(angle), region.y + 0.85 * region.radius * np.sin(angle)
         _stamp(nuclei, _disc_stamp(2.4), x, y, 0.95)
 
@@ -169,10 +169,10 @@ def _paint_necrosis(nuclei: Floats, ground: Floats, region: Region, rng: Generat
 
 
 def _paint_inflammation(nuclei: Floats, ground: Floats, region: Region, rng: Generator) -> None:
-    count = round(0.040 * np.pi * region.radius**2)
-    index = np.arange(count) + 0.5  # a sunflower's spiral: even, without overlap
-    reach, angle = region.radius * (index / count) ** 0.5, index * 2.39996 + rng.uniform(0, 6)
-    jitter = rng.uniform(-0.9, 0.9, (2, count))
+    number = round(0.040 * np.pi * region.radius**2)
+    index = np.arange(number) + 0.5  # a sunflower's spiral: even, without overlap
+    reach, angle = region.radius * (index / number) ** 0.5, index * 2.39996 + rng.uniform(0, 6)
+    jitter = rng.uniform(-0.9, 0.9, (2, number))
     xs, ys = region.x + reach * np.cos(angle) + jitter[0], region.y + reach * np.sin(angle) + jitter[1]
     for x, y in zip(xs, ys, strict=True):
         _stamp(nuclei, _disc_stamp(2.0), x, y, 1.35)

@@ -60,7 +60,7 @@ def run_steps(steps: Sequence[Step], stamps: Path, say: Callable[[str], None]) -
         stamp = stamps / f"{step.name}.json"
         before = hash_json([before, step.name, step.settings, *map(hash_file, step.sources)])
         title = f"[{number}/{len(steps)}] {step.name}"
-        done = {}
+        done: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError):
             done = json.loads(stamp.read_text())
         if done.get("hash") == before and step.output.exists():
@@ -82,7 +82,6 @@ class Demo:
 
     Args:
         folder: Folder of the results: ``demo`` in the working directory, as in the demo's configs.
-        settings: Sizes of everything.
         say: Receiver of a line on each event; one that begins with a carriage return may be overwritten by the next.
     """
 
@@ -118,6 +117,8 @@ class Demo:
         parts = [*code["model"], *code["training"], *code["data"], *configs]
         draw = partial(write_material, data, self.settings, progress)
         pretrain = partial(pretrain_plip, folder, self.settings, progress)
+        align = partial(train_stage, ALIGNMENT, folder / "stage1", self.settings, progress)
+        instruct = partial(train_stage, INSTRUCTION, folder / "stage2", self.settings, progress)
         sizes, done = dataclasses.asdict(self.settings), "last_checkpoint"
         return [
             Step("fetch", self._fetch, None, [Path(fetch.__file__)], folder / "llm" / "config.json"),
@@ -125,8 +126,8 @@ class Demo:
             Step("plip", pretrain, PLIP_MODEL, plip, folder / "plip" / "encoder" / "config.json"),
             Step("plip_report", self._examine_plip, None, asking, folder / "plip_report.json"),
             Step("dataformat", self._format, None, code["data"], data / "domain_alignment.jsonl"),
-            Step("stage1", partial(self._train, ALIGNMENT, "stage1"), None, parts, folder / "stage1" / done),
-            Step("stage2", partial(self._train, INSTRUCTION, "stage2"), None, parts, folder / "stage2" / done),
+            Step("stage1", align, None, parts, folder / "stage1" / done),
+            Step("stage2", instruct, None, parts, folder / "stage2" / done),
             Step("convert", self._convert, None, code["training"], folder / "model" / "config.json"),
             Step("questions", self._examine, None, asking, folder / "answers_without_tiles.json"),
         ]
@@ -150,9 +151,6 @@ class Demo:
         rows, wordings = self._data / "domain_alignment.jsonl", read_prompts(prompts)
         write_training_file(pairs, rows, image_folder=images, prompts=wordings, seed=self.settings.seed)
 
-    def _train(self, config: str, name: str) -> None:
-        train_stage(config, self.folder / name, self.settings, self._progress)
-
     def _convert(self) -> None:
         from pallava.model.convert import convert
 
@@ -162,8 +160,8 @@ class Demo:
     def _examine(self) -> None:
         """Ask all held-out questions, and those on fine detail also without tiles."""
         evaluate_model(self.folder, self.settings, self._progress)
-        batch_size, progress = self.settings.eval_batch, self._progress
-        again = ask_without_tiles(self.folder / "model", self._answered(), batch_size=batch_size, progress=progress)
+        batch_size = self.settings.eval_batch
+        again = ask_without_tiles(self.folder / "model", self._answered(), batch_size, self._progress)
         write_json(self.folder / "answers_without_tiles.json", [each.as_record() for each in again], indent=1)
 
     def _answered(self) -> list[Answer]:
