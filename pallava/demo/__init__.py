@@ -68,6 +68,6 @@ class DemoSettings:
         if fraction >= 0.1:
             return small
         # A warm-up of a tenth of so few steps would have none, and parts so small have no work for two processes.
-        options = ("param_scheduler.0.end=0.5", "param_scheduler.1.begin=0.5")
-        options += ("default_hooks.sample_chat.max_new_tokens=2",)
+        warm_up = ("param_scheduler.0.end=0.5", "param_scheduler.1.begin=0.5")
+        options = (*warm_up, "default_hooks.sample_chat.max_new_tokens=2")
         return dataclasses.replace(small, processes=1, training_options=options)
