@@ -53,15 +53,7 @@ class Panel:
 def draw_panels(
     panels: Sequence[Panel], out: IO[bytes], *, title: str, footnote: str = "", file_format: str = "png"
 ) -> None:
-    """Draw panels into one file, side by side.
-
-    Args:
-        panels: The panels.
-        out: Binary file to write to.
-        title: Text above all.
-        footnote: Text below all.
-        file_format: "png", "pdf" or "svg".
-    """
+    """Draw panels side by side into a binary file, as "png", "pdf", "svg" or "jpg"."""
     is_tall = max(_aspect(panel) for panel in panels) > 1.2
     columns = min(len(panels), 4 if is_tall or len(panels) == 4 else 3)
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
@@ -69,9 +61,9 @@ def draw_panels(
     width = columns * (_WIDTH + _GAP) + _GAP
     height = _HEADER + sum(heights) + len(rows) * (_ABOVE + _BELOW) + _FOOTER
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
-    title, footnote = as_written(title), as_written(footnote)
-    figure.text(_GAP / width, 1 - 0.22 / height, title, va="top", fontsize=14, fontweight="bold", color=_INK)
-    figure.text(_GAP / width, 0.16 / height, footnote, fontsize=8.5, color=_SOFT)
+    heading = as_written(title)
+    figure.text(_GAP / width, 1 - 0.22 / height, heading, va="top", fontsize=14, fontweight="bold", color=_INK)
+    figure.text(_GAP / width, 0.16 / height, as_written(footnote), fontsize=8.5, color=_SOFT)
     top = height - _HEADER
     for row, row_height in zip(rows, heights, strict=True):
         for column, panel in enumerate(row):
@@ -81,7 +73,7 @@ def draw_panels(
 
 
 def _place(figure: Figure, panel: Panel, left: float, top: float, room: float) -> None:
-    """Draws a panel whose upper left corner is given in inches, with its scale below it."""
+    """Draw a panel whose upper left corner is given in inches, with its scale below it."""
     aspect, (width, height) = _aspect(panel), figure.get_size_inches()
     own_width, own_height = min(_WIDTH, room / aspect), min(room, _WIDTH * aspect)
     axes = figure.add_axes((left / width, (top - own_height) / height, own_width / width, own_height / height))
@@ -104,17 +96,16 @@ def _draw(axes: Axes, panel: Panel) -> Normalize | None:
     scale: Normalize | None = None
     shown: NDArray[np.floating] = panel.image / 255
     if panel.heat is not None:
-        scale = _scale(panel, panel.heat)
-        shown = _under_heat(panel.image, np.asarray(scale(panel.heat)))
+        low = 0.0 if panel.starts_at_zero else float(panel.heat.min())
+        high = max(float(panel.heat.max()), low + 1e-9)
+        scale = PowerNorm(0.5, low, high) if panel.is_peaked else Normalize(low, high)
+        # The picture in pale grey, coloured by the heat.
+        ys, xs = (np.arange(side) * n // side for side, n in zip((height, width), panel.heat.shape, strict=True))
+        colours = colormaps[_HEAT](np.asarray(scale(panel.heat))[ys][:, xs])[..., :3]
+        shown = colours * (_PALE + (1 - _PALE) * panel.image.mean(-1, keepdims=True) / 255)
     axes.imshow(shown, extent=(0, width, height, 0), aspect="auto")
     _draw_tiles(axes, panel, width, height)
     return scale
-
-
-def _scale(panel: Panel, heat: NDArray[np.floating]) -> Normalize:
-    low = 0.0 if panel.starts_at_zero else float(heat.min())
-    high = max(float(heat.max()), low + 1e-9)
-    return PowerNorm(0.5, low, high) if panel.is_peaked else Normalize(low, high)
 
 
 def _draw_scale(figure: Figure, axes: Axes, scale: Normalize, unit: str) -> None:
@@ -127,21 +118,12 @@ def _draw_scale(figure: Figure, axes: Axes, scale: Normalize, unit: str) -> None
 
 def _draw_tiles(axes: Axes, panel: Panel, width: int, height: int) -> None:
     columns, rows = panel.grid
-    for x in np.linspace(0, width, columns + 1)[1:-1]:
-        axes.axvline(x, color="white", linewidth=2)
-        axes.axvline(x, color=_INK, linewidth=0.8)
-    for y in np.linspace(0, height, rows + 1)[1:-1]:
-        axes.axhline(y, color="white", linewidth=2)
-        axes.axhline(y, color=_INK, linewidth=0.8)
+    for draw_line, count, length in ((axes.axvline, columns, width), (axes.axhline, rows, height)):
+        for place in np.linspace(0, length, count + 1)[1:-1]:
+            draw_line(place, color="white", linewidth=2)
+            draw_line(place, color=_INK, linewidth=0.8)
     box = {"boxstyle": "round,pad=0.3", "facecolor": "white", "alpha": 0.9, "edgecolor": "none"}
     for row, texts in enumerate(panel.written or ()):
         for column, text in enumerate(texts):
             corner = ((column + 0.05) * width / columns, (row + 0.05) * height / rows)
             axes.text(*corner, text, ha="left", va="top", fontsize=9.5, color=_INK, bbox=box)
-
-
-def _under_heat(image: NDArray[np.uint8], heat: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Return the picture in pale grey, coloured by heat (R, C) between 0 and 1: (H, W, 3) between 0 and 1."""
-    ys, xs = (np.arange(side) * count // side for side, count in zip(image.shape[:2], heat.shape, strict=True))
-    colours = colormaps[_HEAT](heat[ys][:, xs])[..., :3]
-    return colours * (_PALE + (1 - _PALE) * image.mean(-1, keepdims=True) / 255)

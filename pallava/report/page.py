@@ -14,19 +14,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-_TEMPLATE = "page.html.jinja"
 _ENVIRONMENT = Environment(loader=PackageLoader("pallava.report", "."), autoescape=True, undefined=StrictUndefined)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A place on a contact sheet.
-
-    Attributes:
-        images: Thumbnails, side by side; None for a picture that cannot be shown.
-        title: Bold text below them.
-        text: Text below the title.
-    """
+    """A place on a contact sheet: thumbnails (None for one that cannot be shown), a bold title and a text below."""
 
     images: Sequence[Image.Image | None]
     title: str
@@ -44,13 +37,8 @@ class ShownAnswer:
 
 
 def render(block: str, **values: Any) -> str:
-    """Render one block (a macro) of the page's template.
-
-    Args:
-        block: The macro's name.
-        values: Its arguments, all of them.
-    """
-    macro = getattr(_ENVIRONMENT.get_template(_TEMPLATE).module, block)
+    """Render one block (a macro) of the page's template with all of its arguments."""
+    macro = getattr(_ENVIRONMENT.get_template("page.html.jinja").module, block)
     return str(macro(**values))
 
 
@@ -123,12 +111,7 @@ def contact_sheet(cells: Sequence[Cell]) -> str:
 
 
 def share_bars(rows: Sequence[tuple[str, Sequence[tuple[str, int]]]], colours: Mapping[str, str]) -> str:
-    """Render a bar for each row, cut into parts by their share of it, with one key for all.
-
-    Args:
-        rows: Name of each row, and its parts: name and count.
-        colours: CSS colour of each part.
-    """
+    """Render a bar for each row (name; name and count of each part), cut by share, with one key of CSS colours."""
     present = {part for _, parts in rows for part, count in parts if count}
     bars = []
     for row, parts in rows:

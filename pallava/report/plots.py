@@ -1,6 +1,7 @@
 """Plots as SVG text for a page, readable on light and dark ground alike."""
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -21,7 +22,7 @@ def line_plot(
     smooth: int = 1,
     size: tuple[float, float] = (4.6, 2.7),
 ) -> str:
-    """Draw lines over steps.
+    """Draw lines over steps, as an ``<svg>`` element.
 
     Args:
         series: Name of each line and its points (x, y).
@@ -29,9 +30,6 @@ def line_plot(
         y_label: Text beside it.
         smooth: Number of points in a running mean; the raw ones stay visible, faint.
         size: Width and height in inches of 96 pixels.
-
-    Returns:
-        An ``<svg>`` element.
     """
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
@@ -39,7 +37,7 @@ def line_plot(
         xs, ys = [x for x, _ in points], [y for _, y in points]
         if smooth > 1:
             axes.plot(xs, ys, color=colour, linewidth=0.8, alpha=0.25)
-        axes.plot(xs, running_mean(ys, smooth), color=colour, linewidth=1.8, label=as_written(name))
+        axes.plot(xs, _running_mean(ys, smooth), color=colour, linewidth=1.8, label=as_written(name))
     _dress(axes, x_label, y_label, has_legend=len(series) > 1)
     return _svg(figure)
 
@@ -54,7 +52,7 @@ def histogram(
     colours: Sequence[str] = COLOURS,
     size: tuple[float, float] = (4.6, 2.7),
 ) -> str:
-    """Draw how often values occur, as bars; those of several series on top of each other.
+    """Draw how often values occur, as bars in an ``<svg>``; those of several series on top of each other.
 
     Args:
         series: Name of each series, and how often each value occurs in it.
@@ -64,9 +62,6 @@ def histogram(
         threshold: Value at which a line is drawn.
         colours: Colours of the series.
         size: Width and height in inches of 96 pixels.
-
-    Returns:
-        An ``<svg>`` element.
 
     Raises:
         ValueError: The series have no value.
@@ -88,16 +83,7 @@ def histogram(
 
 
 def confusion_plot(rows: Sequence[str], columns: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
-    """Draw a confusion matrix: counts in the cells, shaded by the share of their row.
-
-    Args:
-        rows: Names of the true classes.
-        columns: Names of the predicted classes.
-        counts: A row for each true class.
-
-    Returns:
-        An ``<svg>`` element.
-    """
+    """Draw a confusion matrix as an ``<svg>``: true classes in rows, cells shaded by the share of their row."""
     side = min(2.2 + 0.55 * len(columns), _MAX_SIDE)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.add_subplot()
@@ -119,25 +105,21 @@ def confusion_plot(rows: Sequence[str], columns: Sequence[str], counts: Sequence
 
 def _edges(series: Mapping[str, Mapping[float, int]], num_bins: int) -> np.ndarray:
     """Edges of bars from the smallest value to the 99th percentile; each of few whole numbers has its own bar."""
-    total: dict[float, int] = {}
+    total: Counter[float] = Counter()
     for counts in series.values():
-        for value, count in counts.items():
-            total[value] = total.get(value, 0) + count
+        total.update(counts)
     if not total:
         raise ValueError("the series must have at least one value")
     values = np.array(sorted(total))
     shares = np.cumsum([total[value] for value in values.tolist()])
     low, high = values[0], values[np.searchsorted(shares, 0.99 * shares[-1])]
     if np.all(values == np.rint(values)):
-        step = _round_step((high - low + 1) / num_bins)
+        least = (high - low + 1) / num_bins
+        # The next of 1, 2, 5, 10, 20, ..., so that a round threshold falls between two bars.
+        step = next(10**power * one for power in range(19) for one in (1, 2, 5) if 10**power * one >= least)
         low = low // step * step
         return low + step * np.arange(int(np.ceil((high - low + 1) / step)) + 1)
     return np.linspace(low, high if high > low else low + 1, num_bins + 1)
-
-
-def _round_step(least: float) -> int:
-    """Return the next of 1, 2, 5, 10, 20, ..., so that a round threshold falls between two bars."""
-    return next(10**power * one for power in range(19) for one in (1, 2, 5) if 10**power * one >= least)
 
 
 def _dress(axes: Axes, x_label: str, y_label: str, *, has_legend: bool) -> None:
@@ -153,7 +135,7 @@ def _dress(axes: Axes, x_label: str, y_label: str, *, has_legend: bool) -> None:
         axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
 
 
-def running_mean(values: Sequence[float], width: int) -> list[float]:
+def _running_mean(values: Sequence[float], width: int) -> list[float]:
     """Return the mean of each value and those before it, `width` in all."""
     return [sum(values[max(0, i - width + 1) : i + 1]) / min(i + 1, width) for i in range(len(values))]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,8 +48,7 @@ class Table:
 
     def to_html(self) -> str:
         """Return the table as a block of a page."""
-        values = {"header": self.header, "rows": self.rows, "is_text": self.is_text}
-        return render("table", title=self.title, note=self.note, **values)
+        return render("table", **vars(self))
 
     def to_markdown(self) -> str:
         """Return the table as Markdown, in which a cell can neither break a line nor start a column or a tag."""
@@ -61,7 +61,8 @@ def estimate(value: float | None, low: float | None, high: float | None) -> str:
     """Return a value with its interval in percent, such as ``83.3 % [80.1, 86.0]``, or a dash if it is undefined."""
     if value is None or value != value:
         return _UNDEFINED
-    return f"{percent(value)} [{_bound(low)}, {_bound(high)}]"
+    bounds = (percent(math.nan if bound is None else bound).removesuffix(" %") for bound in (low, high))
+    return f"{percent(value)} [{', '.join(bounds)}]"
 
 
 def percent(value: float) -> str:
@@ -72,7 +73,3 @@ def percent(value: float) -> str:
 def escape_markdown(text: str) -> str:
     """Return foreign text for Markdown: on one line, without a new column or a tag."""
     return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def _bound(value: float | None) -> str:
-    return _UNDEFINED if value is None or value != value else f"{100 * value:.1f}"

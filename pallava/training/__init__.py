@@ -18,14 +18,8 @@ from pallava.training import dataset, model, optimizer  # noqa: E402
 from pallava.training.hooks import chat, random_state  # noqa: E402
 
 # pallava.model knows nothing of xtuner.
-for __part in (
-    load_encoder,
-    load_plip,
-    load_image_processor,
-    loading.load_llm,
-    loading.load_tokenizer,
-    build_connector,
-):
+_PARTS = (load_encoder, load_plip, load_image_processor, loading.load_llm, loading.load_tokenizer, build_connector)
+for __part in _PARTS:
     BUILDER.register_module(module=__part)
 
 # Configs and checkpoints from before these modules were moved name them.

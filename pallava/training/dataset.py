@@ -72,7 +72,7 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         tokenizer, image_processor = build(tokenizer), build(image_processor)
         settings = EncodingSettings.make(tokenizer, prompt_template, context_length, num_visual_tokens)
         prepared: Prepared = _one_per_node_first(
-            functools.partial(prepare, data_path, tokenizer, settings, num_workers=num_proc, cache_dir=cache_dir)
+            lambda: prepare(data_path, tokenizer, settings, num_workers=num_proc, cache_dir=cache_dir)
         )
         print_log(f"{data_path}: {prepared.describe()}", logger="current")
         self.rows = prepared.rows
@@ -93,15 +93,14 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one row.
 
-        Returns:
-            `input_ids` and `labels` (lists, with -200 for each image), `pixel_values` (sum of 1+N, 3, P, P) with the
-            tiles of all its images, and `tiles_per_image` (list).
+        That is `input_ids` and `labels` (lists, with -200 for each image), `pixel_values` (sum of 1+N, 3, P, P) with
+        the tiles of all its images, and `tiles_per_image` (list).
 
         Raises:
             PallavaError: An image is missing or unreadable; names the row and the image.
         """
         row = self.rows[index]
-        tiles = [self._tiles(row["id"], name) for name in row["images"]]
+        tiles = [self._tiles(row["id"], self.image_folder / name) for name in row["images"]]
         size = self.tile_spec.size
         return {
             "input_ids": row["input_ids"],
@@ -110,8 +109,7 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
             "tiles_per_image": [len(image) for image in tiles],
         }
 
-    def _tiles(self, row_id: str, name: str) -> torch.Tensor:
-        path = self.image_folder / name
+    def _tiles(self, row_id: str, path: Path) -> torch.Tensor:
         try:
             return make_tiles(open_image(path), self.tile_spec)
         except PallavaError as error:
@@ -149,17 +147,14 @@ def _count_visual_tokens(image_processor: Any, given: int | None, connector: Con
     """Count by the encoder that the image processor names, before hours are spent on tokenizing."""
     if not isinstance(image_processor, Mapping) or "source" not in image_processor:
         if given is None:
-            raise PallavaError(
-                "num_visual_tokens must be set, such as to 196, where image_processor does not name the encoder by "
-                "its source"
-            )
+            raise PallavaError("num_visual_tokens must be set (such as to 196) if image_processor has no source")
         return given
     encoder = {key: value for key, value in image_processor.items() if key != "type"}
     found = connector.num_visual_tokens(count_tokens(**encoder), MAX_TILES)
     if given not in (None, found):
         raise PallavaError(
-            f"num_visual_tokens must be {found} for the visual encoder '{encoder['source']}' and this connector, got "
-            f"{given}; None computes it"
+            f"num_visual_tokens must be {found} for the visual encoder '{encoder['source']}', got {given}; None "
+            "computes it"
         )
     return found
 
@@ -169,16 +164,12 @@ def _one_per_node_first(work: Callable[[], T]) -> T:
 
     A failure of the first is raised after the others are released, which then fail by themselves in the same way.
     """
-    result: T | None = None
-    failure: Exception | None = None
     # Every launcher sets it; mmengine's own get_local_rank needs a process group that its runner does not make.
     is_first = not is_distributed() or os.environ.get("LOCAL_RANK", "0") == "0"
-    if is_first:
-        try:
-            result = work()
-        except Exception as error:
-            failure = error
+    try:
+        result = work() if is_first else None
+    except Exception:
+        barrier()
+        raise
     barrier()
-    if failure is not None:
-        raise failure
     return result if is_first else work()  # type: ignore[return-value]

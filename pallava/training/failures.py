@@ -3,6 +3,7 @@
 import functools
 import inspect
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
@@ -34,25 +35,18 @@ def print_sentences() -> None:
 def user_message(error: BaseException, trace: TracebackType | None = None) -> str | None:
     """Return what a user did wrong, or None for an error that is not known to be a user's.
 
-    Args:
-        error: What was raised.
-        trace: Its traceback; a part that a config describes wrongly fails in the call that builds it, and no deeper.
+    A part that a config describes wrongly fails in the call that builds it, and no deeper in the traceback `trace`.
     """
     if isinstance(error, PallavaError):
         return without_worker(str(error))
     if isinstance(error, FileNotFoundError):
         return f"{without_worker(str(error))}; correct the path"
-    if isinstance(error, (TypeError, KeyError)) and _innermost(trace) == "build_from_cfg":
+    calls = [frame.name for frame in traceback.extract_tb(trace)]
+    if isinstance(error, (TypeError, KeyError)) and calls[-1:] == ["build_from_cfg"]:
         return f"a part of the config cannot be built: {error.args[0]}; correct its type or its settings"
     if isinstance(error, ValueError) and "end should be larger than begin" in str(error):  # of mmengine's schedulers
         return "the warm-up must be at least one step; give more rows or epochs, or set a larger warmup_ratio"
     return None
-
-
-def _innermost(trace: TracebackType | None) -> str | None:
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return None if trace is None else trace.tb_frame.f_code.co_name
 
 
 def refuse_ineffective_options() -> None:
@@ -70,11 +64,8 @@ def refuse_ineffective_options() -> None:
 def check_options(config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     """Check that each option sets what the trainer reads.
 
-    A config is executed before it is changed: what it has computed from a name at its top keeps the old value.
-
-    Args:
-        config: The loaded config.
-        options: Values by their full keys, such as ``optim_wrapper.optimizer.lr``; a part may get a new setting.
+    A config is executed before it is changed: what it has computed from a name at its top keeps the old value. Keys
+    are full ones, such as ``optim_wrapper.optimizer.lr``; a part may get a new setting.
 
     Raises:
         PallavaError: The trainer does not read a key; names keys that it does read.

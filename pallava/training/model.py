@@ -25,17 +25,14 @@ from pallava.model.connectors import (
 from pallava.model.convert import check_out, convert_run
 from pallava.model.loading import add_lora, loading_errors
 from pallava.model.run_config import training_config
-from pallava.model.weights import StateDict, load_strictly, read_weights, shorten
+from pallava.model.weights import load_strictly, read_weights, shorten
 
 Part = dict[str, Any]
 """A part of the model as a config names it: ``dict(type=..., ...)``."""
 
 
 def connector_settings(part: Mapping[str, Any] | None) -> ConnectorConfig:
-    """Return the configuration of a connector's part before its widths are known, for the data set.
-
-    Args:
-        part: `model.connector` of a config, or None for the published connector.
+    """Return the configuration of `model.connector` (None: the published one) before its widths are known.
 
     Raises:
         PallavaError: The part's connector does not exist.
@@ -46,9 +43,8 @@ def connector_settings(part: Mapping[str, Any] | None) -> ConnectorConfig:
         kind = import_name(kind)
     if callable(kind) and not isinstance(kind, type):
         return ConnectorConfig()  # a function of the user's shows its connector only when it is called
-    connector_class = find_connector(kind)
     sizes.pop("num_attention_heads", None)  # which must fit the encoder's width
-    return connector_class.config_class(**sizes)
+    return find_connector(kind).config_class(**sizes)
 
 
 def _connector_arguments(part: Mapping[str, Any] | None) -> Part:
@@ -96,7 +92,10 @@ class PALLaVAModel(BaseModel):
         self.freeze_llm, self.freeze_visual_encoder = freeze_llm, freeze_visual_encoder
         self.llm = _build_llm(llm)
         self.visual_encoder = _build(visual_encoder)
-        self.connector: Any = self._build_connector(connector)
+        widths = (self.visual_encoder.config.hidden_size, self.llm.config.hidden_size)
+        if not isinstance(connector, nn.Module):
+            connector = build_connector(*widths, **_connector_arguments(connector))
+        self.connector: Any = connector
         check_reopenable(self.connector)
         self.llm.requires_grad_(not freeze_llm)
         self.visual_encoder.requires_grad_(not freeze_visual_encoder)
@@ -106,23 +105,13 @@ class PALLaVAModel(BaseModel):
         self.__dict__["network"] = PALLaVAForConditionalGeneration.from_parts(
             self.llm, self.visual_encoder, self.connector, vision_feature_layer=vision_feature_layer
         )
-        self._tag_parameters()
+        for name, parameter in self.named_parameters():  # the optimizer gets parameters without names
+            parameter.lr_group = name.split(".")[0]  # type: ignore[attr-defined]
         if use_activation_checkpointing:
             self.gradient_checkpointing_enable()
         if pretrained_pth is not None:
             self.load_pretrained(pretrained_pth)
         self.train()
-
-    def _build_connector(self, connector: Part | nn.Module | None) -> Any:
-        if isinstance(connector, nn.Module):
-            return connector
-        widths = (self.visual_encoder.config.hidden_size, self.llm.config.hidden_size)
-        return build_connector(*widths, **_connector_arguments(connector))
-
-    def _tag_parameters(self) -> None:
-        """Note each parameter's group of learning rates on it: the optimizer gets parameters without names."""
-        for name, parameter in self.named_parameters():
-            parameter.lr_group = name.split(".")[0]  # type: ignore[attr-defined]
 
     def forward(
         self, data: dict[str, Tensor], data_samples: object = None, mode: str = "loss"
@@ -141,9 +130,7 @@ class PALLaVAModel(BaseModel):
             loss = self.network.compute_loss(**inputs)
             return {"loss": loss if has_images else loss + self._nothing_from_connector()}
         output = self.network(**inputs)
-        if mode == "predict":
-            return [{"logits": logits} for logits in output.logits]
-        return output
+        return [{"logits": logits} for logits in output.logits] if mode == "predict" else output
 
     def _nothing_from_connector(self) -> Tensor:
         """Return zero, with a gradient of zero for the connector: ranks wait for each other's gradients."""
@@ -189,17 +176,9 @@ class PALLaVAModel(BaseModel):
         Raises:
             PallavaError: The file cannot be read safely, or its keys and shapes are not those of this model.
         """
-        state = self.own_keys(read_weights(source), source)
+        state = own_checkpoint_keys(read_weights(source), self.connector.config, source)
         load_strictly(self, state, source=source, expected=self.state_dict())
         print_log(f"Loaded pretrained weights from {source}", "current")
-
-    def own_keys(self, state: Mapping[str, Tensor], source: object) -> StateDict:
-        """Return a checkpoint's weights under this model's keys.
-
-        Raises:
-            PallavaError: They were trained with cross-attention and this connector is without, or the reverse.
-        """
-        return own_checkpoint_keys(state, self.connector.config, source)
 
     def to_hf(
         self,

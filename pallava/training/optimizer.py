@@ -13,15 +13,12 @@ from torch import nn
 from pallava.devices import device_dtype
 from pallava.errors import PallavaError
 
-PRECISIONS = ("auto", "bfloat16", "float16", "float32")
+_PRECISIONS = ("auto", "bfloat16", "float16", "float32")
 
 
 @OPTIMIZERS.register_module()
 def grouped_adamw(
-    params: Iterable[nn.Parameter],
-    lr: float,
-    lr_mults: Mapping[str, float] | None = None,
-    **options: Any,
+    params: Iterable[nn.Parameter], lr: float, lr_mults: Mapping[str, float] | None = None, **options: Any
 ) -> torch.optim.AdamW:
     """Build AdamW over the trainable parameters, in one group for each name that the model gave them in `lr_group`.
 
@@ -69,8 +66,8 @@ def precise_optim_wrapper(optimizer: torch.optim.Optimizer, precision: str = "au
     Raises:
         PallavaError: The precision is unknown, or half precision on a CPU.
     """
-    if precision not in PRECISIONS:
-        raise PallavaError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision not in _PRECISIONS:
+        raise PallavaError(f"precision must be one of {', '.join(_PRECISIONS)}, got {precision!r}")
     if precision == "auto":
         precision = str(device_dtype()).removeprefix("torch.")
         print_log(f"training in {precision}, the best that this device has", logger="current")

@@ -2,7 +2,7 @@ import pytest
 from PIL import Image
 
 from pallava.report.page import Cell, ShownAnswer, answers, card, contact_sheet, note, page, picture, share_bars
-from pallava.report.plots import _edges, histogram, line_plot, running_mean
+from pallava.report.plots import _edges, _running_mean, histogram, line_plot
 from pallava.report.table import Table, estimate, percent
 
 
@@ -58,7 +58,7 @@ def test_estimate():
 
 
 def test_plot_is_one_svg():
-    assert running_mean([0, 2, 4], 2) == [0, 1, 3]
+    assert _running_mean([0, 2, 4], 2) == [0, 1, 3]
     text = line_plot({"loss": [(1, 2.0), (2, 1.0)]}, x_label="step", y_label="loss", smooth=2)
     assert text.startswith("<svg")
     assert text.rstrip().endswith("</svg>")

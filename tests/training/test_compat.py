@@ -206,7 +206,11 @@ def test_conversion_keeps_float32():
     assert inspect.signature(read.func).parameters["dtype"].default == torch.float16
 
 
-def test_a_cpu_has_no_half_precision():
-    cpu = device.DeviceWithoutBf16(has_fp16=False)
+def test_a_cpu_has_no_half_precision(monkeypatch):
+    from xtuner.tools import utils
+
+    monkeypatch.setattr(utils, "get_torch_device", utils.get_torch_device)
+    device._describe_to_xtuner(has_fp16=False)
+    cpu = utils.get_torch_device()
     assert not cpu.is_available()
     assert not cpu.is_bf16_supported()

@@ -4,41 +4,26 @@
 checkpoint's seed, chooses the precision of DeepSpeed, or starts the processes' group.
 """
 
+import functools
+
 from pallava.model.versions import block_broken_bitsandbytes
-from pallava.training.compat.checkpoints import keep_float32_in_conversion, load_checkpoints_safely
-from pallava.training.compat.deepspeed import (
-    gather_without_compiling,
-    gather_without_gradients,
-    start_alone_without_mpi,
-)
-from pallava.training.compat.device import (
-    describe_cpu_to_xtuner,
-    describe_old_gpu_to_xtuner,
-    distribute_on_cpu,
-    wrap_on_cpu,
-)
+from pallava.training.compat import checkpoints, deepspeed, device
 
 _WORKAROUNDS = (
     block_broken_bitsandbytes,
-    describe_cpu_to_xtuner,
-    describe_old_gpu_to_xtuner,
-    distribute_on_cpu,
-    wrap_on_cpu,
-    start_alone_without_mpi,
-    gather_without_gradients,
-    gather_without_compiling,
-    load_checkpoints_safely,
-    keep_float32_in_conversion,
+    device.describe_cpu_to_xtuner,
+    device.describe_old_gpu_to_xtuner,
+    device.distribute_on_cpu,
+    device.wrap_on_cpu,
+    deepspeed.start_alone_without_mpi,
+    deepspeed.gather_without_gradients,
+    deepspeed.gather_without_compiling,
+    checkpoints.load_checkpoints_safely,
+    checkpoints.keep_float32_in_conversion,
 )
-_applied: list[str] = []
 
 
-def apply() -> list[str]:
-    """Apply the work-arounds that this machine and these versions need, once.
-
-    Returns:
-        Names of those that were needed.
-    """
-    if not _applied:
-        _applied.extend(workaround.__name__ for workaround in _WORKAROUNDS if workaround())
-    return list(_applied)
+@functools.cache
+def apply() -> tuple[str, ...]:
+    """Apply the work-arounds that this machine and these versions need, once, and return their names."""
+    return tuple(workaround.__name__ for workaround in _WORKAROUNDS if workaround())

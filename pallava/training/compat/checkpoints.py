@@ -16,19 +16,14 @@ _HISTORY_METHODS = ("min", "max", "mean", "current")
 class _TorchLoadingSafely(types.ModuleType):
     """Stands for `torch` in a module of another library; only its `load` differs."""
 
-    load = staticmethod(lambda *args, **kwargs: load_safely(*args, **kwargs))
+    @staticmethod
+    def load(file: Any, map_location: Any = None, **_: Any) -> Any:
+        """Load with `weights_only=True`, but admit, for this call alone, what mmengine and DeepSpeed write."""
+        with torch.serialization.safe_globals(_admitted()):
+            return torch.load(file, map_location=map_location, weights_only=True)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
-
-
-def load_safely(file: Any, map_location: Any = None, **_: Any) -> Any:
-    """Load by `torch.load` with `weights_only=True`, but admit what mmengine and DeepSpeed write beside tensors.
-
-    The names are admitted for this call alone: other loading in the process keeps to its own list.
-    """
-    with torch.serialization.safe_globals(_admitted()):
-        return torch.load(file, map_location=map_location, weights_only=True)
 
 
 def load_checkpoints_safely() -> bool:
@@ -39,17 +34,12 @@ def load_checkpoints_safely() -> bool:
     reader of DeepSpeed folders (`xtuner convert`) turn safety off. Scripts import these functions by name before we
     can replace them; what they see as `torch` can be replaced.
     """
-    import mmengine.runner.checkpoint
-    import xtuner.model.utils
-    import xtuner.tools.utils
-    import xtuner.utils.zero_to_any_dtype
+    from mmengine.runner import checkpoint
+    from xtuner.model import utils as model_utils
+    from xtuner.tools import utils as tool_utils
+    from xtuner.utils import zero_to_any_dtype
 
-    for module in (
-        mmengine.runner.checkpoint,
-        xtuner.tools.utils,
-        xtuner.model.utils,
-        xtuner.utils.zero_to_any_dtype,
-    ):
+    for module in (checkpoint, tool_utils, model_utils, zero_to_any_dtype):
         module.torch = _TorchLoadingSafely("torch")
     return True
 
@@ -85,11 +75,9 @@ def _admitted() -> list[Any]:
 
     scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
     numeric = [getattr(np.dtypes, name) for name in ("Float64DType", "Float32DType", "Int64DType", "UInt32DType")]
-    harmless = [HistoryBuffer, ConfigDict, np.dtype, np.ndarray, *numeric]
-    scaling = [ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address]
     return [
-        *harmless,
-        *scaling,
+        *(HistoryBuffer, ConfigDict, np.dtype, np.ndarray, *numeric),
+        *(ZeroStageEnum, LossScaler, DynamicLossScaler, fragment_address),
         (history_method, "builtins.getattr"),
         *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
         *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),

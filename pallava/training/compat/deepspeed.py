@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from packaging.version import Version
 
-GATHERS_WITHOUT_GRADIENTS = Version("0.19.0")
+_GATHERS_WITHOUT_GRADIENTS = Version("0.19.0")
 
 
 def start_alone_without_mpi() -> bool:
@@ -44,7 +44,7 @@ def gather_without_gradients() -> bool:
 
     `Output 0 of Split is a view and is being modified inplace`. Only the backend of a CPU gathers in this way.
     """
-    if torch.cuda.is_available() or Version(version("deepspeed")) >= GATHERS_WITHOUT_GRADIENTS:
+    if torch.cuda.is_available() or Version(version("deepspeed")) >= _GATHERS_WITHOUT_GRADIENTS:
         return False
     from deepspeed.runtime.zero import stage_1_and_2
 
@@ -62,9 +62,5 @@ def gather_without_compiling() -> bool:
     backend = importlib.import_module("deepspeed.comm.torch")  # `from deepspeed.comm import torch` gives torch itself
     if not hasattr(backend, "build_shm_op"):
         return False
-    backend.build_shm_op = _build_nothing  # type: ignore[attr-defined]
+    backend.build_shm_op = lambda: None  # type: ignore[attr-defined]
     return True
-
-
-def _build_nothing() -> None:
-    return None

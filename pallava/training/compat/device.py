@@ -2,44 +2,33 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
 
 
-@dataclass(frozen=True)
-class DeviceWithoutBf16:
-    """What xtuner asks of a device, answered for one without bf16 of its own.
+def _describe_to_xtuner(*, has_fp16: bool) -> None:
+    """Answer what xtuner asks of a device: `is_available` decides on fp16, and bf16 is out.
 
-    A CPU could compute in it, but xtuner would hand float32 inputs to bf16 weights.
-
-    Attributes:
-        has_fp16: Whether to train in fp16.
+    A CPU could compute in bf16, but xtuner would hand float32 inputs to bf16 weights.
     """
+    from xtuner.tools import utils
 
-    has_fp16: bool
-
-    def is_available(self) -> bool:
-        """Return whether to train in fp16, which is how xtuner reads the answer."""
-        return self.has_fp16
-
-    def is_bf16_supported(self) -> bool:
-        """Return whether to train in bf16."""
-        return False
+    answers = SimpleNamespace(is_available=lambda: has_fp16, is_bf16_supported=lambda: False)
+    utils.get_torch_device = lambda: answers
 
 
 def describe_cpu_to_xtuner() -> bool:
     """Answer xtuner's `torch.cpu.is_bf16_supported`, which does not exist, for the precision of `--deepspeed`."""
     if torch.cuda.is_available():
         return False
-    from xtuner.tools import utils
     from xtuner.utils.device import get_device_name
 
     if get_device_name() != "cpu" or hasattr(torch.cpu, "is_bf16_supported"):
         return False
-    utils.get_torch_device = functools.partial(DeviceWithoutBf16, has_fp16=False)
+    _describe_to_xtuner(has_fp16=False)
     return True
 
 
@@ -48,9 +37,7 @@ def describe_old_gpu_to_xtuner() -> bool:
     cuda = torch.cuda
     if not cuda.is_available() or not cuda.is_bf16_supported() or cuda.is_bf16_supported(including_emulation=False):
         return False
-    from xtuner.tools import utils
-
-    utils.get_torch_device = functools.partial(DeviceWithoutBf16, has_fp16=True)
+    _describe_to_xtuner(has_fp16=True)
     return True
 
 

@@ -17,6 +17,7 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from pallava.errors import PallavaError
 from pallava.images import open_image
+from pallava.io.files import write_text
 from pallava.model import PALLaVAProcessor
 from pallava.prompts import PromptTemplate
 from pallava.tiling import TileSpec, choose_canvas, denormalize, make_tiles
@@ -69,13 +70,13 @@ class SampleChatHook(Hook):
         if not self.questions:
             return
         if len(images) not in (1, len(self.questions)):
-            raise PallavaError(
-                f"the sample chat has {len(images)} images for {len(self.questions)} questions; give one image for "
-                "each question, or one for all"
-            )
-        opened = [_open_sample(path) for path in images]
-        self.pictures = opened
-        self.images = opened * len(self.questions) if len(opened) == 1 else opened
+            found = f"got {len(images)} for {len(self.questions)} questions"
+            raise PallavaError(f"the sample chat's images must be one for each question, or one for all, {found}")
+        try:
+            self.pictures = [open_image(path) for path in images]
+        except PallavaError as error:
+            raise PallavaError(f"sample image of the chat: {error}; set sample_images, or [] for no chat") from error
+        self.images = self.pictures * (len(self.questions) // len(images))
         self.processor = PALLaVAProcessor(build(image_processor), build(tokenizer), prompt_template)
 
     def before_train(self, runner: Any) -> None:
@@ -104,16 +105,13 @@ class SampleChatHook(Hook):
             runner.logger.warning("the sample chat is left out: under ZeRO-3 no process has all parameters")
             return
         with as_converted(model):
-            answers = [
-                self._answer(model.network, question, image, max_new_tokens)
+            texts = [
+                f"Question: {question}\nAnswer: {self._answer(model.network, question, image, max_new_tokens)}"
                 for question, image in zip(self.questions, self.images, strict=True)
             ]
         if step:  # answers before training are short
             self._last_step = step
-        texts = [
-            f"Question: {question}\nAnswer: {answer}" for question, answer in zip(self.questions, answers, strict=True)
-        ]
-        _write(runner, step, texts)
+        _write(runner, step, "\n\n".join(texts))
 
     def _answer(self, network: Any, question: str, image: Any, max_new_tokens: int) -> str:
         inputs = self.processor(question, images=image, system=self.system).to(network.device)
@@ -160,19 +158,11 @@ def contact_sheet(image: Any, spec: TileSpec) -> np.ndarray:
     return torch.cat([overview, grid], dim=2).permute(1, 2, 0).contiguous().numpy()
 
 
-def _open_sample(path: str | Path) -> Any:
-    try:
-        return open_image(path)
-    except PallavaError as error:
-        raise PallavaError(f"sample image of the chat: {error}; set sample_images, or [] for no chat") from error
-
-
-def _write(runner: Any, step: int, texts: Sequence[str]) -> None:
-    text = "\n\n".join(texts)
+def _write(runner: Any, step: int, text: str) -> None:
     runner.logger.info(f"Sample chat at iteration {step}:\n{text}\n")
-    folder = Path(runner.log_dir) / "vis_data"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"sample_chat_{step}.txt").write_text(text + "\n", encoding="utf-8")
+    path = Path(runner.log_dir, "vis_data", f"sample_chat_{step}.txt")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text + "\n")
     # mmengine's visualizer knows no text and keeps its list of backends to itself.
     for backend in runner.visualizer._vis_backends.values():
         if hasattr(backend.experiment, "add_text"):

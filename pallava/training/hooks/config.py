@@ -23,5 +23,4 @@ class TrainingConfigHook(Hook):
 
 def load_config(path: str | Path) -> dict[str, Any]:
     """Execute a config in Python, and return it as `pallava.model.convert.convert` takes it."""
-    config = Config.fromfile(path)
-    return training_config(config.to_dict(), path)
+    return training_config(Config.fromfile(path).to_dict(), path)

@@ -34,15 +34,11 @@ class RandomStateHook(Hook):
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Restore the state of a resumed run, once, after the loader skipped what was seen."""
-        if self._is_restored:
-            return
+        states = None if self._is_restored else runner.message_hub.runtime_info.get(_KEY)
         self._is_restored = True
-        states = runner.message_hub.runtime_info.get(_KEY)
-        if not states:
-            return
-        if get_rank() < len(states):
+        if states and get_rank() < len(states):
             set_random_state(states[get_rank()])
-        else:
+        elif states:
             print_log("resumed with more processes than before; the new ones draw new random numbers", "current")
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
