@@ -74,18 +74,10 @@ def describe_interval(things: str, *, num_resamples: int = NUM_RESAMPLES, seed: 
 def bootstrap(
     statistic: Callable[[Counts], Floats], count: int, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> list[Estimate]:
-    """Estimate values with percentile intervals by drawing `count` things with replacement.
+    """Estimate K values with percentile intervals by drawing `count` (at least 1) things with replacement.
 
-    Resamples in which a value is not defined (NaN) are left out of its interval.
-
-    Args:
-        statistic: From weights (R, count), how often each thing is drawn, to values (R, K).
-        count: Number of things, at least 1.
-        num_resamples: Number of resamples.
-        seed: Seed of the draws.
-
-    Returns:
-        K estimates.
+    The statistic computes values (R, K) of weights (R, count): how often each thing is drawn. Resamples in which a
+    value is not defined (NaN) are left out of its interval.
     """
     values = statistic(np.ones((1, count), dtype=np.int64))[0]
     resampled = np.concatenate([statistic(_times_drawn(drawn)) for drawn in draw(count, num_resamples, seed)])
@@ -106,23 +98,23 @@ def estimate_means(
     named = [image or f"\0{number}" for number, image in enumerate(images)]
     _, image_of, counts = np.unique(named, return_inverse=True, return_counts=True)
     sums = np.stack([np.bincount(image_of, row, len(counts)) for row in rows], axis=1)  # (images, S)
-
-    def means(weights: Counts) -> Floats:
-        return weights @ sums / (weights @ counts)[:, None]
-
-    return bootstrap(means, len(counts), num_resamples=num_resamples, seed=seed)
+    return bootstrap(
+        lambda weights: weights @ sums / (weights @ counts)[:, None],
+        len(counts),
+        num_resamples=num_resamples,
+        seed=seed,
+    )
 
 
 def estimate_all(predictions: Predictions, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> dict[str, Estimate]:
     """Estimate all metrics of a classification, drawing images."""
-    names = [*METRICS, *(["auroc"] if predictions.scores is not None else [])]
+    names = [name for name in DEFINITIONS if name != "auroc" or predictions.scores is not None]
 
     def statistic(weights: Counts) -> Floats:
-        counts = _confusions(predictions, weights)
-        values = [metric(counts) for metric in METRICS.values()]
+        values = score_counts(_confusions(predictions, weights))
         if predictions.scores is not None:
-            values.append(auroc(predictions.true, predictions.scores, weights))
-        return np.stack(values, axis=1)
+            values["auroc"] = auroc(predictions.true, predictions.scores, weights)
+        return np.stack([values[name] for name in names], axis=1)
 
     estimates = bootstrap(statistic, len(predictions.true), num_resamples=num_resamples, seed=seed)
     return dict(zip(names, estimates, strict=True))
@@ -133,51 +125,29 @@ def confusion(predictions: Predictions) -> Counts:
     return _confusions(predictions, np.ones((1, len(predictions.true)), dtype=np.int64))[0]
 
 
-def accuracy(counts: Counts) -> Floats:
-    """Return the share of right predictions, from counts (..., C, C+1) to (...), as the other metrics of counts."""
-    return _share(_right(counts).sum(-1), counts.sum((-1, -2)))
-
-
-def balanced_accuracy(counts: Counts) -> Floats:
-    """Return the mean recall of the classes that have images."""
-    support = counts.sum(-1)
-    return _mean(_right(counts) / np.maximum(support, 1), support > 0)
-
-
-def macro_f1(counts: Counts) -> Floats:
-    """Return the mean F1 of the classes that have images or predictions."""
-    both = _support_and_named(counts)
-    return _mean(2 * _right(counts) / np.maximum(both, 1), both > 0)
-
-
-def micro_f1(counts: Counts) -> Floats:
-    """Return the F1 of all decisions together: the accuracy, unless some answers name no class."""
-    return _share(2 * _right(counts).sum(-1), _support_and_named(counts).sum(-1))
+def score_counts(counts: Counts) -> dict[str, Floats]:
+    """Return the metrics of counts (..., C, C+1), each (...), as `DEFINITIONS` says."""
+    right, support = np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1)
+    both = support + counts[..., :-1].sum(-2)  # images of each class plus predictions of it
+    return {
+        "accuracy": _share(right.sum(-1), counts.sum((-1, -2))),
+        "balanced_accuracy": _mean(right / np.maximum(support, 1), support > 0),
+        "macro_f1": _mean(2 * right / np.maximum(both, 1), both > 0),
+        "micro_f1": _share(2 * right.sum(-1), both.sum(-1)),
+    }
 
 
 def auroc(true: Counts, scores: Floats, weights: Counts | None = None) -> Floats:
     """Return the area under the ROC curve, one class against the rest: the mean of the classes that have both sides.
 
-    Args:
-        true: (N,) numbers of the classes.
-        scores: (N, C), comparable between images. Ties count one half.
-        weights: (R, N), how often each image is drawn; once by default.
-
-    Returns:
-        (R,); (1,) without weights. NaN if no class has both sides.
+    It is (R,), NaN if no class has both sides, of weights (R, N): how often each image is drawn (None: once, R = 1).
+    Scores are (N, C), comparable between images; ties count one half.
     """
     weights = np.ones((1, len(true)), dtype=np.int64) if weights is None else weights
     areas = [_binary_auroc(true == number, scores[:, number], weights) for number in range(scores.shape[1])]
     stacked = np.stack(areas, axis=-1)  # (R, C)
     return _mean(np.nan_to_num(stacked), ~np.isnan(stacked))
 
-
-METRICS: dict[str, Callable[[Counts], Floats]] = {
-    "accuracy": accuracy,
-    "balanced_accuracy": balanced_accuracy,
-    "macro_f1": macro_f1,
-    "micro_f1": micro_f1,
-}
 
 DEFINITIONS = {
     "accuracy": "Share of images whose class is named; an answer that names no class is wrong.",
@@ -186,7 +156,7 @@ DEFINITIONS = {
     "micro_f1": "F1 of all images together; an answer that names no class is missed, but names no wrong class either.",
     "auroc": "Area under the ROC curve of one class against the rest, ties as one half: mean over the classes.",
 }
-"""Definitions of `METRICS` and the area."""
+"""Definitions of the metrics of a classification."""
 PER_CLASS = {
     "precision": "Share of the images named as of the class that are.",
     "recall": "Share of the class's images that are named so.",
@@ -197,7 +167,7 @@ PER_CLASS = {
 
 def per_class(counts: Counts) -> dict[str, Floats]:
     """Return precision, recall, F1 and support of each class: (C,) each, zero for an empty class."""
-    right, support, named = _right(counts), counts.sum(-1), counts[:, :-1].sum(0)
+    right, support, named = counts.diagonal(), counts.sum(-1), counts[:, :-1].sum(0)
     return {
         "precision": right / np.maximum(named, 1),
         "recall": right / np.maximum(support, 1),
@@ -253,15 +223,6 @@ def _below_twice(ordered: Floats, taken: Counts, values: Floats) -> Counts:
     total = np.zeros((len(taken), len(ordered) + 1), dtype=np.int64)
     np.cumsum(taken, axis=1, out=total[:, 1:])
     return total[:, np.searchsorted(ordered, values)] + total[:, np.searchsorted(ordered, values, side="right")]
-
-
-def _right(counts: Counts) -> Counts:
-    return np.diagonal(counts, axis1=-2, axis2=-1)
-
-
-def _support_and_named(counts: Counts) -> Counts:
-    """Images of each class plus predictions of it."""
-    return counts.sum(-1) + counts[..., :-1].sum(-2)
 
 
 def _share(part: NDArray, whole: NDArray) -> Floats:

@@ -49,14 +49,7 @@ def read_picture(key: str, data: bytes) -> Any:
 
 
 def install(*, augmentation: PathologyAugmentation | None, on_cpu: bool, on_model: Callable[[Any], None]) -> None:
-    """Put the hooks in place, once a process.
-
-    Args:
-        augmentation: Inserted where pixels are a tensor, cropped and resized, and not yet normalized, where it costs
-            least and works with timm's augmentation too.
-        on_cpu: Whether the model will be on a CPU.
-        on_model: Receives the model that the trainer built.
-    """
+    """Put the hooks in place, once a process; `on_model` receives the model that the trainer built."""
     reading.CsvDataset = PairDataset
     decode = webdataset.decode
     webdataset.decode = lambda *_, **options: decode(read_picture, **options)
@@ -66,20 +59,16 @@ def install(*, augmentation: PathologyAugmentation | None, on_cpu: bool, on_mode
 
     @functools.wraps(create)
     def create_and_extend(*arguments: Any, **options: Any) -> Any:
-        _quieten_loggers()
+        # The trainer sets every existing logger to INFO, those inside PyTorch too: hundreds of lines.
+        for name in logging.root.manager.loggerDict:
+            if name.startswith(("torch", "transformers")):
+                logging.getLogger(name).setLevel(logging.WARNING)
         model, train, val = create(*arguments, **options)
         on_model(model)
         if augmentation is not None:
-            steps = train.transforms
-            place = next(number for number, step in enumerate(steps) if isinstance(step, Normalize))
-            steps.insert(place, augmentation)
+            # On cropped and resized tensors, where it costs least and works with timm's augmentation too.
+            place = next(number for number, step in enumerate(train.transforms) if isinstance(step, Normalize))
+            train.transforms.insert(place, augmentation)
         return model, train, val
 
     training.create_model_and_transforms = create_and_extend
-
-
-def _quieten_loggers() -> None:
-    """Undo that the trainer sets every existing logger to INFO, those inside PyTorch too: hundreds of lines."""
-    for name in logging.root.manager.loggerDict:
-        if name.startswith(("torch", "transformers")):
-            logging.getLogger(name).setLevel(logging.WARNING)

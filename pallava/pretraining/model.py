@@ -30,12 +30,7 @@ _RESAMPLE = {"bicubic": 3, "bilinear": 2, "random": 3}  # Pillow's numbers
 
 
 def describe(model: str, pretrained: str, parsed: argparse.Namespace) -> dict[str, Any]:
-    """Return the model's description with what the weights and the trainer's options change in it.
-
-    Args:
-        model: open_clip's name of the model, or a JSON file.
-        pretrained: Weights to start from, a tag or a file; empty for random ones.
-        parsed: The trainer's options.
+    """Return the description of a model (name or file) as the weights and the trainer's options change it.
 
     Raises:
         PallavaError: The model is not a plain CLIP ViT, which the encoder must be, or the weights do not exist.
@@ -70,12 +65,9 @@ def _check_weights(model: str, pretrained: str) -> None:
 
 
 def export(out: Path, description: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> None:
-    """Write the whole model, ``open_clip.json`` and ``open_clip.pt``, and at last ``encoder/``.
+    """Write the last checkpoint's whole model, ``open_clip.json`` and ``open_clip.pt``, and at last ``encoder/``.
 
-    Args:
-        out: Folder of the training, with its last checkpoint.
-        description: open_clip's description of the model.
-        preprocessing: open_clip's preprocessing: ``size``, ``mean``, ``std``, ``interpolation`` and ``resize_mode``.
+    The preprocessing is open_clip's: ``size``, ``mean``, ``std``, ``interpolation`` and ``resize_mode``.
     """
     state = read_weights(out / LATEST)
     write_json(out / DESCRIPTION, description)
@@ -92,9 +84,8 @@ def export(out: Path, description: Mapping[str, Any], preprocessing: Mapping[str
 def image_processor(preprocessing: Mapping[str, Any]) -> CLIPImageProcessor:
     """Return open_clip's preprocessing as an image processor of transformers."""
     size = preprocessing["size"]
-    side = size if isinstance(size, int) else size[0]
     return make_image_processor(
-        side,
+        size if isinstance(size, int) else size[0],
         squash=preprocessing["resize_mode"] == "squash",
         resample=_RESAMPLE[preprocessing["interpolation"]],
         image_mean=list(preprocessing["mean"]),

@@ -60,8 +60,7 @@ def write_pairs(source: Path, image_folder: Path, folder: Path, num_shards: int 
 
 def read_left_out(folder: Path) -> dict[str, int]:
     """Return how many pairs were left out when the table was written, by reason."""
-    counts: dict[str, int] = json.loads((folder / _NOTE).read_text(encoding="utf-8"))["left_out"]
-    return counts
+    return dict(json.loads((folder / _NOTE).read_text(encoding="utf-8"))["left_out"])
 
 
 def hash_pairs(source: Path) -> str:
@@ -134,11 +133,7 @@ def _members(index: int, filepath: str, caption: str) -> Iterator[tuple[str, byt
 def count_steps(num_pairs: int, parsed: argparse.Namespace, processes: int, shards: int) -> int:
     """Return the number of optimizer steps of the whole training, as the trainer will count them.
 
-    Args:
-        num_pairs: Number of pairs.
-        parsed: The trainer's options.
-        processes: Number of processes on all nodes.
-        shards: Number of shards; 0 for a table.
+    `processes` are those on all nodes; 0 `shards` mean a table.
 
     Raises:
         PallavaError: There are fewer pairs than a batch, for any reader of shards too, or fewer shards than readers.
@@ -161,16 +156,12 @@ def count_steps(num_pairs: int, parsed: argparse.Namespace, processes: int, shar
 def _check_readers(num_pairs: int, batch: int, readers: int, shards: int) -> None:
     """Check that each reader finds a whole batch in its own shards; without one it would search for ever."""
     if shards < readers:
-        raise PallavaError(
-            f"{shards} shards are too few for {readers} readers, a process's own --workers or one; write at least "
-            f"{readers} by --shards, or lower --workers"
-        )
+        raise PallavaError(f"{shards} shards are fewer than {readers} readers; set more --shards, or lower --workers")
     size, num_larger = divmod(num_pairs, shards)
     fewest = shards // readers  # shards of a reader; in some epoch those that are smaller by one
     least = fewest * size + max(0, fewest - (shards - num_larger))
     if least < batch:
         raise PallavaError(
-            f"{num_pairs} pairs in {shards} shards are too few for {readers} readers: a reader may find only {least} "
-            f"pairs in its shards, fewer than a batch of {batch}; lower --workers or --batch-size, or write another "
-            f"number of --shards, best a multiple of {readers}"
+            f"{num_pairs} pairs in {shards} shards leave a reader only {least}, fewer than a batch of {batch}; lower "
+            f"--workers or --batch-size, or set other --shards, best a multiple of {readers}"
         )

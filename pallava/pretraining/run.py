@@ -28,11 +28,7 @@ _FIRST = {"model": "--model-name", "pretrained": "--pretrained"}  # given before
 
 
 class TrainerFailed(Exception):
-    """The trainer ended with an error of its own; the message holds its last lines.
-
-    Attributes:
-        code: Its exit code.
-    """
+    """The trainer ended with an error of its own, with exit code `code`; the message holds its last lines."""
 
     def __init__(self, code: int, tail: Sequence[str]) -> None:
         super().__init__(f"open_clip_train ended with exit code {code}; its last lines:\n" + "\n".join(tail))
@@ -65,15 +61,9 @@ class Pretraining:
 
 
 def pretrain(settings: Pretraining, launch: Launch, on_line: Callable[[str], object]) -> Path:
-    """Train, or resume a training with the same settings after its last finished epoch.
+    """Train, or resume a training with the same settings after its last finished epoch; return the encoder's folder.
 
-    Args:
-        settings: The settings.
-        launch: How to start the trainer.
-        on_line: Receives the output line by line.
-
-    Returns:
-        The encoder's folder.
+    The trainer's output goes to `on_line` line by line.
 
     Raises:
         PallavaError: The settings or the data have a mistake, or another run trains in the folder now.
@@ -118,10 +108,7 @@ def _parse(settings: Pretraining) -> argparse.Namespace:
             place = f"give {_FIRST[name]} before the `--`" if name in _FIRST else "pallava sets it; leave it out"
             raise PallavaError(f"{flag} cannot follow the `--`; {place}")
     if parsed.image_resize_mode == "longest":
-        raise PallavaError(
-            "--image-resize-mode must be shortest, which crops, or squash, got longest; an encoder's preprocessing "
-            "cannot express it"
-        )
+        raise PallavaError("--image-resize-mode must be shortest or squash, which an encoder can express, got longest")
     return parsed
 
 
@@ -149,21 +136,16 @@ def _check_folder(out: Path, content: dict[str, Any]) -> None:
     other = [key for key in content if before.get(key) != content[key]]
     if other:
         changes = ", ".join(f"{key} was {before.get(key)!r} and is {content[key]!r}" for key in other)
-        raise PallavaError(
-            f"'{out}' holds a training with other settings ({changes}); choose another folder, or remove it"
-        )
+        raise PallavaError(f"'{out}' holds a training with other settings ({changes}); remove it, or choose another")
 
 
 def _words(settings: Pretraining, parsed: argparse.Namespace, steps: int) -> list[str]:
     """Return the arguments of the interpreter: ours first, so that the user's options have the last word."""
-    out = settings.out.resolve()
-    ours = ["-m", "pallava.pretraining.trainer", str(out)]
-    name = settings.model
+    out, name = settings.out.resolve(), settings.model
+    ours = ["-m", "pallava.pretraining.trainer", str(out), *(["--augment"] if settings.augment else [])]
     if name.endswith(".json"):
         ours += ["--description", str(Path(name).resolve())]
         name = Path(name).stem
-    if settings.augment:
-        ours.append("--augment")
     ours += ["--", "--model", name, "--logs", str(out), "--name", RUN, "--resume", "latest"]
     if settings.pretrained:
         ours += ["--pretrained", settings.pretrained]
@@ -176,10 +158,10 @@ def _words(settings: Pretraining, parsed: argparse.Namespace, steps: int) -> lis
     ours += ["--local-loss", "--gather-with-grad"]
     if parsed.lock_text:
         ours.append("--lock-text-freeze-layer-norm")  # the only way that open_clip can lock its text tower
+    data, kind = str(out / TABLE), "csv"
     if settings.shards:
-        pattern = f"{out / SHARDS}/{{00000..{settings.shards - 1:05d}}}.tar"
-        return [*ours, "--train-data", pattern, "--dataset-type", "webdataset", *settings.options]
-    return [*ours, "--train-data", str(out / TABLE), "--dataset-type", "csv", *settings.options]
+        data, kind = f"{out / SHARDS}/{{00000..{settings.shards - 1:05d}}}.tar", "webdataset"
+    return [*ours, "--train-data", data, "--dataset-type", kind, *settings.options]
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str], on_line: Callable[[str], object]) -> None:

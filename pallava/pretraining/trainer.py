@@ -18,14 +18,7 @@ _USER_ERROR = 2
 
 
 def main(words: Sequence[str]) -> int:
-    """Train and export.
-
-    Args:
-        words: ``OUT [--description FILE] [--augment] --`` and the trainer's arguments.
-
-    Returns:
-        The exit code.
-    """
+    """Train and export by ``OUT [--description FILE] [--augment] --`` and the trainer's arguments; return the code."""
     end_with_parent()
     split = list(words).index("--")
     parser = argparse.ArgumentParser()
@@ -41,16 +34,9 @@ def main(words: Sequence[str]) -> int:
 
 
 def train(out: Path, arguments: Sequence[str], description: Path | None, *, augment: bool) -> int:
-    """Run open_clip's trainer in this process; the first process exports.
+    """Run open_clip's trainer in this process and return its exit code; the first process exports.
 
-    Args:
-        out: Folder of the training.
-        arguments: Arguments of open_clip_train.
-        description: JSON file that describes the model, if it is not one of open_clip's.
-        augment: Whether each picture is turned, flipped and stained at random.
-
-    Returns:
-        The exit code.
+    `description` is a JSON file of a model that open_clip does not know; the others are as in `Pretraining`.
 
     Raises:
         PallavaError: The model is not a CLIP ViT, the weights to start from are unknown, or a picture cannot be read.

@@ -23,11 +23,10 @@ def print_sentences() -> None:
     before = sys.excepthook
 
     def print_sentence(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        message = user_message(error, trace)
-        if message is None:
-            before(kind, error, trace)
-        else:
+        if message := user_message(error, trace):
             sys.stderr.write(f"error: {message}\n")
+        else:
+            before(kind, error, trace)
 
     sys.excepthook = print_sentence
 

@@ -116,13 +116,9 @@ class PALLaVAModel(BaseModel):
     def forward(
         self, data: dict[str, Tensor], data_samples: object = None, mode: str = "loss"
     ) -> dict[str, Tensor] | list[dict[str, Tensor]] | Any:
-        """Run one batch of `pallava.training.dataset.collate`.
+        """Run one batch of `pallava.training.dataset.collate`; `data_samples`, which mmengine passes, are ignored.
 
-        Args:
-            data: `input_ids`, `attention_mask`, `labels` (B, L), `pixel_values` (sum of 1+N, 3, P, P) and
-                `tiles_per_image` (I,), both empty where the batch has no image.
-            data_samples: Ignored; mmengine passes it.
-            mode: ``"loss"``, ``"predict"`` (logits of each sample) or ``"tensor"`` (the whole output).
+        The mode is ``"loss"``, ``"predict"`` (logits of each sample) or ``"tensor"`` (the whole output).
         """
         has_images = len(data["tiles_per_image"]) > 0
         inputs = {k: v for k, v in data.items() if has_images or k not in ("pixel_values", "tiles_per_image")}
@@ -189,23 +185,16 @@ class PALLaVAModel(BaseModel):
         save_format: str = "xtuner",
         **kwargs: Any,
     ) -> None:
-        """Write the model folder for ``xtuner convert pth_to_hf``.
+        """Write the model folder for ``xtuner convert pth_to_hf``, in float16 unless `fp32`.
 
-        Args:
-            cfg: The run's config, from which the frozen parts are opened again (here they are on the meta device).
-            save_dir: The folder.
-            fp32: Whether to write float32 instead of float16.
-            save_pretrained_kwargs: Passed on to `save_pretrained`.
-            save_format: ``"xtuner"`` keeps LoRA as an adapter, ``"huggingface"`` merges it.
-            **kwargs: Ignored.
+        The frozen parts, here on the meta device, are opened again as `cfg` names them. The format ``"xtuner"`` keeps
+        LoRA as an adapter, ``"huggingface"`` merges it; of `save_pretrained_kwargs` only `max_shard_size` counts.
 
         Raises:
             PallavaError: The format is unknown, the checkpoint lacks a trained weight, or the folder is not a model.
         """
         if save_format not in ("xtuner", "huggingface"):
-            raise PallavaError(
-                f"--save-format must be xtuner (LoRA as an adapter) or huggingface (LoRA merged), got {save_format}"
-            )
+            raise PallavaError(f"--save-format must be xtuner or huggingface (LoRA merged), got {save_format}")
         check_out(save_dir, overwrite=True)  # xtuner's command has made it if it was not there
         sizes = {k: v for k, v in (save_pretrained_kwargs or {}).items() if k == "max_shard_size"}
         state = self.state_dict()

@@ -75,8 +75,7 @@ def precise_optim_wrapper(optimizer: torch.optim.Optimizer, precision: str = "au
         return OptimWrapper(optimizer=optimizer, **options)
     if not torch.cuda.is_available():
         raise PallavaError(f"precision={precision!r} needs a GPU, and none was found; set precision='auto'")
-    # bf16 has the range of float32 and needs no loss scale.
-    loss_scale: Any = "dynamic" if precision == "float16" else {"enabled": False}
+    loss_scale: Any = "dynamic" if precision == "float16" else {"enabled": False}  # bf16 has the range of float32
     return AmpOptimWrapper(optimizer=optimizer, dtype=precision, loss_scale=loss_scale, **options)
 
 

@@ -52,10 +52,9 @@ def test_classes_without_images_or_predictions_count_as_scikit_learn_counts_them
     labels = ("a", "b", "c", "d", "e")
     true, predicted = np.array([0, 0, 1, 1, 3]), np.array([0, 1, 1, 1, 0])  # no c and e at all, no d predicted
     counts = statistics.confusion(Predictions(labels, true, predicted))
-    assert statistics.macro_f1(counts) == pytest.approx(
-        theirs.f1_score(true, predicted, average="macro", zero_division=0)
-    )
-    assert statistics.balanced_accuracy(counts) == pytest.approx(theirs.balanced_accuracy_score(true, predicted))
+    found = statistics.score_counts(counts)
+    assert found["macro_f1"] == pytest.approx(theirs.f1_score(true, predicted, average="macro", zero_division=0))
+    assert found["balanced_accuracy"] == pytest.approx(theirs.balanced_accuracy_score(true, predicted))
 
 
 def test_an_answer_without_a_class_is_wrong():
@@ -63,9 +62,9 @@ def test_an_answer_without_a_class_is_wrong():
     given = Predictions(("a", "b"), true, predicted)
     counts = statistics.confusion(given)
     assert counts.tolist() == [[1, 0, 1], [0, 1, 1]]
-    assert statistics.accuracy(counts) == 0.5
+    assert statistics.score_counts(counts)["accuracy"] == 0.5
     micro = theirs.f1_score(true, predicted, labels=[0, 1], average="micro")
-    assert statistics.micro_f1(counts) == pytest.approx(micro)
+    assert statistics.score_counts(counts)["micro_f1"] == pytest.approx(micro)
     assert "auroc" not in statistics.estimate_all(given, num_resamples=3)
 
 
@@ -75,7 +74,7 @@ def test_resamples_are_those_of_a_loop():
     weights = statistics._times_drawn(drawn)
     assert given.scores is not None
     values = {
-        "macro_f1": statistics.macro_f1(statistics._confusions(given, weights)),
+        "macro_f1": statistics.score_counts(statistics._confusions(given, weights))["macro_f1"],
         "auroc": statistics.auroc(given.true, given.scores, weights),
     }
     for number, row in enumerate(drawn):

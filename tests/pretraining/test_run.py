@@ -74,7 +74,7 @@ def test_shards(tmp_path: Path) -> None:
     assert value(words, "--dataset-type") == "webdataset"
     (tmp_path / "out" / "run" / "checkpoints" / "epoch_latest.pt").unlink()
     (tmp_path / "out" / "encoder" / "config.json").unlink()
-    with pytest.raises(PallavaError, match="3 shards are too few for 4 readers"):
+    with pytest.raises(PallavaError, match="3 shards .* 4 readers"):
         pretrain(settings(tmp_path, "--workers", "4", shards=3), launch(), lambda line: None)
 
 
@@ -97,14 +97,14 @@ def test_every_reader_of_shards_needs_a_batch(
     if least >= batch:
         assert count_steps(num_pairs, parse_args(options), processes, shards) > 0
         return
-    with pytest.raises(PallavaError, match=f"a reader may find only {least} pairs in its shards, fewer than a batch"):
+    with pytest.raises(PallavaError, match=f"a reader only {least}, fewer than a batch"):
         count_steps(num_pairs, parse_args(options), processes, shards)
     # Drawn with replacement, the shards of a reader never end.
     assert count_steps(num_pairs, parse_args([*options, "--dataset-resampled"]), processes, shards) > 0
 
 
 def test_shards_for_every_process(tmp_path: Path) -> None:
-    with pytest.raises(PallavaError, match="1 shards are too few for 2 readers"):
+    with pytest.raises(PallavaError, match="1 shards .* 2 readers"):
         pretrain(settings(tmp_path, shards=1), launch(processes=2), lambda line: None)
 
 

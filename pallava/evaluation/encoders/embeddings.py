@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +38,7 @@ def default_cache() -> Path:
 
 
 class EmbeddingCache:
-    """Vectors of one encoder by content.
-
-    Args:
-        folder: Folder of the caches of all encoders.
-        encoder: The encoder; another one, or another preprocessing, has a folder of its own.
+    """Vectors by content; below `folder` each encoder, and each preprocessing, has a folder of its own.
 
     Raises:
         PallavaError: The folder cannot be written.
@@ -80,11 +76,7 @@ class EmbeddingCache:
             self.write()
 
     def write(self) -> None:
-        """Write the new vectors.
-
-        Raises:
-            PallavaError: The disk does not take them.
-        """
+        """Write the new vectors, or raise PallavaError if the disk does not take them."""
         self._last_write = time.monotonic()
         if not self._new:
             return
@@ -135,13 +127,13 @@ def embed_images(
     """
     with ThreadPoolExecutor(num_cores(at_most=16)) as pool:
         hashes = list(tqdm(pool.map(_hash_file, paths), total=len(paths), desc="read", disable=None, unit="image"))
-        unreadable = {str(p): h.reason for p, h in zip(paths, hashes, strict=True) if isinstance(h, _Failure)}
         first = {h: p for p, h in zip(reversed(paths), reversed(hashes), strict=True) if isinstance(h, str)}
         missing = [(key, path) for key, path in first.items() if key not in cache]
         broken = _compute_images(encoder, missing, cache, batch_size, pool)
-    index = [n for n, h in enumerate(hashes) if isinstance(h, str) and h not in broken]
-    contents = [str(hashes[n]) for n in index]
-    unreadable |= {str(p): broken[h] for p, h in zip(paths, hashes, strict=True) if isinstance(h, str) and h in broken}
+    failures = [h if isinstance(h, ImageError) else broken.get(h) for h in hashes]
+    unreadable = {str(path): str(failure) for path, failure in zip(paths, failures, strict=True) if failure}
+    index = [number for number, failure in enumerate(failures) if not failure]
+    contents = [str(hashes[number]) for number in index]
     if not index:
         example = next(iter(unreadable.values()), "the list is empty")
         raise PallavaError(f"none of {len(paths)} images can be read; the first: {example}")
@@ -149,75 +141,45 @@ def embed_images(
 
 
 def embed_texts(encoder: Encoder, texts: Sequence[str], cache: EmbeddingCache, *, batch_size: int = 256) -> Tensor:
-    """Embed texts: (N, D), unit length.
-
-    Raises:
-        PallavaError: An embedding is not finite.
-    """
+    """Embed texts: (N, D), unit length; raise PallavaError if an embedding is not finite."""
     keys = [hash_text("text", text) for text in texts]
     missing = [(key, text) for key, text in dict(zip(keys, texts, strict=True)).items() if key not in cache]
-    with _written(cache), torch.inference_mode():
+    try:
         for start in tqdm(range(0, len(missing), batch_size), desc="texts", disable=None, unit="batch"):
             part = missing[start : start + batch_size]
-            _keep(cache, [key for key, _ in part], encoder.encode_text([text for _, text in part]))
+            with torch.inference_mode():
+                _keep(cache, [key for key, _ in part], encoder.encode_text([text for _, text in part]))
+    finally:
+        cache.write()
     return cache.get(keys)
 
 
-@dataclass(frozen=True)
-class _Failure:
-    reason: str
-
-
-@contextmanager
-def _written(cache: EmbeddingCache) -> Iterator[None]:
-    """Write the cache at the end, also after an exception."""
+def _compute_images(
+    encoder: Encoder, missing: Sequence[tuple[str, Path]], cache: EmbeddingCache, size: int, pool: ThreadPoolExecutor
+) -> dict[str, ImageError]:
+    """Fill the cache in batches; return the errors of those that cannot be decoded, by hash."""
+    broken: dict[str, ImageError] = {}
+    starts = range(0, len(missing) + size, size)  # the last batch is empty
+    batches = ([(key, pool.submit(_load, encoder, path)) for key, path in missing[at : at + size]] for at in starts)
     try:
-        yield
+        with tqdm(total=len(missing), desc="images", disable=None, unit="image") as bar, torch.inference_mode():
+            for batch, _ in pairwise(batches):  # the next one is read while this one is computed
+                loaded = {key: future.result() for key, future in batch}
+                broken |= {key: error for key, error in loaded.items() if isinstance(error, ImageError)}
+                good = {key: pixels for key, pixels in loaded.items() if isinstance(pixels, Tensor)}
+                if good:
+                    _keep(cache, list(good), encoder.encode_image(torch.stack(list(good.values()))))
+                bar.update(len(batch))
     finally:
         cache.write()
-
-
-def _compute_images(
-    encoder: Encoder,
-    missing: Sequence[tuple[str, Path]],
-    cache: EmbeddingCache,
-    batch_size: int,
-    pool: ThreadPoolExecutor,
-) -> dict[str, str]:
-    """Fill the cache; return the reasons of those that cannot be decoded, by hash."""
-    broken: dict[str, str] = {}
-    bar = tqdm(total=len(missing), desc="images", disable=None, unit="image")
-    with bar, _written(cache), torch.inference_mode():
-        for batch in _ahead(missing, batch_size, lambda path: _load(encoder, path), pool):
-            broken |= {key: loaded.reason for key, loaded in batch if isinstance(loaded, _Failure)}
-            good = [(key, loaded) for key, loaded in batch if isinstance(loaded, Tensor)]
-            if good:
-                _keep(cache, [key for key, _ in good], encoder.encode_image(torch.stack([p for _, p in good])))
-            bar.update(len(batch))
     return broken
 
 
-def _ahead(
-    items: Sequence[tuple[str, Path]],
-    batch_size: int,
-    load: Callable[[Path], Tensor | _Failure],
-    pool: ThreadPoolExecutor,
-) -> Iterator[list[tuple[str, Tensor | _Failure]]]:
-    """Batches of (key, loaded); the next one is read while this one is computed."""
-    waiting: deque[list[tuple[str, Future]]] = deque()
-    for start in range(0, len(items), batch_size):
-        waiting.append([(key, pool.submit(load, path)) for key, path in items[start : start + batch_size]])
-        if len(waiting) > 1:
-            yield [(key, future.result()) for key, future in waiting.popleft()]
-    for batch in waiting:
-        yield [(key, future.result()) for key, future in batch]
-
-
-def _load(encoder: Encoder, path: Path) -> Tensor | _Failure:
+def _load(encoder: Encoder, path: Path) -> Tensor | ImageError:
     try:
         return encoder.preprocess(open_image(path))
     except ImageError as error:
-        return _Failure(str(error))
+        return error
 
 
 def _keep(cache: EmbeddingCache, keys: Sequence[str], vectors: Tensor) -> None:
@@ -227,14 +189,13 @@ def _keep(cache: EmbeddingCache, keys: Sequence[str], vectors: Tensor) -> None:
     cache.add(keys, torch.nn.functional.normalize(vectors, dim=-1))
 
 
-def _hash_file(path: Path) -> str | _Failure:
+def _hash_file(path: Path) -> str | ImageError:
     try:
         return hash_file(path)
     except OSError as error:
-        return _Failure(f"cannot open image '{path}': {error.strerror}")
+        return ImageError(f"cannot open image '{path}': {error.strerror}")
 
 
 def count_reasons(unreadable: Mapping[str, str]) -> dict[str, int]:
     """Count the images for each reason, without the images' names."""
-    reasons = Counter(reason.replace(f" '{path}'", "") for path, reason in unreadable.items())
-    return dict(reasons.most_common())
+    return dict(Counter(reason.replace(f" '{path}'", "") for path, reason in unreadable.items()).most_common())

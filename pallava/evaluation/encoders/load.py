@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from PIL import Image
@@ -21,9 +21,6 @@ from pallava.model.clip import DESCRIPTION, WEIGHTS, find_image_processor, read_
 from pallava.model.weights import build_with_weights, load_strictly, read_json, read_weights, rename_keys
 from pallava.open_clip_weights import made_with_quick_gelu
 from pallava.tiling import TileSpec
-
-if TYPE_CHECKING:
-    from open_clip.transform import PreprocessCfg
 
 _OPEN_CLIP_SCHEMAS = ("hf-hub:", "local-dir:")
 _DESCRIPTIONS = (DESCRIPTION, "open_clip_config.json")
@@ -61,16 +58,12 @@ class Encoder:
 
 def model_kind(source: str) -> str:
     """Return "pallava" for a folder of a whole PA-LLaVA, which answers, and "encoder" for all else, which embeds."""
-    config = Path(source) / "config.json"
-    return "pallava" if config.is_file() and read_json(config).get("model_type") == "pallava" else "encoder"
+    return "pallava" if _model_type(Path(source)) == "pallava" else "encoder"
 
 
 def is_whole_clip(folder: Path) -> bool:
     """Return whether a folder describes a CLIP with its text tower, in a form that `load_encoder` opens."""
-    if any((folder / name).is_file() for name in _DESCRIPTIONS):
-        return True
-    config = folder / "config.json"
-    return config.is_file() and read_json(config).get("model_type") == "clip"
+    return _find(folder, _DESCRIPTIONS) is not None or _model_type(folder) == "clip"
 
 
 def load_encoder(
@@ -91,24 +84,24 @@ def load_encoder(
     """
     path = Path(source)
     if path.is_dir():
-        if any((path / name).is_file() for name in _DESCRIPTIONS):
-            return _open_clip_folder(path, device)
-        return _hugging_face_folder(path, device)
+        description = _find(path, _DESCRIPTIONS)
+        return _open_clip_folder(path, description, device) if description else _hugging_face_folder(path, device)
     if path.is_file():
         if model_name is None:
             raise PallavaError(f"the checkpoint '{path}' needs --model-name, such as --model-name ViT-B-16-quickgelu")
         model, tokenize = _build_open_clip(read_description(model_name), path)
-        return from_open_clip(model, tokenize, _own_preprocessing(model), name=path.name, device=device)
+        return from_open_clip(model, tokenize, name=path.name, device=device)
     return _named_open_clip(source, pretrained, device)
 
 
 def from_open_clip(
-    model: Any, tokenize: Callable[[list[str]], Tensor], preprocessing: PreprocessCfg, *, name: str, device: str = "cpu"
+    model: Any, tokenize: Callable[[list[str]], Tensor], preprocessing: Any = None, *, name: str, device: str = "cpu"
 ) -> Encoder:
-    """Make an encoder of an open_clip model, its tokenizer and its preprocessing."""
-    from open_clip.transform import image_transform_v2
+    """Make an encoder of an open_clip model, its tokenizer and its `PreprocessCfg` (None: the model's own)."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
 
     model = model.eval().to(device)
+    preprocessing = preprocessing or PreprocessCfg(**model.visual.preprocess_cfg)
     transform: Any = image_transform_v2(preprocessing, is_train=False)
     is_cropped = preprocessing.resize_mode == "shortest"
     return Encoder(
@@ -123,17 +116,17 @@ def from_open_clip(
     )
 
 
-def _open_clip_folder(folder: Path, device: str) -> Encoder:
+def _open_clip_folder(folder: Path, description_file: Path, device: str) -> Encoder:
     from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
-    values = next(read_json(folder / name) for name in _DESCRIPTIONS if (folder / name).is_file())
-    weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), folder)
+    values = read_json(description_file)
+    weights = _find(folder, _WEIGHTS) or folder
     description = values.get("model_cfg", values)
     if "text_cfg" not in description:
         _refuse(folder, "clip_vision_model")
     model, tokenize = _build_open_clip(description, weights)
     stored = values.get("preprocess_cfg") or _beside(folder)
-    preprocessing = PreprocessCfg(**merge_preprocess_dict(_own_preprocessing(model), stored))
+    preprocessing = PreprocessCfg(**merge_preprocess_dict(model.visual.preprocess_cfg, stored))
     return from_open_clip(model, tokenize, preprocessing, name=folder.name, device=device)
 
 
@@ -162,11 +155,10 @@ def _build_open_clip(description: Mapping[str, Any], weights: Path) -> tuple[Any
 def _named_open_clip(source: str, pretrained: str | None, device: str) -> Encoder:
     import open_clip
 
-    if source.startswith(_OPEN_CLIP_SCHEMAS):
-        what: dict[str, Any] = {}
-    elif source not in open_clip.list_models():
-        raise PallavaError(f"{source!r} is neither a path nor an open_clip model name; {_CHOICES}")
-    else:
+    what: dict[str, Any] = {}
+    if not source.startswith(_OPEN_CLIP_SCHEMAS):
+        if source not in open_clip.list_models():
+            raise PallavaError(f"{source!r} is neither a path nor an open_clip model name; {_CHOICES}")
         tags = open_clip.list_pretrained_tags_by_model(source)
         if pretrained not in tags:
             raise PallavaError(
@@ -178,7 +170,7 @@ def _named_open_clip(source: str, pretrained: str | None, device: str) -> Encode
     except (OSError, RuntimeError, ValueError) as error:  # what downloading and reading weights raise
         raise PallavaError(f"open_clip cannot open {source!r}: {' '.join(str(error).split())}") from None
     name = f"{source} {pretrained}" if pretrained else source
-    return from_open_clip(model, open_clip.get_tokenizer(source), _own_preprocessing(model), name=name, device=device)
+    return from_open_clip(model, open_clip.get_tokenizer(source), name=name, device=device)
 
 
 def _hugging_face_folder(folder: Path, device: str) -> Encoder:
@@ -187,8 +179,7 @@ def _hugging_face_folder(folder: Path, device: str) -> Encoder:
     from pallava.model import load_image_processor
     from pallava.model.loading import load_tokenizer
 
-    kind = read_json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
-    if kind != "clip":
+    if (kind := _model_type(folder)) != "clip":
         _refuse(folder, kind)
     config = CLIPConfig.from_pretrained(folder)
     # Older transformers saved a buffer of each tower that newer ones recompute.
@@ -217,6 +208,15 @@ def _hugging_face_folder(folder: Path, device: str) -> Encoder:
     )
 
 
+def _find(folder: Path, names: Sequence[str]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _model_type(folder: Path) -> object:
+    config = folder / "config.json"
+    return read_json(config).get("model_type") if config.is_file() else None
+
+
 def _refuse(folder: Path, kind: object) -> NoReturn:
     if kind == "clip_vision_model":
         raise PallavaError(f"'{folder}' has a vision tower alone; a text tower is needed to compare images with texts")
@@ -233,12 +233,6 @@ def _beside(folder: Path) -> dict[str, Any]:
     interpolation = "bicubic" if spec.resample == Image.Resampling.BICUBIC else "bilinear"
     values = {"size": spec.size, "mean": spec.mean, "std": spec.std, "interpolation": interpolation}
     return values if processor.do_center_crop else {**values, "resize_mode": "squash"}
-
-
-def _own_preprocessing(model: Any) -> PreprocessCfg:
-    from open_clip.transform import PreprocessCfg
-
-    return PreprocessCfg(**model.visual.preprocess_cfg)
 
 
 def _trim(image: Image.Image) -> Image.Image:
@@ -260,12 +254,8 @@ def _structure(model: nn.Module) -> list[object]:
 
 
 def _identity(model: nn.Module, description: list[object]) -> str:
-    tensors = (
-        f"{name} {tensor.dtype} {tuple(tensor.shape)} {_hash_tensor(tensor)}"
-        for name, tensor in sorted(model.state_dict().items())
-    )
-    return hash_text(hash_json(description), *tensors)
-
-
-def _hash_tensor(tensor: Tensor) -> str:
-    return hash_bytes(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    parts = [hash_json(description)]
+    for name, tensor in sorted(model.state_dict().items()):
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        parts.append(f"{name} {tensor.dtype} {tuple(tensor.shape)} {hash_bytes(content)}")
+    return hash_text(*parts)

@@ -54,9 +54,8 @@ def look(
     Raises:
         PallavaError: The model, the image or the texts cannot be used.
     """
-    is_model = model_kind(str(model)) == "pallava"
+    is_model, out = model_kind(str(model)) == "pallava", Path(out)
     chosen = _choose_clip(model, clip, is_model, has_texts=bool(texts))
-    out = Path(out)
     if out.suffix.lower() not in _SUFFIXES:
         raise PallavaError(f"the picture's name must end in {', '.join(_SUFFIXES)}, got '{out}'")
     if texts and chosen and Path(chosen).is_file() and not model_name:
@@ -151,10 +150,8 @@ def _seen_panels(image: Image.Image, spec: TileSpec, pixels: Tensor, num_tokens:
     pictures = denormalize(pixels, spec)
     overview, canvas = (part.permute(1, 2, 0).numpy() for part in (pictures[0], join_tiles(pictures[1:], columns)))
     size = f"{spec.size} x {spec.size} pixels"
-    return (
-        Panel("Overview", f"all of the image in {size}, {num_tokens} tokens", overview),
-        Panel("Canvas", f"{columns} x {rows} tiles of {size}", canvas, (columns, rows)),
-    )
+    whole = Panel("Overview", f"all of the image in {size}, {num_tokens} tokens", overview)
+    return whole, Panel("Canvas", f"{columns} x {rows} tiles of {size}", canvas, (columns, rows))
 
 
 def _on_canvas(values: Tensor, columns: int) -> Tensor:

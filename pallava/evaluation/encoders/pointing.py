@@ -5,6 +5,7 @@ Letters in shapes: K layers with cross-attention, T tokens of a tile, N tiles, I
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,48 +50,48 @@ class Pointing:
 
 
 def play(reads: Sequence[ReadImage], spec: TileSpec, *, seed: int = 0) -> dict[str, Pointing]:
-    """Play the pointing game.
-
-    Args:
-        reads: The images.
-        spec: Tiles of the model.
-        seed: Seed of the bootstrap over images.
+    """Play the pointing game, with a bootstrap over images.
 
     Returns:
         ``right_tile``: the share of the attention of the overview token over a thing that goes to the thing's tile.
         ``tiles``: the share of all attention on tiles with a thing. ``tokens``: the share on tokens with one. ``hits``:
         how often the tile that was read most has one. Each is a mean over the things of an image, then over images.
     """
-    places = [_Places.make(read.image_size, read.spots, read.attention.shape[-1], spec) for read in reads]
+    places = [_find_places(read, spec) for read in reads]
     own = [_shares(read.attention, place) for read, place in zip(reads, places, strict=True)]
     partners = _partners(places)
     other = [_shares(reads[b].attention, place) for place, b in zip(places, partners, strict=True) if b is not None]
-    return {name: _pointing([s[name] for s in own], [s[name] for s in other], seed) for name in own[0]}
+    found = {}
+    for name in own[0]:
+        shares = np.array([[image[name][0]] for image in own])  # (I, 1)
+        (share,) = bootstrap(lambda weights, shares=shares: weights @ shares / len(shares), len(shares), seed=seed)
+        chance = float(np.mean([image[name][1] for image in own]))
+        found[name] = Pointing(share, chance, float(np.mean([s[name][0] for s in other])) if other else float("nan"))
+    return found
 
 
-@dataclass(frozen=True)
-class _Places:
+class _Places(NamedTuple):
     """The tile of each thing, its token in that tile, and the token of the overview that covers it."""
 
     grid: tuple[int, int]
-    tiles: tuple[int, ...]
-    tokens: tuple[int, ...]
-    overview_tokens: tuple[int, ...]
+    tiles: list[int]
+    tokens: list[int]
+    overview_tokens: list[int]
 
-    @classmethod
-    def make(cls, image_size: tuple[int, int], spots: Sequence[Spot], num_tokens: int, spec: TileSpec) -> "_Places":
-        canvas = choose_canvas(image_size, spec.size)
-        left, top, width, height = place_on_canvas(image_size, canvas)
-        columns, rows, side = canvas[0] // spec.size, canvas[1] // spec.size, round(num_tokens**0.5)
-        tiles, tokens, overview = [], [], []
-        for x, y in spots:
-            share_x, share_y = (min(max(v / s, 0.0), 1 - 1e-9) for v, s in zip((x, y), image_size, strict=True))
-            column, in_x = divmod((left + share_x * width) / spec.size, 1)
-            row, in_y = divmod((top + share_y * height) / spec.size, 1)
-            tiles.append(int(row) * columns + int(column))
-            tokens.append(int(in_y * side) * side + int(in_x * side))
-            overview.append(int(share_y * side) * side + int(share_x * side))
-        return cls((columns, rows), tuple(tiles), tuple(tokens), tuple(overview))
+
+def _find_places(read: ReadImage, spec: TileSpec) -> _Places:
+    canvas = choose_canvas(read.image_size, spec.size)
+    left, top, width, height = place_on_canvas(read.image_size, canvas)
+    columns, rows, side = canvas[0] // spec.size, canvas[1] // spec.size, round(read.attention.shape[-1] ** 0.5)
+    places = _Places((columns, rows), [], [], [])
+    for spot in read.spots:
+        share_x, share_y = (min(max(v / s, 0.0), 1 - 1e-9) for v, s in zip(spot, read.image_size, strict=True))
+        column, in_x = divmod((left + share_x * width) / spec.size, 1)
+        row, in_y = divmod((top + share_y * height) / spec.size, 1)
+        places.tiles.append(int(row) * columns + int(column))
+        places.tokens.append(int(in_y * side) * side + int(in_x * side))
+        places.overview_tokens.append(int(share_y * side) * side + int(share_x * side))
+    return places
 
 
 def _shares(attention: Tensor, places: _Places) -> dict[str, tuple[float, float]]:
@@ -118,10 +119,3 @@ def _partners(places: Sequence[_Places]) -> list[int | None]:
         alike.setdefault(place.grid, []).append(index)
     following = {a: b for group in alike.values() if len(group) > 1 for a, b in zip(group, group[1:] + group[:1])}  # noqa: B905
     return [following.get(index) for index in range(len(places))]
-
-
-def _pointing(own: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]], seed: int) -> Pointing:
-    shares = np.array([[share] for share, _ in own])  # (I, 1)
-    (share,) = bootstrap(lambda weights: weights @ shares / len(shares), len(shares), seed=seed)
-    chance = float(np.mean([chance for _, chance in own]))
-    return Pointing(share, chance, float(np.mean([share for share, _ in other])) if other else float("nan"))

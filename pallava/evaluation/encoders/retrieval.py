@@ -46,14 +46,9 @@ class Standing:
 def find_standing(
     queries: Tensor, candidates: Tensor, pairs: NDArray[np.int64], *, device: torch.device | str = "cpu", name: str = ""
 ) -> Standing:
-    """Compare every query with every candidate, block by block.
+    """Compare queries (Q, D) with candidates (M, D), of unit length, block by block.
 
-    Args:
-        queries: (Q, D), unit length.
-        candidates: (M, D), unit length.
-        pairs: (P, 2) numbers of a query and a right candidate, each pair once, every query in one at least.
-        device: Device that computes the blocks.
-        name: Name on the progress bar.
+    `pairs` are (P, 2) numbers of a query and a right candidate, each pair once, every query in one at least.
     """
     pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
     starts = np.searchsorted(pairs[:, 0], np.arange(len(queries) + 1))
@@ -91,19 +86,25 @@ def evaluate(
     texts = embed_texts(encoder, [captions[row] for row in caption_rows], cache)
     images = found.vectors[image_rows]
     pairs = np.unique(np.stack([image_of, caption_of], axis=1), axis=0)
-    results = {
-        "image_to_text": (images, texts, pairs),
-        "text_to_image": (texts, images, pairs[:, ::-1].copy()),
-    }
+
+    def score(name: str, queries: Tensor, candidates: Tensor, pairs: NDArray[np.int64]) -> dict[str, Any]:
+        standing = find_standing(queries, candidates, pairs, device=encoder.device, name=name)
+        right = np.bincount(pairs[:, 0], minlength=len(queries))
+        by_chance = Standing(np.zeros_like(right), len(candidates) - right, right)
+        hits = np.stack([recall(standing, rank) for rank in RANKS], axis=1)  # (Q, ranks)
+        estimates = bootstrap(lambda w: w @ hits / len(hits), len(hits), **resampling)
+        return {
+            f"recall_at_{rank}": {**asdict(estimate), "chance": float(recall(by_chance, rank).mean())}
+            for rank, estimate in zip(RANKS, estimates, strict=True)
+        }
+
     return {
         "num_images": len(image_rows),
         "num_captions": len(caption_rows),
         "num_pairs": len(pairs),
         "interval": describe_interval("queries", **resampling),
-        **{
-            name: _direction(queries, candidates, own, encoder.device, name, **resampling)
-            for name, (queries, candidates, own) in results.items()
-        },
+        "image_to_text": score("image to text", images, texts, pairs),
+        "text_to_image": score("text to image", texts, images, pairs[:, ::-1].copy()),
         "left_out": dict(Counter(data.left_out) + Counter(count_reasons(found.unreadable))),
     }
 
@@ -127,30 +128,8 @@ def _block(queries: Tensor, candidates: Tensor, own: Tensor) -> tuple[Tensor, Te
     return above, tied, right
 
 
-def _direction(
-    queries: Tensor,
-    candidates: Tensor,
-    pairs: NDArray[np.int64],
-    device: torch.device,
-    name: str,
-    **resampling: int,
-) -> dict[str, Any]:
-    standing = find_standing(queries, candidates, pairs, device=device, name=name.replace("_", " "))
-    right = np.bincount(pairs[:, 0], minlength=len(queries))
-    by_chance = Standing(np.zeros_like(right), len(candidates) - right, right)
-    hits = np.stack([recall(standing, rank) for rank in RANKS], axis=1)  # (Q, ranks)
-    estimates = bootstrap(lambda weights: weights @ hits / len(hits), len(hits), **resampling)
-    return {
-        f"recall_at_{rank}": {**asdict(estimate), "chance": float(recall(by_chance, rank).mean())}
-        for rank, estimate in zip(RANKS, estimates, strict=True)
-    }
-
-
 def _unique(values: Sequence[str]) -> tuple[list[int], NDArray[np.int64]]:
     """Rows in which a value is the first of its kind, and for each value the number of its row among them."""
-    rows: dict[str, int] = {}
-    numbers: dict[str, int] = {}
-    for row, value in enumerate(values):
-        rows.setdefault(value, row)
-        numbers.setdefault(value, len(numbers))
-    return list(rows.values()), np.array([numbers[value] for value in values], dtype=np.int64)
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    rows = {value: row for row, value in reversed(list(enumerate(values)))}
+    return [rows[value] for value in numbers], np.array([numbers[value] for value in values], dtype=np.int64)

@@ -45,18 +45,19 @@ def by_embedding(encoder: Encoder, cache: EmbeddingCache, *, batch_size: int = 6
 
 
 def evaluate(run: Runner, data: LabelledImages, **bootstrap: int) -> dict[str, Any]:
-    """Ask a model and score it, with ``num_resamples`` and ``seed`` of the bootstrap.
-
-    Returns:
-        The result of `score`, with the class set and the number of images left out.
-    """
+    """Ask a model; return the result of `score` with the class set and the number of images left out."""
     predictions, unreadable = run(data)
-    left_out = Counter(data.left_out) + Counter(unreadable)
-    words = {label: list(names) for label, names in data.class_set.classes}
-    described = {"name": data.class_set.name, "source": data.class_set.source, "names": words}
-    described["templates"] = list(data.class_set.templates)
-    scored = score(predictions, **bootstrap)
-    return {**scored, "left_out": dict(left_out), "class_set": described}
+    words = data.class_set
+    return {
+        **score(predictions, **bootstrap),
+        "left_out": dict(Counter(data.left_out) + Counter(unreadable)),
+        "class_set": {
+            "name": words.name,
+            "source": words.source,
+            "names": {label: list(names) for label, names in words.classes},
+            "templates": list(words.templates),
+        },
+    }
 
 
 def embed_classes(encoder: Encoder, class_set: ClassSet, cache: EmbeddingCache) -> Tensor:
@@ -68,17 +69,10 @@ def embed_classes(encoder: Encoder, class_set: ClassSet, cache: EmbeddingCache) 
 
 
 def predict(images: Tensor, classes: Tensor, true: Any, labels: tuple[str, ...], logit_scale: float) -> Predictions:
-    """Predict classes from unit vectors.
+    """Predict from unit vectors of images (N, D) and classes (C, D), beside the true numbers (N,).
 
     The score of a class is its log-odds: it orders images as the softmax probability does, but does not reach 1 where
     the model is sure, which would make ties.
-
-    Args:
-        images: (N, D).
-        classes: (C, D).
-        true: (N,) numbers of the true classes.
-        labels: C names.
-        logit_scale: Factor of the cosine in the model.
     """
     logits = logit_scale * (images.double() @ classes.double().T)  # (N, C)
     numbers = range(len(labels))
@@ -91,10 +85,13 @@ def score(predictions: Predictions, **bootstrap: int) -> dict[str, Any]:
     """Score predictions: metrics with intervals beside the majority control, results by class, the confusion matrix."""
     counts = statistics.confusion(predictions)
     classes = statistics.per_class(counts)
+    # The largest class for every image; where classes have scores, the same for all images.
+    no_scores = None if predictions.scores is None else np.zeros_like(predictions.scores)
+    majority = replace(predictions, predicted=np.full_like(predictions.true, counts.sum(1).argmax()), scores=no_scores)
     return {
         "num_images": len(predictions.true),
         "metrics": _estimates(predictions, **bootstrap),
-        "controls": {"majority answer": score_control("majority answer", _majority(predictions), **bootstrap)},
+        "controls": {"majority answer": score_control("majority answer", majority, **bootstrap)},
         "interval": statistics.describe_interval("images", **bootstrap),
         "largest_class": float(counts.sum(1).max() / max(counts.sum(), 1)),
         "num_without_class": int(counts[:, -1].sum()),
@@ -116,10 +113,3 @@ def _estimates(predictions: Predictions, **bootstrap: int) -> dict[str, dict[str
     estimates = statistics.estimate_all(predictions, **bootstrap)
     count = len(predictions.true)
     return {name: estimate.to_dict(count, statistics.DEFINITIONS[name]) for name, estimate in estimates.items()}
-
-
-def _majority(predictions: Predictions) -> Predictions:
-    """Return the largest class for every image; where classes have scores, the same for all images."""
-    largest = statistics.confusion(predictions).sum(1).argmax()
-    scores = None if predictions.scores is None else np.zeros_like(predictions.scores)
-    return replace(predictions, predicted=np.full_like(predictions.true, largest), scores=scores)

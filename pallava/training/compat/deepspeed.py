@@ -53,10 +53,7 @@ def gather_without_gradients() -> bool:
 
 
 def gather_without_compiling() -> bool:
-    """Keep DeepSpeed from compiling a shared-memory all-reduce on a CPU: a minute, or a failure without a compiler.
-
-    Only its inference uses it; without it, everything uses gloo as before.
-    """
+    """Keep DeepSpeed from compiling an all-reduce on a CPU that only its inference uses; it may have no compiler."""
     if torch.cuda.is_available():
         return False
     backend = importlib.import_module("deepspeed.comm.torch")  # `from deepspeed.comm import torch` gives torch itself
