@@ -107,7 +107,7 @@ def _write_shards(folder: Path, num_shards: int) -> None:
         for number in range(num_shards):
             mine = range(number, len(rows), num_shards)  # in turn: neighbours are often alike
             path = shards / f"{number:05d}.tar"
-            with whole_file(path, "wb") as file, tarfile.open(None, "w", file) as tar:  # type: ignore[call-overload]
+            with whole_file(path, "wb") as shard, tarfile.open(None, "w", shard) as tar:  # type: ignore[call-overload]
                 for index in mine:
                     for name, content in _members(index, *rows[index]):
                         member = tarfile.TarInfo(name)

@@ -93,9 +93,9 @@ class PALLaVAModel(BaseModel):
         self.llm = _build_llm(llm)
         self.visual_encoder = _build(visual_encoder)
         widths = (self.visual_encoder.config.hidden_size, self.llm.config.hidden_size)
-        if not isinstance(connector, nn.Module):
-            connector = build_connector(*widths, **_connector_arguments(connector))
         self.connector: Any = connector
+        if not isinstance(connector, nn.Module):
+            self.connector = build_connector(*widths, **_connector_arguments(connector))
         check_reopenable(self.connector)
         self.llm.requires_grad_(not freeze_llm)
         self.visual_encoder.requires_grad_(not freeze_visual_encoder)

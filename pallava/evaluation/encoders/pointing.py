@@ -64,7 +64,7 @@ def play(reads: Sequence[ReadImage], spec: TileSpec, *, seed: int = 0) -> dict[s
     found = {}
     for name in own[0]:
         shares = np.array([[image[name][0]] for image in own])  # (I, 1)
-        (share,) = bootstrap(lambda weights, shares=shares: weights @ shares / len(shares), len(shares), seed=seed)
+        (share,) = bootstrap(lambda weights: weights @ shares / len(shares), len(shares), seed=seed)  # noqa: B023
         chance = float(np.mean([image[name][1] for image in own]))
         found[name] = Pointing(share, chance, float(np.mean([s[name][0] for s in other])) if other else float("nan"))
     return found
