@@ -68,7 +68,8 @@ class PromptTemplate:
             raise PallavaError(f"prompt template must have {' and '.join(missing)}, got {', '.join(sorted(values))}")
         if "{input}" not in values["instruction"]:
             raise PallavaError(f"instruction of prompt template '{values['name']}' must contain {{input}}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
 
 
 _CHATML = PromptTemplate(
