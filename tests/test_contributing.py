@@ -8,6 +8,7 @@ from pallava.cli import main
 from pallava.data.sources import SOURCES
 from pallava.evaluation.answers import scores
 from pallava.evaluation.answers.items import Answer, Item
+from pallava.evaluation.answers.items import Answer, Item
 from tests.tiny import my_connector
 from tests.tiny.records import save_picture
 
@@ -58,7 +59,7 @@ def test_a_score_is_one_entry(monkeypatch):
     added = eval("{" + BLOCKS["an entry of SCORES"] + "}", {"Score": scores.Score})
     monkeypatch.setattr(scores, "SCORES", {**scores.SCORES, **added})
     score = scores.SCORES["begins_right_closed"]
-    item = Item("1", "", "Is it fat?", "yes", "closed")
+    item = Item("1", "", "Is it there?", "yes", "closed")
     assert [score.rule(Answer(item, text)) for text in ("Yes, it is", "no", "")] == [1, 0, 0]
 
 

@@ -13,7 +13,7 @@ from pallava.cli import COMMANDS, load_command
 PACKAGE = Path(__file__).parents[1] / "pallava"
 NOT_A_NOUN = re.compile(r"(of|where|what|without|which|as|if)\b", re.IGNORECASE)
 FOREIGN = re.compile(
-    r"\b(is|are|holds|has|gives) no\b|\bthere (is|are|was)\b|\btold\b|\btells?\b|\b(go|goes|went|gone) on\b|\blies?\b|"
+    r"\b(is|are|holds|gives) no\b|\bthere (is|are|was)\b|\btold\b|\btells?\b|\b(go|goes|went|gone) on\b|\blies?\b|"
     r"\bcomes? out\b|\bsound\b",
     re.IGNORECASE,
 )

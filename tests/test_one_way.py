@@ -17,6 +17,7 @@ OF_IO = {
     "sqlite3": {"store", "data/clean/images"},  # which keeps millions of keys off the memory, in no file
 }
 WRITING = {"write_text", "write_bytes"}
+LOGS = {"demo/pipeline"}  # open while others write to them
 
 
 def names_in(tree: ast.AST) -> Iterator[str]:
@@ -44,7 +45,7 @@ def test_what_belongs_to_io() -> None:
 def test_files_are_written_whole() -> None:
     """Outside io/ no file is opened for writing or written by pathlib, but below a folder that appears whole."""
     for place, tree in files():
-        if place.startswith("io/"):
+        if place.startswith("io/") or place in LOGS:
             continue
         whole = {
             id(node)
