@@ -8,7 +8,6 @@ from pallava.cli import main
 from pallava.data.sources import SOURCES
 from pallava.evaluation.answers import scores
 from pallava.evaluation.answers.items import Answer, Item
-from pallava.evaluation.answers.items import Answer, Item
 from tests.tiny import my_connector
 from tests.tiny.records import save_picture
 
