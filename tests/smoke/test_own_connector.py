@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from tests.smoke.test_training import environment, read, train
+from tests.smoke.test_training import assert_resumes, environment, read, train
 from tests.test_contributing import BLOCKS
 from tests.tiny.training import save_data, save_parts, write_config
 
@@ -20,23 +20,30 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own_connector")
     for name in ("my_connector.py", "my_hook.py"):
         (folder / name).write_text(BLOCKS[name])
-    data = save_data(folder, num_rows=8)
-    path = write_config("pallava_instruction_tuning", save_parts(folder), data, folder / "own.py", num_steps=2)
+    data = save_data(folder, num_rows=8, num_without_image=2)
+    path = write_config("pallava_instruction_tuning", save_parts(folder), data, folder / "own.py")
     config = Config.fromfile(path)
     connector = {"type": "my_connector.MyConnector", "width": 20}
     config.model.connector = config.train_dataloader.dataset.connector = connector
     exec(BLOCKS["in the config"], {"custom_hooks": config.custom_hooks})
     config.dump(path)
-    train(path, folder / "run", "--seed", "1024", PYTHONPATH=f"{environment()['PYTHONPATH']}:{folder}")
+    train(path, folder / "run", "--seed", "1024", PYTHONPATH=module_path(folder))
     return folder
 
 
+def module_path(folder: Path) -> str:
+    return f"{environment()['PYTHONPATH']}:{folder}"
+
+
 def pallava(folder: Path, *words: str, finds_module: bool = True) -> subprocess.CompletedProcess:
-    root = environment()["PYTHONPATH"]
-    variables = environment(PYTHONPATH=f"{root}:{folder}" if finds_module else root)
+    variables = environment(PYTHONPATH=module_path(folder)) if finds_module else environment()
     return subprocess.run(
         ["pallava", *words], cwd=folder, env=variables, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def test_it_resumes(run: Path) -> None:
+    assert_resumes(run / "own.py", run / "run", run / "resumed", PYTHONPATH=module_path(run))
 
 
 def test_it_trains_converts_and_opens_again(run: Path) -> None:

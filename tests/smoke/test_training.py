@@ -101,6 +101,7 @@ def test_zero2_converts_exactly(config, zero2_run, tmp_path):
         assert torch.equal(written[name], value), name
 
 
+@pytest.mark.slow  # test_own_connector trains and resumes in one process as well
 def test_one_process(config, tmp_path):
     train(config, tmp_path / "run", "--seed", "1024")
     assert_resumes(config, tmp_path / "run", tmp_path / "resumed")
