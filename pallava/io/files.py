@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -21,19 +22,24 @@ def whole_file(path: str | Path, mode: str = "w", **open_options: Any) -> Iterat
     """Open a file for writing that takes its place only once it is complete.
 
     The content goes to a hidden temporary file beside it (its own for each writer, so that two runs do not collide), is
-    synchronized to the disk and renamed. If anything fails, the temporary file is removed and an older file stays.
+    synchronized to the disk and renamed. If anything fails, the temporary file is removed and an older file stays. What
+    is not a file, such as a pipe or ``/dev/stdout``, is written to directly.
 
     Args:
-        path: The file to write or replace; its folder must exist.
+        path: The file to write or replace; its folder must exist. A link stays a link.
         mode: "w" or "wb".
         open_options: Further options of `open`; text is UTF-8 unless they say otherwise.
 
     Raises:
         OSError: The file cannot be written.
     """
-    path = Path(path)
     if "b" not in mode:
         open_options.setdefault("encoding", "utf-8")
+    if Path(path).exists() and not Path(path).is_file():
+        with Path(path).open(mode, **open_options) as file:
+            yield file
+        return
+    path = Path(os.path.realpath(path))
     temporary = temporary_beside(path)
     try:
         with temporary.open(mode.replace("w", "x"), **open_options) as file:
@@ -44,7 +50,7 @@ def whole_file(path: str | Path, mode: str = "w", **open_options: Any) -> Iterat
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        _name_file(error, path)
+        _name_file(error, temporary, path)
         raise
     _sync(path.parent)
 
@@ -73,7 +79,7 @@ def whole_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
         _put_in_place(temporary, path, replace)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        _name_file(error, path)
+        _name_file(error, temporary, path)
         raise
     _sync(path.parent)
 
@@ -113,6 +119,12 @@ def temporary_beside(path: Path, ending: str = "unfinished") -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{ending}")
 
 
+def remove_leftovers(path: str | Path) -> None:
+    """Remove what killed writers of a file left beside it; to be called only while nobody else can write the file."""
+    for leftover in Path(path).parent.glob(f".{glob.escape(Path(path).name)}.*.unfinished"):
+        leftover.unlink(missing_ok=True)
+
+
 def _put_in_place(temporary: Path, path: Path, replace: bool) -> None:
     if not replace or not path.exists() or _is_empty_folder(path):  # the first of two runs without `replace` wins
         temporary.replace(path)
@@ -127,9 +139,9 @@ def _put_in_place(temporary: Path, path: Path, replace: bool) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _name_file(error: BaseException, path: Path) -> None:
-    """Add the path to what the system says of a full disk, which names no file."""
-    if isinstance(error, OSError) and error.errno and error.filename is None:
+def _name_file(error: BaseException, temporary: Path, path: Path) -> None:
+    """Put the path into an error that names the temporary file, or no file, as the system does of a full disk."""
+    if isinstance(error, OSError) and error.errno and error.filename in (None, temporary, str(temporary)):
         error.filename = str(path)
 
 

@@ -128,3 +128,30 @@ def test_a_folder_of_many_files_is_synchronized_at_once(tmp_path: Path, monkeypa
                 (folder / str(number)).touch()
         assert len(list((tmp_path / str(count)).iterdir())) == count
         assert len(called) == count - 2
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "new"
+
+
+def test_a_pipe_is_written_to(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_text(tmp_path / "pipe", "text")
+    assert os.read(reader, 10) == b"text"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_errors_name_the_file(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError) as missing:
+        write_text(tmp_path / "missing" / "file", "")
+    assert missing.value.filename == str(tmp_path / "missing" / "file")
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space") as full:
+        write_text(tmp_path / "file", "")
+    assert full.value.filename == str(tmp_path / "file")

@@ -18,7 +18,7 @@ from pallava.data.material import SUMMARY_NAME, read_sources
 from pallava.data.sources import SOURCES, Source
 from pallava.data.sources.base import Pair, to_json
 from pallava.errors import PallavaError
-from pallava.io.files import whole_file, write_json
+from pallava.io.files import remove_leftovers, whole_file, write_json
 from pallava.io.store import Store
 
 _STORE, _PAIRS, _INDEX_REPORT = "scores.sqlite", "pairs.json", "published_index.txt"
@@ -65,6 +65,8 @@ def clean(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with Store(folder / _STORE) as store:
+            for name in (KEPT, DROPPED, _PAIRS):  # of a killed run, gigabytes of them
+                remove_leftovers(folder / name)
             pipeline = Pipeline(inputs, filters, store, chosen.drop_unanswered)
             pipeline.survey()
             pipeline.judge()
@@ -148,12 +150,12 @@ def _write_outcomes(
                 separator = ",\n"
         if has_pairs:
             files[_PAIRS].write("[]\n" if separator == "[\n" else "\n]\n")
-        else:
-            (folder / _PAIRS).unlink(missing_ok=True)
         for file in files.values():  # a full disk shows here, while everything of an earlier run is in its place
             file.flush()
             os.fsync(file.fileno())
         (folder / SUMMARY_NAME).unlink(missing_ok=True)
+        if not has_pairs:
+            (folder / _PAIRS).unlink(missing_ok=True)
     return counts
 
 

@@ -42,7 +42,7 @@ def read_rows(
     path: Path, progress: Progress, *, columns: Collection[str] = (), has_keys: bool = False
 ) -> Iterator[Entry | RowDropped]:
     """Yield the rows of a file by its ending, as one of the next functions does."""
-    if path.suffix in (".csv", ".tsv"):
+    if path.suffix.lower() in (".csv", ".tsv"):
         return csv_rows(path, progress, columns=columns)
     read = parquet_rows if path.suffix == ".parquet" else keyed_rows if has_keys else json_rows
     return read(path, progress)
@@ -83,7 +83,7 @@ def csv_rows(path: Path, progress: Progress, *, columns: Collection[str] = ()) -
     try:
         with path.open("rb") as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="replace", newline="") as file:
             lines = iter(lambda: file.readline(_MAX_ROW), "")
-            reader = csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
+            reader = csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
             names = [column_name(name) for name in next(reader, [])]
             if missing := [column for column in columns if column not in names]:
                 found = ", ".join(names) or "none"

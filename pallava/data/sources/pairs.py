@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pallava.data.sources.base import Pair, Question, Record, Source, SourceFile, register_source
 from pallava.data.sources.files import (
@@ -10,6 +10,7 @@ from pallava.data.sources.files import (
     answer_type,
     as_object,
     column_name,
+    csv_rows,
     image_and_caption,
     question_and_answer,
     tidy,
@@ -31,7 +32,7 @@ class _OwnSource(Source):
 
     def find_files(self) -> list[SourceFile]:
         paths = [self.root] if self.root.is_file() else sorted(self.root.glob("*"))
-        paths = [path for path in paths if path.suffix in self.endings or path == self.root]
+        paths = [path for path in paths if path.suffix.lower() in self.endings or path == self.root]
         if len(paths) > 1 and self.split is None:
             names = ", ".join(path.name for path in paths)
             raise PallavaError(f"'{self.root}' holds several files ({names}); give the path of one")
@@ -82,6 +83,11 @@ class Table(_OwnSource):
             for file in files:
                 next(self.read_rows(file), None)
         return files
+
+    def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:
+        if file.path.suffix.lower() not in (*self.endings, ".txt"):
+            raise PallavaError(f"'{file.path}' must be a table that ends in .csv or .tsv")
+        return csv_rows(file.path, self.report_progress, columns=self.needs)
 
     def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
         value = {key: tidy(row.value[name]) for key, name in self._names.items()}

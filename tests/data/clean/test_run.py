@@ -1,5 +1,6 @@
 """Whole cleaning runs, and the command."""
 
+import errno
 import json
 import re
 import sqlite3
@@ -171,6 +172,33 @@ def test_outputs_appear_complete_or_not_at_all(sources, tmp_path):
         _write_outcomes(tmp_path, broken(), {}, [], {})
     assert read(tmp_path) == before
     assert not any(tmp_path.glob(".*unfinished"))
+
+
+def test_a_full_disk_leaves_the_outputs_of_another_run(trees, tmp_path, monkeypatch):
+    """Questions have no pairs.json: the one of the captions before goes with their summary, not earlier."""
+    folder = tmp_path / "out"
+    clean([f"pubmedvision={trees / 'a' / 'pv'}"], folder)
+    before = read(folder)
+    (tmp_path / "q.csv").write_text("image,q,a\n1.png,Is it there?,yes\n")
+    questions = {"columns": {"image": "image", "question": "q", "answer": "a"}, "filters": ("species",)}
+
+    def fsync(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fsync)
+        with pytest.raises(PallavaError, match="No space left"):
+            clean([f"csv={tmp_path / 'q.csv'}"], folder, **questions)
+    assert read(folder) == before
+    clean([f"csv={tmp_path / 'q.csv'}"], folder, **questions)
+    assert not (folder / "pairs.json").exists()
+
+
+def test_what_a_killed_run_left_is_removed(trees, tmp_path):
+    (tmp_path / ".kept.jsonl.01234567.unfinished").touch()
+    (tmp_path / ".another.01234567.unfinished").touch()
+    clean([f"pubmedvision={trees / 'a' / 'pv'}"], tmp_path)
+    assert [path.name for path in tmp_path.glob(".*.unfinished")] == [".another.01234567.unfinished"]
 
 
 def test_both_judges_behind_an_endpoint_that_misbehaves(tmp_path):

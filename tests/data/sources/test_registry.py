@@ -144,3 +144,19 @@ def test_wrong_columns_are_refused(tmp_path: Path, columns, found: str):
     (tmp_path / "pairs.json").write_text(json.dumps([]))
     with pytest.raises(PallavaError, match="pairs has columns of its own"):
         open_source("pairs", tmp_path, columns=CAPTIONS)
+
+
+@pytest.mark.parametrize("name", ["own.CSV", "own.txt"])
+def test_a_table_whatever_its_ending(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("file,text\na.png,A gland.\n")
+    (tmp_path / "a.png").touch()
+    source = open_source("csv", tmp_path / name, columns=CAPTIONS)
+    assert [record.text for record in source] == ["A gland."]
+    with pytest.raises(PallavaError, match="missing"):
+        open_source("csv", tmp_path / name, columns={**CAPTIONS, "caption": "missing"})
+
+
+def test_what_is_not_a_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text('{"file": "a.png"}\n')
+    with pytest.raises(PallavaError, match=r"own\.jsonl"):
+        open_source("csv", tmp_path / "own.jsonl", columns=CAPTIONS)
