@@ -6,7 +6,7 @@ The public names are imported when they are first used, so that ``import pallava
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "PALLaVAConfig": "pallava.model",
