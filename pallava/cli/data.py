@@ -233,6 +233,8 @@ def run_leak(options: argparse.Namespace) -> int:
             print(f"  {distance:<36}{count:>8}")
     for problem, count in sorted(report.problems.items()):
         print(f"not compared: {problem}: {count} images")
+    for reason, count in sorted(report.rows_not_compared.items()):
+        print(f"not compared: {reason}: {count} rows")
     exclude = Path(options.out).with_suffix(".exclude.txt")
     print(f"\n{options.out}: report; {exclude}: {len(report.leaks)} ids to exclude")
     return 0

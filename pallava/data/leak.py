@@ -27,6 +27,7 @@ from pallava.prompts import CAPTION_PROMPTS, IMAGE_TOKEN
 
 _OPTIONS = re.compile(r"\n\s*\(?A[.):]\s.*", re.DOTALL)
 _NO_WORD = re.compile(r"[\W_]+")
+_EMPTY = "no image or question"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,11 @@ class AuditRow:
     id: str  # as in its file; "SOURCE:ID" if one file holds several sources
     images: tuple[str, ...]  # absolute paths
     questions: tuple[str, ...]  # normalized
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the row has nothing to compare."""
+        return not self.images and not self.questions
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class LeakReport:
     num_test_rows: int = 0
     num_test_images: int = 0
     problems: Counter[str] = field(default_factory=Counter)  # images not compared, such as "test: missing"
+    rows_not_compared: Counter[str] = field(default_factory=Counter)  # by side and reason, such as "train: malformed"
     distances: Counter[int] = field(default_factory=Counter)  # shared test images
     leaks: list[Leak] = field(default_factory=list)
 
@@ -84,6 +91,7 @@ class LeakReport:
             "num_shared": {what: len(self.shared(what)) for what in ("images", "questions", "both", "either")},
             **asdict(self),  # which cannot copy a Counter
             "problems": dict(self.problems),
+            "rows_not_compared": dict(self.rows_not_compared),
             "distances": dict(sorted(self.distances.items())),
         }
 
@@ -103,7 +111,7 @@ def write_leak_report(
 
     Each set is a training file or a table with its image folder, the kept.jsonl of cleaning, or NAME=ROOT of a data
     set. Hashes of equal images may differ in `distance` bits, 0 to 10; `with_turns` finds turned test images too. A
-    repeated run takes the hashes from ``.hashes.sqlite`` beside the report.
+    repeated run takes the hashes from ``.image_hashes.sqlite`` beside the report.
 
     Raises:
         PallavaError: One of the sets cannot be read, or the distance is out of range.
@@ -112,7 +120,7 @@ def write_leak_report(
     if out.is_dir():
         raise PallavaError(f"the report '{out}' is a folder; give the name of a file")
     sides = (open_records(train, image_folder=train_images), open_records(test, image_folder=test_images))
-    with Store(out.with_suffix(".hashes.sqlite")) as store:
+    with Store(out.with_suffix(".image_hashes.sqlite")) as store:
         report = _compare(*sides, store, distance, with_turns, num_workers)
     ids = "".join(f"{row_id}\n" for row_id in report.shared("either"))
     write_text(out.with_suffix(".exclude.txt"), ids, errors="replace")
@@ -135,6 +143,10 @@ def _compare(
         if hashes.problem:
             report.problems[f"train: {hashes.problem}"] += 1
     rows = list(_progress(_audit_rows(test), "test rows"))
+    if num_empty := sum(row.is_empty for row in rows):
+        report.rows_not_compared[f"test: {_EMPTY}"] = num_empty
+    for side, records in (("train", train), ("test", test)):
+        report.rows_not_compared.update({f"{side}: {why}": count for why, count in records.tally.dropped.items()})
     paths = list(dict.fromkeys(path for row in rows for path in row.images))
     report.num_test_rows, report.num_test_images = len(rows), len(paths)
     matches = {}
@@ -163,8 +175,8 @@ def _audit_rows(records: Records) -> Iterator[AuditRow]:
     has_several = len(records.names) > 1
     for record, path in records:
         if isinstance(record, Conversation):
-            questions = [_normalize(turn.question) for turn in record.row.turns]
-            images = tuple(str(path / name) for name in record.row.images)
+            questions = [_normalize(text) for text in record.questions]
+            images = tuple(str(path / name) for name in record.images)
             yield AuditRow(record.id, images, tuple(each for each in questions if each and each not in _PROMPTS))
             continue
         question = _normalize(record.question) if isinstance(record, Question) else ""
@@ -198,6 +210,8 @@ class _Known:
         """Remember the questions, and yield and count each image once."""
         for row in rows:
             report.num_train_rows += 1
+            if row.is_empty:
+                report.rows_not_compared[f"train: {_EMPTY}"] += 1
             for question in row.questions:
                 self.questions.setdefault(short_hash(question), row.id)
             for path in row.images:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from pallava.data.sources import SOURCES, Source, open_source
 from pallava.data.sources.base import KINDS, Record, Tally, record_from_json
-from pallava.data.sources.files import RowDropped, json_rows
-from pallava.data.training_row import TrainingRow, read_row
+from pallava.data.sources.files import RowDropped, as_object, json_rows, printable
 from pallava.errors import PallavaError
 from pallava.io.records import RecordFile
 
@@ -139,11 +138,19 @@ def read_source(
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A row of a training file: the path of the file, the row's id (else its position), its images and turns."""
+    """What a row of a training file shows and asks, of a row that cannot be trained on too.
+
+    Attributes:
+        source: Path of the file.
+        id: The row's id, or its position if it has none.
+        images: Names of the images.
+        questions: Texts of all human messages.
+    """
 
     source: str
     id: str
-    row: TrainingRow
+    images: tuple[str, ...]
+    questions: tuple[str, ...]
 
 
 class Records:
@@ -170,10 +177,11 @@ class Records:
 _Rows: TypeAlias = Callable[[Tally], Iterator[tuple[Record | Conversation, str]]]
 
 
-def open_records(spec: SourceSpec | str, *, image_folder: str | Path | None = None) -> Records:
+def open_records(spec: SourceSpec | str, *, image_folder: str | Path | None = None, label: str = "") -> Records:
     """Open a data set, the kept records of cleaning, or a training file; `spec` may be a text, see `read_source`.
 
-    A training file needs its image folder; a table and kept records do if it is not the usual one.
+    A training file needs its image folder; a table and kept records do if it is not the usual one. Records of a data
+    set bear the `label` instead of its name, if one is given.
 
     Raises:
         PallavaError: The data is of none of these kinds, or a training file comes without its image folder.
@@ -181,7 +189,7 @@ def open_records(spec: SourceSpec | str, *, image_folder: str | Path | None = No
     spec = read_source(spec) if isinstance(spec, str) else spec
     if spec.name:
         source = spec.open(image_folder=image_folder)
-        return Records([source.name], source.root, partial(_source_rows, source))
+        return Records([label or source.name], source.root, partial(_source_rows, source, label))
     path = Path(spec.root)
     first = next(json_rows(path), None)
     keys = list(first.value) if first and not isinstance(first, RowDropped) and isinstance(first.value, dict) else []
@@ -199,9 +207,9 @@ def open_records(spec: SourceSpec | str, *, image_folder: str | Path | None = No
     )
 
 
-def _source_rows(source: Source, tally: Tally) -> Iterator[tuple[Record, str]]:
+def _source_rows(source: Source, label: str, tally: Tally) -> Iterator[tuple[Record, str]]:
     for record in source:
-        yield record, record.image
+        yield replace(record, source=label) if label else record, record.image
     tally.dropped, tally.examples = source.tally.dropped, source.tally.examples
 
 
@@ -219,12 +227,21 @@ def _training_rows(path: Path, tally: Tally) -> Iterator[tuple[Conversation, str
         try:
             if isinstance(entry, RowDropped):
                 raise entry
-            row = read_row(entry.value)
+            value = as_object(entry.value)
         except RowDropped as fault:  # `pallava data check` lists them
             tally.drop(fault.reason, str(fault))
             continue
-        row_id = entry.value.get("id")
-        yield Conversation(str(path), entry.position if row_id is None else str(row_id), row), ""
+        row_id = entry.position if value.get("id") is None else str(value["id"])
+        found, messages = value.get("image"), value.get("conversations")
+        names = [name for name in (found if isinstance(found, list) else [found]) if isinstance(name, str) and name]
+        questions = _human_texts(messages if isinstance(messages, list) else [])
+        yield Conversation(str(path), row_id, tuple(map(printable, names)), tuple(questions)), ""
+
+
+def _human_texts(messages: list[Any]) -> Iterator[str]:
+    for message in messages:
+        if isinstance(message, dict) and message.get("from") == "human" and isinstance(message.get("value"), str):
+            yield message["value"]
 
 
 def _read_summary(path: Path) -> dict[str, Any]:

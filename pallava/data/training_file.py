@@ -126,6 +126,7 @@ def write_training_file(
     Args:
         sources: For captions the path of a JSON list or JSONL of ``{"image", "caption"}``; for questions a list of
             data sets: ``NAME=ROOT`` (its split "train"), the kept.jsonl of cleaning, a `SourceSpec` or open records.
+            The second data set of a name is called "NAME-2", as by cleaning.
         output: The JSONL to write; an existing one is replaced at the end.
         image_folder: The folder that image names are relative to; required for captions, and by default the deepest
             folder that holds all roots for questions.
@@ -144,7 +145,11 @@ def write_training_file(
     """
     output = Path(output).resolve()
     list_path = None if left_out is None else Path(left_out).resolve()
+    if not sources:
+        raise PallavaError("sources must be a file of captions or a list of at least one data set, got none")
     if isinstance(sources, str | Path):
+        if weights:
+            raise PallavaError(f"weights are for a list of data sets, got them for the captions of '{sources}'")
         source = Path(sources)
         _check_outputs(output, list_path, source)
         if image_folder is None or not Path(image_folder).is_dir():
@@ -158,7 +163,12 @@ def write_training_file(
         results = _caption_results(source, make_rows, num_workers, summary)
     else:
         _check_outputs(output, list_path, None)
-        records = [_open(each, image_folder) for each in sources]
+        given = {"prompts": prompts != CAPTION_PROMPTS, "id_prefix": id_prefix is not None}
+        given |= {"max_pixels": max_pixels != MAX_PIXELS, "decode_images": decode_images}
+        if any(given.values()):
+            names = ", ".join(name for name in given if given[name])
+            raise PallavaError(f"{names} must be left out for a list of data sets; only captions need them")
+        records = list(_open_sources(sources, image_folder))
         folder = Path(image_folder or os.path.commonpath([each.folder for each in records])).resolve()
         summary = TrainingFileSummary(str(folder))
         results = _question_results(records, folder, weights or {}, seed, summary)
@@ -294,11 +304,20 @@ def _image_and_caption(value: Any) -> tuple[str, str]:
     return image, printable(caption).strip()
 
 
-def _open(source: str | SourceSpec | Records, image_folder: str | Path | None) -> Records:
-    if isinstance(source, Records):
-        return source
-    spec = read_source(source, default_split="train") if isinstance(source, str) else source
-    return open_records(spec, image_folder=image_folder if spec.columns else None)
+def _open_sources(sources: Sequence[str | SourceSpec | Records], image_folder: str | Path | None) -> Iterator[Records]:
+    """Open the sources, the second data set of a name as "csv-2"; the ids in the file begin with it."""
+    roots: dict[str, list[Path]] = {}
+    for source in sources:
+        if isinstance(source, Records):
+            yield source
+            continue
+        spec = read_source(source, default_split="train") if isinstance(source, str) else source
+        root, others = Path(spec.root).resolve(), roots.setdefault(spec.name, [])
+        if root in others:
+            raise PallavaError(f"the source '{spec.root}' is given twice; a weight of 2 takes its rows twice")
+        others.append(root)
+        label = f"{spec.name}-{len(others)}" if spec.name and len(others) > 1 else ""
+        yield open_records(spec, image_folder=image_folder if spec.columns else None, label=label)
 
 
 def _question_results(
@@ -307,7 +326,7 @@ def _question_results(
     rows: dict[str, list[dict[str, Any]]] = {}
     for records in sources:
         if twice := summary.sources.keys() & set(records.names):
-            raise PallavaError(f"the source '{min(twice)}' is given twice; a weight of 2 takes its rows twice")
+            raise PallavaError(f"the source '{min(twice)}' is given twice, so that ids would repeat; give it once")
         for record, path in tqdm(records, desc=", ".join(records.names), unit=" records", disable=None):
             count = summary.source(record.source)
             count.num_records += 1

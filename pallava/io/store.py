@@ -48,7 +48,7 @@ class Store(AbstractContextManager["Store"]):
             (num_tables,) = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if version != _VERSION and (version or num_tables):
                 self._database.close()
-                raise PallavaError(f"'{path}' is not a store that this version can read; use another output folder")
+                raise PallavaError(f"'{path}' is not a store that this version can read; choose another output")
             self._database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
 
     def __exit__(self, *exc_info: object) -> None:
@@ -98,4 +98,6 @@ class Store(AbstractContextManager["Store"]):
         except sqlite3.Error as error:
             if "locked" in str(error):
                 raise PallavaError(f"'{self.path}' is in use by another run; wait for it to end") from None
+            if "not a database" in str(error):
+                raise PallavaError(f"'{self.path}' is not a store; choose another output, or remove it") from None
             raise PallavaError(f"cannot use the store '{self.path}': {error}") from None

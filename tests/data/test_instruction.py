@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pallava.cli import main
 from pallava.data.material import Records, SourceSpec, open_records
 from pallava.data.sources.base import Pair, Question, to_json
 from pallava.data.training_file import write_training_file
@@ -217,3 +218,33 @@ def test_same_source_twice_and_unknown_ones(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text("[]")
     with pytest.raises(PallavaError, match=r"summary\.json"):
         open_records(str(tmp_path / "kept.jsonl"))
+
+
+def test_two_tables_share_columns_and_have_ids_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text(f"file,q,a\n{name}.png,Is it {name}?,yes\n,Lost?,no\n")
+    words = ["data", "instruct", str(tmp_path / "train.jsonl"), "--columns", "image=file,question=q,answer=a"]
+    tables = ["--source", f"csv={tmp_path}/a.csv", "--source", f"csv={tmp_path}/b.csv"]
+    report = tmp_path / "report.json"
+    assert main([*words, *tables, "--weights", "csv-2=2", "--report", str(report)]) == 0
+    rows = {row["id"]: row["image"] for row in read(tmp_path / "train.jsonl")}
+    assert rows == {"csv-0000000": "a.png", "csv-2-0000000": "b.png", "csv-2-0000000-again1": "b.png"}
+    counts = json.loads(report.read_text())["sources"]
+    assert {name: (each["num_written"], each["dropped"]) for name, each in counts.items()} == {
+        "csv": (1, {"empty_name": 1}),
+        "csv-2": (2, {"empty_name": 1}),
+    }
+    assert (
+        main([*words, "--source", f"csv={tmp_path}/a.csv", "--source", f"csv={tmp_path}/../{tmp_path.name}/a.csv"]) == 2
+    )
+    assert "given twice" in capsys.readouterr().err
+
+
+def test_options_that_questions_do_not_have_are_refused(tmp_path: Path) -> None:
+    sources, out = [make_path_vqa(tmp_path / "pv", 5)], tmp_path / "train.jsonl"
+    for options in ({"prompts": ["Why?"]}, {"id_prefix": "x-"}, {"max_pixels": 9}, {"decode_images": True}):
+        with pytest.raises(PallavaError, match=next(iter(options))):
+            write_training_file(sources, out, **options)
+    with pytest.raises(PallavaError, match="at least one data set, got none"):
+        write_training_file([], out)
+    assert not out.exists()

@@ -2,12 +2,15 @@
 
 import json
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pallava.cli import main
 from pallava.data import image_hashes
 from pallava.data.image_hashes import TURNS, ImageHashes, hash_images, perceptual_hash, turned_hashes
 from pallava.data.leak import AuditRow, ImageMatch, LeakReport, _audit_rows, _Known, write_leak_report
@@ -215,7 +218,7 @@ def test_kept_records_and_training_files_are_told_apart(tmp_path: Path) -> None:
     train = tmp_path / "train.jsonl"
     train.write_text(json.dumps(asked("x.jpg", "Is it?", "7")) + "\n{broken\n[1]\n" + json.dumps({"image": None}))
     rows = _audit_rows(open_records(str(train), image_folder=tmp_path))
-    assert list(rows) == [AuditRow("7", (f"{tmp_path}/x.jpg",), ("is it",))]
+    assert list(rows) == [AuditRow("7", (f"{tmp_path}/x.jpg",), ("is it",)), AuditRow("line 4", (), ())]
 
 
 @pytest.mark.parametrize(("sources", "ids"), [(["a"], ["7"]), (["a", "b"], ["a:7", "b:7"])])
@@ -256,7 +259,90 @@ def test_the_report_names_what_to_exclude(sets: Sets) -> None:
     assert (written["problems"], written["distances"]) == ({"test: missing": 1}, {"0": 1})
     assert written["leaks"] == json.loads(json.dumps(report.to_dict()["leaks"]))
     assert out.with_suffix(".exclude.txt").read_text() == "test0\n"
-    assert {path.name for path in out.parent.iterdir()} == {"leak.json", "leak.exclude.txt", "leak.hashes.sqlite"}
-    out.with_suffix(".hashes.sqlite").write_text("an earlier version's")
-    with pytest.raises(PallavaError, match=r"leak\.hashes\.sqlite"):
-        write_leak_report(*sides, out, **folders)
+    assert {path.name for path in out.parent.iterdir()} == {"leak.json", "leak.exclude.txt", "leak.image_hashes.sqlite"}
+
+
+def test_a_file_of_hashes_of_an_earlier_version_is_left_alone(sets: Sets) -> None:
+    sets.add("test", picture(3), "What is 5?")
+    earlier = sets.root / "leak.hashes.sqlite"
+    with closing(sqlite3.connect(earlier)) as database:
+        database.executescript("CREATE TABLE images (path TEXT); PRAGMA user_version = 7;")
+    content = earlier.read_bytes()
+    assert sets.audit().shared("both") == ["test0"]
+    assert earlier.read_bytes() == content
+
+
+@pytest.mark.parametrize("is_database", [True, False])
+def test_a_foreign_file_is_not_replaced(sets: Sets, is_database: bool) -> None:
+    sets.add("test", picture(3), "What is 5?")
+    foreign = sets.root / "leak.image_hashes.sqlite"
+    if is_database:
+        with closing(sqlite3.connect(foreign)) as database:
+            database.executescript("CREATE TABLE mine (path TEXT);")
+    else:
+        foreign.write_text("someone's notes")
+    content = foreign.read_bytes()
+    with pytest.raises(PallavaError, match=r"leak\.image_hashes\.sqlite' is not a store.*another output") as error:
+        sets.audit()
+    assert "folder" not in str(error.value)  # the report is a file
+    assert is_database or foreign.read_bytes() == content
+
+
+HUMAN = {"from": "human", "value": "<image>\nWhat is 1?"}
+NULL = {"from": "gpt", "value": None}
+
+
+@pytest.mark.parametrize(
+    ("row", "shares"),
+    [
+        ({"conversations": [HUMAN, NULL]}, "both"),
+        ({"conversations": [HUMAN, "no message", {"from": "human"}, {"value": "Why?"}]}, "both"),
+        ({"conversations": [{**HUMAN, "from": "user"}, {"from": "assistant", "value": "yes"}]}, "images"),
+        ({"conversations": []}, "images"),
+        ({"conversations": None}, "images"),
+        ({}, "images"),
+        ({"image": ["1_a.png", 5, None, ""], "conversations": [HUMAN, NULL]}, "both"),
+        ({"image": 5, "conversations": [HUMAN, NULL]}, "questions"),
+        ({"image": None, "conversations": [{"from": "human", "value": "How?"}, HUMAN]}, "questions"),
+        ({"image": "\0.png", "conversations": [HUMAN]}, "questions"),
+    ],
+)
+def test_rows_that_training_drops_are_compared(sets: Sets, row: dict, shares: str) -> None:
+    sets.add("test", picture(1), "What is 1?")
+    picture(1).save(sets.root / "train" / "1_a.png")
+    sets.rows["train"] = [asked("none.png", "Else?", "first"), {"id": "odd", "image": "1_a.png", **row}]
+    (leak,) = sets.audit().leaks
+    assert (leak.match is not None, leak.question_train_id is not None) == (
+        shares in ("both", "images"),
+        shares in ("both", "questions"),
+    )
+    assert leak.match is None or leak.match.train_id == "odd"
+    assert leak.question_train_id in (None, "odd")
+
+
+def test_each_of_two_human_messages_in_a_row_is_compared(sets: Sets) -> None:
+    talk = [{"from": "human", "value": text} for text in ("<image>\nLook.", "Which stain?")]
+    sets.rows["train"].append(
+        {"id": "two", "image": "0_a.png", "conversations": [*talk, {"from": "gpt", "value": "PAS"}]}
+    )
+    sets.add("test", picture(99), "Which stain?")
+    sets.add("test", picture(98), "Look!")
+    assert [leak.question_train_id for leak in sets.audit().leaks] == ["two", "two"]
+
+
+def test_rows_that_cannot_be_compared_are_counted(sets: Sets, capsys: pytest.CaptureFixture) -> None:
+    sets.rows["train"] += [[1], "text", {"id": "empty", "image": None, "conversations": []}]
+    sets.add("test", picture(99), "How many?")
+    sets.rows["test"] += [7, {"id": "empty"}]
+    report = sets.audit()
+    assert report.rows_not_compared == {
+        "train: malformed": 2,
+        "train: no image or question": 1,
+        "test: malformed": 1,
+        "test: no image or question": 1,
+    }
+    assert json.loads((sets.root / "leak.json").read_text())["rows_not_compared"] == report.rows_not_compared
+    words = ["data", "leak", *(str(sets.root / f"{side}.jsonl") for side in ("train", "test")), "--workers", "1"]
+    words += ["--out", str(sets.root / "leak.json")]
+    assert main([*words, "--train-images", str(sets.root / "train"), "--test-images", str(sets.root / "test")]) == 0
+    assert "train: malformed: 2 rows" in capsys.readouterr().out

@@ -91,8 +91,11 @@ def test_three_kinds_of_records(tmp_path: Path) -> None:
     with pytest.raises(PallavaError, match="folder of its images"):
         open_records(str(train))
     records = open_records(str(train), image_folder=tmp_path)
-    found = [(row.id, row.row.images, folder) for row, folder in records if isinstance(row, Conversation)]
-    assert found == [("line 1", ["x.jpg"], tmp_path.resolve()), ("7", [], tmp_path.resolve())]
+    found = [(row.id, row.images, row.questions, folder) for row, folder in records if isinstance(row, Conversation)]
+    assert found == [
+        ("line 1", ("x.jpg",), ("<image>\nWhy?",), tmp_path.resolve()),
+        ("7", (), ("<image>\nWhy?",), tmp_path.resolve()),
+    ]
     assert records.tally.dropped == {"malformed": 1}
 
 

@@ -169,6 +169,7 @@ def test_arguments_that_cannot_work(folder: Path):
         ("the same file", folder / ".." / "pairs.jsonl", {}),
         ("at least 1, got 0", output, {"num_workers": 0}),
         ("prompts", output, {"prompts": ()}),
+        ("weights.*pairs.jsonl", output, {"weights": {"pairs": 2}}),
     ]:
         with pytest.raises(PallavaError, match=message):
             write_training_file(source, out, **{"image_folder": folder, **options})

@@ -53,7 +53,7 @@ def test_a_foreign_database_is_refused(tmp_path):
     with sqlite3.connect(tmp_path / "s.sqlite") as database:
         database.execute("CREATE TABLE mine (a)")
     database.close()
-    with pytest.raises(PallavaError, match="another output folder"):
+    with pytest.raises(PallavaError, match="another output"):
         Store(tmp_path / "s.sqlite")
 
 

@@ -60,7 +60,7 @@ def test_instruct_check_leak_one_after_the_other(root: Path) -> None:
     report = json.loads((root / "leak.json").read_text())
     assert report["leaks"][0]["match"]["distance"] == 0
     assert (root / "leak.exclude.txt").read_text().splitlines() == [report["leaks"][0]["id"]]
-    assert (root / "leak.hashes.sqlite").is_file()
+    assert (root / "leak.image_hashes.sqlite").is_file()
     folders = ("--train-images", "pv", "--test-images", "pv")
     result = run(root, "leak", "train.jsonl", "train.jsonl", *folders, "--workers", "1", "--out", "same.json")
     assert json.loads((root / "same.json").read_text())["num_shared"]["both"] == 6

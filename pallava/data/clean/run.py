@@ -54,6 +54,8 @@ def clean(
         PallavaError: The settings contradict each other or the disk, or the work cannot be finished; scores so far are
             kept.
     """
+    if not sources:
+        raise PallavaError("sources must hold at least one NAME=ROOT, such as quilt-1m=/data/quilt, got none")
     folder = Path(out)
     chosen = CleanSettings.create(read_sources(sources, splits, columns), settings)
     _check_folder(folder)

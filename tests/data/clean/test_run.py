@@ -374,3 +374,9 @@ def test_a_table_with_questions_needs_no_class(tmp_path):
     kept = [json.loads(line) for line in (tmp_path / "out" / "kept.jsonl").read_text().splitlines()]
     assert [(each["path"], each["answer"]) for each in kept] == [("a.png", "yes"), ("b.png", "rat liver")]
     assert not (tmp_path / "out" / "pairs.json").exists()
+
+
+def test_no_source_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PallavaError, match="at least one NAME=ROOT"):
+        clean([], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
