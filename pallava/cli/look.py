@@ -22,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", action="append", default=[], help="text to find; needs a CLIP (repeatable)")
     parser.add_argument("--clip", help="whole CLIP, such as `pallava pretrain` writes (default: the encoder's own)")
     parser.add_argument("--model-name", default="", help="open_clip's name of the model of an open_clip checkpoint")
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="permission to import the module of a connector that does not come with pallava (default: refuse)",
+    )
     parser.add_argument("--out", type=Path, default=Path("look.png"), help="picture to write (default: %(default)s)")
 
 
@@ -36,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
         texts=options.text,
         clip=options.clip,
         model_name=options.model_name,
+        trust_remote_code=options.trust_remote_code,
     )
     if options.text and clip is None:
         print(

@@ -30,6 +30,7 @@ from pallava.evaluation.tasks import TASKS, EvaluateOptions, Task
 from pallava.io.hashing import hash_folder
 from pallava.model import PALLaVAConfig, PALLaVAForConditionalGeneration, PALLaVAProcessor
 from pallava.model.loading import ADAPTER_FOLDER
+from pallava.model.modeling import import_connector
 
 Data = str | Path | Sequence[str | Path]
 _Report = dict[str, Any]
@@ -182,6 +183,8 @@ def _name_data(data: Sequence[str | Path]) -> dict[str, tuple[str, Path]]:
 
 def _settings(model: str, task: Task, options: EvaluateOptions) -> dict[str, Any]:
     """Collect what the answers depend on, beside the questions."""
+    if options.trust_remote_code:
+        import_connector(model)
     config = PALLaVAConfig.from_pretrained(model)
     base = (options.base_llm or config.base_llm) if (Path(model) / ADAPTER_FOLDER).is_dir() else None
     return {
@@ -199,5 +202,7 @@ def hash_model(folder: str | Path) -> str:
 
 def _load(model: str, options: EvaluateOptions, max_new_tokens: int, local_rank: int) -> Answerer:
     device = find_device(options.device, local_rank)
-    network = PALLaVAForConditionalGeneration.from_pretrained(model, base_llm=options.base_llm)
+    network = PALLaVAForConditionalGeneration.from_pretrained(
+        model, base_llm=options.base_llm, trust_remote_code=options.trust_remote_code
+    )
     return Answerer(network.to(device).eval(), PALLaVAProcessor.from_pretrained(model), max_new_tokens)

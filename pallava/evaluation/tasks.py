@@ -23,7 +23,7 @@ from pallava.evaluation.statistics import as_control
 from pallava.prompts import CAPTION_PROMPTS, build_class_question
 
 _FOR_ALL = {"split", "batch_size", "seed", "device"}
-_FOR_MODEL = {"limit", "exclude", "max_new_tokens", "consistency", "without_shuffled", "base_llm"}
+_FOR_MODEL = {"limit", "exclude", "max_new_tokens", "consistency", "without_shuffled", "base_llm", "trust_remote_code"}
 _FOR_ENCODER = {"model_name", "pretrained"}
 
 
@@ -49,6 +49,9 @@ class EvaluateOptions:
     base_llm: Annotated[
         str | None, "base language model of a folder with an adapter (default: that of its training)"
     ] = None
+    trust_remote_code: Annotated[
+        bool, "permission to import the module of a connector that does not come with pallava (default: refuse)"
+    ] = False
     model_name: Annotated[str | None, "open_clip's name of a checkpoint's model, or a JSON description"] = None
     pretrained: Annotated[str | None, "open_clip's name of the weights of a named model"] = None
     batch_size: Annotated[int | None, "questions (default: 16) or images of an encoder (default: 64) at once"] = None

@@ -17,7 +17,7 @@ from pallava.errors import PallavaError
 from pallava.model.connectors import CONNECTORS, ScaleInvariantConnector
 from pallava.model.encoders import adapter_of, first_layers, patch_tokens
 from pallava.model.loading import find_folder
-from pallava.model.modeling import PALLaVAConfig
+from pallava.model.modeling import PALLaVAConfig, import_connector
 from pallava.model.weights import build_with_weights, read_weights
 
 
@@ -30,13 +30,18 @@ class Eyes:
     connector: Any
 
 
-def load_eyes(folder: str | os.PathLike[str]) -> Eyes:
+def load_eyes(folder: str | os.PathLike[str], *, trust_remote_code: bool = False) -> Eyes:
     """Open encoder and connector of a model folder, in float32; its language model is neither read nor needed.
 
+    A connector that does not come with pallava is imported with `trust_remote_code` only.
+
     Raises:
-        PallavaError: The folder is not a model folder, or a weight is missing, unexpected or reshaped.
+        PallavaError: The folder is not a model folder, a weight is missing, unexpected or reshaped, or the connector
+            cannot be imported.
     """
     path = find_folder(folder, {})
+    if trust_remote_code:
+        import_connector(path)
     config = PALLaVAConfig.from_pretrained(path)
     state = {key: value.float() for key, value in read_weights(path, ("visual_encoder.", "connector.")).items()}
     parts = build_with_weights(_build_eyes, config, state, path).requires_grad_(False)

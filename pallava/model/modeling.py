@@ -83,6 +83,16 @@ class PALLaVAConfig(PretrainedConfig):
         return self.connector_config.num_visual_tokens(num_tokens(self.vision_config), MAX_TILES)
 
 
+def import_connector(folder: str | os.PathLike[str]) -> None:
+    """Import the module of a model folder's connector, if it does not come with pallava.
+
+    Raises:
+        PallavaError: The folder has no ``config.json``, or the connector cannot be imported.
+    """
+    if isinstance(name := read_json(Path(folder) / "config.json").get("connector_class"), str):
+        find_connector(name)
+
+
 class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """The whole network: `visual_encoder`, `connector` and `llm`."""
 
@@ -348,8 +358,8 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if dtype is not None or kwargs.get("torch_dtype") is None:
             kwargs["torch_dtype"] = dtype or "auto"
         path = find_folder(folder, kwargs)
-        if trust_remote_code and isinstance(name := read_json(path / "config.json").get("connector_class"), str):
-            find_connector(name)
+        if trust_remote_code:
+            import_connector(path)
         if not (path / ADAPTER_FOLDER).is_dir():
             return open_whole(super().from_pretrained, path, args, kwargs)
         kwargs["config"] = kwargs.get("config") or PALLaVAConfig.from_pretrained(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPImageProcessor
+from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPImageProcessor, PreTrainedModel
 
 from pallava.model import (
     PALLaVAForConditionalGeneration,
@@ -18,13 +18,13 @@ from pallava.model import (
 from tests.tiny.training import TILE, WORDS, save_parts
 
 
-def write_model(folder: Path, seed: int = 0) -> Path:
+def write_model(folder: Path, seed: int = 0, connector: PreTrainedModel | None = None) -> Path:
     """A model folder as `pallava convert` writes one."""
     parts = save_parts(folder.with_name(f"{folder.name}_parts"))
     torch.manual_seed(seed)
     llm, encoder = AutoModelForCausalLM.from_pretrained(parts["llm"]), load_plip(parts["plip"])
     sizes = {"visual_hidden_size": 24, "llm_hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    connector = ScaleInvariantConnector(ScaleInvariantConnectorConfig(**sizes))
+    connector = connector or ScaleInvariantConnector(ScaleInvariantConnectorConfig(**sizes))
     model = PALLaVAForConditionalGeneration.from_parts(llm, encoder, connector)
     with torch.no_grad():  # random weights of the usual size say the same word whatever they see
         for weight in model.parameters():

@@ -37,6 +37,7 @@ def look(
     texts: Sequence[str] = (),
     clip: str | Path | None = None,
     model_name: str = "",
+    trust_remote_code: bool = False,
 ) -> str | None:
     """Draw what a model looks at in an image.
 
@@ -47,6 +48,7 @@ def look(
         texts: Texts whose places are shown; several are shown by what tells each from the others.
         clip: Whole CLIP that compares the texts; by default `model` itself or the CLIP that its encoder is part of.
         model_name: open_clip's name of the model of a checkpoint.
+        trust_remote_code: Whether to import the module of a connector that does not come with pallava.
 
     Returns:
         The CLIP that compared the texts; None if no CLIP was found, so that the picture does not show the texts.
@@ -64,7 +66,7 @@ def look(
         exists = Path(str(chosen)).exists()
         raise PallavaError(f"the CLIP '{chosen}' needs --text" if exists else f"the model '{chosen}' does not exist")
     picture = open_image(image)
-    panels = _attention_panels(model, picture) if is_model else []
+    panels = _attention_panels(model, picture, trust_remote_code) if is_model else []
     if chosen and texts:
         seen, similar = _similarity_panels(chosen, model_name, picture, texts)
         panels += similar if is_model else [*seen, *similar]
@@ -88,10 +90,12 @@ def _choose_clip(model: str | Path, clip: str | Path | None, is_model: bool, *, 
     return next((str(place) for place in places if is_whole_clip(place)), None)
 
 
-def _attention_panels(folder: str | Path, image: Image.Image) -> list[Panel]:
+def _attention_panels(folder: str | Path, image: Image.Image, trust_remote_code: bool) -> list[Panel]:
     spec = PALLaVAProcessor.from_pretrained(folder).tile_spec
     pixels = make_tiles(image, spec)
-    attention = 100 * read_tiles(load_eyes(folder), pixels)  # (K, T, N, T), in percent
+    attention = 100 * read_tiles(
+        load_eyes(folder, trust_remote_code=trust_remote_code), pixels
+    )  # (K, T, N, T), in percent
     overview, canvas = _seen_panels(image, spec, pixels, attention.shape[1])
     columns, rows = canvas.grid
     read = attention.mean((0, 1))  # (N, T)
