@@ -91,10 +91,7 @@ def _evaluate_encoder(model: str, task: Task, sources: _Sources, out: Path | Non
 
 def _evaluate_model(model: str, task: Task, sources: _Sources, out: Path | None, options: EvaluateOptions) -> _Report:
     with Processes.join() as processes:
-        data = {label: task.read_questions(path, name, options) for label, (name, path) in sources.items()}
-        excluded = read_excluded(options.exclude) if options.exclude else []
-        questions, num_excluded = select(data, excluded=excluded, limit=options.limit)
-        training = read_training_answers(options.training) if options.training else []
+        questions, num_excluded, training = processes.agree(lambda: _read(task, sources, options))
         settings = processes.agree(lambda: _settings(model, task, options) if processes.rank == 0 else {})
         settings = processes.gather(settings)[0]
         given = nullcontext(str(out)) if out else tempfile.TemporaryDirectory(prefix="pallava-")
@@ -109,6 +106,16 @@ def _evaluate_model(model: str, task: Task, sources: _Sources, out: Path | None,
         if out:
             write_report(report, out, answers, task.is_right)
         return report
+
+
+def _read(
+    task: Task, sources: _Sources, options: EvaluateOptions
+) -> tuple[dict[str, Questions], int, list[tuple[str, str]]]:
+    """Return the questions by label, the number of those excluded, and questions with answers of the training file."""
+    data = {label: task.read_questions(path, name, options) for label, (name, path) in sources.items()}
+    excluded = read_excluded(options.exclude) if options.exclude else []
+    training = read_training_answers(options.training) if options.training else []
+    return *select(data, excluded=excluded, limit=options.limit), training
 
 
 def _ask(

@@ -1,11 +1,15 @@
 """One evaluation: what is imported with consent alone, and what is refused before a model is opened."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from pallava.errors import PallavaError
+from pallava.evaluation.answers.store import Processes
 from pallava.evaluation.encoders.look import look
 from pallava.evaluation.run import evaluate
 from pallava.model.connectors import CONNECTORS
@@ -33,3 +37,52 @@ def test_a_connector_of_ones_own_is_imported_with_consent_alone(
     monkeypatch.delitem(sys.modules, "tests.tiny.my_connector")
     with pytest.raises(PallavaError, match="cross-attention"):  # imported, but without tiles to show
         look(model, tmp_path / "data" / "0.png", tmp_path / "look.png", trust_remote_code=True)
+
+
+TWO = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+
+
+def test_a_process_group_of_the_callers_own_stays(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        with Processes.join(TWO) as processes:
+            assert (processes.rank, processes.count) == (0, 2)
+        assert dist.is_initialized()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def test_a_process_group_of_pallavas_own_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, where = dist.init_process_group, {"init_method": f"file://{tmp_path / 'store'}", "rank": 0, "world_size": 1}
+    monkeypatch.setattr(dist, "init_process_group", lambda *words, **options: start(*words, **options, **where))
+    with Processes.join(TWO):
+        assert dist.is_initialized()
+    assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize("option", ["", "exclude", "training"])
+def test_what_one_process_cannot_read_fails_in_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    sent = []
+
+    class Second(Processes):
+        """The second of two, whose messages are kept."""
+
+        def gather(self, value):
+            sent.append(value)
+            return ["", value]
+
+    @contextmanager
+    def join() -> Iterator[Processes]:
+        yield Second(1, 2, 1)
+
+    monkeypatch.setattr(Processes, "join", join)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "pallava"}')
+    data, missing = write_questions(tmp_path / "data", 2), tmp_path / "missing.txt"
+    with pytest.raises(PallavaError, match=r"missing\.txt"):
+        evaluate(tmp_path / "model", "custom", data if option else missing, **({option: missing} if option else {}))
+    assert len(sent) == 1
+    assert "missing.txt" in sent[0]

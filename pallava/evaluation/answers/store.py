@@ -35,17 +35,22 @@ class Processes:
     @classmethod
     @contextmanager
     def join(cls, environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
-        """Connect to the others for the length of the context, if torchrun has started several."""
+        """Connect to the others for the length of the context, if torchrun has started several.
+
+        A process group that exists already is used, and stays.
+        """
         rank, count, local = (int(environment.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         if count < 2:
             yield cls()
             return
-        if not dist.is_initialized():
+        is_own = not dist.is_initialized()
+        if is_own:
             dist.init_process_group("gloo", timeout=_PATIENCE)
         try:
             yield cls(rank, count, local)
         finally:
-            dist.destroy_process_group()
+            if is_own:
+                dist.destroy_process_group()
 
     def gather(self, value: Value) -> list[Value]:
         """Return the values of all processes, in each of them, once all have called this."""
