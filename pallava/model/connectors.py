@@ -379,9 +379,20 @@ def _as_json(config: PretrainedConfig) -> dict[str, Any]:
 def own_connector_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a connector's weights under our keys, from ours or the published ones, alone or inside a checkpoint."""
     inside = {key: value for key, value in state.items() if key.startswith(CONNECTOR_PREFIXES)}
-    state = rename_keys(inside or state, tuple((prefix, "") for prefix in CONNECTOR_PREFIXES))
+    state = _strip_prefixes(inside or state)
     is_published = any(key.startswith(("model.bert.", "model.mlp.model.")) for key in state)
     return rename_keys(state, CONNECTOR_RENAMES) if is_published else state
+
+
+def _strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Strip one leading prefix of each key: what follows it may be a connector's own `projector`."""
+    stripped: dict[str, Tensor] = {}
+    for key, value in state.items():
+        new = next((key.removeprefix(prefix) for prefix in CONNECTOR_PREFIXES if key.startswith(prefix)), key)
+        if new in stripped:
+            raise PallavaError(f"the weights hold {new} under two names, of which one is {key}")
+        stripped[new] = value
+    return stripped
 
 
 def own_checkpoint_keys(state: Mapping[str, Tensor], config: PretrainedConfig, source: object) -> dict[str, Tensor]:

@@ -22,7 +22,13 @@ from pallava.model import (
     load_plip,
     register_connector,
 )
-from pallava.model.connectors import CONNECTORS, check_reopenable, describe_connector
+from pallava.model.connectors import (
+    CONNECTORS,
+    check_reopenable,
+    describe_connector,
+    own_checkpoint_keys,
+    own_connector_keys,
+)
 from tests.tiny import folders, golden
 from tests.tiny.my_connector import MyConnector, MyConnectorConfig
 
@@ -187,6 +193,15 @@ def test_a_connector_of_ones_own_opens_with_consent_alone(tmp_path: Path, monkey
     assert "tests.tiny.my_connector" not in sys.modules
     opened = PALLaVAForConditionalGeneration.from_pretrained(tmp_path / "model", trust_remote_code=True)
     torch.testing.assert_close(opened.state_dict(), model.state_dict())
+
+
+def test_a_connector_may_have_a_projector_of_its_own() -> None:
+    own = {"norm.weight": torch.ones(1), "projector.weight": torch.ones(2), "projector.connector.x": torch.ones(3)}
+    checkpoint = {f"connector.{key}": value for key, value in own.items()}
+    assert own_connector_keys(checkpoint) == own
+    assert own_checkpoint_keys(checkpoint, MyConnectorConfig(), "iter_1.pth") == checkpoint
+    with pytest.raises(PallavaError, match=r"norm\.weight under two names"):
+        own_connector_keys({"connector.norm.weight": torch.ones(1), "projector.norm.weight": torch.ones(1)})
 
 
 def test_what_could_not_be_opened_again_is_refused() -> None:

@@ -35,8 +35,8 @@ class MyConnector(PreTrainedModel):
         super().__init__(config)
         self.norm = nn.LayerNorm(config.visual_hidden_size)
         self.into = nn.Linear(config.visual_hidden_size, config.width)
-        self.out = nn.Linear(config.width, config.llm_hidden_size)
+        self.projector = nn.Linear(config.width, config.llm_hidden_size)
 
     def forward(self, overview: Tensor, tiles: Tensor, tile_mask: Tensor) -> Tensor:
         """Turn overviews (I, T, D) into visual tokens (I, T, H)."""
-        return self.out(self.into(self.norm(overview)).relu())
+        return self.projector(self.into(self.norm(overview)).relu())
