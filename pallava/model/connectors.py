@@ -402,7 +402,8 @@ def own_checkpoint_keys(state: Mapping[str, Tensor], config: PretrainedConfig, s
         PallavaError: They were trained with cross-attention and the connector has none, or the reverse.
     """
     connector = own_connector_keys({k: v for k, v in state.items() if k.startswith(CONNECTOR_PREFIXES)})
-    wants, has = bool(config.add_cross_attention), any(".crossattention." in key for key in connector)
+    has = any(".crossattention." in key for key in connector)
+    wants = config.add_cross_attention if isinstance(config, ScaleInvariantConnectorConfig) else has
     if connector and wants != has:
         raise PallavaError(
             f"'{source}' was trained {'with' if has else 'without'} cross-attention to the tiles, but this connector "

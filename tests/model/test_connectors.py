@@ -17,6 +17,7 @@ from pallava.model import (
     MLPConnectorConfig,
     PALLaVAConfig,
     PALLaVAForConditionalGeneration,
+    ScaleInvariantConnectorConfig,
     ask,
     load,
     load_plip,
@@ -202,6 +203,13 @@ def test_a_connector_may_have_a_projector_of_its_own() -> None:
     assert own_checkpoint_keys(checkpoint, MyConnectorConfig(), "iter_1.pth") == checkpoint
     with pytest.raises(PallavaError, match=r"norm\.weight under two names"):
         own_connector_keys({"connector.norm.weight": torch.ones(1), "projector.norm.weight": torch.ones(1)})
+
+
+def test_weights_of_a_connector_of_ones_own_may_be_called_crossattention() -> None:
+    checkpoint = {"connector.crossattention.weight": torch.ones(1), "connector.a.crossattention.b": torch.ones(2)}
+    assert own_checkpoint_keys(checkpoint, MyConnectorConfig(), "iter_1.pth") == checkpoint
+    with pytest.raises(PallavaError, match=r"iter_1\.pth.*add_cross_attention=True"):
+        own_checkpoint_keys(checkpoint, ScaleInvariantConnectorConfig(add_cross_attention=False), "iter_1.pth")
 
 
 def test_what_could_not_be_opened_again_is_refused() -> None:
