@@ -208,8 +208,8 @@ def _build(parts: Mapping[str, Any], key: str, trust_remote_code: bool) -> Any:
     part = parts.get(key)
     if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
         raise PallavaError(f"the config's {key} must be an object with a type, got {str(part)[:100]}")
-    if not trust_remote_code and _wants_code(part):
-        raise _untrusted("trust_remote_code=True")
+    if not trust_remote_code and (option := _find_code(part)):
+        raise _untrusted(option)
     options = {name: value for name, value in part.items() if name != "type"}
     for name, build in _PARTS.items():
         if _is_ours(part["type"], name):
@@ -223,10 +223,15 @@ def _is_ours(name: str, end: str) -> bool:
     return name == end or (name.endswith(f".{end}") and name.partition(".")[0] in _OUR_PACKAGES)
 
 
-def _wants_code(value: Any) -> bool:
+def _find_code(value: Any) -> str | None:
+    """Find an option by which transformers or peft execute code: of a repository, a pickle, or a module of Megatron."""
     if isinstance(value, Mapping):
-        return bool(value.get("trust_remote_code")) or any(map(_wants_code, value.values()))
-    return isinstance(value, list) and any(map(_wants_code, value))
+        for key, inner in value.items():
+            runs_code = key == "trust_remote_code" or str(key).startswith("megatron_")
+            if (runs_code and inner) or (key == "weights_only" and inner is not True):
+                return f"{key}={inner!r}"[:100]
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return next(filter(None, map(_find_code, inside)), None)
 
 
 def _untrusted(name: str) -> PallavaError:

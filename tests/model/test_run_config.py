@@ -1,12 +1,14 @@
 """The config beside a checkpoint: found, read and described, and never executed."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mmengine.config import Config
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaConfig
 
 from pallava.config_files import find_config
 from pallava.errors import PallavaError
@@ -24,6 +26,12 @@ from pallava.model.run_config import (
 from pallava.training.hooks.config import load_config
 
 DUMPED = "model = dict(type='PALLaVAModel', llm=dict(type='load_llm'))\ntrain_dataloader = dict(dataset=dict())\n"
+_PICKLED = {
+    "type": "load_llm",
+    "pretrained_model_name_or_path": "{llm}",
+    "weights_only": False,
+    "use_safetensors": False,
+}
 VALUES: dict[str, Any] = {"model": {"type": "PALLaVAModel"}, "train_dataloader": {"dataset": {}}}
 
 
@@ -93,6 +101,21 @@ def test_what_is_not_a_config(text: str, reason: str, tmp_path: Path) -> None:
         find_training_config(tmp_path / "iter_8.pth")
 
 
+class _Evil:
+    def __init__(self, proof: Path):
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.proof),)
+
+
+def _write_malicious_llm(folder: Path, proof: Path) -> str:
+    """Write a language model whose weights are a pickle that makes a folder."""
+    LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(folder)
+    torch.save({"evil": _Evil(proof)}, folder / "pytorch_model.bin")
+    return str(folder)
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
@@ -103,6 +126,10 @@ def test_what_is_not_a_config(text: str, reason: str, tmp_path: Path) -> None:
         ({"type": "PALLaVAModel", "llm": {"type": "pallava.model.weights.os.mkdir", "path": "{proof}"}}, "os.mkdir"),
         ({"type": "PALLaVAModel", "llm": {"type": "load_llm", "trust_remote_code": True}}, "trust_remote_code"),
         ({"type": "PALLaVAModel", "llm": {"type": "load_llm", "a": [{"trust_remote_code": 1}]}}, "trust_remote_code"),
+        ({"type": "PALLaVAModel", "llm": _PICKLED}, "weights_only=False"),
+        ({"type": "PALLaVAModel", "llm": {**_PICKLED, "weights_only": None}}, "weights_only=None"),
+        ({"type": "PALLaVAModel", "llm": {"type": "load_llm", "a": [{"megatron_core": "os"}]}}, "megatron_core='os'"),
+        ({"type": "PALLaVAModel", "llm": {"type": "LoraConfig", "megatron_config": {"a": 1}}}, "megatron_config"),
         ({"type": "PALLaVAModel", "llm": {"type": ["load_llm"]}}, "load_llm"),
         ({"type": "PALLaVAModel", "llm": {}}, "type"),
         ({"type": "PALLaVAModel"}, "llm must be"),
@@ -110,7 +137,8 @@ def test_what_is_not_a_config(text: str, reason: str, tmp_path: Path) -> None:
 )
 def test_a_config_beside_weights_names_only_our_parts(model: dict[str, Any], reason: str, tmp_path: Path) -> None:
     proof = tmp_path / "executed"
-    values = json.loads(json.dumps({**VALUES, "model": model}).replace("{proof}", str(proof)))
+    llm = _write_malicious_llm(tmp_path / "llm", proof)
+    values = json.loads(json.dumps({**VALUES, "model": model}).replace("{proof}", str(proof)).replace("{llm}", llm))
     with pytest.raises(PallavaError, match=reason):
         convert_run(values, {}, tmp_path / "out", merge=False, source="test")
     assert not proof.exists()
