@@ -82,6 +82,17 @@ def read_columns(given: str | Mapping[str, str] | None) -> dict[str, str]:
     return columns
 
 
+def check_columns(columns: Mapping[str, str], sources: Sequence[str]) -> None:
+    """Refuse columns if none of the sources, given as NAME=ROOT or a path, takes any.
+
+    Raises:
+        PallavaError: None does.
+    """
+    names = [text.partition("=")[0] for text in sources]
+    if columns and not any(name in SOURCES and SOURCES[name].takes_columns for name in names):
+        raise PallavaError(f"--columns is for csv=FILE, got the sources {', '.join(sources)}")
+
+
 def read_sources(
     sources: Sequence[str],
     splits: Sequence[str] = (),
@@ -103,8 +114,7 @@ def read_sources(
             raise PallavaError(f"--split {text} must name one of the sources {', '.join(names)}, got {name!r}")
         split_of |= {name: split} if equals else dict.fromkeys(names, split)
     given = read_columns(columns)
-    if given and not any(name in SOURCES and SOURCES[name].takes_columns for name in names):
-        raise PallavaError(f"--columns is for csv=FILE, got the sources {', '.join(sources)}")
+    check_columns(given, sources)
     return [
         read_source(text, split=split_of.get(name), columns=given, default_split=default_split)
         for text, name in zip(sources, names, strict=True)

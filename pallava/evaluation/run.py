@@ -10,6 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from pallava.data.material import check_columns, read_columns
+from pallava.data.sources import SOURCES
 from pallava.devices import find_device
 from pallava.errors import PallavaError
 from pallava.evaluation.answers.consistency import (
@@ -70,7 +72,12 @@ def evaluate(model: str | Path, task: str, data: Data, out: str | Path | None = 
     paths = {name: Path(options[name]) for name in _PATHS if options.get(name)}
     row, given, kind = TASKS[task], EvaluateOptions(**{**options, **paths}), model_kind(str(model))
     _check(str(model), kind, row, given)
-    sources = _name_data([data] if isinstance(data, str | Path) else data)
+    texts = [str(each) for each in ([data] if isinstance(data, str | Path) else data)]
+    sources = _name_data(texts)
+    if row.is_named:
+        check_columns(read_columns(given.columns), texts)
+        if given.split and not any(name in SOURCES for name, _ in sources.values()):
+            raise PallavaError(f"--split {given.split} is for a public set, NAME=PATH, got {', '.join(texts)}")
     run = _evaluate_encoder if kind == "encoder" else _evaluate_model
     return run(str(model), row, sources, None if out is None else Path(out), given)
 
@@ -176,10 +183,10 @@ def _check(model: str, kind: str, task: Task, options: EvaluateOptions) -> None:
             raise PallavaError(f"{flag} must be at least 1, got {value}")
 
 
-def _name_data(data: Sequence[str | Path]) -> dict[str, tuple[str, Path]]:
+def _name_data(data: Sequence[str]) -> dict[str, tuple[str, Path]]:
     """Label in the report to (name of a public set or "", path)."""
     named: dict[str, tuple[str, Path]] = {}
-    for text in map(str, data):
+    for text in data:
         name, _, path = text.partition("=") if re.match(r"[a-z][a-z0-9_-]*=", text) else ("", "", text)
         label = name if name and name != "csv" else Path(path).resolve().stem
         if label in named:

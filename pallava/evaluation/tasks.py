@@ -74,6 +74,7 @@ class Task:
         max_new_tokens: Maximum length of an answer in tokens.
         options: Names of the options that this task has beside those of all tasks.
         measure: From an encoder, its cache, data, batch size and seed to the scores; None for a task of a PA-LLaVA.
+        is_named: Whether only data that the user names (NAME=PATH) as a public set or table have splits and columns.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Task:
     max_new_tokens: int = 64
     options: tuple[str, ...] = ()
     measure: Callable[[Any, Any, Any, int, int], dict[str, Any]] | None = None
+    is_named: bool = False
 
     def option_names(self, kind: str = "") -> set[str]:
         """Return the names of all options of the task, or of those for one kind of model: "pallava" or "encoder"."""
@@ -196,6 +198,7 @@ _ROWS = (
         help="questions of your own",
         data="[NAME=]PATH: JSONL of image, question, answer, or csv=FILE with --columns (repeatable)",
         read=_read_custom,
+        is_named=True,
         options=("training", "image_folder", "columns"),
         **_QUESTIONS,
     ),
@@ -204,6 +207,7 @@ _ROWS = (
         help="what does this image show?",
         data=_CAPTIONS,
         read=_read_captions,
+        is_named=True,
         prompt=lambda item, questions: CAPTION_PROMPTS[0],
         score=_score_captions,
         max_new_tokens=256,
@@ -215,6 +219,7 @@ _ROWS = (
         data="[NAME=]FOLDER: folder of classes (FOLDER/<class>/*.png), or a public set: "
         f"{', '.join(known_sets())} (repeatable)",
         read=_read_classes,
+        is_named=True,
         prompt=_class_prompt,
         score=score_classes,
         is_right=is_right,
@@ -227,6 +232,7 @@ _ROWS = (
         help="which caption belongs to this image, and the other way round?",
         data=_CAPTIONS,
         read=_read_pairs,
+        is_named=True,
         options=("image_folder", "columns"),
         measure=_measure_retrieval,
     ),

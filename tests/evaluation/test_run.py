@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.distributed as dist
@@ -54,8 +55,11 @@ def test_a_process_group_of_the_callers_own_stays(tmp_path: Path) -> None:
 
 
 def test_a_process_group_of_pallavas_own_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start, where = dist.init_process_group, {"init_method": f"file://{tmp_path / 'store'}", "rank": 0, "world_size": 1}
-    monkeypatch.setattr(dist, "init_process_group", lambda *words, **options: start(*words, **options, **where))
+    start: Any = dist.init_process_group
+    where = f"file://{tmp_path / 'store'}"
+    monkeypatch.setattr(
+        dist, "init_process_group", lambda backend, **_: start(backend, init_method=where, rank=0, world_size=1)
+    )
     with Processes.join(TWO):
         assert dist.is_initialized()
     assert not dist.is_initialized()
@@ -86,3 +90,32 @@ def test_what_one_process_cannot_read_fails_in_all(
         evaluate(tmp_path / "model", "custom", data if option else missing, **({option: missing} if option else {}))
     assert len(sent) == 1
     assert "missing.txt" in sent[0]
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "options", "reason"),
+    [
+        ("custom", ["q.jsonl"], {"columns": "rubbish"}, "KEY=COLUMN.*rubbish"),
+        ("custom", ["q.jsonl"], {"columns": "image=a,question=b,answer=c"}, r"--columns.*csv=FILE.*q\.jsonl"),
+        ("caption", ["quilt-1m=Q"], {"columns": {"image": "a", "caption": "b"}}, "--columns.*csv=FILE.*quilt-1m=Q"),
+        ("custom", ["q.jsonl"], {"split": "train"}, r"--split train.*q\.jsonl"),
+        ("custom", ["mine=q.jsonl"], {"split": "train"}, r"--split train.*mine=q\.jsonl"),
+        ("zero-shot", ["classes"], {"split": "train"}, "--split train.*classes"),
+        (
+            "custom",
+            ["csv=mine.csv", "q.jsonl"],
+            {"columns": "image=a,question=b,answer=c"},
+            r"mine\.csv",
+        ),  # read, not refused
+        ("pathvqa", ["PathVQA"], {"split": "train"}, "PathVQA"),
+        ("custom", ["path-vqa=PathVQA", "q.jsonl"], {"split": "train"}, "PathVQA"),
+    ],
+)
+def test_columns_and_splits_that_nothing_has_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, data: list[str], options: dict, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    Path("model", "config.json").write_text('{"model_type": "pallava"}')
+    with pytest.raises(PallavaError, match=reason):
+        evaluate("model", task, data, **options)

@@ -150,6 +150,12 @@ def test_questions_and_captions_of_a_table(tmp_path: Path):
         TASKS["custom"].read_questions(table, "csv", EvaluateOptions())
 
 
+def test_captions_are_no_questions(tmp_path: Path):
+    path = write_lines(tmp_path / "pairs.jsonl", [{"id": "1", "image": "a.png", "caption": "a gland"}])
+    with pytest.raises(PallavaError, match="pairs is a set of captions, but questions are needed"):
+        TASKS["custom"].read_questions(path, "pairs", EvaluateOptions())
+
+
 def test_captions_ask_once_an_image(tmp_path: Path):
     rows = [{"id": "1", "image": "a.png", "caption": ["one", "two"]}, {"image": "b.png", "caption": "three"}]
     path = write_lines(tmp_path / "pairs.jsonl", rows)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pallava.data.material import open_records, read_source
-from pallava.data.sources.base import Question
+from pallava.data.sources.base import KINDS, Question
 from pallava.data.training_file import question_text
 from pallava.errors import PallavaError
 from pallava.evaluation.answers.items import Item, Kind, Questions, is_texts
@@ -38,16 +38,18 @@ def read_source_questions(
     The split is test by default, if the set always has splits; only a table ("csv") has columns and an image folder.
 
     Raises:
-        PallavaError: The source does not exist, the folder is not the set, or lacks the split.
+        PallavaError: The source does not exist or has no questions, the folder is not the set, or lacks the split.
     """
     kinds: dict[str, Kind] = {"choice": "choice", "yes/no": "closed"}
     spec = read_source(f"{name}={root}", split=split, columns=columns, default_split="test")
     records = open_records(spec, image_folder=image_folder)
     items = []
     for record, path in records:
-        if isinstance(record, Question):
-            text, kind = question_text(record).strip(), kinds.get(record.answer_type, "open")
-            items.append(Item(record.id, str(path), text, record.answer.strip(), kind, record.options))
+        if not isinstance(record, Question):
+            found = next((kind for kind, record_type in KINDS.items() if isinstance(record, record_type)), "others")
+            raise PallavaError(f"{name} is a set of {found}, but questions are needed here")
+        text, kind = question_text(record).strip(), kinds.get(record.answer_type, "open")
+        items.append(Item(record.id, str(path), text, record.answer.strip(), kind, record.options))
     return Questions(items, dict(records.tally.dropped))
 
 
