@@ -1,7 +1,8 @@
 """From a training checkpoint or published weights to the one folder that opens with transformers and pallava alone."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,9 @@ def _build_network(model: Mapping[str, Any], *, trust_remote_code: bool = False)
     llm.requires_grad_(not model.get("freeze_llm", True))
     encoder.requires_grad_(not model.get("freeze_visual_encoder", True))
     if model.get("llm_lora"):
-        llm = add_lora(llm, _build(model, "llm_lora", trust_remote_code))
+        lora = _build(model, "llm_lora", trust_remote_code)
+        with _building("llm_lora"):
+            llm = add_lora(llm, lora)
     layer = model.get("vision_feature_layer", -2)
     return PALLaVAForConditionalGeneration.from_parts(llm, encoder, connector, vision_feature_layer=layer).eval()
 
@@ -187,7 +190,8 @@ def _build_connector(model: Mapping[str, Any], encoder: Any, llm: Any, trust_rem
     known = {*CONNECTORS, *map(import_path, CONNECTORS.values())}
     if not trust_remote_code and part.get("kind", next(iter(CONNECTORS))) not in known:
         raise _untrusted(part["kind"])
-    return build_connector(encoder.config.hidden_size, llm.config.hidden_size, **part)
+    with _building("connector"):
+        return build_connector(encoder.config.hidden_size, llm.config.hidden_size, **part)
 
 
 # Parts by the end of the name that a config gives them; none of them is imported by that name.
@@ -213,10 +217,25 @@ def _build(parts: Mapping[str, Any], key: str, trust_remote_code: bool) -> Any:
     options = {name: value for name, value in part.items() if name != "type"}
     for name, build in _PARTS.items():
         if _is_ours(part["type"], name):
-            return build(**options)
+            with _building(key):
+                return build(**options)
     if not trust_remote_code:
         raise _untrusted(part["type"])
-    return import_name(part["type"])(**options)
+    build = import_name(part["type"])
+    with _building(key):
+        return build(**options)
+
+
+@contextmanager
+def _building(key: str) -> Iterator[None]:
+    """Turn what options that do not exist or fit raise in a part's construction into one sentence."""
+    try:
+        yield
+    except PallavaError:
+        raise
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise PallavaError(f"a part of the config cannot be built: {key}: {reason}") from error
 
 
 def _is_ours(name: str, end: str) -> bool:

@@ -71,7 +71,7 @@ def check_training_config(values: Any, source: object) -> None:
     """Check that a config has the parts that a model folder is made from.
 
     Raises:
-        PallavaError: A part is missing.
+        PallavaError: A part is missing, or the name of the config's file is not text.
     """
     found = values if isinstance(values, Mapping) else {}
     loader = found.get("train_dataloader")
@@ -79,6 +79,8 @@ def check_training_config(values: Any, source: object) -> None:
     for name, part in (("train_dataloader.dataset", dataset), ("model", found.get("model"))):
         if not isinstance(part, Mapping):
             raise PallavaError(f"'{source}' is not the config of a training: {name} must be an object, got {part!r}")
+    if not isinstance(found.get(_NAME), (str, type(None))):
+        raise PallavaError(f"'{source}' is not the config of a training: {_NAME} must be text, got {found[_NAME]!r}")
 
 
 def find_training_config(checkpoint: Path) -> dict[str, Any] | None:

@@ -118,6 +118,13 @@ def test_a_connector_of_ones_own_needs_consent(run: Path, tmp_path: Path, monkey
             assert torch.equal(opened.get_parameter(name), value)
 
 
+@pytest.mark.parametrize("key", ["llm", "visual_encoder", "connector", "llm_lora"])
+def test_a_part_with_an_option_that_does_not_exist(run: Path, key: str) -> None:
+    model = run_config(run.parent)["model"]
+    with pytest.raises(PallavaError, match=f"{'language model' if key == 'llm' else key}.*no_such_option"):
+        _build_network({**model, key: {**(model.get(key) or {}), "no_such_option": 1}})
+
+
 def test_the_mlp_connector_needs_none(run: Path) -> None:
     values = run_config(run.parent)
     for name in ("pallava_mlp", "pallava.model.connectors.MLPConnector"):

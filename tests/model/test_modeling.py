@@ -55,6 +55,14 @@ def test_cross_attention_is_told_by_the_folder(tmp_path: Path) -> None:
         assert any("crossattention" in name for name, _ in opened.named_parameters()) is cross
 
 
+@pytest.mark.parametrize("text", ["[]", '"text"', "3", "null"])
+def test_a_description_that_is_not_an_object(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    for consent in (True, False):
+        with pytest.raises(PallavaError, match=r"config\.json.*must be an object"):
+            PALLaVAForConditionalGeneration.from_pretrained(tmp_path, trust_remote_code=consent)
+
+
 def test_text_alone_equals_the_language_model(model: PALLaVAForConditionalGeneration) -> None:
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():

@@ -93,10 +93,12 @@ def test_one_of_several(tmp_path: Path) -> None:
         ("[]", "train_dataloader.dataset"),
         ("{}", "train_dataloader.dataset"),
         ('{"train_dataloader": {"dataset": {"x": 1}}}', "model"),
+        ('{"train_dataloader": {"dataset": {}}, "model": {}, "config_file": ["a.py"]}', "config_file.*a.py"),
     ],
 )
 def test_what_is_not_a_config(text: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / CONFIG_FILE).write_text(text)
+    (tmp_path / "b.py").write_text(DUMPED)
     with pytest.raises(PallavaError, match=reason):
         find_training_config(tmp_path / "iter_8.pth")
 
