@@ -1,6 +1,7 @@
 """Settings that would change nothing are refused, and so is a config that Python cannot read."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mmengine.config import Config
@@ -47,7 +48,43 @@ def test_what_the_trainer_reads_may_be_set(name: str) -> None:
     assert set_option(name, "param_scheduler.1.end=3").param_scheduler[1].end == "3"
     assert set_option(name, "default_hooks.sample_chat.every_n_iters=7").default_hooks.sample_chat.every_n_iters == "7"
     assert set_option(name, "work_dir=x").work_dir == "x"
-    check_options({}, {"randomness": {}, "resume": True, "strategy": {}})
+    check_options(
+        {}, {"log_processor.window_size": 5, "visualizer.type": "x", "randomness": {}, "resume": True, "strategy": {}}
+    )
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "optim_wrapper.optimizer.lr_mults.visual_encoder",
+        "optim_wrapper.clip_grad.norm_type",
+        "train_dataloader.prefetch_factor",
+        "train_dataloader.persistent_workers",
+        "env_cfg.dist_cfg.timeout",
+        "log_processor.window_size",
+        "default_hooks.my.type",
+    ],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_new_setting_of_what_the_trainer_reads(name: str, key: str) -> None:
+    value: Any = set_option(name, f"{key}=2")
+    for part in key.split("."):
+        value = value[part]
+    assert value == "2"
+
+
+def test_a_new_part_with_its_settings() -> None:
+    config = {"default_hooks": {"timer": {"type": "Timer"}, "chat": None}, "param_scheduler": [{"type": "LinearLR"}]}
+    check_options(config, {"default_hooks.my.interval": 3, "default_hooks.my.type": "my_hooks.MyHook"})
+    for key in (
+        "default_hooks.my.interval",
+        "hooks.my.type",
+        "my.type",
+        "param_scheduler.1.type",
+        "default_hooks.chat.type",
+    ):
+        with pytest.raises(PallavaError, match=key):
+            check_options(config, {key: 3})
 
 
 def test_a_config_that_is_not_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,8 @@ def run_train(options: argparse.Namespace) -> int:
 
     CONFIG is a file, the name of one of our configs (`pallava config list`) or of one of xtuner's. The launch variables
     are NPROC_PER_NODE, NNODES, NODE_RANK, ADDR and PORT. --cfg-options takes keys that the trainer reads, such as
-    optim_wrapper.optimizer.lr=1e-5. The exit code is the trainer's own.
+    optim_wrapper.optimizer.lr=1e-5; any that would change nothing are refused, but under xtuner's own configs they are
+    ignored. The exit code is the trainer's own.
     """
     from pallava.config_files import check_syntax, find_config, train_script
     from pallava.io.launch import build_command, build_environment

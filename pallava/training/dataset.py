@@ -24,7 +24,7 @@ from pallava.model.connectors import ConnectorConfig
 from pallava.model.encoders import count_tokens
 from pallava.prompts import IGNORE_INDEX, PromptTemplate
 from pallava.tiling import MAX_TILES, TileSpec, make_tiles
-from pallava.training.model import connector_settings
+from pallava.training.model import PALLaVAModel, connector_settings
 
 T = TypeVar("T")
 
@@ -141,6 +141,37 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def build(part: Any) -> Any:
     """Build a tokenizer or an image processor from its config; return any other value itself."""
     return BUILDER.build(part) if isinstance(part, Mapping) else part
+
+
+def check_connectors(config: Mapping[str, Any]) -> None:
+    """Check that the rows of a config's `PALLaVADataset` have the tiles and visual tokens that the model takes.
+
+    The config names the connector twice; where a user's function builds it, only the function knows these.
+
+    Raises:
+        PallavaError: The two differ in whether tiles are read, or in the number of visual tokens.
+    """
+    model, dataset = config.get("model") or {}, (config.get("train_dataloader") or {}).get("dataset") or {}
+    kinds = [part.get("type") for part in (model, dataset)]
+    names = [getattr(kind, "__name__", str(kind)).rpartition(".")[2] for kind in kinds]  # imported, or by its path
+    parts = [part.get("connector") for part in (model, dataset)]
+    if names != [PALLaVAModel.__name__, PALLaVADataset.__name__] or parts[0] == parts[1]:
+        return
+    of_model, of_dataset = map(connector_settings, parts)
+    differences = []
+    if of_model.reads_tiles != of_dataset.reads_tiles:
+        differences.append(f"reads_tiles is {of_model.reads_tiles} and {of_dataset.reads_tiles}")
+    processor = dataset.get("image_processor")
+    is_plain = all(type(each).num_visual_tokens is ConnectorConfig.num_visual_tokens for each in (of_model, of_dataset))
+    if not is_plain and isinstance(processor, Mapping) and "source" in processor:
+        counts = [_count_visual_tokens(processor, None, connector) for connector in (of_model, of_dataset)]
+        if counts[0] != counts[1]:
+            differences.append(f"an image has {counts[0]} and {counts[1]} visual tokens")
+    if differences:
+        raise PallavaError(
+            "model.connector and train_dataloader.dataset.connector must agree, got two connectors of which "
+            f"{'; '.join(differences)}; set both alike"
+        )
 
 
 def _count_visual_tokens(image_processor: Any, given: int | None, connector: ConnectorConfig) -> int:

@@ -64,16 +64,19 @@ def check_options(config: Mapping[str, Any], options: Mapping[str, Any]) -> None
     """Check that each option sets what the trainer reads.
 
     A config is executed before it is changed: what it has computed from a name at its top keeps the old value. Keys
-    are full ones, such as ``optim_wrapper.optimizer.lr``; a part may get a new setting.
+    are full ones, such as ``optim_wrapper.optimizer.lr``. What the trainer reads may get new settings, and new parts by
+    their `type`; whatever takes a setting judges its name.
 
     Raises:
         PallavaError: The trainer does not read a key; names keys that it does read.
     """
     read = dict(_values_by_key({name: config[name] for name in sorted(_READ & config.keys())}))
+    holders = {key for key, value in read.items() if isinstance(value, Mapping)} | (_READ - read.keys())
+    new_parts = {key.rpartition(".")[0] for key in options if key.endswith(".type")} - read.keys()
+    holders |= {part for part in new_parts if part.rpartition(".")[0] in holders}
     for key in options:
         parent, _, name = key.rpartition(".")
-        part = read.get(parent)
-        if key in read or key in _READ or (isinstance(part, Mapping) and "type" in part):
+        if key in read or key in _READ or parent in holders:
             continue
         near = [known for known in read if known.rpartition(".")[2] == name]
         advice = f"write {' or '.join(near)}" if near else "give the full key that the trainer reads"

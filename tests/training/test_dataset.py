@@ -1,21 +1,27 @@
 import json
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from PIL import Image
-from transformers import AutoTokenizer, CLIPImageProcessor
+from transformers import AutoTokenizer, CLIPImageProcessor, PreTrainedModel
 from xtuner.dataset.samplers.length_grouped import LengthGroupedSampler
 from xtuner.registry import BUILDER, MAP_FUNC
 
+from pallava.config_files import find_config
 from pallava.errors import PallavaError
 from pallava.images import open_image
 from pallava.model import load_image_processor
+from pallava.model.connectors import ConnectorConfig, MLPConnector, build_connector
 from pallava.prompts import IMAGE_TOKEN_INDEX
 from pallava.tiling import TileSpec, make_tiles
 from pallava.training import dataset as dataset_module
-from pallava.training.dataset import PALLaVADataset, _one_per_node_first, collate
+from pallava.training.dataset import PALLaVADataset, _one_per_node_first, check_connectors, collate
+from pallava.training.hooks.config import TrainingConfigHook
+from pallava.training.model import PALLaVAModel
 from tests.model.test_encoders import save_encoder
 
 PROCESSOR = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
@@ -158,6 +164,70 @@ def test_the_published_encoder_gives_196_visual_tokens(files, smollm2_tokenizer,
     options = dict(data_path=files / "train.jsonl", image_folder=files / "images", tokenizer=smollm2_tokenizer)
     dataset = PALLaVADataset(image_processor=part, cache_dir=tmp_path / "cache", **options)
     assert dataset.modality_length[0] == len(dataset[0]["input_ids"]) + 195
+
+
+class TwoTokensConfig(ConnectorConfig):
+    model_type = "two_tokens"
+
+    def num_visual_tokens(self, tokens_per_tile, max_tiles):
+        return 2
+
+
+class TwoTokens(PreTrainedModel):
+    config_class = TwoTokensConfig
+
+
+def config_with(model_connector, dataset_connector, tmp_path):
+    save_encoder("timm_folder", tmp_path / "encoder")
+    part = {"type": load_image_processor, "source": str(tmp_path / "encoder")}
+    dataset = {"type": PALLaVADataset, "image_processor": part, "connector": dataset_connector}
+    model = {"type": PALLaVAModel, "connector": model_connector}
+    return Config({"model": model, "train_dataloader": {"dataset": dataset}})
+
+
+PUBLISHED = {"type": build_connector, "num_hidden_layers": 6, "num_attention_heads": None}
+NO_TILES = {**PUBLISHED, "add_cross_attention": False}
+
+
+@pytest.mark.parametrize(
+    ("of_model", "of_dataset", "facts"),
+    [
+        (NO_TILES, PUBLISHED, "reads_tiles is False and True"),
+        (PUBLISHED, NO_TILES, "reads_tiles is True and False"),
+        ({"type": MLPConnector}, None, "reads_tiles is False and True"),
+        (PUBLISHED, {"type": TwoTokens}, "16 and 2 visual tokens"),
+    ],
+)
+def test_two_connectors_in_a_config_are_refused_before_the_first_step(of_model, of_dataset, facts, tmp_path):
+    config = config_with(of_model, of_dataset, tmp_path)
+    with pytest.raises(PallavaError, match=rf"model\.connector.*train_dataloader\.dataset\.connector.*{facts}"):
+        TrainingConfigHook().before_run(SimpleNamespace(cfg=config, work_dir=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("setting", ["add_cross_attention=False", "kind=pallava_mlp"])
+@pytest.mark.parametrize("part", ["model", "train_dataloader.dataset"])
+def test_an_option_that_changes_one_of_the_two_connectors_is_refused(part, setting, tmp_path):
+    config = Config.fromfile(find_config("pallava_domain_alignment"))
+    save_encoder("timm_folder", tmp_path / "encoder")
+    name, value = setting.split("=")
+    options = {f"{part}.connector.{name}": False if value == "False" else value}
+    config.merge_from_dict({**options, "train_dataloader.dataset.image_processor.source": str(tmp_path / "encoder")})
+    with pytest.raises(PallavaError, match="reads_tiles"):
+        TrainingConfigHook().before_run(SimpleNamespace(cfg=config, work_dir=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("of_model", "of_dataset"),
+    [(PUBLISHED, {**PUBLISHED, "num_hidden_layers": 2}), (PUBLISHED, None), (NO_TILES, {"type": MLPConnector})],
+)
+def test_connectors_with_the_same_tiles_and_tokens_may_differ(of_model, of_dataset, tmp_path):
+    check_connectors(config_with(of_model, of_dataset, tmp_path).to_dict())
+
+
+def test_a_config_without_our_dataset_may_leave_the_connector_out():
+    check_connectors({})
+    check_connectors({"model": {"type": PALLaVAModel, "connector": NO_TILES}, "train_dataloader": None})
 
 
 def encoded_row(length, tiles_per_image):

@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from pallava.model.run_config import training_config, write_training_config
+from pallava.training.dataset import check_connectors
 
 
 @HOOKS.register_module()
@@ -16,7 +17,12 @@ class TrainingConfigHook(Hook):
     """Write the config as JSON into the work directory, which a conversion reads and does not execute."""
 
     def before_run(self, runner: Any) -> None:
-        """Write the file, on the main process."""
+        """Check that the config names one connector, then write the file, on the main process.
+
+        Raises:
+            PallavaError: The data are made for another connector than the model's.
+        """
+        check_connectors(runner.cfg.to_dict())
         if is_main_process():
             write_training_config(runner.work_dir, runner.cfg.to_dict(), runner.cfg.filename)
 
