@@ -1,4 +1,7 @@
-"""From a training checkpoint or published weights to the one folder that opens with transformers and pallava alone."""
+"""From a training checkpoint or published weights to the one folder that opens with transformers and pallava alone.
+
+One file, if a long one, because what a config may name and what needs consent are judged where the parts are built.
+"""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
