@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,10 @@ _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM", "AVI
 _ORIENTATION_TAG, _PHOTOMETRIC_TAG = 0x0112, 0x0106
 # From orientation 2 on.
 _TRANSPOSE = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
+_FRAMES, _START_OF_SCAN = (0xC0, 0xC1, 0xC2), 0xDA
+_TABLES = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})
+_FRAME = struct.Struct(">BHHB")
+_HEADER_BYTES = 4096
 
 
 class ImageError(PallavaError):
@@ -67,8 +72,37 @@ def image_size(source: ImageSource) -> tuple[int, int]:
     Raises:
         ImageError: The file is missing, empty or not a picture; damage behind the header is not detected.
     """
+    if isinstance(source, str | Path) and (size := _plain_jpeg_size(source)):  # benchmarks/data_pipeline.py
+        return size
     with _opened(source) as image:
         return image.size
+
+
+def _plain_jpeg_size(path: str | Path) -> tuple[int, int] | None:
+    """Read the size of a common JPEG, in less than half of Pillow's time; anything unusual is left to Pillow."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - a pipe would wait for ever
+            return None
+        with open(path, "rb", buffering=_HEADER_BYTES) as file:  # noqa: PTH123 - half the time of Path.open
+            if file.read(2) != b"\xff\xd8":
+                return None
+            size = None
+            while len(head := file.read(4)) == 4 and head[0] == 0xFF:
+                length = (head[2] << 8 | head[3]) - 2
+                if head[1] == _START_OF_SCAN:
+                    return size if 0 <= length == len(file.read(length)) else None
+                if head[1] in _FRAMES:
+                    precision, height, width, layers = _FRAME.unpack(file.read(6))
+                    if size or precision != 8 or layers not in (1, 3, 4) or length != 6 + 3 * layers:
+                        return None
+                    size, length = (width, height) if width and height else None, 3 * layers
+                elif head[1] not in _TABLES:
+                    return None
+                if length < 0 or len(file.read(length)) < length:
+                    return None
+    except (OSError, ValueError, struct.error):
+        return None
+    return None
 
 
 @contextmanager

@@ -238,3 +238,32 @@ def test_many_threads_leave_pillows_limit_as_it_was(monkeypatch: pytest.MonkeyPa
     with ThreadPoolExecutor(8) as pool:
         assert all(image.size == (20, 20) for image in pool.map(open_image, [data] * 200))
     assert Image.MAX_IMAGE_PIXELS == 10
+
+
+def _jpegs():
+    image = Image.effect_noise((37, 23), 60)
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 9000
+    yield image, {}
+    yield image.convert("RGB"), {"progressive": True, "optimize": True}
+    yield image.convert("RGB"), {"exif": exif, "icc_profile": b"p" * 70_000, "comment": b"c" * 300}
+    yield image.convert("CMYK"), {"quality": 95, "subsampling": 0, "restart_marker_rows": 1}
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_size_of_a_jpeg_is_that_of_pillow_wherever_it_is_cut(tmp_path, number):
+    image, options = list(_jpegs())[number]
+    path = tmp_path / "a.jpg"
+    image.save(path, "JPEG", **options)
+    content = path.read_bytes()
+    assert image_size(path) == (37, 23)
+    for end in sorted({*range(1, 700, 3), *range(700, len(content), 997)}):
+        path.write_bytes(content[:end])
+        try:
+            with Image.open(path) as opened:
+                expected = opened.size
+        except Exception:
+            with pytest.raises(ImageError):
+                image_size(path)
+        else:
+            assert image_size(path) == expected, end
