@@ -16,7 +16,7 @@ _HOMES = {
     "ask": "pallava.model",
     "clean": "pallava.data.clean",
     "convert": "pallava.model.convert",
-    "evaluate": "pallava.evaluation",
+    "evaluate": "pallava.evaluation.run",
     "load": "pallava.model",
     "load_encoder": "pallava.model",
     "look": "pallava.evaluation.encoders.look",
@@ -25,7 +25,7 @@ _HOMES = {
     "register_connector": "pallava.model",
     "register_encoder": "pallava.model",
     "register_source": "pallava.data.sources",
-    "register_task": "pallava.evaluation",
+    "register_task": "pallava.evaluation.tasks",
     "write_training_file": "pallava.data.training_file",
 }
 

@@ -204,7 +204,7 @@ _ROWS = (
     ),
     Task(
         name="caption",
-        help="what does this image show?",
+        help="captions of images",
         data=_CAPTIONS,
         read=_read_captions,
         is_named=True,
@@ -215,7 +215,7 @@ _ROWS = (
     ),
     Task(
         name="zero-shot",
-        help="which of some classes is this?",
+        help="classes of images",
         data="[NAME=]FOLDER: folder of classes (FOLDER/<class>/*.png), or a public set: "
         f"{', '.join(known_sets())} (repeatable)",
         read=_read_classes,
@@ -229,7 +229,7 @@ _ROWS = (
     ),
     Task(
         name="retrieval",
-        help="which caption belongs to this image, and the other way round?",
+        help="captions of images, and images of captions, among all",
         data=_CAPTIONS,
         read=_read_pairs,
         is_named=True,
