@@ -101,6 +101,13 @@ def write_json(path: str | Path, value: Any, **json_options: Any) -> None:
     write_text(path, json.dumps(value, **{"indent": 2, **json_options}) + "\n", errors="replace")
 
 
+def read_package_data(module_file: str) -> Any:
+    """Read the YAML file beside a module of this package that has the module's name; give its ``__file__``."""
+    import yaml  # most commands need none
+
+    return yaml.safe_load(Path(module_file).with_suffix(".yaml").read_text(encoding="utf-8"))
+
+
 def real_path(path: str) -> str:
     """Return a path without links, for one in its simplest form; a folder is looked up once for all of its files."""
     folder, name = os.path.split(path)
