@@ -1,14 +1,17 @@
 """The pointing game on attention of known place."""
 
 import json
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from pallava.evaluation.encoders.pointing import ReadImage, play
 from pallava.tiling import TileSpec
 
+BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "pointing.py"))
+ReadImage, play, main = (BENCHMARK[name] for name in ("ReadImage", "play", "main"))
 SPEC = TileSpec(32, (0.5,) * 3, (0.5,) * 3)
 SIZE = (96, 64)  # 3 x 2 tiles exactly; 4 x 4 tokens of 8 pixels each
 
@@ -67,8 +70,6 @@ def test_attention_of_another_picture() -> None:
 
 def test_the_benchmark_on_a_drawn_demo(tmp_path, capsys) -> None:
     import dataclasses
-    import importlib.util
-    from pathlib import Path
 
     import numpy as np
     from PIL import Image
@@ -96,15 +97,9 @@ def test_the_benchmark_on_a_drawn_demo(tmp_path, capsys) -> None:
         records.append({"name": f"{number}.png", "facts": dataclasses.asdict(facts), "regions": regions, "columns": 3})
     (tmp_path / "data" / "test.json").write_text(json.dumps(records))
 
-    path = Path(__file__).parents[2] / "benchmarks" / "pointing.py"
-    spec = importlib.util.spec_from_file_location("pointing_benchmark", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.main([str(tmp_path), "--json", str(tmp_path / "out.json")]) == 0
+    assert main([str(tmp_path), "--json", str(tmp_path / "out.json")]) == 0
     assert "mitotic figure (2 pictures)" in capsys.readouterr().out
     found = json.loads((tmp_path / "out.json").read_text())["mitotic figure"]["right_tile"]
     assert 0 <= found["share"]["value"] <= 1
     assert found["chance"] == pytest.approx(1 / 6)
-    assert module.main([str(tmp_path / "nowhere")]) == 2
+    assert main([str(tmp_path / "nowhere")]) == 2

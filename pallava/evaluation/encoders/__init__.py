@@ -1,1 +1,1 @@
-"""Evaluation of CLIP encoders: zero-shot classification, retrieval, pointing, and what a model looks at."""
+"""Evaluation of CLIP encoders: zero-shot classification, retrieval, and what a model looks at."""
