@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pallava.errors import PallavaError
+from pallava.io.files import read_package_data
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,12 +19,7 @@ if TYPE_CHECKING:
 IMAGE_TOKEN = "<image>"
 IMAGE_TOKEN_INDEX = -200
 IGNORE_INDEX = -100
-
-# As xtuner decides it: these tokenizers' own idea of a begin token is not used.
-_BEGIN_IDS = {
-    **{name: [] for name in ("QWenTokenizer", "QWen2Tokenizer", "Qwen2TokenizerFast")},
-    "ChatGLMTokenizer": [64790, 64792],
-}
+_DATA = read_package_data(__file__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +52,7 @@ class PromptTemplate:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PromptTemplate:
-        """Build a template from the values of `to_dict`.
-
-        Raises:
-            PallavaError: A key is unknown, a required one is missing, or ``instruction`` has no ``{input}``.
-        """
+        """Build a template from the values of `to_dict`, which a config may hold: they are checked."""
         known = sorted(field.name for field in dataclasses.fields(cls))
         if unknown := sorted(set(values).difference(known)):
             raise PallavaError(f"prompt template cannot have keys {', '.join(unknown)}; choose {', '.join(known)}")
@@ -72,106 +64,8 @@ class PromptTemplate:
         return cls(**fields)
 
 
-_CHATML = PromptTemplate(
-    name="internlm2_chat",
-    system="<|im_start|>system\n{system}<|im_end|>\n",
-    instruction="<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n",
-    suffix="<|im_end|>",
-    suffix_as_eos=True,
-    sep="\n",
-    stop_words=("<|im_end|>",),
-)
-_MISTRAL = PromptTemplate("mistral", "[INST] {input} [/INST]", "[INST] {system} [/INST]\n", sep="\n")
-
-TEMPLATES: dict[str, PromptTemplate] = {
-    template.name: template
-    for template in (
-        PromptTemplate(
-            name="llama3_chat",
-            system="<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>",
-            instruction=(
-                "<|start_header_id|>user<|end_header_id|>\n\n{input}<|eot_id|>"
-                "<|start_header_id|>assistant<|end_header_id|>\n\n"
-            ),
-            suffix="<|eot_id|>",
-            suffix_as_eos=True,
-            stop_words=("<|eot_id|>",),
-            extra_end_tokens=("<|end_of_text|>",),
-        ),
-        _CHATML,
-        dataclasses.replace(_CHATML, name="qwen_chat", stop_words=("<|im_end|>", "<|endoftext|>")),
-        PromptTemplate(
-            name="phi3_chat",
-            system="<|system|>\n{system}<|end|>\n",
-            instruction="<|user|>\n{input}<|end|>\n<|assistant|>\n",
-            suffix="<|end|>",
-            suffix_as_eos=True,
-            sep="\n",
-            stop_words=("<|end|>",),
-        ),
-        _MISTRAL,
-        dataclasses.replace(_MISTRAL, name="mixtral"),
-        PromptTemplate(
-            name="vicuna",
-            system=(
-                "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
-                "helpful, detailed, and polite answers to the user's questions. {system}\n "
-            ),
-            instruction="USER: {input} ASSISTANT:",
-            sep="\n",
-        ),
-        PromptTemplate(
-            name="llama2_chat",
-            system=(
-                "[INST] <<SYS>>\n You are a helpful, respectful and honest assistant. Always answer as "
-                "helpfully as possible, while being safe. Your answers should not include any harmful, "
-                "unethical, racist, sexist, toxic, dangerous, or illegal content. Please ensure that your "
-                "responses are socially unbiased and positive in nature.\n{system}\n<</SYS>>\n [/INST] "
-            ),
-            instruction="[INST] {input} [/INST]",
-            sep="\n",
-        ),
-        PromptTemplate(
-            name="gemma",
-            system="<start_of_turn>system\n{system}<end_of_turn>\n",
-            instruction="<start_of_turn>user\n{input}<end_of_turn>\n<start_of_turn>model\n",
-            suffix="<end_of_turn>",
-            sep="\n",
-            stop_words=("<end_of_turn>",),
-        ),
-        PromptTemplate("zephyr", "<|user|>\n{input}\n<|assistant|>\n", "<|system|>\n{system}\n", sep="\n"),
-        PromptTemplate("default", "<|User|>:{input}\n<|Bot|>:", "<|System|>:{system}\n", sep="\n"),
-    )
-}
-
-# Questions of training files on an image with a caption; a caption must be a full answer to each.
-CAPTION_PROMPTS: tuple[str, ...] = (
-    "Describe this pathology image.",
-    "What does this pathology image show?",
-    "Give a description of the tissue in this image.",
-    "Summarize what can be seen in this micrograph.",
-    "Write a caption for this pathology image.",
-    "How would you describe this histology picture?",
-    "Please describe the findings in this image.",
-    "Tell me what is visible in this pathology picture.",
-    "Provide a caption that fits this microscopic image.",
-    "Put the content of this pathology image into words.",
-    "State what this pathology figure depicts.",
-    "What is shown here?",
-    "Report what you observe in this tissue image.",
-    "Explain what this pathology image presents.",
-    "Which findings does this image illustrate?",
-    "Characterize the specimen seen in this image.",
-    "Compose a description to accompany this pathology figure.",
-    "Look at this micrograph and say what it shows.",
-    "Give an account of this pathology image.",
-    "What would a fitting legend for this figure be?",
-    "Convey in words what this microscopy picture displays.",
-    "As a pathologist, describe this image to a colleague.",
-    "Outline the content of this pathology picture.",
-    "Share your description of this image.",
-)
-
+TEMPLATES = {name: PromptTemplate.from_dict({"name": name, **values}) for name, values in _DATA["templates"].items()}
+CAPTION_PROMPTS: tuple[str, ...] = tuple(_DATA["caption_prompts"])
 CHOICE_INSTRUCTION = "Answer with the letter of the right option."
 CHOICE_LETTERS = "ABCDEFGHIJ"
 CLASS_QUESTION = "Which of these does this pathology image show: {}?"
@@ -195,11 +89,7 @@ class Encoded:
 
 
 def get_template(template: str | Mapping[str, Any] | PromptTemplate) -> PromptTemplate:
-    """Return the template of a name or of a dictionary as `PromptTemplate.to_dict` makes it; a template is unchanged.
-
-    Raises:
-        PallavaError: No template has that name, or the dictionary is not that of a template.
-    """
+    """Return the template of a name, or of a dictionary of `PromptTemplate.to_dict`; a template is unchanged."""
     if isinstance(template, PromptTemplate):
         return template
     if isinstance(template, Mapping):
@@ -222,11 +112,7 @@ def build_question(text: str, num_images: int = 1) -> str:
 
 
 def build_choice_question(question: str, options: Sequence[str]) -> str:
-    """Put the options below a question, one a line behind its letter, and say how to answer.
-
-    Raises:
-        PallavaError: It has fewer than two options, or more than ten.
-    """
+    """Put the options below a question, one a line behind its letter, and say how to answer."""
     if not 2 <= len(options) <= len(CHOICE_LETTERS):
         raise PallavaError(f"a choice must have 2 to {len(CHOICE_LETTERS)} options, got {len(options)}")
     lines = (f"{letter}. {option.strip()}" for letter, option in zip(CHOICE_LETTERS, options, strict=False))
@@ -234,11 +120,7 @@ def build_choice_question(question: str, options: Sequence[str]) -> str:
 
 
 def build_class_question(names: Sequence[str]) -> str:
-    """Build the question which of some classes, by their names in words, an image shows.
-
-    Raises:
-        PallavaError: It has fewer than two classes.
-    """
+    """Build the question which of some classes, by their names in words, an image shows."""
     if len(names) < 2:
         raise PallavaError(f"a question for a class must have at least two classes, got {len(names)}")
     return CLASS_QUESTION.format(f"{', '.join(names[:-1])} or {names[-1]}")
@@ -250,9 +132,6 @@ def turns_from_conversations(conversations: Sequence[Mapping[str, str]]) -> list
     As xtuner's ``llava_map_fn``: leading answers are skipped, human messages that follow each other are
     joined, markers go to the front of their message. Beyond it, the first message may be from "system", a
     message may have several markers, and a human message at the end gives a turn without an answer.
-
-    Raises:
-        PallavaError: A message lacks ``from`` or a text as ``value``, or its speaker is none of the three.
     """
     turns: list[Turn] = []
     question: str | None = None
@@ -287,11 +166,7 @@ def _read_message(message: Any, position: int) -> tuple[str, str]:
 
 
 def encode_conversation(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> Encoded:
-    """Return the ids and labels that a conversation is trained on, equal to those of xtuner's ``encode_fn``.
-
-    Raises:
-        PallavaError: A turn has no answer, or the template needs an end token that the tokenizer lacks.
-    """
+    """Return the ids and labels that a conversation is trained on, equal to those of xtuner's ``encode_fn``."""
     input_ids: list[int] = []
     labels: list[int] = []
     for round_, turn in enumerate(turns, start=1):
@@ -310,11 +185,7 @@ def encode_conversation(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBas
 
 
 def encode_prompt(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> list[int]:
-    """Return the ids before the answer to the last turn, the same that training has before it.
-
-    Raises:
-        PallavaError: The list of turns is empty, or one before the last has no answer.
-    """
+    """Return the ids before the answer to the last turn, the same that training has before it."""
     if not turns:
         raise PallavaError("a conversation must have a question to answer")
     history = encode_conversation(turns[:-1], tokenizer, template).input_ids
@@ -328,7 +199,7 @@ def _encode_question(
     if turn.system:
         text = template.system.format(system=turn.system) + text
     # The begin token stands first, and again after an end token, but not after a suffix that ends an answer.
-    begin = _as_list(_BEGIN_IDS.get(type(tokenizer).__name__, tokenizer.bos_token_id))
+    begin = _as_list(_DATA["begin_ids"].get(type(tokenizer).__name__, tokenizer.bos_token_id))
     ids = begin if round_ == 1 or not template.suffix_as_eos else []
     for index, chunk in enumerate(text.split(IMAGE_TOKEN)):
         if index > 0:
