@@ -3,8 +3,6 @@
 It implements the chat interface of lmms-eval (docs/guides/model_guide.md there) and is found by its entry point.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,9 +29,7 @@ class PALLaVA(lmms):
         device: Name of the device, such as "cuda:0" (default: the GPU of each process, or else the CPU).
         batch_size: Number of questions at once.
         max_batch_size: Not used.
-
-    Raises:
-        PallavaError: The folder cannot be opened, or the batch size is not a positive number.
+        trust_remote_code: Whether a module that the folder names for its connector may be imported.
     """
 
     is_simple = False
@@ -45,6 +41,7 @@ class PALLaVA(lmms):
         device: str | None = None,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
         if not str(batch_size).isdecimal() or not int(batch_size):
@@ -54,15 +51,13 @@ class PALLaVA(lmms):
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         if device is None or self._world_size > 1:  # one device for all processes would be the first GPU's
             device = "auto"
-        self._model, self._processor = load(str(pretrained), device, base_llm=base_llm)
+        self._model, self._processor = load(
+            str(pretrained), device, base_llm=base_llm, trust_remote_code=trust_remote_code
+        )
         self.device = torch.device(self._model.device)
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """Answer each request, in order; those with equal options share batches.
-
-        Raises:
-            PallavaError: A request has a part that is neither a text nor an image.
-        """
+        """Answer each request, in order; those with equal options share batches."""
         answers: dict[int, str] = {}
         with tqdm(total=len(requests), desc="pallava", disable=self.rank != 0) as bar:
             for numbers in self._batches(requests):

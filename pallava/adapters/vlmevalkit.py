@@ -4,8 +4,6 @@ The command adds the model to VLMEvalKit's table and passes all other options to
 implements its interface (docs/en/Development.md there) and can also be named in its ``config.py``.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Sequence
@@ -17,7 +15,7 @@ from vlmeval.vlm.base import BaseModel
 from pallava.errors import PallavaError
 from pallava.model import answer, load
 
-NAME = "pallava"
+_NAME = "pallava"
 _MAX_NEW_TOKENS = 256
 
 
@@ -27,19 +25,19 @@ class PALLaVA(BaseModel):
     Args:
         model_path: The model folder.
         base_llm: Base language model of a folder with an adapter (default: the one that the folder names).
+        trust_remote_code: Whether a module that the folder names for its connector may be imported.
         **generate: Options of transformers' `generate` (default: greedy, at most 256 tokens).
-
-    Raises:
-        PallavaError: The folder cannot be opened.
     """
 
     INSTALL_REQ = False
     INTERLEAVE = True
     allowed_types = ["text", "image"]
 
-    def __init__(self, model_path: str, base_llm: str | None = None, **generate: Any) -> None:
+    def __init__(
+        self, model_path: str, base_llm: str | None = None, trust_remote_code: bool = False, **generate: Any
+    ) -> None:
         super().__init__()
-        self._parts = load(model_path, base_llm=base_llm)
+        self._parts = load(model_path, base_llm=base_llm, trust_remote_code=trust_remote_code)
         self._generate = {"max_new_tokens": _MAX_NEW_TOKENS, **generate}
 
     def generate_inner(self, message: Sequence[dict[str, str]], dataset: str | None = None) -> str:
@@ -48,22 +46,15 @@ class PALLaVA(BaseModel):
         return answer(*self._parts, [[{"role": "user", "content": parts}]], **self._generate)[0]
 
 
-def register(model_path: str, name: str = NAME, **options: Any) -> None:
+def register(model_path: str, **options: Any) -> None:
     """Add a folder, with options of `PALLaVA`, to the models that VLMEvalKit knows by name."""
     from vlmeval.config import supported_VLM
 
-    supported_VLM[name] = partial(PALLaVA, model_path=model_path, **options)
+    supported_VLM[_NAME] = partial(PALLaVA, model_path=model_path, **options)
 
 
 def main(arguments: Sequence[str]) -> Any:
-    """Run VLMEvalKit on a folder.
-
-    Args:
-        arguments: The folder, then options of VLMEvalKit's ``run.py`` but ``--model``.
-
-    Raises:
-        PallavaError: The folder is missing among them, or ``run.py`` cannot be found.
-    """
+    """Run VLMEvalKit on a folder, the first of the arguments; all others are for VLMEvalKit's ``run.py``."""
     if not arguments or arguments[0].startswith("-") or "--model" in arguments:
         raise PallavaError(
             f"arguments must be a model folder and options of VLMEvalKit, got {' '.join(arguments)!r}; such as "
@@ -71,7 +62,7 @@ def main(arguments: Sequence[str]) -> Any:
         )
     run = _find_run()  # first: it shares out the GPUs by CUDA_VISIBLE_DEVICES
     register(arguments[0])
-    sys.argv = [sys.argv[0], "--model", NAME, *arguments[1:]]
+    sys.argv = [sys.argv[0], "--model", _NAME, *arguments[1:]]
     return run.main()
 
 

@@ -115,3 +115,10 @@ def test_the_entry_point_names_the_class(adapter: Any) -> None:
     assert manifest.model_id == "pallava"
     module, _, name = manifest.chat_class_path.rpartition(".")
     assert getattr(importlib.import_module(module), name) is adapter.PALLaVA
+
+
+def test_a_connector_of_ones_own_opens_with_consent_alone(adapter: Any, own_connector_folder: Path) -> None:
+    with pytest.raises(PallavaError, match=r"tests\.tiny\.my_connector.*trust_remote_code"):
+        adapter.PALLaVA(pretrained=str(own_connector_folder))
+    opened = adapter.PALLaVA(pretrained=str(own_connector_folder), trust_remote_code=True)
+    assert not opened._model.config.connector_config.reads_tiles

@@ -46,3 +46,12 @@ def test_the_command_hands_the_rest_to_the_kit(kit: Any, model_folder: Path) -> 
 def test_mistakes_are_one_sentence(kit: Any, words: list[str]) -> None:
     with pytest.raises(PallavaError, match="FOLDER --data"):
         kit[0].main(words)
+
+
+def test_a_connector_of_ones_own_opens_with_consent_alone(kit: Any, own_connector_folder: Path) -> None:
+    adapter, _, models = kit
+    adapter.register(str(own_connector_folder), max_new_tokens=2)
+    with pytest.raises(PallavaError, match=r"tests\.tiny\.my_connector.*trust_remote_code"):
+        models["pallava"]()
+    asked = models["pallava"](trust_remote_code=True)
+    assert isinstance(asked.generate([{"type": "text", "value": "what is shown here ?"}]), str)
