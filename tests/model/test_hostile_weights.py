@@ -399,5 +399,5 @@ def test_pickles_of_weights_are_opened_in_two_places_and_safely() -> None:
         for line in path.read_text(encoding="utf-8").splitlines()
         if "torch.load(" in line or "pickle.load" in line or "Unpickler(" in line
     }
-    assert {name for name, _ in lines} == {"model/weights.py", "training/compat/checkpoints.py", "io/pickles.py"}
+    assert {name for name, _ in lines} == {"model/weights.py", "training/compat.py", "io/pickles.py"}
     assert all("weights_only=True" in line for name, line in lines if name != "io/pickles.py")

@@ -17,7 +17,6 @@ from packaging.requirements import Requirement
 from pallava.devices import device_dtype
 from pallava.errors import PallavaError
 from pallava.training import compat
-from pallava.training.compat import checkpoints, deepspeed, device
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a work-around for machines without a GPU")
 
@@ -86,12 +85,12 @@ def test_deepspeed_trains_in_fp16_where_bf16_is_emulated(monkeypatch):
     monkeypatch.setattr(utils, "get_torch_device", None)  # is put back
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
-    assert device.describe_old_gpu_to_xtuner()
+    assert compat.describe_old_gpu_to_xtuner()
     settings = utils.auto_dtype_of_deepspeed_config({"fp16": {"enabled": "auto"}, "bf16": {"enabled": "auto"}})
     assert settings == {"fp16": {"enabled": True}, "bf16": {"enabled": False}}
     assert device_dtype() == torch.float16
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    assert not device.describe_old_gpu_to_xtuner()
+    assert not compat.describe_old_gpu_to_xtuner()
     assert device_dtype() == torch.bfloat16
 
 
@@ -118,7 +117,7 @@ def test_processes_without_a_gpu(monkeypatch, tmp_path):
 
 
 def test_deepspeed_alone_needs_no_mpi(monkeypatch):
-    import deepspeed as library
+    import deepspeed
     from mmengine._strategy import DeepSpeedStrategy
 
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
@@ -127,19 +126,19 @@ def test_deepspeed_alone_needs_no_mpi(monkeypatch):
     def look_for_mpi(**_):
         raise ModuleNotFoundError("mpi4py")
 
-    monkeypatch.setattr(library.comm.comm, "mpi_discovery", look_for_mpi)
+    monkeypatch.setattr(deepspeed.comm.comm, "mpi_discovery", look_for_mpi)
     with pytest.raises(ModuleNotFoundError, match="mpi4py"):
-        library.init_distributed("gloo")
+        deepspeed.init_distributed("gloo")
     assert DeepSpeedStrategy._wrap_model.__wrapped__
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    deepspeed.name_single_process()
+    compat.name_single_process()
     assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["MASTER_ADDR"]) == ("0", "1", "127.0.0.1")
 
 
 @pytest.mark.parametrize("launched", [{"RANK": "1", "WORLD_SIZE": "2"}, {"OMPI_COMM_WORLD_SIZE": "2"}])
 def test_launched_processes_keep_their_names(monkeypatch, launched):
     monkeypatch.setattr(os, "environ", dict(launched))
-    deepspeed.name_single_process()
+    compat.name_single_process()
     assert os.environ == launched
 
 
@@ -172,10 +171,10 @@ def test_checkpoints_of_mmengine_load(tmp_path):
 
 
 def test_what_a_checkpoint_may_not_ask_for():
-    assert checkpoints.history_method(HistoryBuffer, "mean") is HistoryBuffer.mean
+    assert compat.history_method(HistoryBuffer, "mean") is HistoryBuffer.mean
     for owner, name in ((HistoryBuffer, "__init__"), (os, "system")):
         with pytest.raises(ValueError, match="must not ask for"):
-            checkpoints.history_method(owner, name)
+            compat.history_method(owner, name)
 
 
 def test_malicious_checkpoints_execute_nothing(tmp_path, monkeypatch):
@@ -210,7 +209,7 @@ def test_a_cpu_has_no_half_precision(monkeypatch):
     from xtuner.tools import utils
 
     monkeypatch.setattr(utils, "get_torch_device", utils.get_torch_device)
-    device._describe_to_xtuner(has_fp16=False)
+    compat._describe_to_xtuner(has_fp16=False)
     cpu = utils.get_torch_device()
     assert not cpu.is_available()
     assert not cpu.is_bf16_supported()
