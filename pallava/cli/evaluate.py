@@ -46,7 +46,8 @@ _KINDS: dict[Any, dict[str, Any]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments, which are those of the tasks' rows."""
-    from pallava.evaluation.tasks import TASKS, EvaluateOptions
+    from pallava.evaluation.answers.items import EvaluateOptions
+    from pallava.evaluation.tasks import TASKS
 
     parser.add_argument("model", help="folder of a model, checkpoint of an encoder, or name that open_clip knows")
     text = "task; each lists its options by --help"
@@ -62,10 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate, print the tables, and write the results."""
+    from pallava.evaluation.answers.items import EvaluateOptions
     from pallava.evaluation.encoders.load import model_kind
     from pallava.evaluation.report import report_text
     from pallava.evaluation.run import evaluate
-    from pallava.evaluation.tasks import EvaluateOptions
     from pallava.io.launch import read_launch
 
     is_encoder = model_kind(options.model) == "encoder"

@@ -12,12 +12,12 @@ import torch
 from pallava.demo import PIXEL_MEAN, PIXEL_STD, TILE_SIZE
 from pallava.demo.micrographs import DENSITIES, GLAND_COUNTS, STAIN_SHARES, Facts, Region
 from pallava.demo.questions import ATTRIBUTES, FINE_DETAIL, view_caption
-from pallava.evaluation.answers.items import Answer
+from pallava.evaluation.answers.items import Answer, Item, Questions
 from pallava.evaluation.answers.rules import is_exact_match
+from pallava.evaluation.class_sets import ClassSet
 from pallava.evaluation.encoders.embeddings import EmbeddingCache
 from pallava.evaluation.encoders.load import Encoder, from_open_clip, load_encoder
-from pallava.evaluation.encoders.zero_shot import by_embedding, evaluate
-from pallava.evaluation.examples import ClassSet, LabelledImages
+from pallava.evaluation.encoders.zero_shot import evaluate
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 
 MAX_NEW_TOKENS = 6
@@ -103,11 +103,9 @@ def _captions(stain: str, density: str) -> list[str]:
 
 
 def _classify(encoder: Encoder, attribute: str, pictures: Sequence[tuple[Path, Facts]]) -> dict[str, Any]:
-    words = class_set(attribute)
-    numbers = [words.labels.index(getattr(facts, attribute)) for _, facts in pictures]
-    data = LabelledImages(words, [path for path, _ in pictures], numbers)
+    items = [Item("", str(path), "", getattr(facts, attribute), "class") for path, facts in pictures]
     with tempfile.TemporaryDirectory() as cache:
-        return evaluate(by_embedding(encoder, EmbeddingCache(Path(cache), encoder)), data)
+        return evaluate(encoder, Questions(items, class_set=class_set(attribute)), EmbeddingCache(Path(cache), encoder))
 
 
 def _untrained(folder: Path, seed: int) -> Encoder:

@@ -22,13 +22,13 @@ from pallava.evaluation.answers.consistency import (
     shuffle_images,
 )
 from pallava.evaluation.answers.generation import Answerer, ask_all
-from pallava.evaluation.answers.items import AS_IS, SHUFFLED, AnswerSet, Questions
+from pallava.evaluation.answers.items import AS_IS, SHUFFLED, AnswerSet, EvaluateOptions, Questions
 from pallava.evaluation.answers.questions import read_excluded, read_training_answers, select
 from pallava.evaluation.answers.store import AnswerStore, Processes
 from pallava.evaluation.encoders.embeddings import EmbeddingCache, count_reasons, default_cache
 from pallava.evaluation.encoders.load import load_encoder, model_kind
 from pallava.evaluation.report import write_report
-from pallava.evaluation.tasks import TASKS, EvaluateOptions, Task
+from pallava.evaluation.tasks import TASKS, Task
 from pallava.io.hashing import hash_folder
 from pallava.model import PALLaVAConfig, PALLaVAForConditionalGeneration, PALLaVAProcessor
 from pallava.model.loading import ADAPTER_FOLDER
@@ -88,8 +88,9 @@ def _evaluate_encoder(model: str, task: Task, sources: _Sources, out: Path | Non
     data = {label: task.read(path, name, options) for label, (name, path) in sources.items()}
     device = find_device(options.device)
     encoder = load_encoder(model, model_name=options.model_name, pretrained=options.pretrained, device=device)
-    cache, batch_size = EmbeddingCache(default_cache(), encoder), options.batch_size or _IMAGES_AT_ONCE
-    results = {label: task.measure(encoder, cache, each, batch_size, options.seed) for label, each in data.items()}
+    cache = EmbeddingCache(default_cache(), encoder)
+    how = {"batch_size": options.batch_size or _IMAGES_AT_ONCE, "seed": options.seed}
+    results = {label: task.measure(encoder, each, cache, **how) for label, each in data.items()}
     report = {"model": model, "task": task.name, "kind": "encoder", "data": results}
     if out:
         write_report(report, out)

@@ -8,7 +8,7 @@ import pytest
 
 from pallava.data.sources import SOURCES
 from pallava.errors import PallavaError
-from pallava.evaluation.examples import known_set, known_sets, read_class_set, set_of_labels
+from pallava.evaluation.class_sets import known_sets, read_class_set, set_of_labels
 
 PINNED = {
     "bach": ("Normal Benign InSitu Invasive", 64, "86832e94a1324773"),
@@ -25,7 +25,7 @@ def test_every_set_is_pinned():
 @pytest.mark.parametrize("name", PINNED)
 def test_words_are_those_of_the_snapshot(name: str):
     labels, count, digest = PINNED[name]
-    found = known_set(name)
+    found = known_sets()[name]
     prompts = found.prompts()
     assert list(found.labels) == (labels.split("|") if "|" in labels else labels.split())
     assert sum(map(len, prompts)) == count
@@ -37,15 +37,15 @@ def test_words_are_those_of_the_snapshot(name: str):
 
 
 def test_a_sentence_of_each_set_reads_as_it_should():
-    assert known_set("bach").prompts()[2][4] == "an H&E image of breast malignant in-situ carcinoma."
-    assert known_set("nct-crc-he").prompts()[8][0] == (
+    assert known_sets()["bach"].prompts()[2][4] == "an H&E image of breast malignant in-situ carcinoma."
+    assert known_sets()["nct-crc-he"].prompts()[8][0] == (
         "a histopathology slide showing colorectal adenocarcinoma epithelium."
     )
 
 
 @pytest.mark.parametrize("name", ["bach", "oscc", "colonpath"])
 def test_labels_are_those_of_the_readers(name: str):
-    assert known_set(name).labels == SOURCES[name].classes
+    assert known_sets()[name].labels == SOURCES[name].classes
 
 
 def test_sets_of_the_users_own(tmp_path: Path):
@@ -76,10 +76,8 @@ def test_what_is_wrong_with_a_set_is_told(content: str, reason: str, tmp_path: P
         read_class_set(tmp_path / "mine.json")
 
 
-def test_unknown_sets_and_missing_files():
-    with pytest.raises(PallavaError, match="bach, oscc"):
-        known_set("bachelor")
+def test_missing_files_and_templates():
     with pytest.raises(PallavaError, match="cannot read the class set"):
         read_class_set(Path("nowhere.json"))
     with pytest.raises(PallavaError, match="template"):
-        known_set("bach").with_templates([])
+        known_sets()["bach"].with_templates([])

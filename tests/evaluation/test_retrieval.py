@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from pallava.evaluation.answers.items import EvaluateOptions
+from pallava.evaluation.answers.questions import read_pairs
 from pallava.evaluation.encoders import retrieval
 from pallava.evaluation.encoders.embeddings import EmbeddingCache
 from pallava.evaluation.encoders.load import load_encoder
 from pallava.evaluation.encoders.retrieval import RANKS, Standing, find_standing, recall
-from pallava.evaluation.examples import read_captioned
 from tests.tiny.clips import write_open_clip
 
 
@@ -109,7 +110,8 @@ def test_equal_images_and_equal_captions_are_one(tmp_path: Path):
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     encoder = load_encoder(str(write_open_clip(tmp_path / "model")))
     cache = EmbeddingCache(tmp_path / "cache", encoder)
-    result = retrieval.evaluate(encoder, read_captioned(tmp_path / "pairs.jsonl"), cache, num_resamples=10)
+    data = read_pairs(tmp_path / "pairs.jsonl", "", EvaluateOptions())
+    result = retrieval.evaluate(encoder, data, cache, num_resamples=10)
     assert (result["num_images"], result["num_captions"], result["num_pairs"]) == (3, 3, 4)
     assert sum(result["left_out"].values()) == 3
     assert result["image_to_text"]["recall_at_5"]["value"] == 1.0

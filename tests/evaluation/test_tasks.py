@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from pallava.errors import PallavaError
-from pallava.evaluation.answers.items import Answer, Item, Questions
+from pallava.evaluation.answers.items import Answer, EvaluateOptions, Item, Questions
 from pallava.evaluation.answers.questions import (
     read_custom,
     read_excluded,
-    read_source_questions,
+    read_questions,
     read_training_answers,
     select,
 )
-from pallava.evaluation.tasks import TASKS, EvaluateOptions, Task, register_task
+from pallava.evaluation.tasks import TASKS, Task, register_task
 from pallava.prompts import CAPTION_PROMPTS
 from tests.tiny.clips import write_classes
 
@@ -54,7 +54,7 @@ def save_pmc_vqa(root: Path) -> Path:
 
 
 def test_pathvqa_is_asked_as_it_is_trained(tmp_path: Path):
-    questions = read_source_questions("path-vqa", save_pathvqa(tmp_path / "pv"), "test")
+    questions = read_questions(save_pathvqa(tmp_path / "pv"), "path-vqa", EvaluateOptions())
     assert [(item.id, item.question, item.reference, item.kind) for item in questions.items] == [
         ("300000000", "q0?", "yes", "closed"),
         ("300000001", "q1?", "the nucleus", "open"),
@@ -63,11 +63,11 @@ def test_pathvqa_is_asked_as_it_is_trained(tmp_path: Path):
     assert questions.items[0].image == str(tmp_path / "pv" / "images" / "test" / "test_0000.jpg")
     assert questions.left_out == {"empty_answer": 1}
     with pytest.raises(PallavaError, match="train"):
-        read_source_questions("path-vqa", tmp_path / "pv", "train")
+        read_questions(tmp_path / "pv", "path-vqa", EvaluateOptions(split="train"))
 
 
 def test_pmc_vqa_shows_its_choices_as_training_does(tmp_path: Path):
-    (item,) = read_source_questions("pmc-vqa", save_pmc_vqa(tmp_path / "pmc"), "test").items
+    (item,) = read_questions(save_pmc_vqa(tmp_path / "pmc"), "pmc-vqa", EvaluateOptions()).items
     assert (item.reference, item.kind, item.choices) == ("B", "choice", ("PAS", "H&E", "DAB", "none"))
     expected = "Which stain?\nA. PAS\nB. H&E\nC. DAB\nD. none\nAnswer with the letter of the right option."
     assert item.question == expected
@@ -145,7 +145,8 @@ def test_questions_and_captions_of_a_table(tmp_path: Path):
     options = EvaluateOptions(columns={"image": "file", "caption": "said"}, image_folder=tmp_path / "images")
     captions = TASKS["caption"].read_questions(table, "csv", options)
     assert [(item.image, item.reference) for item in captions.items] == [(str(tmp_path / "images" / "a.png"), "yes")]
-    assert TASKS["retrieval"].read(table, "csv", options).captions == ["yes", "a gland"]
+    pairs = TASKS["retrieval"].read(table, "csv", options)
+    assert [item.reference for item in pairs.items] == ["yes", "a gland"]
     with pytest.raises(PallavaError, match="KEY=COLUMN|--columns"):
         TASKS["custom"].read_questions(table, "csv", EvaluateOptions())
 
@@ -240,7 +241,7 @@ def test_training_answers_have_the_form_of_items(tmp_path: Path):
 
     root = save_pmc_vqa(tmp_path / "pmc")
     write_training_file([SourceSpec("pmc-vqa", str(root), "test")], tmp_path / "train.jsonl")
-    (item,) = read_source_questions("pmc-vqa", root, "test").items
+    (item,) = read_questions(root, "pmc-vqa", EvaluateOptions(split="test")).items
     assert read_training_answers(tmp_path / "train.jsonl") == [(item.question, "B")]
     with pytest.raises(PallavaError, match=r"other\.jsonl.*conversation"):
         read_training_answers(write_lines(tmp_path / "other.jsonl", [{"question": "q"}]))

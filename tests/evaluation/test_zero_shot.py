@@ -10,12 +10,15 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from pallava.errors import PallavaError
+from pallava.evaluation.answers.items import EvaluateOptions
+from pallava.evaluation.answers.questions import read_classes, read_pairs
+from pallava.evaluation.class_sets import ClassSet
 from pallava.evaluation.encoders import zero_shot
 from pallava.evaluation.encoders.embeddings import EmbeddingCache
 from pallava.evaluation.encoders.load import Encoder, load_encoder
-from pallava.evaluation.examples import ClassSet, read_captioned, read_labelled
 from tests.tiny.clips import write_classes, write_open_clip
 
+OPTIONS = EvaluateOptions()
 COLOURS = {"red": (220, 30, 40), "green": (30, 200, 60), "blue": (20, 40, 230)}
 
 
@@ -48,9 +51,9 @@ def test_a_model_that_knows_the_classes_is_right(encoder: Encoder, tmp_path: Pat
     write_colours(tmp_path / "data")
     (tmp_path / "data" / "blue" / "0.broken.png").write_bytes(b"nothing")
     (tmp_path / "data" / "red" / "notes.txt").write_text("a note")
-    data = read_labelled(tmp_path / "data")
-    runner = zero_shot.by_embedding(knowing(encoder), EmbeddingCache(tmp_path / "cache", encoder))
-    result = zero_shot.evaluate(runner, data, num_resamples=50)
+    data = read_classes(tmp_path / "data", "", OPTIONS)
+    cache = EmbeddingCache(tmp_path / "cache", encoder)
+    result = zero_shot.evaluate(knowing(encoder), data, cache, num_resamples=50)
     assert result["num_images"] == 12
     assert {name: value["value"] for name, value in result["metrics"].items()} == dict.fromkeys(
         ["accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "auroc"], 1.0
@@ -89,20 +92,21 @@ def test_scores_order_as_probabilities_do_and_never_saturate():
 
 def test_names_of_folders_and_of_public_sets(tmp_path: Path):
     write_classes(tmp_path / "crc", {"TUM": 1, "ADI": 2})
-    data = read_labelled(tmp_path / "crc", "nct-crc-he")
+    data = read_classes(tmp_path / "crc", "nct-crc-he", OPTIONS)
+    assert data.class_set is not None
     assert data.class_set.name == "nct-crc-he"
-    assert [data.class_set.labels[label] for label in data.labels] == ["ADI", "ADI", "TUM"]
+    assert [item.reference for item in data.items] == ["ADI", "ADI", "TUM"]
     write_classes(tmp_path / "crc", {"tumour": 1})
     with pytest.raises(PallavaError, match="tumour.*nct-crc-he"):
-        read_labelled(tmp_path / "crc", "nct-crc-he")
+        read_classes(tmp_path / "crc", "nct-crc-he", OPTIONS)
     with pytest.raises(PallavaError, match="at least two classes"):
-        read_labelled(write_classes(tmp_path / "one", {"a": 2}))
+        read_classes(write_classes(tmp_path / "one", {"a": 2}), "", OPTIONS)
     with pytest.raises(PallavaError, match="must have images"):
-        read_labelled(tmp_path / "crc" / "TUM")
+        read_classes(tmp_path / "crc" / "TUM", "", OPTIONS)
     with pytest.raises(PallavaError, match="not a folder"):
-        read_labelled(tmp_path / "none")
+        read_classes(tmp_path / "none", "", OPTIONS)
     with pytest.raises(PallavaError, match="'crc' is not a data set"):
-        read_labelled(tmp_path / "crc", "crc")
+        read_classes(tmp_path / "crc", "crc", OPTIONS)
 
 
 def test_bach_as_it_lies_on_disk(tmp_path: Path):
@@ -111,15 +115,15 @@ def test_bach_as_it_lies_on_disk(tmp_path: Path):
         (tmp_path / "Photos" / folder).mkdir(parents=True)
         Image.new("RGB", (32, 24)).save(tmp_path / "Photos" / folder / f"{name}.tif")
     (tmp_path / "Photos" / "Normal" / "Thumbs.db").write_bytes(b"")
-    data = read_labelled(tmp_path, "bach")
-    assert data.labels == [0, 1, 2, 3]
-    assert all(path.is_file() for path in data.images)
+    data = read_classes(tmp_path, "bach", OPTIONS)
+    assert [item.reference for item in data.items] == ["Normal", "Benign", "InSitu", "Invasive"]
+    assert all(Path(item.image).is_file() for item in data.items)
     assert sum(data.left_out.values()) == 1
     with pytest.raises(PallavaError, match="bach is a set of classes, but captions are needed"):
-        read_captioned(tmp_path, "bach")
+        read_pairs(tmp_path, "bach", OPTIONS)
 
 
 def test_pairs_without_any_record_are_told(tmp_path: Path):
     (tmp_path / "pairs.jsonl").write_text('{"image": "a.png"}\n[1]\n')
     with pytest.raises(PallavaError, match="does not have any pair"):
-        read_captioned(tmp_path / "pairs.jsonl")
+        read_pairs(tmp_path / "pairs.jsonl", "", OPTIONS)

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pallava.evaluation.answers.items import Item, Questions
+from pallava.evaluation.class_sets import ClassSet
 from pallava.evaluation.encoders.embeddings import EmbeddingCache
 from pallava.evaluation.encoders.load import load_encoder
-from pallava.evaluation.encoders.zero_shot import by_embedding, evaluate
-from pallava.evaluation.examples import ClassSet, LabelledImages
+from pallava.evaluation.encoders.zero_shot import evaluate
 
 MODEL = {
     "embed_dim": 16,
@@ -60,9 +61,9 @@ def save_dyed_pairs(folder: Path, count: int, seed: int = 0) -> list[tuple[Path,
 def dye_accuracy(out: Path, labelled: list[tuple[Path, int]], cache: Path) -> float:
     """Zero-shot accuracy of a trained folder."""
     words = ClassSet("dyes", tuple((dye, (dye,)) for dye in DYES), ("field 1 stained with {}",))
-    data = LabelledImages(words, [path for path, _ in labelled], [dye for _, dye in labelled])
+    data = Questions([Item("", str(path), "", list(DYES)[dye], "class") for path, dye in labelled], class_set=words)
     encoder = load_encoder(str(out))
-    result = evaluate(by_embedding(encoder, EmbeddingCache(cache, encoder)), data, num_resamples=10)
+    result = evaluate(encoder, data, EmbeddingCache(cache, encoder), num_resamples=10)
     return result["metrics"]["accuracy"]["value"]
 
 

@@ -1,14 +1,16 @@
-"""Questions to a PA-LLaVA and its answers: the records that readers, runner and scores share, and their files."""
+"""Questions about images and the answers of a PA-LLaVA: the records that readers, runner and scores share.
 
-from __future__ import annotations
+An image with a class or a caption, which an encoder takes without a question, is the same record.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
+from pallava.data.material import COLUMNS_HELP
 from pallava.errors import PallavaError
-from pallava.evaluation.examples import LabelledImages
+from pallava.evaluation.class_sets import ClassSet
 from pallava.io.records import RecordFile
 
 Kind = Literal["open", "closed", "choice", "class", "caption"]
@@ -55,7 +57,7 @@ class Answer:
         return {**asdict(self.item), "choices": list(self.item.choices), "answer": self.text}
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Answer:
+    def from_record(cls, record: Mapping[str, Any]) -> "Answer":
         """Return the answer that such a line holds."""
         values = {name: record[name] for name in _TEXTS if name != "answer"}
         item = Item(**values, choices=tuple(record["choices"]), group=record.get("group", ""))
@@ -64,11 +66,11 @@ class Answer:
 
 @dataclass
 class Questions:
-    """Questions of one data set, counts of records left out by reason, and the images with classes, if asked."""
+    """Questions of one data set, counts of records left out by reason, and its classes in words, if it has classes."""
 
     items: list[Item]
     left_out: dict[str, int] = field(default_factory=dict)
-    labelled: LabelledImages | None = None
+    class_set: ClassSet | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,38 @@ class AnswerSet:
     by_view: Mapping[str, list[Answer]]
     problems: Mapping[str, str] = field(default_factory=dict)
     training: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of an evaluation, each with its help text; None is the default that is given there."""
+
+    split: Annotated[str | None, "split of a public set (default: test for questions, else that of the set)"] = None
+    image_folder: Annotated[
+        Path | None, "folder of the images that a JSONL or csv=FILE names (default: its own folder)"
+    ] = None
+    columns: Annotated[str | Mapping[str, str] | None, COLUMNS_HELP] = None
+    training: Annotated[Path | None, "training file, whose most frequent answer to each question is a control"] = None
+    class_set: Annotated[Path | None, "JSON file with names (and templates) of the classes"] = None
+    template: Annotated[
+        Sequence[str], "sentence with {} for the class, in place of the class set's, for an encoder (repeatable)"
+    ] = ()
+    limit: Annotated[int | None, "number of questions to take of each data set (default: all)"] = None
+    exclude: Annotated[Path | None, "file of ids to leave out, as `pallava data leak` lists them"] = None
+    max_new_tokens: Annotated[int | None, "maximum length of an answer in tokens (default: 32 to 256, by task)"] = None
+    consistency: Annotated[bool, "also ask about scaled, turned, flipped and stain-shifted images"] = False
+    without_shuffled: Annotated[bool, "leave out the control with other questions' images"] = False
+    base_llm: Annotated[
+        str | None, "base language model of a folder with an adapter (default: that of its training)"
+    ] = None
+    trust_remote_code: Annotated[
+        bool, "permission to import the module of a connector that does not come with pallava (default: refuse)"
+    ] = False
+    model_name: Annotated[str | None, "open_clip's name of a checkpoint's model, or a JSON description"] = None
+    pretrained: Annotated[str | None, "open_clip's name of the weights of a named model"] = None
+    batch_size: Annotated[int | None, "questions (default: 16) or images of an encoder (default: 64) at once"] = None
+    seed: Annotated[int, "seed of the bootstrap and of the order of shuffled images (default: 0)"] = 0
+    device: Annotated[str, "device: auto (a GPU if available), cpu, cuda, ... (default: auto)"] = "auto"
 
 
 def read_predictions(path: Path) -> list[Answer]:

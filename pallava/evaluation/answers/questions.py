@@ -1,6 +1,7 @@
-"""Readers of questions: of the public sets, of the user's own, and of training files; and which of them are asked."""
+"""Readers of questions: of the public sets, of the user's own, and of training files; and which of them are asked.
 
-from __future__ import annotations
+Each takes a path, the name of a public set or table ("" for a file or folder of the user's own), and the options.
+"""
 
 import json
 from collections import Counter
@@ -9,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pallava.data.material import open_records, read_source
-from pallava.data.sources.base import KINDS, Question
+from pallava.data.material import read_columns
+from pallava.data.sources import SOURCES, open_source
 from pallava.data.training_file import question_text
 from pallava.errors import PallavaError
-from pallava.evaluation.answers.items import Item, Kind, Questions, is_texts
+from pallava.evaluation.answers.items import EvaluateOptions, Item, Kind, Questions, is_texts
+from pallava.evaluation.class_sets import known_sets, read_class_set, set_of_labels
 from pallava.io.records import RecordFile
 from pallava.prompts import CHOICE_LETTERS, IMAGE_TOKEN, build_choice_question, turns_from_conversations
 
@@ -23,34 +25,35 @@ _EXPECTED = (
     '{"image" ("" for none), "question", "answer"}, and optionally "id", "kind" (open, closed, choice), "choices" and '
     '"group"'
 )
+_KINDS: dict[str, Kind] = {"choice": "choice", "yes/no": "closed"}
+_SUFFIXES = {
+    ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".ppm", ".pgm", ".avif"
+}  # fmt: skip
+_TEXT_KEYS = ("caption", "text", "captions")
 
 
-def read_source_questions(
-    name: str,
-    root: Path,
-    split: str | None,
-    *,
-    columns: str | Mapping[str, str] | None = None,
-    image_folder: Path | None = None,
-) -> Questions:
-    """Read the questions of a source, such as "path-vqa", worded as in training files.
-
-    The split is test by default, if the set always has splits; only a table ("csv") has columns and an image folder.
+def read_questions(path: Path, source: str, options: EvaluateOptions) -> Questions:
+    """Read questions, those of a source worded as in training files; its split is test by default, if it has splits.
 
     Raises:
-        PallavaError: The source does not exist or has no questions, the folder is not the set, or lacks the split.
+        PallavaError: The source has no questions, the folder is not the set, or lacks the split; or as `read_custom`.
     """
-    kinds: dict[str, Kind] = {"choice": "choice", "yes/no": "closed"}
-    spec = read_source(f"{name}={root}", split=split, columns=columns, default_split="test")
-    records = open_records(spec, image_folder=image_folder)
-    items = []
-    for record, path in records:
-        if not isinstance(record, Question):
-            found = next((kind for kind, record_type in KINDS.items() if isinstance(record, record_type)), "others")
-            raise PallavaError(f"{name} is a set of {found}, but questions are needed here")
-        text, kind = question_text(record).strip(), kinds.get(record.answer_type, "open")
-        items.append(Item(record.id, str(path), text, record.answer.strip(), kind, record.options))
-    return Questions(items, dict(records.tally.dropped))
+    if source not in SOURCES:
+        return read_custom(path, options.image_folder)
+    data = _open(path, source, "questions", options, default_split="test")
+    folder = data.root.resolve()
+    items = [
+        Item(
+            each.id,
+            str(folder / each.image),
+            question_text(each).strip(),
+            each.answer.strip(),
+            _KINDS.get(each.answer_type, "open"),
+            each.options,
+        )
+        for each in data
+    ]
+    return Questions(items, data.tally.dropped)
 
 
 def read_custom(path: Path, image_folder: Path | None = None) -> Questions:
@@ -66,6 +69,71 @@ def read_custom(path: Path, image_folder: Path | None = None) -> Questions:
         except PallavaError as error:
             raise PallavaError(f"'{path}', {record.position}: {error}; expected {_EXPECTED}") from None
     return Questions(items)
+
+
+def read_classes(path: Path, source: str, options: EvaluateOptions) -> Questions:
+    """Read a folder of classes (``path/<class>/*.png``) or one of `known_sets`; labels are references and choices.
+
+    Without a class set, the words are those of the public set, or the names of the folders; templates take the place
+    of those of the class set.
+
+    Raises:
+        PallavaError: The folder or set does not exist or holds no image, or a class is not in the class set.
+    """
+    class_set = read_class_set(options.class_set) if options.class_set else known_sets().get(source)
+    if source and source not in known_sets():
+        raise PallavaError(f"{source!r} is not a data set with classes; choose {', '.join(known_sets())}")
+    if not path.is_dir():
+        raise PallavaError(f"'{path}' is not a folder; expected one with a folder for each class, or a public data set")
+    if source and source != "nct-crc-he":
+        data = _open(path, source, "classes", options, image_policy="each")
+        items = [Item(each.id, str(data.root / each.image), "", each.label, "class") for each in data]
+        images = Questions(items, data.tally.dropped)
+    else:
+        images = _read_folders(path)
+    if not images.items:
+        expected = f"{path.name}/<class>/image.png"
+        raise PallavaError(f"'{path}' must have images {expected}; left out: {images.left_out or 'nothing'}")
+    found = sorted({item.reference for item in images.items})
+    class_set = class_set or set_of_labels(path.name, found)
+    labels = class_set.labels
+    if unknown := [label for label in found if label not in labels]:
+        raise PallavaError(
+            f"the classes {', '.join(unknown)} of '{path}' are not in the class set {class_set.name}, which has "
+            f"{', '.join(labels)}; rename the folders, or name the classes by --class-set"
+        )
+    class_set = class_set.with_templates(options.template) if options.template else class_set
+    return Questions([replace(item, choices=labels) for item in images.items], images.left_out, class_set)
+
+
+def read_pairs(path: Path, source: str, options: EvaluateOptions) -> Questions:
+    """Read records of an image and its caption or captions, each of which is the reference of an item of its own.
+
+    The images of a JSON or JSONL file are in the image folder, by default its own folder.
+
+    Raises:
+        PallavaError: It cannot be read, or holds no pair.
+    """
+    if source:
+        data = _open(path, source, "captions", options, image_policy="each")
+        items = [Item(each.id, str(data.root / each.image), "", each.text, "caption") for each in data]
+        pairs = Questions(items, data.tally.dropped)
+    else:
+        pairs = _read_records(path, options.image_folder or path.parent)
+    if not pairs.items:
+        expected = '{"image": "a.png", "caption": "..."}'
+        raise PallavaError(f"'{path}' does not have any pair; expected records such as {expected}")
+    return pairs
+
+
+def read_captions(path: Path, source: str, options: EvaluateOptions) -> Questions:
+    """Read pairs as `read_pairs` does, but of each image only the first one."""
+    pairs, first = read_pairs(path, source, options), dict[str, Item]()
+    for item in pairs.items:
+        first.setdefault(item.image, item)
+    if further := len(pairs.items) - len(first):
+        pairs.left_out["a further caption of an image"] = further
+    return Questions(list(first.values()), pairs.left_out)
 
 
 def read_training_answers(path: Path) -> list[tuple[str, str]]:
@@ -132,6 +200,44 @@ def read_excluded(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise PallavaError(f"cannot read the ids to exclude from '{path}': {error}") from None
     return [line.strip() for line in lines if line.strip()]
+
+
+def _open(path: Path, name: str, kind: str, options: EvaluateOptions, *, default_split: str = "", **how: Any) -> Any:
+    """Open a source of records of some kind; only a table ("csv") takes the columns."""
+    known = SOURCES.get(name)
+    split = options.split or (default_split if known and default_split in known.splits else None)
+    columns = read_columns(options.columns) if known and known.takes_columns else {}
+    source = open_source(name, path, split=split, columns=columns, image_folder=options.image_folder, **how)
+    if source.kind != kind:
+        raise PallavaError(f"{name} is a set of {source.kind}, but {kind} are needed here")
+    return source
+
+
+def _read_folders(root: Path) -> Questions:
+    items, num_others = list[Item](), 0
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."):
+                items.append(Item(path.relative_to(root).as_posix(), str(path), "", folder.name, "class"))
+            else:
+                num_others += 1
+    return Questions(items, {"not named like an image": num_others} if num_others else {})
+
+
+def _read_records(path: Path, folder: Path) -> Questions:
+    items, num_others = list[Item](), 0
+    for record in RecordFile(path):
+        value = record.value if isinstance(record.value, dict) else {}
+        image = value.get("image")
+        given: Any = next((value[key] for key in _TEXT_KEYS if key in value), [])
+        captions = [given] if isinstance(given, str) else given if isinstance(given, list) else []
+        texts = [text.strip() for text in captions if isinstance(text, str) and text.strip()]
+        if texts and isinstance(image, str) and image and "\0" not in image:
+            item_id = str(value.get("id", image))
+            items += [Item(item_id, str(folder / image), "", text, "caption") for text in texts]
+        else:
+            num_others += 1
+    return Questions(items, {"no image or no caption": num_others} if num_others else {})
 
 
 def _custom_item(value: Any, index: int, folder: Path) -> Item:

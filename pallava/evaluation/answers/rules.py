@@ -20,7 +20,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from pallava.evaluation.examples import ClassSet, known_set, known_sets
+from pallava.evaluation.class_sets import ClassSet, known_sets
 from pallava.prompts import CHOICE_LETTERS
 
 _DELETED_AS_PUBLISHED = str.maketrans("", "", ",.'!?\"()*#:;~")
@@ -195,7 +195,7 @@ def class_names(choices: Sequence[str], class_set: ClassSet | None = None) -> li
 
     Its own are those of the class set, by default of the known set that has all choices, if any.
     """
-    for each in [class_set] if class_set else map(known_set, known_sets()):
+    for each in [class_set] if class_set else known_sets().values():
         called = [(label, _separate_words(label), *names) for label, names in each.classes]
         own = [next((names for names in called if choice in names), ()) for choice in choices]
         if all(own):

@@ -15,7 +15,7 @@ import numpy as np
 from pallava.evaluation.answers import rules
 from pallava.evaluation.answers.items import AS_IS, SHUFFLED, Answer, AnswerSet, Kind, Questions
 from pallava.evaluation.answers.rules import class_names, published_form, read_choice, read_class
-from pallava.evaluation.examples import ClassSet
+from pallava.evaluation.class_sets import ClassSet
 from pallava.evaluation.statistics import UNNAMED, Predictions, as_control, describe_interval, estimate_means
 from pallava.prompts import CHOICE_LETTERS
 
@@ -45,8 +45,7 @@ def is_right(answer: Answer, questions: Questions | None = None) -> bool:
     if item.kind == "choice":
         return read_choice(answer.text, item.choices) == item.reference.strip().upper()
     if item.kind == "class":
-        class_set = questions.labelled.class_set if questions and questions.labelled else None
-        number = read_class(answer.text, class_names(item.choices, class_set))
+        number = read_class(answer.text, class_names(item.choices, questions.class_set if questions else None))
         return number is not None and item.choices[number] == item.reference
     return rules.is_exact_match(answer.text, item.reference)
 
@@ -165,17 +164,13 @@ def score_classes(answers: AnswerSet, seed: int = 0) -> dict[str, Any]:
     An image that cannot be opened is left out, as it is for an encoder.
     """
     from pallava.evaluation.encoders import zero_shot
-    from pallava.evaluation.encoders.embeddings import count_reasons
-
-    labelled = answers.questions.labelled
-    assert labelled is not None
 
     def read(given: Sequence[Answer]) -> Predictions:
         opened = [each for each in given if each.item.image not in answers.problems]
-        return read_classes(opened, class_set=labelled.class_set)
+        return read_classes(opened, class_set=answers.questions.class_set)
 
     as_is = answers.by_view[AS_IS]
-    result = zero_shot.evaluate(lambda data: (read(as_is), count_reasons(answers.problems)), labelled, seed=seed)
+    result = zero_shot.report(read(as_is), answers.questions, answers.problems, seed=seed)
     text = training_answer(as_is[0].item.question, answers.training)
     trained = [] if text is None else [replace(each, text=text) for each in as_is]
     for name, given in {"training answer": trained, "shuffled images": answers.by_view.get(SHUFFLED)}.items():

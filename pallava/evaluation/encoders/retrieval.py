@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from pallava.evaluation.answers.items import Questions
 from pallava.evaluation.encoders.embeddings import EmbeddingCache, count_reasons, embed_images, embed_texts
 from pallava.evaluation.encoders.load import Encoder
-from pallava.evaluation.examples import CaptionedImages
 from pallava.evaluation.statistics import bootstrap, describe_interval
 
 RANKS = (1, 5, 10, 50)
@@ -73,14 +74,14 @@ def recall(standing: Standing, rank: int) -> NDArray[np.float64]:
 
 
 def evaluate(
-    encoder: Encoder, data: CaptionedImages, cache: EmbeddingCache, *, batch_size: int = 64, **resampling: int
+    encoder: Encoder, data: Questions, cache: EmbeddingCache, *, batch_size: int = 64, **resampling: int
 ) -> dict[str, Any]:
     """Score both directions: recall with intervals by ``num_resamples`` and ``seed``, beside the recall by chance.
 
     Equal images are one candidate, and so are equal captions: nobody can know which of the same things is meant.
     """
-    found = embed_images(encoder, data.images, cache, batch_size=batch_size)
-    captions = [data.captions[number] for number in found.index]
+    found = embed_images(encoder, [Path(item.image) for item in data.items], cache, batch_size=batch_size)
+    captions = [data.items[number].reference for number in found.index]
     image_rows, image_of = _unique(found.contents)
     caption_rows, caption_of = _unique(captions)
     texts = embed_texts(encoder, [captions[row] for row in caption_rows], cache)

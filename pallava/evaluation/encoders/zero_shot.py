@@ -1,14 +1,12 @@
 """Zero-shot classification: the class whose sentences are nearest to an image.
 
-A runner asks a model and returns `Predictions`; `score` is the same for all of them. Letters in shapes: N images,
-C classes, D width.
+`report` and `score` are the same for the answers of a PA-LLaVA. Letters in shapes: N images, C classes, D width.
 """
 
-from __future__ import annotations
-
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +14,11 @@ import torch
 from torch import Tensor
 
 from pallava.evaluation import statistics
+from pallava.evaluation.answers.items import Questions
+from pallava.evaluation.class_sets import ClassSet
 from pallava.evaluation.encoders.embeddings import EmbeddingCache, count_reasons, embed_images, embed_texts
 from pallava.evaluation.encoders.load import Encoder
-from pallava.evaluation.examples import ClassSet, LabelledImages
 from pallava.evaluation.statistics import Predictions
-
-Runner = Callable[[LabelledImages], tuple[Predictions, dict[str, int]]]
-"""Asks a model about images; returns predictions, and the number of images left out for each reason."""
 
 CONTROLS = {
     "majority answer": "the same for the class with the most images, named of every image",
@@ -31,26 +27,28 @@ CONTROLS = {
 }
 
 
-def by_embedding(encoder: Encoder, cache: EmbeddingCache, *, batch_size: int = 64) -> Runner:
-    """Return the runner of an encoder."""
+def evaluate(
+    encoder: Encoder, data: Questions, cache: EmbeddingCache, *, batch_size: int = 64, **bootstrap: int
+) -> dict[str, Any]:
+    """Score an encoder's predictions for images with classes, as `report` does."""
+    assert data.class_set
+    labels = data.class_set.labels
+    texts = embed_classes(encoder, data.class_set, cache)
+    images = embed_images(encoder, [Path(item.image) for item in data.items], cache, batch_size=batch_size)
+    true = [labels.index(data.items[number].reference) for number in images.index]
+    predictions = predict(images.vectors, texts, true, labels, encoder.logit_scale)
+    return report(predictions, data, images.unreadable, **bootstrap)
 
-    def run(data: LabelledImages) -> tuple[Predictions, dict[str, int]]:
-        texts = embed_classes(encoder, data.class_set, cache)
-        images = embed_images(encoder, data.images, cache, batch_size=batch_size)
-        true = np.asarray(data.labels)[images.index]
-        predictions = predict(images.vectors, texts, true, data.class_set.labels, encoder.logit_scale)
-        return predictions, count_reasons(images.unreadable)
 
-    return run
-
-
-def evaluate(run: Runner, data: LabelledImages, **bootstrap: int) -> dict[str, Any]:
-    """Ask a model; return the result of `score` with the class set and the number of images left out."""
-    predictions, unreadable = run(data)
+def report(
+    predictions: Predictions, data: Questions, unreadable: Mapping[str, str], **bootstrap: int
+) -> dict[str, Any]:
+    """Return the result of `score` with the class set and the number of images left out."""
     words = data.class_set
+    assert words
     return {
         **score(predictions, **bootstrap),
-        "left_out": dict(Counter(data.left_out) + Counter(unreadable)),
+        "left_out": dict(Counter(data.left_out) + Counter(count_reasons(unreadable))),
         "class_set": {
             "name": words.name,
             "source": words.source,

@@ -16,7 +16,7 @@ from pallava.evaluation.answers import rules
 from pallava.evaluation.answers.items import Answer, Item
 from pallava.evaluation.answers.rules import class_names, read_choice, read_class
 from pallava.evaluation.answers.scores import SCORES
-from pallava.evaluation.examples import known_set
+from pallava.evaluation.class_sets import known_sets
 from tests.evaluation.multimedeval_run import RECORDED, TRICKY
 
 Row = dict[str, Any]
@@ -70,7 +70,7 @@ def test_a_class_is_read_by_label_name_or_letter(row: Row):
 
 
 def test_names_of_classes_are_those_of_the_set_that_is_given():
-    given = known_set("nct-crc-he")
+    given = known_sets()["nct-crc-he"]
     assert class_names(("TUM", "ADI"), given)[1] == ("ADI", "ADI", "ADI", "ADI", "adipose tissue", "fat")
     assert read_class("fat", class_names(("TUM", "ADI"), given)) == 1
     assert read_class("fat", class_names(("TUM", "other"))) is None

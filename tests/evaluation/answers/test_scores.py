@@ -12,8 +12,8 @@ from sklearn import metrics as theirs
 from pallava.evaluation import statistics as metrics
 from pallava.evaluation.answers.items import Answer, Item, Kind
 from pallava.evaluation.answers.scores import CONTROLS, SCORES, read_classes, score_questions, training_answer
+from pallava.evaluation.class_sets import known_sets
 from pallava.evaluation.encoders import zero_shot
-from pallava.evaluation.examples import known_set
 from pallava.evaluation.statistics import Predictions
 
 CHOICES = ("fat", "bone", "skin", "nerve")
@@ -195,8 +195,8 @@ def test_other_kinds_are_counted_and_nothing_is_made_of_nothing():
 
 def test_read_classes_are_scored_as_scikit_learn_scores_them():
     rng = np.random.default_rng(6)
-    labels = known_set("bach").labels
-    spoken = [*(names[-1] for _, names in known_set("bach").classes), "tissue"]
+    labels = known_sets()["bach"].labels
+    spoken = [*(names[-1] for _, names in known_sets()["bach"].classes), "tissue"]
     true, said = rng.integers(4, size=150), rng.integers(5, size=150)
     answered = [
         ask("class", labels[t], f"This is {spoken[s]}.", choices=labels) for t, s in zip(true, said, strict=True)
@@ -258,7 +258,7 @@ def test_names_of_a_set_of_the_users_own_are_read():
     labels = ("TUM", "STR")
     answered = [ask("class", "STR", "stroma of a cancer", choices=labels)]
     assert read_classes(answered).predicted.tolist() == [metrics.UNNAMED]
-    own = replace(known_set("bach"), classes=(("TUM", ("tumor",)), ("STR", ("stroma of a cancer",))))
+    own = replace(known_sets()["bach"], classes=(("TUM", ("tumor",)), ("STR", ("stroma of a cancer",))))
     assert read_classes(answered, class_set=own).predicted.tolist() == [1]
 
 
