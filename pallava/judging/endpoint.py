@@ -1,10 +1,8 @@
 """A client for models behind an OpenAI-compatible endpoint (vLLM, SGLang, llama.cpp, Ollama, OpenAI).
 
 Many requests at a time, each tried several times by the `openai` package, which waits longer after each failure, and as
-long as ``Retry-After`` says. Each request ends on its own, as a `Reply` or a `Failure`.
+long as ``Retry-After`` says. Each request ends on its own, with an `Answer`.
 """
-
-from __future__ import annotations
 
 import base64
 import io
@@ -13,12 +11,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
 from pallava.errors import PallavaError
 from pallava.images import ImageError, ImageSource, open_image
+
+MAX_REPLY = 200
+"""Characters of a reply that are stored."""
 
 _MAX_TOKENS = 256  # an answer of one word, and room for a model that explains itself first
 _NUM_REFUSALS = 3  # this many without a reply: the server is set up wrongly, not the request
@@ -34,31 +35,20 @@ class Request:
     """A prompt, and the image that goes with it, if any."""
 
     text: str
-    image: ImageSource | None = None
+    image: "ImageSource | None" = None
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """The model's text, which may be empty."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """The error of a request without an answer.
+class Answer:
+    """The model's text, which may be empty, or the reason why there is none.
 
     Attributes:
-        is_final: Whether asking again is useless, since the request itself is at fault.
-        is_refused: Whether the server will not answer this very request: too long, an unreadable image, a content rule.
+        failure: Empty for a reply; "passing" if asking again may help; "final" if the request itself is at fault;
+            "refused" if the server will not answer this very request: too long, an unreadable image, a content rule.
     """
 
-    reason: str
-    is_final: bool = False
-    is_refused: bool = False
-
-
-Answer = Reply | Failure
+    text: str
+    failure: Literal["", "passing", "final", "refused"] = ""
 
 
 class UnansweredError(PallavaError):
@@ -110,23 +100,20 @@ class Endpoint:
         under_way: dict[Future[Answer], int] = {}
         waiting = iter(enumerate(requests))
         with ThreadPoolExecutor(self.concurrency) as pool:
-            try:
-                while True:
-                    while not trouble and len(under_way) < self.concurrency and (upcoming := next(waiting, None)):
-                        under_way[pool.submit(self._ask_one, upcoming[1])] = upcoming[0]
-                    if not under_way:
-                        break
-                    for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                        index = under_way.pop(future)
-                        try:
-                            answer = future.result()
-                            trouble = trouble or self._trouble_after(answer, requests[index])
-                        except PallavaError as error:
-                            trouble = trouble or error
-                        else:
-                            yield index, answer
-            finally:
-                pool.shutdown(cancel_futures=True)
+            while True:
+                while not trouble and len(under_way) < self.concurrency and (upcoming := next(waiting, None)):
+                    under_way[pool.submit(self._ask_one, upcoming[1])] = upcoming[0]
+                if not under_way:
+                    break
+                for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                    index = under_way.pop(future)
+                    try:
+                        answer = future.result()
+                        trouble = trouble or self._trouble_after(answer, requests[index])
+                    except PallavaError as error:
+                        trouble = trouble or error
+                    else:
+                        yield index, answer
         if trouble:
             raise trouble
 
@@ -141,21 +128,21 @@ class Endpoint:
                 key, or refuses every request. Answers that were on their way by then are yielded first.
         """
         passing: list[str] = []
-        refused: list[tuple[int, Failure]] = []
+        refused: list[tuple[int, Answer]] = []
         for index, answer in self._iter_answers(requests):
-            if isinstance(answer, Reply) or (answer.is_final and not answer.is_refused):
-                yield index, answer
-            elif answer.is_refused:
+            if answer.failure == "refused":
                 refused.append((index, answer))
+            elif answer.failure == "passing":
+                passing.append(answer.text)
             else:
-                passing.append(answer.reason)
+                yield index, answer
             if self._num_replies:
                 yield from refused
                 refused.clear()
         if refused and self._is_working(requests[refused[0][0]]):
             yield from refused
         else:
-            passing += [answer.reason for _, answer in refused]
+            passing += [answer.text for _, answer in refused]
         if passing:
             raise UnansweredError(
                 f"{len(passing)} of {len(requests)} requests to {self} failed, the first because {passing[0]}; "
@@ -164,14 +151,14 @@ class Endpoint:
 
     def _trouble_after(self, answer: Answer, request: Request) -> PallavaError | None:
         """Count an answer; return an error after too many failures to continue."""
-        if isinstance(answer, Reply):
+        if not answer.failure:
             self._num_replies, self._num_failures_in_a_row = self._num_replies + 1, 0
             return None
-        if answer.is_final:
-            self._num_refusals += answer.is_refused
+        if answer.failure != "passing":
+            self._num_refusals += answer.failure == "refused"
             if self._num_replies or self._num_refusals < _NUM_REFUSALS or self._is_working(request):
                 return None
-            return PallavaError(f"{self} refuses every request: {answer.reason}")
+            return PallavaError(f"{self} refuses every request: {answer.text}")
         self._num_failures_in_a_row += 1
         if self._num_failures_in_a_row < max(_MIN_FAILURES, 2 * self.concurrency):
             return None
@@ -180,7 +167,7 @@ class Endpoint:
             return None
         return PallavaError(
             f"{self} stopped answering: the last {self._num_failures_in_a_row} requests failed, the last one because "
-            f"{answer.reason}; answers so far are kept: start the server again, or lower the concurrency"
+            f"{answer.text}; answers so far are kept: start the server again, or lower the concurrency"
         )
 
     def __str__(self) -> str:
@@ -190,8 +177,8 @@ class Endpoint:
         """Return whether the server answers a harmless request of the same kind."""
         image = None if request.image is None else Image.new("RGB", (64, 64), "white")
         answer = self._ask_one(Request(_HARMLESS, image))
-        self._num_replies += isinstance(answer, Reply)
-        return isinstance(answer, Reply)
+        self._num_replies += not answer.failure
+        return not answer.failure
 
     def _ask_one(self, request: Request) -> Answer:
         import openai
@@ -201,27 +188,28 @@ class Endpoint:
             completion = self._client.chat.completions.create(
                 model=self.model, messages=messages, temperature=0, max_tokens=_MAX_TOKENS
             )
-            return Reply(completion.choices[0].message.content or "")
+            return Answer(completion.choices[0].message.content or "")
         except ImageError as error:
-            return Failure(str(error), is_final=True)
+            return Answer(str(error), "final")
         except openai.NotFoundError as error:
             raise PallavaError(f"{self} is not available ({error}); {self._models()}") from None
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise PallavaError(f"{self} does not accept the key ({error}); set PALLAVA_API_KEY") from None
         except openai.APITimeoutError:
-            return Failure(f"no answer within {self.timeout:g} seconds, {self.max_retries + 1} times")
+            return Answer(f"no answer within {self.timeout:g} seconds, {self.max_retries + 1} times", "passing")
         except openai.APIConnectionError as error:
             if self._num_replies or self._num_refusals:
-                return Failure(f"the connection failed ({error.__cause__ or error})")
+                return Answer(f"the connection failed ({error.__cause__ or error})", "passing")
             raise PallavaError(
                 f"cannot reach {self.base_url} ({error.__cause__ or error}); is the server running, and is the URL "
                 "right? It usually ends in /v1"
             ) from None
         except openai.APIStatusError as error:
-            is_refused = error.status_code in _REFUSALS
-            return Failure(f"the server said {error}"[:_MAX_REASON], is_final=is_refused, is_refused=is_refused)
+            reason, is_refused = f"the server said {error}"[:_MAX_REASON], error.status_code in _REFUSALS
+            return Answer(reason, "refused" if is_refused else "passing")
         except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError) as error:
-            return Failure(f"the answer is not a chat completion ({type(error).__name__}: {error})"[:_MAX_REASON])
+            reason = f"the answer is not a chat completion ({type(error).__name__}: {error})"
+            return Answer(reason[:_MAX_REASON], "passing")
 
     def _models(self) -> str:
         try:

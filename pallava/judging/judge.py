@@ -4,8 +4,6 @@ Every grade is stored as it comes, under the judge's name and the whole text of 
 twice: not after a kill, and not if two models gave the same answer. A judge sees words only, not the image.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,11 +12,8 @@ from tqdm import tqdm
 
 from pallava.io.hashing import hash_bytes
 from pallava.io.store import Store
-from pallava.judging.endpoint import Endpoint, Reply, Request
+from pallava.judging.endpoint import MAX_REPLY, Endpoint, Request
 from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY, GradePrompt
-
-Verdict = Literal["graded", "empty", "unreadable", "refused"]
-_MAX_REPLY = 200  # characters that are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +46,7 @@ class Judgement:
 
     id: str
     grade: float | None
-    verdict: Verdict
+    verdict: Literal["graded", "empty", "unreadable", "refused"]
     reply: str = ""
 
 
@@ -70,14 +65,11 @@ def judge(candidates: Sequence[Candidate], endpoint: Endpoint, store: Store) -> 
     requests = [Request(by_key[key].request) for key in missing]
     with tqdm(total=len(by_key), initial=len(found), desc="judge", disable=None) as bar:
         for index, reply in endpoint.iter_settled(requests):
-            grade, verdict = None, "refused"
-            if isinstance(reply, Reply):
-                grade = by_key[missing[index]].prompt.read(reply.text)
-                verdict = "unreadable" if grade is None else "graded"
-            text = reply.text if isinstance(reply, Reply) else reply.reason
-            judgement = {"grade": grade, "verdict": verdict, "reply": text[:_MAX_REPLY]}
-            found[missing[index]] = judgement
-            store.put(namespace, {missing[index]: judgement})
+            key = missing[index]
+            grade = None if reply.failure else by_key[key].prompt.read(reply.text)
+            verdict = "refused" if reply.failure else "unreadable" if grade is None else "graded"
+            found[key] = {"grade": grade, "verdict": verdict, "reply": reply.text[:MAX_REPLY]}
+            store.put(namespace, {key: found[key]})
             bar.update()
     return [
         Judgement(each.id, **found[key]) if key in by_key else Judgement(each.id, 0.0, "empty")

@@ -14,7 +14,7 @@ from pallava.errors import PallavaError
 from pallava.images import ImageError, open_image
 from pallava.io.hashing import hash_file, hash_json
 from pallava.io.processes import batches, num_cores
-from pallava.judging.endpoint import Endpoint, Failure, Request
+from pallava.judging.endpoint import MAX_REPLY, Endpoint, Request
 from pallava.judging.prompts import CLIP_VERSION, OTHER_CAPTIONS, PATHOLOGY, PATHOLOGY_CAPTIONS, SPECIES, JudgePrompt
 from pallava.open_clip_weights import made_with_quick_gelu
 
@@ -28,7 +28,6 @@ _MICROSCOPY = ("microscop", "histo", "patholog", "cytolog")
 _YES = {"1", "1.0", "true", "yes"}
 _NAMES_WITH_WEIGHTS = ("hf-hub:", "local-dir:")
 _MAX_READERS = 8  # threads; Pillow decodes outside of Python's lock
-_MAX_REPLY = 200  # characters of an unreadable reply that are kept
 
 
 class PathologyMetadata(Filter):
@@ -187,22 +186,17 @@ class _EndpointJudge(Filter):
             self.key += f"/side-{endpoint.image_side}"
 
     def iter_scores(self, candidates: Sequence[Candidate]) -> Iterator[tuple[int, Findings]]:
-        for index, answer in self._endpoint.iter_settled([self._request(each) for each in candidates]):
-            if isinstance(answer, Failure):
-                yield index, {"answer": "refused", "reply": answer.reason[:_MAX_REPLY]}
-            else:
-                label = self._prompt.read(answer.text) or "unreadable"
-                yield index, {"answer": label, "reply": answer.text[:_MAX_REPLY]}
+        images = [each.path if self.sees_image else None for each in candidates]
+        texts = [self._prompt.fill(text=each.text) for each in candidates]
+        for index, answer in self._endpoint.iter_settled(list(map(Request, texts, images))):
+            label = "refused" if answer.failure else self._prompt.read(answer.text) or "unreadable"
+            yield index, {"answer": label, "reply": answer.text[:MAX_REPLY]}
 
     def decide(self, candidate: Candidate, findings: Findings) -> Decision:
         if findings["answer"] == self._wanted:
             return KEEP
         reasons = {"unreadable": "unreadable_reply", "refused": "refused_by_server"}
         return Decision(False, reasons.get(findings["answer"], self._drop_reason))
-
-    def _request(self, candidate: Candidate) -> Request:
-        image = candidate.path if self.sees_image else None
-        return Request(self._prompt.text.replace("{text}", candidate.text), image)
 
 
 class SpeciesEndpoint(_EndpointJudge):
