@@ -22,9 +22,9 @@ from pathlib import Path
 import pytest
 
 from pallava.cli import data_clean
-from pallava.data.clean import judge_species
+from pallava.data.clean import judge_species, species
 from pallava.data.clean.filters import Candidate, Filter
-from pallava.data.clean.species import SpeciesRules, find_species, judge, rules
+from pallava.data.clean.species import SpeciesRules, find_species
 from pallava.data.sources.base import Pair, Question
 
 
@@ -109,10 +109,10 @@ def test_short_phrases() -> None:
 
 
 def test_every_rule_is_used() -> None:
-    text = Path(rules.__file__).with_name("rules.ini").read_text(encoding="utf-8")
+    text = Path(species.__file__).with_suffix(".ini").read_text(encoding="utf-8")
     names = re.findall(r"^(?:words|terms|animals|phrases|pattern|list|products|pairs) ([A-Z_]+) =", text, re.M)
     assert len(set(names)) == len(names) > 60
-    used = set(re.findall(r"\{([A-Z_]+)\}", text)) | set(re.findall(r'"([A-Z_]+)"', inspect.getsource(judge)))
+    used = set(re.findall(r"\{([A-Z_]+)\}", text)) | set(re.findall(r'"([A-Z_]+)"', inspect.getsource(species)))
     assert set(names) - {"PRODUCT"} <= used
 
 
@@ -156,16 +156,16 @@ def test_a_very_long_text_takes_no_very_long_time(part: str) -> None:
 
 
 def test_the_filter_drops_non_human_and_tells_the_words() -> None:
-    species = SpeciesRules()
-    assert isinstance(species, Filter)
+    rules = SpeciesRules()
+    assert isinstance(rules, Filter)
     records = [
         Pair("pairs", "1", "a.png", "Kidney of untreated mice"),
         Pair("pairs", "2", "b.png", "Kidney biopsy"),
         Question("pmc-vqa", "3", "c.png", "Which organ is it?", "A", ("rat liver", "rat lung")),
     ]
     items = [Candidate(record, Path("/") / record.image) for record in records]
-    scores = species.score(items)
+    scores = rules.score(items)
     assert [score["found"] for score in scores] == ["mice", "", "rat"]
-    verdicts = [species.decide(item, score) for item, score in zip(items, scores, strict=True)]
+    verdicts = [rules.decide(item, score) for item, score in zip(items, scores, strict=True)]
     assert [verdict.reason for verdict in verdicts] == ["non_human", "", "non_human"]
-    assert len({species.item_key(item) for item in items}) == 3
+    assert len({rules.item_key(item) for item in items}) == 3
