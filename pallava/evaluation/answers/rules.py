@@ -12,15 +12,16 @@ around a reference do not matter. Where they come from:
   as sets, as MultiMedEval does: https://github.com/corentin-ryr/MultiMedEval (arXiv:2402.09262)
 """
 
-from __future__ import annotations
-
 import math
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
 from pallava.evaluation.class_sets import ClassSet, known_sets
+from pallava.io.files import read_package_data
 from pallava.prompts import CHOICE_LETTERS
 
 _DELETED_AS_PUBLISHED = str.maketrans("", "", ",.'!?\"()*#:;~")
@@ -30,20 +31,6 @@ _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
 _ARTICLES = frozenset({"a", "an", "the"})
-_NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_DIGITS = {"none": "0", "zero": "0"} | {word: str(number) for number, word in enumerate(_NUMBERS, start=1)}
-_CONTRACTED = {
-    "n't": "ai are ca could did do does had has have is might must need ought sha should was were wo would",
-    "'ve": "could might must not should they we what where who would you",
-    "'d": "he how it someone something there they where who you",
-    "'ll": "how it somebody someone something they what who why you",
-    "'re": "there they what why you",
-    "'s": "he how somebody someone that there what when where who why",
-}
-# The challenge spells contractions out that lost their apostrophe; its double ones ("wouldn'tve") are left as they are.
-_CONTRACTIONS = {
-    word + ending.replace("'", ""): word + ending for ending, words in _CONTRACTED.items() for word in words.split()
-} | {"maam": "ma'am", "oclock": "o'clock", "twas": "'twas", "yall": "y'all"}
 
 
 def published_form(text: str) -> str:
@@ -103,15 +90,22 @@ def tokens(text: str) -> list[str]:
     are_deleted = bool(_COMMA_IN_NUMBER.search(text))
     is_loose = {mark: are_deleted or f"{mark} " in text or f" {mark}" in text for mark in _MARKS}
     text = text.translate({ord(mark): "" if loose else " " for mark, loose in is_loose.items()})
-    words = (_DIGITS.get(word, word) for word in _FULL_STOP.sub("", text).split())
-    return [_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES]
+    spelled = _spelled()
+    return [spelled.get(word, word) for word in _FULL_STOP.sub("", text).split() if word not in _ARTICLES]
+
+
+@cache
+def _spelled() -> dict[str, str]:
+    """How the challenge spells words: numbers as digits, contractions with their apostrophe."""
+    contracted = _data()["contracted"].items()
+    full = [word + ending for ending, words in contracted for word in words.split()]
+    return {word.replace("'", ""): word for word in full} | _data()["spelled"]
 
 
 def token_overlap(answer: str, reference: str) -> tuple[float, float, float]:
     """Return precision, recall and F1 of the answer's set of tokens, from 0 to 1; all zero if either is empty."""
     words, right = set(tokens(answer)), set(tokens(reference))
-    shared = len(words & right)
-    if not shared:
+    if not (shared := len(words & right)):
         return 0.0, 0.0, 0.0
     return shared / len(words), shared / len(right), 2 * shared / (len(words) + len(right))
 
@@ -119,61 +113,13 @@ def token_overlap(answer: str, reference: str) -> tuple[float, float, float]:
 def bleu_1(answer: str, reference: str) -> float:
     """Return BLEU of single tokens (doi:10.3115/1073083.1073135): clipped precision, less for too short an answer."""
     words, right = tokens(answer), tokens(reference)
-    shared = (Counter(words) & Counter(right)).total()
-    if not shared:
+    if not (shared := (Counter(words) & Counter(right)).total()):
         return 0.0
     return shared / len(words) * min(1.0, math.exp(1 - len(right) / len(words)))
 
 
 Names = Sequence[Sequence[str]]
 """The names of each option; empty if only the letters are known."""
-
-_OPENING, _CLOSING = r"[\s*_\"'“(\[]*", r"[*_\"'”)\]]*"
-_ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
-_LABEL = re.compile(
-    rf"(?:^{_OPENING}|(?<=\s)(?=[A-Z]\s*:))([A-Za-z])(?:{_CLOSING}\s*:|[*_]*[)\]]|[*_]*\.(?=[\s*_]|$)|\s+[-–—]\s)",
-    re.MULTILINE,
-)
-# A letter before a word in lower case is the word "a" or part of a name ("B cell"), unless the sentence goes on so.
-_GOES_ON = "because|since|as|which|based|and|or|is|for|due|given|with|by|according|in"
-_LETTER = (
-    rf"[\s:]*{_OPENING}(?:(?i:(?:the\s+)?(?:option|choice|letter))\b[\s:]*{_OPENING})?"
-    rf"([A-Z](?!\s+(?!(?:{_GOES_ON})\b)[a-z])|[a-z](?=\W*$))(?![\w'’]|-\w)"
-)
-_BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\text\w*\s*\{)?[\s(]*([A-Za-z])(?=\s*[.):}])")
-_ANSWER = re.compile(
-    r"(?i:\b(?:answer|ans\b\.?|(?:correct|right|best)\s+(?:option|choice|one|letter)|choose|select|pick|go\s+with)"
-    r"(?!\w)(?:\s+(?:is|would\s+be|must\s+be|should\s+be))?)" + _LETTER
-)
-_THINK = r"(?i:(?<!not )(?<!n't )(?<!n’t )\b(?:think|believe|guess|say)(?:\s+that)?)"
-_REASON = r"(?:because|since|due\s+to|based\s+on)\b"
-# "B is correct", where nothing in front makes the letter part of a name or of a list.
-_FREE = rf"(?:^|[.;:!?]\s+|(?<!\b[A-Z]),\s+|{_THINK}\s+|(?i:\b(?:so|thus|hence|therefore)\s+)){_OPENING}"
-_STOPS = rf"(?=[\W_]*$|[.,;:!?]|\s+(?:{_REASON}|(?:as|given|and)\b))"
-_PRAISE = rf"answer\b|(?:correct|right|best|likely)(?:\s+(?:answer|option|choice|one|diagnosis|match)\b|{_STOPS})"
-_RIGHT = re.compile(
-    rf"{_FREE}([A-Za-z])(?={_CLOSING}\s+(?:is|must\s+be|would\s+be|seems|appears)\s+(?:to\s+be\s+)?"
-    rf"(?:(?:the|most|clearly|definitely|probably|likely)\s+)*(?:{_PRAISE}))",
-    re.MULTILINE,
-)
-_OPTION = re.compile(
-    rf"(?i:(?<!not )(?<!not the )(?<!\w)(?:option|choice|letter|it\s+is|it's)\b){_LETTER}"
-    rf"(?!{_CLOSING}\s+(?:is|seems)\s+(?:not|in|wrong|false))"
-)
-# Where an "A" may well be the article, the letter must end its clause, or be followed by a reason.
-_FOLLOWED = rf"\s+(?:{_REASON}|(?:and|or)\s+[A-Z]\b)"
-_THOUGHT = re.compile(
-    rf"{_THINK}\s+{_OPENING}([A-Z])(?={_CLOSING}(?:\s*(?:$|[,;:!?]|\.(?!\s*[a-z]))|{_FOLLOWED}))", re.MULTILINE
-)
-_LEAD = r"(?i:based|according|given|judging|considering|looking|from|in|so|thus|hence|therefore|overall|finally)"
-_CONCLUDED = re.compile(
-    rf"^{_LEAD}\b[^\n]*?(?:(?<!\b[A-Z]),|:)\s+{_OPENING}([A-Z])(?={_CLOSING}(?:[\s.!]*$|{_FOLLOWED}))", re.MULTILINE
-)
-_REASONED = re.compile(rf"^{_OPENING}([A-Z])(?={_CLOSING},?\s+{_REASON})", re.MULTILINE)
-_STATEMENTS = ((_BOXED,), (_ANSWER, _RIGHT), (_OPTION,), (_THOUGHT, _CONCLUDED, _REASONED))
-"""The plainest first; the first that find a letter decide."""
-_ANOTHER = re.compile(rf"{_CLOSING}\s*(?:,|/|&|\bor\b|\band\b)+{_OPENING}(?:(?i:option|choice)\s+)?([A-Z])(?!\w)")
-_NEGATION = re.compile(r"\b(?:no|not|neither|nor|never|without|except|cannot|rather than|instead of|\w+n t)\b")
 
 
 def read_choice(answer: str, choices: Sequence[str]) -> str | None:
@@ -218,7 +164,7 @@ def _read(answer: str, names: Names, readers: Sequence[Callable[[str, Names], se
 
 
 def _alone(text: str, names: Names) -> set[int]:
-    match = _ALONE.fullmatch(text)
+    match = _pattern("alone").fullmatch(text)
     return _numbers([match[1]] if match else [], names)
 
 
@@ -233,19 +179,17 @@ def _whole(text: str, names: Names) -> set[int]:
 
 def _labelled(text: str, names: Names) -> set[int]:
     found: set[int] = set()
-    for match in _LABEL.finditer(text):
+    for match in _pattern("label").finditer(text):
         if number := _numbers([match[1]], names):
             found |= number | _whole(text[match.end() :].split("\n", 1)[0], names)
     return found
 
 
 def _stated(text: str, names: Names) -> set[int]:
-    for patterns in _STATEMENTS:
-        letters = []
-        for match in (match for pattern in patterns for match in pattern.finditer(text)):
-            another = _ANOTHER.match(text, match.end())
-            letters += [match[1], *([another[1]] if another else [])]
-        if found := _numbers(letters, names):
+    for patterns in _data()["statements"]:
+        matches = [match for name in patterns for match in _pattern(name).finditer(text)]
+        further = [_pattern("another").match(text, match.end()) for match in matches]
+        if found := _numbers([match[1] for match in (*matches, *further) if match], names):
             return found
     return set()
 
@@ -260,7 +204,7 @@ def _mentioned(text: str, names: Names) -> set[int]:
     for name in sorted(owners, key=len, reverse=True):
         rest, count = re.subn(rf"(?<!\w){re.escape(name)}(?!\w)", "|", rest) if name else (rest, 0)
         found |= owners[name] if count else set()
-    return set() if _NEGATION.search(rest) else found
+    return set() if _pattern("negation").search(rest) else found
 
 
 def _numbers(letters: Sequence[str], names: Names) -> set[int]:
@@ -270,3 +214,15 @@ def _numbers(letters: Sequence[str], names: Names) -> set[int]:
 
 def _plain(text: str) -> str:
     return " ".join(re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).casefold()).split())
+
+
+@cache
+def _pattern(name: str) -> re.Pattern[str]:
+    """Compile a pattern of ``rules.yaml``, in which {name} stands for another one."""
+    text = _data()["patterns"][name]
+    return re.compile(re.sub(r"\{(\w+)\}", lambda match: _pattern(match[1]).pattern, text))
+
+
+@cache
+def _data() -> dict[str, Any]:
+    return read_package_data(__file__)
