@@ -4,8 +4,6 @@
 N images, C classes, R resamples, Q questions, S rows of values, K values of a statistic.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -84,9 +82,7 @@ def bootstrap(
     return [_interval(float(value), column) for value, column in zip(values, resampled.T, strict=True)]
 
 
-def estimate_means(
-    values: ArrayLike, images: Sequence[str], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> list[Estimate]:
+def estimate_means(values: ArrayLike, images: Sequence[str], **resampling: int) -> list[Estimate]:
     """Estimate the mean of each row of values (S, Q), drawing images with all their questions; NaN without questions.
 
     Questions about one image are not independent: drawing them one by one would make intervals too narrow. A question
@@ -98,15 +94,10 @@ def estimate_means(
     named = [image or f"\0{number}" for number, image in enumerate(images)]
     _, image_of, counts = np.unique(named, return_inverse=True, return_counts=True)
     sums = np.stack([np.bincount(image_of, row, len(counts)) for row in rows], axis=1)  # (images, S)
-    return bootstrap(
-        lambda weights: weights @ sums / (weights @ counts)[:, None],
-        len(counts),
-        num_resamples=num_resamples,
-        seed=seed,
-    )
+    return bootstrap(lambda weights: weights @ sums / (weights @ counts)[:, None], len(counts), **resampling)
 
 
-def estimate_all(predictions: Predictions, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> dict[str, Estimate]:
+def estimate_all(predictions: Predictions, **resampling: int) -> dict[str, Estimate]:
     """Estimate all metrics of a classification, drawing images."""
     names = [name for name in DEFINITIONS if name != "auroc" or predictions.scores is not None]
 
@@ -116,8 +107,7 @@ def estimate_all(predictions: Predictions, *, num_resamples: int = NUM_RESAMPLES
             values["auroc"] = auroc(predictions.true, predictions.scores, weights)
         return np.stack([values[name] for name in names], axis=1)
 
-    estimates = bootstrap(statistic, len(predictions.true), num_resamples=num_resamples, seed=seed)
-    return dict(zip(names, estimates, strict=True))
+    return dict(zip(names, bootstrap(statistic, len(predictions.true), **resampling), strict=True))
 
 
 def confusion(predictions: Predictions) -> Counts:
@@ -137,13 +127,12 @@ def score_counts(counts: Counts) -> dict[str, Floats]:
     }
 
 
-def auroc(true: Counts, scores: Floats, weights: Counts | None = None) -> Floats:
+def auroc(true: Counts, scores: Floats, weights: Counts) -> Floats:
     """Return the area under the ROC curve, one class against the rest: the mean of the classes that have both sides.
 
-    It is (R,), NaN if no class has both sides, of weights (R, N): how often each image is drawn (None: once, R = 1).
+    It is (R,), NaN if no class has both sides, of weights (R, N): how often each image is drawn.
     Scores are (N, C), comparable between images; ties count one half.
     """
-    weights = np.ones((1, len(true)), dtype=np.int64) if weights is None else weights
     areas = [_binary_auroc(true == number, scores[:, number], weights) for number in range(scores.shape[1])]
     stacked = np.stack(areas, axis=-1)  # (R, C)
     return _mean(np.nan_to_num(stacked), ~np.isnan(stacked))

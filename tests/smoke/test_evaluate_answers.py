@@ -108,7 +108,7 @@ def check_kills(work: Path, whole: dict[str, bytes], num_kills: int, monkeypatch
     monkeypatch.setattr(Answerer, "answer", lambda self, batch: batches.append(batch) or answer(self, batch))
     assert main([*COMMAND, "--out", out.name]) == 0
     assert results(out) == whole
-    assert stored + sum(len(batch.numbers) for batch in batches) == 2 * NUM_QUESTIONS, "a question was asked twice"
+    assert stored + sum(len(batch.items) for batch in batches) == 2 * NUM_QUESTIONS, "a question was asked twice"
     assert num_answers(out) == 2 * NUM_QUESTIONS
 
 
@@ -286,7 +286,7 @@ def test_each_data_set_is_marked_by_its_own_classes(work: Path, monkeypatch: pyt
     write_classes(work / "organs", {"liver": 2, "skin": 2})
     write_classes(work / "crc", {"ADI": 1, "MUC": 1})
     monkeypatch.setattr(
-        "pallava.evaluation.answers.generation.Answerer.answer", lambda self, batch: ["fat"] * len(batch.numbers)
+        "pallava.evaluation.answers.generation.Answerer.answer", lambda self, batch: ["fat"] * len(batch.items)
     )
     data = ["--data", "organs", "--data", "nct-crc-he=crc"]
     assert main(["evaluate", "model", "zero-shot", *data, "--without-shuffled", "--out", "sets"]) == 0

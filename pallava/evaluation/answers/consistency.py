@@ -3,8 +3,6 @@
 An answer that changes with the latter is not consistent; to see that needs no right answers.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -64,14 +62,10 @@ def score_consistency(
     unopened: Collection[str] = (),
     **bootstrap: int,
 ) -> dict[str, Any]:
-    """Compare answers about changed images with those about the unchanged ones.
+    """Compare answers about changed images, by the name of the change, with those about the unchanged ones.
 
-    Args:
-        as_is: Answers about unchanged images.
-        changed: By the name of the change, answers to the same questions about changed images; some may be missing.
-        is_right: Whether an answer is right; None if answers are neither right nor wrong.
-        unopened: Images that cannot be opened; their questions are left out.
-        bootstrap: ``num_resamples`` and ``seed`` of the bootstrap, which draws images with all their questions.
+    Of a change, some questions may have no answer. Questions about `unopened` images are left out, and the bootstrap
+    draws images with all their questions.
 
     Returns:
         ``same`` and, with `is_right`, ``accuracy``: estimates as `share` returns them by the name of the change,
@@ -98,14 +92,9 @@ def score_consistency(
         "num_left_out": len(as_is) - len(before),
     }
     if is_right is not None:
+        definitions = {"unchanged": _RIGHT} | dict.fromkeys(changed, f"{_RIGHT} on the changed image")
         result["accuracy"] = {
-            name: share(
-                map(is_right, given),
-                given,
-                f"{_RIGHT} on the changed image" if name in changed else _RIGHT,
-                **bootstrap,
-            )
-            for name, given in answers.items()
+            name: share(map(is_right, given), given, definitions[name], **bootstrap) for name, given in answers.items()
         }
     return result
 

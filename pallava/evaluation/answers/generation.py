@@ -1,10 +1,10 @@
 """Asking a PA-LLaVA many questions: in batches of like length, stored as they are answered, none asked twice."""
 
-from __future__ import annotations
-
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -29,18 +29,18 @@ class Batch:
     """Questions as the model takes them.
 
     Attributes:
-        numbers: Numbers, within the batch, of the questions that can be asked.
-        problems: By the number of each other question, why it cannot be asked.
-        prompts: `input_ids` and `attention_mask` of those that can.
+        items: The questions that can be asked.
+        problems: By image that cannot be opened, the reason.
+        prompts: `input_ids` and `attention_mask` of the questions.
         tiles: Overview and tiles of each different image: (1+N, 3, P, P).
         image_of: For each of the questions with an image, its number in `tiles`.
     """
 
-    numbers: list[int]
-    problems: dict[int, str]
-    prompts: dict[str, Any] = field(default_factory=dict)
-    tiles: list[torch.Tensor] = field(default_factory=list)
-    image_of: list[int] = field(default_factory=list)
+    items: list[Item]
+    problems: dict[str, str]
+    prompts: dict[str, Any]
+    tiles: list[torch.Tensor]
+    image_of: list[int]
 
 
 @dataclass(frozen=True)
@@ -53,23 +53,19 @@ class Answerer:
 
     def prepare(self, items: Sequence[Item], view: View) -> Batch:
         """Open each image once, and write the prompts."""
-        numbers, problems = dict[str, int](), dict[str, str]()
-        tiles: list[torch.Tensor] = []
+        tiles, problems = dict[str, torch.Tensor](), dict[str, str]()
         for image in dict.fromkeys(item.image for item in items if item.image):
             try:
                 opened = open_image(image)
             except ImageError as error:
                 problems[image] = str(error)
-                continue
-            numbers[image] = len(tiles)
-            tiles.append(make_tiles(view.change(opened) if view.change else opened, self.processor.tile_spec))
-        possible = [number for number, item in enumerate(items) if item.image not in problems]
-        failed = {number: problems[item.image] for number, item in enumerate(items) if item.image in problems}
-        if not possible:
-            return Batch(possible, failed)
-        texts = [build_question(items[number].question, int(bool(items[number].image))) for number in possible]
-        image_of = [numbers[items[number].image] for number in possible if items[number].image]
-        return Batch(possible, failed, dict(self.processor(texts)), tiles, image_of)
+            else:
+                tiles[image] = make_tiles(view.change(opened) if view.change else opened, self.processor.tile_spec)
+        possible = [item for item in items if item.image not in problems]
+        texts = [build_question(item.question, int(bool(item.image))) for item in possible]
+        numbers = {image: number for number, image in enumerate(tiles)}
+        image_of = [numbers[item.image] for item in possible if item.image]
+        return Batch(possible, problems, dict(self.processor(texts)) if texts else {}, [*tiles.values()], image_of)
 
     def answer(self, batch: Batch) -> list[str]:
         """Answer the questions that can be asked, in their order; each image is encoded once.
@@ -77,19 +73,16 @@ class Answerer:
         Raises:
             PallavaError: The device has too little memory.
         """
-        if not batch.numbers:
+        if not batch.items:
             return []
         try:
             with torch.inference_mode():
-                tokens = self.model.encode_images(batch.tiles) if batch.tiles else None
-                if isinstance(tokens, torch.Tensor):
-                    tokens = tokens[batch.image_of]  # (I, T, H)
-                elif tokens is not None:  # images differ in their number of tokens
-                    tokens = [tokens[number] for number in batch.image_of]
+                encoded = self.model.encode_images(batch.tiles) if batch.tiles else []
+                tokens = [encoded[number] for number in batch.image_of]
                 ids = self.model.generate(**batch.prompts, visual_tokens=tokens, max_new_tokens=self.max_new_tokens)
         except torch.OutOfMemoryError:
             raise PallavaError(
-                f"{self.model.device} has too little memory for {len(batch.numbers)} questions at once; lower "
+                f"{self.model.device} has too little memory for {len(batch.items)} questions at once; lower "
                 "--batch-size, and the same command resumes the evaluation"
             ) from None
         return self.processor.batch_decode(ids)
@@ -136,21 +129,21 @@ def _key(item: Item, view: View) -> str:
 def _ask(answerer: Answerer, batches: Sequence[list[Item]], store: AnswerStore, view: View, *, is_shown: bool) -> None:
     name, total = (view.name or "questions").replace("_", " "), sum(map(len, batches))
     with tqdm(total=total, desc=name, unit="question", disable=None if is_shown and total else True) as bar:
-        for items, batch in _prepared(answerer, batches, view):
-            answers, results = dict(zip(batch.numbers, answerer.answer(batch), strict=True)), {}
-            for number, item in enumerate(items):
-                result = {"answer": answers.get(number, ""), "problem": batch.problems.get(number, "")}
-                results[_key(item, view)] = result
+        for items, batch in zip(batches, _prepared(answerer, batches, view), strict=True):
+            answers = zip(batch.items, answerer.answer(batch), strict=True)
+            results = {_key(item, view): {"answer": text, "problem": ""} for item, text in answers}
+            for item in items:
+                if reason := batch.problems.get(item.image):
+                    results[_key(item, view)] = {"answer": "", "problem": reason}
             store.put(results)
             bar.update(len(items))
 
 
-def _prepared(answerer: Answerer, batches: Sequence[list[Item]], view: View) -> Iterator[tuple[list[Item], Batch]]:
-    """Yield batches with their inputs, a few of which are made ahead."""
+def _prepared(answerer: Answerer, batches: Sequence[list[Item]], view: View) -> Iterator[Batch]:
+    """Yield the inputs of each batch; a few are made ahead."""
     with ThreadPoolExecutor(1) as pool:
-        futures: list[Any] = []
-        for number, items in enumerate(batches):
-            while len(futures) < min(number + 1 + _AHEAD, len(batches)):
-                futures.append(pool.submit(answerer.prepare, batches[len(futures)], view))
-            yield items, futures[number].result()
-            futures[number] = None  # its tiles are not needed any more
+        waiting, futures = iter(batches), deque[Future[Batch]]()
+        for _ in batches:
+            upcoming = islice(waiting, _AHEAD + 1 - len(futures))
+            futures.extend(pool.submit(answerer.prepare, items, view) for items in upcoming)
+            yield futures.popleft().result()

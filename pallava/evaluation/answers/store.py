@@ -1,11 +1,9 @@
 """Processes that share one evaluation, and their answers on the disk, so that a stopped evaluation can be resumed."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -34,23 +32,17 @@ class Processes:
 
     @classmethod
     @contextmanager
-    def join(cls, environment: Mapping[str, str] = os.environ) -> Iterator[Processes]:
+    def join(cls, environment: Mapping[str, str] = os.environ) -> Iterator["Processes"]:
         """Connect to the others for the length of the context, if torchrun has started several.
 
         A process group that exists already is used, and stays.
         """
         rank, count, local = (int(environment.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        if count < 2:
-            yield cls()
-            return
-        is_own = not dist.is_initialized()
-        if is_own:
-            dist.init_process_group("gloo", timeout=_PATIENCE)
-        try:
-            yield cls(rank, count, local)
-        finally:
-            if is_own:
-                dist.destroy_process_group()
+        with ExitStack() as stack:
+            if count > 1 and not dist.is_initialized():
+                dist.init_process_group("gloo", timeout=_PATIENCE)
+                stack.callback(dist.destroy_process_group)
+            yield cls(rank, count, local) if count > 1 else cls()
 
     def gather(self, value: Value) -> list[Value]:
         """Return the values of all processes, in each of them, once all have called this."""
@@ -72,8 +64,8 @@ class Processes:
         return done[0]
 
 
-class AnswerStore:
-    """The answers of an evaluation: one file a process, below the folder of its results.
+class AnswerStore(ExitStack):
+    """The answers of an evaluation: one file a process, below the folder of its results; to be closed.
 
     An answer is ``{"answer": text, "problem": reason}``, empty if a problem kept the question from being asked.
     """
@@ -86,6 +78,7 @@ class AnswerStore:
         Raises:
             PallavaError: The folder has answers of other settings, cannot be written, or is in use by another run.
         """
+        super().__init__()
         self.processes = processes or Processes()
         self._folder = out / _FOLDER
         self._stores: list[Store] = []
@@ -94,12 +87,6 @@ class AnswerStore:
         except PallavaError:
             self.close()
             raise
-
-    def __enter__(self) -> AnswerStore:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def read(self) -> dict[str, dict[str, str]]:
         """Return the answers of all processes by key, once all have called this; an answer precedes a problem."""
@@ -113,11 +100,6 @@ class AnswerStore:
         """Write answers by key."""
         self._stores[0].put(_NAMESPACE, answers)
 
-    def close(self) -> None:
-        """Close the files and release their locks."""
-        for store in self._stores:
-            store.close()
-
     def _open(self, settings: Mapping[str, Any]) -> None:
         rank, count = self.processes.rank, self.processes.count
         if rank == 0 and any(path.stat().st_size for path in self._folder.glob(_OLD_ANSWERS)):
@@ -130,7 +112,7 @@ class AnswerStore:
             running = {f"process_{number}.sqlite" for number in range(count)}
             names += sorted({path.name for path in self._folder.glob("process_*.sqlite")} - running)
         for name in names:
-            store = Store(self._folder / name)
+            store = self.enter_context(Store(self._folder / name))
             self._stores.append(store)
             found = store.read(_SETTINGS) or {}
             differing = [name for name in sorted({*found, *settings}) if found.get(name) != settings.get(name)]

@@ -46,7 +46,7 @@ class Counting(Answerer):
     """Counts the questions of each batch, and stops in the middle of its work if it is told to."""
 
     def answer(self, batch: Batch) -> list[str]:
-        counts.append(len(batch.numbers))
+        counts.append(len(batch.items))
         if len(counts) > stop_after[0]:
             raise KeyboardInterrupt
         return super().answer(batch)
