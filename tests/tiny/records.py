@@ -52,7 +52,6 @@ class MemorySource(Source):
         self.tally = Tally()
         for record in self.records:
             self.tally.num_records += 1
-            self.tally.num_yielded += 1
             self.num_bytes_read = self.tally.num_records
             yield record
 

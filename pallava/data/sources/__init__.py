@@ -3,8 +3,6 @@
 A reader outside of the package calls `pallava.register_source` on its class; it is then opened by its name as well.
 """
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Records of data sets, and what every reader shares: the registry, counts of dropped rows, the folders of images."""
 
-from __future__ import annotations
-
 import posixpath
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -9,7 +7,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pallava.data.sources.files import SHOWN, RowDropped, inner_path, read_rows
+from pallava.data.sources.files import SHOWN, RowDropped, csv_rows, inner_path, json_rows, keyed_rows, parquet_rows
 from pallava.errors import PallavaError
 from pallava.io.records import Entry
 
@@ -42,20 +40,12 @@ class Pair(_ImageRecord):
 
 @dataclass(frozen=True, slots=True)
 class Question(_ImageRecord):
-    """A question about an image.
+    """A question about an image, and further facts of the row in `metadata`."""
 
-    Attributes:
-        question: The question, without its options.
-        answer: The answer; the letter of an option where the type is "choice".
-        options: Texts of the options without their letters.
-        answer_type: "yes/no", "number", "other" or "choice".
-        metadata: Further facts of the row, as in `Pair`.
-    """
-
-    question: str
-    answer: str
-    options: tuple[str, ...] = ()
-    answer_type: str = ""
+    question: str  # without its options
+    answer: str  # the letter of an option where the type is "choice"
+    options: tuple[str, ...] = ()  # without their letters
+    answer_type: str = ""  # "yes/no", "number", "other" or "choice"
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
@@ -80,11 +70,7 @@ def to_json(record: Record) -> dict[str, Any]:
 
 
 def record_from_json(value: dict[str, Any]) -> Record:
-    """Return the record that `to_json` was given; other keys of the object are ignored.
-
-    Raises:
-        PallavaError: The object is not such a record; the message says why.
-    """
+    """Return the record that `to_json` was given, or raise PallavaError; other keys of the object are ignored."""
     kind = value.get("kind") if isinstance(value, dict) else None
     if kind not in KINDS:
         raise PallavaError(f"not a record: its kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -99,19 +85,11 @@ def record_from_json(value: dict[str, Any]) -> Record:
 
 @dataclass
 class Tally:
-    """Counts of the rows that a reader has seen.
-
-    Attributes:
-        num_records: Rows read.
-        num_yielded: Records yielded; more than rows where each image of a row makes a record.
-        dropped: Rows dropped, for each reason.
-        examples: The first three of each reason, with their positions.
-    """
+    """Counts of the rows that a reader has seen."""
 
     num_records: int = 0
-    num_yielded: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)  # by reason
+    examples: dict[str, list[str]] = field(default_factory=dict)  # the first three of each reason, with positions
 
     def drop(self, reason: str, example: str) -> None:
         """Count a row that is dropped."""
@@ -122,16 +100,11 @@ class Tally:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file (or folder) of a source.
-
-    Attributes:
-        split: Name of the split it holds; empty where the set has none.
-        folders: Possible folders of its images, relative to the root, the likeliest first.
-    """
+    """A file (or folder) of a source."""
 
     path: Path
-    split: str = ""
-    folders: tuple[str, ...] = ("",)
+    split: str = ""  # that it holds; empty where the set has none
+    folders: tuple[str, ...] = ("",)  # possible ones of its images, relative to the root, the likeliest first
 
 
 class Source:
@@ -196,11 +169,7 @@ class Source:
         self.num_bytes_read = 0
 
     def __iter__(self) -> Iterator[Record]:
-        """Yield every record.
-
-        Raises:
-            PallavaError: A file as a whole cannot be read, or is damaged such that the next row cannot be found.
-        """
+        """Yield every record, or raise PallavaError where a file, or its next row, cannot be read."""
         self.tally = Tally()
         self.num_bytes_read = self._num_bytes_before = 0
         for file in self.files:
@@ -222,7 +191,10 @@ class Source:
         By its ending: cells of .csv and .tsv by the names of the columns, rows of .parquet, else entries of JSON or
         JSONL.
         """
-        return read_rows(file.path, self.report_progress, columns=self.needs, has_keys=self.has_keys)
+        if file.path.suffix.lower() in (".csv", ".tsv"):
+            return csv_rows(file.path, self.report_progress, columns=self.needs)
+        read = parquet_rows if file.path.suffix == ".parquet" else keyed_rows if self.has_keys else json_rows
+        return read(file.path, self.report_progress)
 
     def convert(self, row: Entry, file: SourceFile) -> Sequence[Record]:
         """Return the records of a row, their images relative to the images' folder, or raise RowDropped."""
@@ -254,7 +226,6 @@ class Source:
                 self.tally.drop(result.reason, str(result))
                 continue
             for record in result:
-                self.tally.num_yielded += 1
                 yield replace(record, image=self.place(folder, record.image))
 
     def _result(self, row: Entry | RowDropped, file: SourceFile) -> Sequence[Record] | RowDropped:

@@ -1,7 +1,5 @@
 """Sets of pictures with captions: PubMedVision-Alignment, PMC-OA and Quilt-1M."""
 
-from __future__ import annotations
-
 import ast
 import json
 import math
@@ -115,12 +113,10 @@ class Quilt1M(Source):
             raise RowDropped("other_split", f"its split is {value.get('split')!r}")
         if _number(value.get("not_histology", "")) == 1:
             raise RowDropped("not_histology", f"{value['image_path']!r} is marked as not histology")
-        caption = tidy(value["caption"])
-        if not caption:
-            raise RowDropped("empty_caption", f"the caption of {value['image_path']!r} is empty")
+        image, caption = image_and_caption(value, "image_path")
         words = {key: _number(value[key]) for key in _QUILT_WORDS if value.get(key)}
         lists = {key: parse_literal(value[key]) for key in _QUILT_LITERALS if value.get(key)}
-        return [Pair(self.name, f"{row.index:07d}", tidy(value["image_path"]), caption, words | lists)]
+        return [Pair(self.name, f"{row.index:07d}", image, caption, words | lists)]
 
 
 @lru_cache(maxsize=4096)

@@ -1,7 +1,5 @@
 """Sets of pictures with a class each: BACH, OSCC and ColonPath; folders, names or lists carry the label."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath

@@ -1,7 +1,5 @@
 """Rows of the files that the sets come in; a broken row costs that row and nothing else."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -38,21 +36,10 @@ class RowDropped(Exception):
         self.reason = reason
 
 
-def read_rows(
-    path: Path, progress: Progress, *, columns: Collection[str] = (), has_keys: bool = False
-) -> Iterator[Entry | RowDropped]:
-    """Yield the rows of a file by its ending, as one of the next functions does."""
-    if path.suffix.lower() in (".csv", ".tsv"):
-        return csv_rows(path, progress, columns=columns)
-    read = parquet_rows if path.suffix == ".parquet" else keyed_rows if has_keys else json_rows
-    return read(path, progress)
-
-
 def json_rows(path: Path, progress: Progress = lambda num_bytes: None) -> Iterator[Entry | RowDropped]:
     """Yield the entries of a JSON list, or of JSONL, in which a broken line is one dropped row.
 
-    Raises:
-        PallavaError: The file cannot be read, or a list is damaged: the start of its next entry is unknown.
+    A damaged list raises PallavaError: the start of its next entry is unknown.
     """
     file = RecordFile(path)
     for entry in file.tolerant():
@@ -74,10 +61,7 @@ def keyed_rows(path: Path, progress: Progress) -> Iterator[Entry | RowDropped]:
 def csv_rows(path: Path, progress: Progress, *, columns: Collection[str] = ()) -> Iterator[Entry | RowDropped]:
     """Yield each row as a dict of its cells by the names in the first line (see `column_name`).
 
-    Cells are strings as they stand: ``N/A`` and ``None`` are text like any other.
-
-    Raises:
-        PallavaError: The file cannot be read, or one of the `columns` is missing.
+    Cells are strings as they stand: ``N/A`` and ``None`` are text like any other. Each of the `columns` must be there.
     """
     csv.field_size_limit(max(csv.field_size_limit(), _MAX_ROW))
     try:
@@ -118,11 +102,7 @@ def _table_rows(reader: Any, names: Sequence[str], file: str) -> Iterator[Entry 
 
 
 def parquet_rows(path: Path, progress: Progress) -> Iterator[Entry]:
-    """Yield the rows of a parquet file as dicts, a few at a time.
-
-    Raises:
-        PallavaError: The file cannot be read.
-    """
+    """Yield the rows of a parquet file as dicts, a few at a time."""
     import pyarrow
     from pyarrow import parquet
 
@@ -143,10 +123,6 @@ def save_image(image: Any, root: Path, folder: str) -> str:
     """Write an image of a parquet file, ``{"bytes", "path"}`` or bytes, to a folder of the root unless it exists.
 
     Its name is the hash of its bytes, so that each is written once. Return its path relative to the root.
-
-    Raises:
-        RowDropped: The row holds no image.
-        PallavaError: The image cannot be written.
     """
     content = image.get("bytes") if isinstance(image, dict) else image
     if not isinstance(content, bytes) or not content:
@@ -168,11 +144,7 @@ def save_image(image: Any, root: Path, folder: str) -> str:
 
 
 def inner_path(image: str) -> str:
-    """Return an image's path in its simplest form.
-
-    Raises:
-        RowDropped: The text is not the name of a file, or leaves the folder.
-    """
+    """Return an image's path in its simplest form, or raise RowDropped if it names no file or leaves the folder."""
     path = posixpath.normpath(image)  # "." for an empty text
     if path == "." or "\0" in image or printable(image) != image:
         raise RowDropped("malformed", f"{image!r} is not the name of a file")
@@ -196,13 +168,9 @@ def tidy(text: str) -> str:
     return printable(text).strip(_SPACES)
 
 
-def image_and_caption(row: dict[str, Any]) -> tuple[str, str]:
-    """Return both values of a row of ``{"image", "caption"}``.
-
-    Raises:
-        RowDropped: One is missing, or the caption is empty.
-    """
-    image, caption = text_of(row, "image"), text_of(row, "caption")
+def image_and_caption(row: dict[str, Any], image_key: str = "image") -> tuple[str, str]:
+    """Return both values of a row of ``{"image", "caption"}``, or raise RowDropped."""
+    image, caption = text_of(row, image_key), text_of(row, "caption")
     if not caption:
         raise RowDropped("empty_caption", f"the caption of {image!r} is empty")
     return image, caption
@@ -228,11 +196,7 @@ def answer_type(answer: str) -> str:
 
 
 def text_of(row: dict[str, Any], *keys: str) -> str:
-    """Return the text of the first of the keys that a row has.
-
-    Raises:
-        RowDropped: The row has none of the keys, or its value is not text.
-    """
+    """Return the text of the first of the keys that a row has, or raise RowDropped if it has none or no text."""
     key = next((key for key in keys if key in row), None)
     if key is None:
         raise RowDropped("malformed", f"the row lacks {keys[0]!r}; it has {', '.join(map(repr, list(row)[:SHOWN]))}")

@@ -1,7 +1,5 @@
 """Data sets of the user's own: pairs in JSON or JSONL, and tables with any columns; no class is needed for them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from pallava.data.sources.base import Pair, Question, Record, Source, SourceFile, register_source
