@@ -4,8 +4,6 @@ Public sets of pathology draw on the same articles and textbooks, so a test imag
 another name.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import Counter
@@ -37,11 +35,6 @@ class AuditRow:
     id: str  # as in its file; "SOURCE:ID" if one file holds several sources
     images: tuple[str, ...]  # absolute paths
     questions: tuple[str, ...]  # normalized
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether the row has nothing to compare."""
-        return not self.images and not self.questions
 
 
 @dataclass(frozen=True)
@@ -89,10 +82,9 @@ class LeakReport:
         """Return the report as JSON values."""
         return {
             "num_shared": {what: len(self.shared(what)) for what in ("images", "questions", "both", "either")},
-            **asdict(self),  # which cannot copy a Counter
-            "problems": dict(self.problems),
-            "rows_not_compared": dict(self.rows_not_compared),
+            **vars(self),
             "distances": dict(sorted(self.distances.items())),
+            "leaks": [asdict(leak) for leak in self.leaks],
         }
 
 
@@ -112,9 +104,6 @@ def write_leak_report(
     Each set is a training file or a table with its image folder, the kept.jsonl of cleaning, or NAME=ROOT of a data
     set. Hashes of equal images may differ in `distance` bits, 0 to 10; `with_turns` finds turned test images too. A
     repeated run takes the hashes from ``.image_hashes.sqlite`` beside the report.
-
-    Raises:
-        PallavaError: One of the sets cannot be read, or the distance is out of range.
     """
     out = Path(out)
     if out.is_dir():
@@ -124,11 +113,7 @@ def write_leak_report(
         report = _compare(*sides, store, distance, with_turns, num_workers)
     ids = "".join(f"{row_id}\n" for row_id in report.shared("either"))
     write_text(out.with_suffix(".exclude.txt"), ids, errors="replace")
-    names = {
-        side: spec if isinstance(spec, str) else "=".join(filter(None, (spec.name, spec.root)))
-        for side, spec in (("train", train), ("test", test))
-    }
-    settings = {**names, "distance": distance, "turned": with_turns}
+    settings = {"train": str(train), "test": str(test), "distance": distance, "turned": with_turns}
     write_json(out, {"settings": settings, **report.to_dict()}, indent=1, ensure_ascii=False)
     return report
 
@@ -143,7 +128,7 @@ def _compare(
         if hashes.problem:
             report.problems[f"train: {hashes.problem}"] += 1
     rows = list(_progress(_audit_rows(test), "test rows"))
-    if num_empty := sum(row.is_empty for row in rows):
+    if num_empty := sum(not row.images and not row.questions for row in rows):
         report.rows_not_compared[f"test: {_EMPTY}"] = num_empty
     for side, records in (("train", train), ("test", test)):
         report.rows_not_compared.update({f"{side}: {why}": count for why, count in records.tally.dropped.items()})
@@ -157,7 +142,7 @@ def _compare(
         elif match := known.find(hashes):
             matches[path] = match
             report.distances[match.distance] += 1
-    report.leaks = [leak for row in rows if (leak := _leak(row, matches, known))]
+    report.leaks = [leak for row in rows if (leak := known.find_leak(row, matches))]
     return report
 
 
@@ -188,13 +173,6 @@ def _progress(values: Iterable[Any], what: str, total: int | None = None) -> Ite
     return iter(tqdm(values, desc=what, total=total, unit="", mininterval=1, disable=None))
 
 
-def _leak(row: AuditRow, matches: dict[str, ImageMatch], known: _Known) -> Leak | None:
-    image = min((path for path in row.images if path in matches), key=lambda path: matches[path].distance, default="")
-    found = (known.questions.get(short_hash(text)) for text in row.questions)
-    question = next((train_id for train_id in found if train_id is not None), None)
-    return Leak(row.id, image, matches.get(image), question) if image or question is not None else None
-
-
 class _Known:
     """The images and questions of the training material, each with the first row that has it."""
 
@@ -202,7 +180,7 @@ class _Known:
         self._index = HammingIndex(distance)
         self._ids: list[str] = []  # rows of the hashes in the index
         self._contents: dict[bytes, str] = {}  # rows of images without structure, by content
-        self.questions: dict[bytes, str] = {}
+        self._questions: dict[bytes, str] = {}
         self._paths: set[bytes] = set()  # as short hashes, since there are millions
         self._waiting: dict[str, str] = {}  # rows of images that are being hashed
 
@@ -210,10 +188,10 @@ class _Known:
         """Remember the questions, and yield and count each image once."""
         for row in rows:
             report.num_train_rows += 1
-            if row.is_empty:
+            if not row.images and not row.questions:
                 report.rows_not_compared[f"train: {_EMPTY}"] += 1
             for question in row.questions:
-                self.questions.setdefault(short_hash(question), row.id)
+                self._questions.setdefault(short_hash(question), row.id)
             for path in row.images:
                 key = short_hash(path)
                 if key not in self._paths:
@@ -244,3 +222,11 @@ class _Known:
             ImageMatch(self._ids[near[0]], near[1], turn) for near, turn in zip(found, TURNS, strict=False) if near
         ]
         return min(matches, key=lambda match: match.distance, default=None)
+
+    def find_leak(self, row: AuditRow, matches: dict[str, ImageMatch]) -> Leak | None:
+        """Find what a test row shares, by the matches of test images."""
+        images = (path for path in row.images if path in matches)
+        image = min(images, key=lambda path: matches[path].distance, default="")
+        found = (self._questions.get(short_hash(text)) for text in row.questions)
+        question = next((train_id for train_id in found if train_id is not None), None)
+        return Leak(row.id, image, matches.get(image), question) if image or question is not None else None

@@ -1,14 +1,12 @@
 """Data that a user names: a data set as NAME=ROOT, the kept.jsonl of `pallava data clean`, or a training file."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from pallava.data.sources import SOURCES, Source, open_source
 from pallava.data.sources.base import KINDS, Record, Tally, record_from_json
@@ -22,17 +20,15 @@ COLUMNS_HELP = "columns of csv=FILE: image=COLUMN,caption=COLUMN or image=COLUMN
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """A data set as a user names it: a source (its name is empty for a kept.jsonl or a training file), and its folder.
+    """A data set as a user names it."""
 
-    Attributes:
-        split: The split to read; None for the default of the set.
-        columns: Columns of a table, such as ``{"image": "file", "caption": "text"}``.
-    """
-
-    name: str
+    name: str  # of the source; empty for a kept.jsonl or a training file
     root: str
-    split: str | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
+    split: str | None = None  # None for the default of the set
+    columns: Mapping[str, str] = field(default_factory=dict)  # such as {"image": "file", "caption": "text"}
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.root}" if self.name else self.root
 
     def open(self, **options: Any) -> Source:
         """Open the source with further options of `open_source`."""
@@ -66,11 +62,7 @@ def add_source_options(
 
 
 def read_columns(given: str | Mapping[str, str] | None) -> dict[str, str]:
-    """Return the value of ``--columns``, or columns given in Python, as a dictionary.
-
-    Raises:
-        PallavaError: A part of the text is not KEY=COLUMN.
-    """
+    """Return the value of ``--columns``, or columns given in Python, as a dictionary."""
     if not isinstance(given, str):
         return dict(given or {})
     columns: dict[str, str] = {}
@@ -83,11 +75,7 @@ def read_columns(given: str | Mapping[str, str] | None) -> dict[str, str]:
 
 
 def check_columns(columns: Mapping[str, str], sources: Sequence[str]) -> None:
-    """Refuse columns if none of the sources, given as NAME=ROOT or a path, takes any.
-
-    Raises:
-        PallavaError: None does.
-    """
+    """Refuse columns if none of the sources, given as NAME=ROOT or a path, takes any."""
     names = [text.partition("=")[0] for text in sources]
     if columns and not any(name in SOURCES and SOURCES[name].takes_columns for name in names):
         raise PallavaError(f"--columns is for csv=FILE, got the sources {', '.join(sources)}")
@@ -103,9 +91,6 @@ def read_sources(
     """Return the data sets that the values of ``--source``, ``--split`` and ``--columns`` name.
 
     The sets that always have the default split are read in it, unless ``--split`` names another.
-
-    Raises:
-        PallavaError: A value does not name a source or file, or ``--split`` or ``--columns`` has no source to apply to.
     """
     names, split_of = [text.partition("=")[0] for text in sources], dict[str, str]()
     for text in splits:
@@ -128,11 +113,7 @@ def read_source(
     columns: str | Mapping[str, str] | None = None,
     default_split: str | None = None,
 ) -> SourceSpec:
-    """Return the data set that one value, NAME=ROOT or the path of a file, names; see `read_sources`.
-
-    Raises:
-        PallavaError: It is neither a source nor a file.
-    """
+    """Return the data set that one value, NAME=ROOT or the path of a file, names; see `read_sources`."""
     name, equals, root = text.partition("=")
     if equals and root and name in SOURCES:
         reader = SOURCES[name]
@@ -148,19 +129,15 @@ def read_source(
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What a row of a training file shows and asks, of a row that cannot be trained on too.
+    """What a row of a training file shows and asks, of a row that cannot be trained on too."""
 
-    Attributes:
-        source: Path of the file.
-        id: The row's id, or its position if it has none.
-        images: Names of the images.
-        questions: Texts of all human messages.
-    """
+    source: str  # path of the file
+    id: str  # the position of a row without an id
+    images: tuple[str, ...]  # names
+    questions: tuple[str, ...]  # texts of all human messages
 
-    source: str
-    id: str
-    images: tuple[str, ...]
-    questions: tuple[str, ...]
+
+_Rows = Callable[[Tally], Iterator[tuple[Record | Conversation, str]]]
 
 
 class Records:
@@ -174,17 +151,10 @@ class Records:
         self._rows = rows
 
     def __iter__(self) -> Iterator[tuple[Record | Conversation, Path]]:
-        """Yield each record with the path of its image; a `Conversation` with the folder of its images.
-
-        Raises:
-            PallavaError: The data cannot be read.
-        """
+        """Yield each record with the path of its image; a `Conversation` with the folder of its images."""
         self.tally = Tally()
         for record, image in self._rows(self.tally):
             yield record, self.folder / image
-
-
-_Rows: TypeAlias = Callable[[Tally], Iterator[tuple[Record | Conversation, str]]]
 
 
 def open_records(spec: SourceSpec | str, *, image_folder: str | Path | None = None, label: str = "") -> Records:
@@ -192,9 +162,6 @@ def open_records(spec: SourceSpec | str, *, image_folder: str | Path | None = No
 
     A training file needs its image folder; a table and kept records do if it is not the usual one. Records of a data
     set bear the `label` instead of its name, if one is given.
-
-    Raises:
-        PallavaError: The data is of none of these kinds, or a training file comes without its image folder.
     """
     spec = read_source(spec) if isinstance(spec, str) else spec
     if spec.name:

@@ -58,18 +58,8 @@ def prepare(
 ) -> Prepared:
     """Tokenize training files, or load what was tokenized before: from the cache, or from a prepared folder.
 
-    Args:
-        data_path: A JSONL or JSON file, a folder of such files, or a prepared folder.
-        tokenizer: The language model's tokenizer.
-        settings: The settings that `EncodingSettings.make` makes for it.
-        num_workers: Number of processes that tokenize.
-        cache_dir: The folder of the cache; ``pallava`` in the cache of `datasets` by default.
-        out: The folder to write, which must not exist; one in the cache by default.
-
-    Raises:
-        PallavaError: The data do not exist, are not JSON, have no row to train on, or were prepared with other
-            settings.
-        OSError: The folder cannot be written, or exists already.
+    The data are a JSONL or JSON file, a folder of such files, or a prepared folder. The cache is ``pallava`` in that of
+    `datasets` by default; a folder `out` is written instead, which must not exist.
     """
     path = Path(data_path)
     if _is_prepared(path) and out is None:

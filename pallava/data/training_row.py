@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pallava.data.sources.files import RowDropped, as_object, printable
 from pallava.errors import PallavaError
@@ -29,18 +29,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Fault(NamedTuple):
-    """A fault of a training row.
+class Fault(RowDropped):
+    """A fault of a training row; if it does not stop training, a part of the row teaches nothing."""
 
-    Attributes:
-        reason: Word to count by: "malformed", "not_alternating", "lost_marker", "empty_answer" or "over_room".
-        message: What was found.
-        stops_training: Whether training drops the row; otherwise a part of it teaches nothing.
-    """
-
-    reason: str
-    message: str
-    stops_training: bool = True
+    def __init__(self, reason: str, message: str, stops_training: bool = True) -> None:
+        super().__init__(reason, message)
+        self.stops_training = stops_training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +43,7 @@ class TrainingRow:
 
     images: list[str]
     speakers: list[str]  # without "system"
-    turns: list[Turn]  # the last may lack an answer
-
-    @property
-    def answered(self) -> list[Turn]:
-        """The turns that can be learned from, which are those with an answer."""
-        return [turn for turn in self.turns if turn.answer is not None]
+    turns: list[Turn]  # with an answer to learn from
 
 
 def is_file_name(value: Any) -> bool:
@@ -63,10 +52,9 @@ def is_file_name(value: Any) -> bool:
 
 
 def check_image(path: str | Path, max_pixels: int, *, decode: bool) -> None:
-    """Check an image by its header, or by all of its pixels at some hundred times the cost.
+    """Raise RowDropped for an image that is "missing", "unreadable" or "too_large".
 
-    Raises:
-        RowDropped: It is "missing", "unreadable" or "too_large".
+    The header decides, or all of the pixels, at some hundred times the cost.
     """
     try:
         width, height = image_size(path)
@@ -79,11 +67,7 @@ def check_image(path: str | Path, max_pixels: int, *, decode: bool) -> None:
 
 
 def read_row(value: Any) -> TrainingRow:
-    """Read a row of ``{"image", "conversations"}``; "image" is a name, a list of names, or absent.
-
-    Raises:
-        RowDropped: The row is malformed.
-    """
+    """Read a row of ``{"image", "conversations"}``; "image" is a name, a list of names, or absent."""
     try:
         found = as_object(value).get("image")
         images = [] if found in (None, "") else found if isinstance(found, list) else [found]
@@ -92,7 +76,7 @@ def read_row(value: Any) -> TrainingRow:
         conversations = value.get("conversations")
         if not isinstance(conversations, list) or not conversations:
             raise PallavaError(f"the row lacks conversations; its keys are {', '.join(map(str, value))[:80]}")
-        turns = turns_from_conversations(conversations)
+        turns = [turn for turn in turns_from_conversations(conversations) if turn.answer is not None]
     except PallavaError as error:
         raise RowDropped("malformed", str(error)) from None
     return TrainingRow(images, [m["from"] for m in conversations if m["from"] != "system"], turns)
@@ -100,7 +84,7 @@ def read_row(value: Any) -> TrainingRow:
 
 def find_faults(row: TrainingRow) -> Iterator[Fault]:
     """Yield the faults of a row that do not depend on its image files or on a tokenizer."""
-    turns, speakers = row.answered, row.speakers
+    turns, speakers = row.turns, row.speakers
     if not turns or speakers != ["human", "gpt"] * (len(speakers) // 2):
         found = ", ".join(speakers) or "none"
         yield Fault("not_alternating", f"the speakers must be human, gpt, human, gpt, got {found}", not turns)
@@ -133,11 +117,7 @@ class EncodingSettings:
         context_length: int = 2048,
         num_visual_tokens: int = 196,
     ) -> EncodingSettings:
-        """Make the settings for a tokenizer and a template (its name, or itself).
-
-        Raises:
-            PallavaError: The template does not exist, or one image fills the context.
-        """
+        """Make the settings for a tokenizer and a template (its name, or itself)."""
         if not 0 < num_visual_tokens < context_length:
             raise PallavaError(
                 f"num_visual_tokens must be at least 1 and leave room for text in context_length {context_length}, got "
@@ -145,10 +125,6 @@ class EncodingSettings:
             )
         template = get_template(prompt_template).to_dict()
         return cls(_hash_tokenizer(tokenizer), template, context_length, num_visual_tokens)
-
-    def text_room(self, num_images: int) -> int:
-        """Return the number of tokens that images leave to the text."""
-        return self.context_length - num_images * self.num_visual_tokens
 
 
 def _hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -163,26 +139,24 @@ def _hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return hash_json([type(tokenizer).__name__.removesuffix("Fast"), content, special])
 
 
-def encode_turns(row: TrainingRow, tokenizer: PreTrainedTokenizerBase, template: Any) -> tuple[Encoded, int]:
-    """Return the whole row's ids and labels, and its number of text tokens: image markers are not counted."""
-    encoded = encode_conversation(row.answered, tokenizer, get_template(template))
-    return encoded, len(encoded.input_ids) - encoded.input_ids.count(IMAGE_TOKEN_INDEX)
+def encode_turns(
+    row: TrainingRow, tokenizer: PreTrainedTokenizerBase, settings: EncodingSettings
+) -> tuple[Encoded, int, int]:
+    """Return the whole row's ids and labels, its number of text tokens, and for how many its images leave room."""
+    encoded = encode_conversation(row.turns, tokenizer, get_template(settings.prompt_template))
+    num_tokens = len(encoded.input_ids) - encoded.input_ids.count(IMAGE_TOKEN_INDEX)
+    return encoded, num_tokens, settings.context_length - len(row.images) * settings.num_visual_tokens
 
 
 def encode_row(
     value: Any, tokenizer: PreTrainedTokenizerBase, settings: EncodingSettings
 ) -> tuple[Encoded, list[str], bool]:
-    """Return a training row's ids and labels, its images, and whether an answer was cut.
-
-    Raises:
-        RowDropped: The row cannot be trained on.
-    """
+    """Return a training row's ids and labels, its images, and whether an answer was cut, or raise RowDropped."""
     row = read_row(value)
     for fault in find_faults(row):
         if fault.stops_training:
-            raise RowDropped(fault.reason, fault.message)
-    encoded, num_tokens = encode_turns(row, tokenizer, settings.prompt_template)
-    room = settings.text_room(len(row.images))
+            raise fault
+    encoded, num_tokens, room = encode_turns(row, tokenizer, settings)
     if num_tokens <= room:
         return encoded, row.images, False
     num_texts = accumulate(index != IMAGE_TOKEN_INDEX for index in encoded.input_ids)

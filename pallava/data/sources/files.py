@@ -29,11 +29,14 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class RowDropped(Exception):
-    """A row without a record; the reason is a word to count by, the message a sentence."""
+    """A row that is left out, or why it should be; the reason is a word to count by, the message a sentence."""
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(reason, message)  # both, so that processes can exchange it
         self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 def json_rows(path: Path, progress: Progress = lambda num_bytes: None) -> Iterator[Entry | RowDropped]:
