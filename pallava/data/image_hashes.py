@@ -152,9 +152,6 @@ class HammingIndex:
         self._before = [array("i", [0]) for _ in _BANDS]
         self._masks = [_masks(width, distance // len(_BANDS)) for _, width in _BANDS]
 
-    def __len__(self) -> int:
-        return len(self._hashes)
-
     def add(self, value: int) -> int:
         """Add a hash and return its number, from 0."""
         self._hashes.append(value)

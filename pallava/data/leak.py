@@ -152,7 +152,7 @@ def _normalize(text: str) -> str:
     return _NO_WORD.sub(" ", text.casefold()).strip()
 
 
-_PROMPTS = frozenset(map(_normalize, CAPTION_PROMPTS))
+_NO_QUESTIONS = frozenset(["", *map(_normalize, CAPTION_PROMPTS)])
 
 
 def _audit_rows(records: Records) -> Iterator[AuditRow]:
@@ -162,7 +162,7 @@ def _audit_rows(records: Records) -> Iterator[AuditRow]:
         if isinstance(record, Conversation):
             questions = [_normalize(text) for text in record.questions]
             images = tuple(str(path / name) for name in record.images)
-            yield AuditRow(record.id, images, tuple(each for each in questions if each and each not in _PROMPTS))
+            yield AuditRow(record.id, images, tuple(each for each in questions if each not in _NO_QUESTIONS))
             continue
         question = _normalize(record.question) if isinstance(record, Question) else ""
         row_id = f"{record.source}:{record.id}" if has_several else record.id

@@ -3,7 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,8 @@ def open_records(spec: SourceSpec | str, *, image_folder: str | Path | None = No
     spec = read_source(spec) if isinstance(spec, str) else spec
     if spec.name:
         source = spec.open(image_folder=image_folder)
-        return Records([label or source.name], source.root, partial(_source_rows, source, label))
+        source.name = label or source.name
+        return Records([source.name], source.root, partial(_source_rows, source))
     path = Path(spec.root)
     first = next(json_rows(path), None)
     keys = list(first.value) if first and not isinstance(first, RowDropped) and isinstance(first.value, dict) else []
@@ -184,9 +185,9 @@ def open_records(spec: SourceSpec | str, *, image_folder: str | Path | None = No
     )
 
 
-def _source_rows(source: Source, label: str, tally: Tally) -> Iterator[tuple[Record, str]]:
+def _source_rows(source: Source, tally: Tally) -> Iterator[tuple[Record, str]]:
     for record in source:
-        yield replace(record, source=label) if label else record, record.image
+        yield record, record.image
     tally.dropped, tally.examples = source.tally.dropped, source.tally.examples
 
 

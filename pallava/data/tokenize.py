@@ -4,15 +4,17 @@ Such a folder is an Arrow data set with ``pallava_prepare.json`` beside it, whic
 the cache, under a hash of the training files and the settings, or where ``pallava data prepare`` was to write it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from datasets import Dataset, Features, Sequence, Value, config, load_from_disk
+from datasets.arrow_writer import ArrowWriter
+from transformers import PreTrainedTokenizerBase
 
 from pallava.data.sources.files import RowDropped
 from pallava.data.training_row import EncodingSettings, encode_row
@@ -21,10 +23,6 @@ from pallava.io.files import whole_folder, write_json
 from pallava.io.hashing import hash_file, hash_json
 from pallava.io.records import RecordFile
 from pallava.prompts import Encoded
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
 _METADATA_NAME = "pallava_prepare.json"
 _FORMAT = 2  # part of the cache's key
@@ -76,10 +74,8 @@ def prepare(
 
 
 def _cache_folder(files: list[Path], settings: EncodingSettings, cache_dir: str | Path | None) -> Path:
-    from datasets.config import HF_DATASETS_CACHE
-
     key = hash_json([_FORMAT, [hash_file(file) for file in files], dataclasses.asdict(settings)])[:32]
-    return Path(cache_dir or Path(HF_DATASETS_CACHE) / "pallava") / key
+    return Path(cache_dir or Path(config.HF_DATASETS_CACHE) / "pallava") / key
 
 
 def _is_prepared(folder: Path) -> bool:
@@ -122,8 +118,6 @@ def _write_prepared(
 
 
 def _load_prepared(folder: Path, settings: EncodingSettings) -> Prepared:
-    from datasets import load_from_disk
-
     try:
         metadata = json.loads((folder / _METADATA_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -141,11 +135,10 @@ def _load_prepared(folder: Path, settings: EncodingSettings) -> Prepared:
 def _tokenize(
     raw: Dataset, scratch: Path, tokenizer: PreTrainedTokenizerBase, settings: EncodingSettings, num_workers: int
 ) -> Dataset:
-    from datasets import Features, Sequence, Value
-
     text, number = Value("string"), Value("int32")
-    kept = {"id": text, "images": Sequence(text), "input_ids": Sequence(number), "labels": Sequence(number)}
-    features = Features(**kept, length=number, reason=text, is_cut=Value("bool"))
+    texts, numbers = Sequence(text), Sequence(number)
+    kept = {"id": text, "images": texts, "input_ids": numbers, "labels": numbers, "length": number}
+    features = Features(**kept, reason=text, is_cut=Value("bool"))
     return raw.map(
         _map_row,
         fn_kwargs={"tokenizer": tokenizer, "settings": settings},
@@ -173,9 +166,6 @@ def _map_row(raw: dict[str, str], tokenizer: PreTrainedTokenizerBase, settings: 
 
 def _write_raw(files: list[Path], target: Path) -> Dataset:
     """Write rows as their JSON text: Arrow requires one type of an id, or of an extra key, in all rows."""
-    from datasets import Dataset, Features, Value
-    from datasets.arrow_writer import ArrowWriter
-
     features = Features(origin=Value("string"), row=Value("string"))
     with ArrowWriter(path=str(target), features=features) as writer:
         for file in files:

@@ -24,16 +24,10 @@ import_readers()
 
 
 def open_source(name: str, root: str | Path, **options: Any) -> Source:
-    """Open a data set.
+    """Open one of `SOURCES` by its folder; "pairs" and "csv" also by their file.
 
-    Args:
-        name: One of `SOURCES`.
-        root: Its folder; for "pairs" and "csv" the file or its folder.
-        options: `split` (the default of each set is in docs/data_sets.md), `image_policy`, `columns` and
-            `image_folder`, see `Source`.
-
-    Raises:
-        PallavaError: The set, split, policy or columns do not exist, or the folder does not look like the set.
+    Options are `split` (docs/data_sets.md says the default of each set), `image_policy`, `columns` and `image_folder`,
+    see `Source`.
     """
     if name not in SOURCES:
         raise PallavaError(f"{name!r} is not a data set; choose {', '.join(SOURCES)}")

@@ -114,14 +114,6 @@ class Source:
     opened: the names in the first rows of each file decide which of the known layouts the folder has.
 
     Attributes:
-        name: Name of the source, as ``--source NAME=ROOT`` has it.
-        kind: One of `KINDS`.
-        layout: The files that the root must hold, for the error of a folder without them.
-        classes: Classes of a set of classes, in the order of their numbers.
-        splits: Splits that the set always has. Commands that need one take "train" or "test" where it is among them.
-        needs: Columns that a .csv or .tsv file must have, in small letters.
-        has_keys: Whether a JSON file may be one object of rows by their "qid".
-        takes_columns: Whether the names of its columns come from the user.
         root: Folder that the images' paths are relative to.
         split: The split to read; None for all of them.
         image_policy: One of `IMAGE_POLICIES`.
@@ -131,14 +123,14 @@ class Source:
         num_bytes_read: Bytes that the current iteration has read, for a progress bar.
     """
 
-    name: ClassVar[str]
-    kind: str
-    layout: ClassVar[str] = ""
-    classes: ClassVar[tuple[str, ...]] = ()
-    splits: ClassVar[tuple[str, ...]] = ()
-    has_keys: ClassVar[bool] = False
-    takes_columns: ClassVar[bool] = False
-    needs: Collection[str] = ()
+    name: str  # as --source NAME=ROOT has it
+    kind: str  # one of KINDS
+    layout: ClassVar[str] = ""  # the files that the root must hold, for the error of a folder without them
+    classes: ClassVar[tuple[str, ...]] = ()  # of a set of classes, in the order of their numbers
+    splits: ClassVar[tuple[str, ...]] = ()  # that the set always has; commands take "train" or "test" if it is one
+    has_keys: ClassVar[bool] = False  # whether a JSON file may be one object of rows by their "qid"
+    takes_columns: ClassVar[bool] = False  # whether the names of its columns come from the user
+    needs: Collection[str] = ()  # columns that a .csv or .tsv file must have, in small letters
     _num_bytes_before = 0  # in earlier files of the iteration
 
     def __init__(
@@ -226,7 +218,7 @@ class Source:
                 self.tally.drop(result.reason, str(result))
                 continue
             for record in result:
-                yield replace(record, image=self.place(folder, record.image))
+                yield replace(record, source=self.name, image=self.place(folder, record.image))
 
     def _result(self, row: Entry | RowDropped, file: SourceFile) -> Sequence[Record] | RowDropped:
         if isinstance(row, RowDropped):

@@ -42,7 +42,10 @@ class PubMedVision(Source):
         caption = _first_answer(value.get("conversations"))
         if not caption:
             raise RowDropped("empty_caption", "the answer is empty")
-        images = _image_names(value.get("image"))
+        images = value.get("image")
+        images = [images] if isinstance(images, str) else images
+        if not isinstance(images, list) or not images or not all(isinstance(name, str) for name in images):
+            raise RowDropped("malformed", f"'image' must be a list of names, got {images!r:.80}")
         metadata = {"row_id": str(value.get("id", "")), **texts_of(value, "body_part", "modality")}
         metadata["num_images"] = len(images)
         row_id = f"{row.index:07d}"
@@ -56,13 +59,6 @@ def _first_answer(conversations: Any) -> str:
         if isinstance(turn, dict) and turn.get("from") == "gpt" and isinstance(turn.get("value"), str):
             return tidy(turn["value"])
     raise RowDropped("malformed", "no turn of the conversation comes from 'gpt'")
-
-
-def _image_names(value: Any) -> list[str]:
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise RowDropped("malformed", f"'image' must be a list of names, got {value!r:.80}")
-    return names
 
 
 @register_source

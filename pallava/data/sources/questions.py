@@ -99,10 +99,11 @@ class PathVQA(Source):
             question_id = f"{file.split or file.path.stem}-{row.index:06d}"
         image = self._image(value, file)
         metadata = {"split": file.split} | texts_of(value, "question_type")
+        stated = _TYPES.get(texts_of(value, "answer_type").get("answer_type", "").strip().casefold())
         questions = []
         for number, (question, answer) in enumerate(turns):
             row_id = self._unique(f"{question_id}" if len(turns) == 1 else f"{question_id}-{number}")
-            kind = _answer_type(value, answer)
+            kind = stated or answer_type(answer)
             questions.append(Question(self.name, row_id, image, question, answer, (), kind, metadata))
         return questions
 
@@ -147,12 +148,6 @@ def _answer(value: dict[str, Any]) -> str:
     if not isinstance(label, dict):
         raise RowDropped("malformed", f"'label' must be a dict of answers, got {type(label).__name__}")
     return text_of({"label": next(iter(label), "")}, "label")
-
-
-def _answer_type(value: dict[str, Any], answer: str) -> str:
-    stated = value.get("answer_type")
-    stated = stated.strip().casefold() if isinstance(stated, str) else ""  # as text, shared lists may have no end
-    return _TYPES.get(stated) or answer_type(answer)
 
 
 @register_source
