@@ -26,7 +26,7 @@ from pallava.io.files import write_json
 from pallava.io.hashing import hash_file, hash_json
 from pallava.model.card import add_scores
 
-_DRAWING = ("__init__.py", "material.py", "micrographs.py", "questions.py")
+_DRAWING = ("__init__.py", "material.py", "micrographs.py", "questions.py", "questions.yaml")
 ALIGNMENT, INSTRUCTION = "demo/pallava_domain_alignment", "demo/pallava_instruction_tuning"
 
 

@@ -1,106 +1,53 @@
 """Captions and questions about synthetic micrographs, with answers that follow from `Facts`.
 
-Training and test never share a wording. Every closed question of the test is asked as often with the answer yes as with
-the answer no.
+The wordings stand in ``questions.yaml``; training and test never share one. Every closed question of the test is asked
+as often with the answer yes as with the answer no.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from numpy.random import Generator
 
 from pallava.demo.micrographs import DENSITIES, GLAND_COUNTS, STAIN_SHARES, Facts, Region
+from pallava.io.files import read_package_data
 
 ATTRIBUTES = ("stain", "density", "glands", "necrosis", "inflammation", "mitosis")
 FINE_DETAIL = "mitosis"
 """The attribute that the overview's scaling removes, so that only the tiles can tell."""
+CAPTION_PROMPTS = ("Describe it.", "What is shown?", "Describe the image.", "Give the findings.")
+"""Short prompts: on a small computer every token costs time."""
+
+_ASKED_FOR = {"stain": "H&E", "density": "dense"}  # by closed questions; the others ask whether there is any
+_YES = {"stain": STAIN_SHARES["H&E"], "density": 1 / len(DENSITIES), "glands": 1 - 1 / len(GLAND_COUNTS)}
+"""Share of all pictures for which a closed question's answer is yes, where it is not half of them."""
+_CLOSED_TURNS = 0.25
+"""Share of a closed question with a certain answer among an attribute's turns."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One question: its attribute, its wordings for training and for the held-out test, and its answer.
-
-    Attributes:
-        closed: Whether the answer is yes or no.
-        yes: Share of all pictures for which a closed question's answer is yes.
-    """
+    """One question: its attribute, its wordings for training and for the test, and whether it is one of yes or no."""
 
     attribute: str
-    train: tuple[str, ...]
-    test: tuple[str, ...]
-    answer: Callable[[Facts], str] = field(compare=False)
-    closed: bool = True
-    yes: float = 0.5
+    closed: bool
+    train: list[str]
+    test: list[str]
+
+    def answer(self, facts: Facts) -> str:
+        """Return the right answer."""
+        value = getattr(facts, self.attribute)
+        if self.closed:
+            return _yes_no(value == _ASKED_FOR[self.attribute] if self.attribute in _ASKED_FOR else value)
+        return GLAND_COUNTS.get(value, value)
 
 
-def _yes_no(truth: bool) -> str:
-    return "yes" if truth else "no"
+def _read_kinds(name: str) -> tuple[Kind, ...]:
+    wordings = read_package_data(__file__)[name]
+    return tuple(Kind(attribute, name == "closed", **rows) for attribute, rows in wordings.items())
 
 
-CLOSED: tuple[Kind, ...] = (
-    Kind(
-        "stain",
-        ("Is the stain H&E?", "Is this section stained with H&E?", "Was H&E used here?"),
-        ("Is this an H&E stain?", "Is the tissue stained with H&E?"),
-        lambda facts: _yes_no(facts.stain == "H&E"),
-        yes=STAIN_SHARES["H&E"],
-    ),
-    Kind(
-        "density",
-        ("Is the nuclear density high?", "Are the nuclei dense?", "Is this a dense nuclear pattern?"),
-        ("Is the density of nuclei high?", "Would you call the nuclei dense?"),
-        lambda facts: _yes_no(facts.density == "dense"),
-        yes=1 / len(DENSITIES),
-    ),
-    Kind(
-        "glands",
-        ("Are there glands?", "Is a gland present?", "Do you see any gland?"),
-        ("Are any glands present?", "Is there a gland?"),
-        lambda facts: _yes_no(facts.glands > 0),
-        yes=1 - 1 / len(GLAND_COUNTS),
-    ),
-    Kind(
-        "necrosis",
-        ("Is there necrosis?", "Does the section show necrosis?", "Is an area of necrosis present?"),
-        ("Is necrosis present?", "Do you see necrosis?"),
-        lambda facts: _yes_no(facts.necrosis),
-    ),
-    Kind(
-        "inflammation",
-        ("Is there inflammation?", "Does the section show inflammation?", "Is an inflamed area present?"),
-        ("Is inflammation present?", "Do you see inflammation?"),
-        lambda facts: _yes_no(facts.inflammation),
-    ),
-    Kind(
-        "mitosis",
-        ("Is there a mitotic figure?", "Does the section show mitosis?", "Are dividing cells present?"),
-        ("Is a mitotic figure present?", "Do you see mitosis?"),
-        lambda facts: _yes_no(facts.mitosis),
-    ),
-)
-OPEN: tuple[Kind, ...] = (
-    Kind(
-        "stain",
-        ("Which stain is this?", "What stain was used?", "Name the stain."),
-        ("What is the stain?", "Which stain was used here?"),
-        lambda facts: facts.stain,
-        closed=False,
-    ),
-    Kind(
-        "density",
-        ("How dense are the nuclei?", "What is the nuclear density?", "Describe the density of nuclei."),
-        ("What is the density of the nuclei?", "How dense is the nuclear pattern?"),
-        lambda facts: facts.density,
-        closed=False,
-    ),
-    Kind(
-        "glands",
-        ("How many glands are there?", "What is the number of glands?", "Count the glands."),
-        ("How many glands do you see?", "What is the gland count?"),
-        lambda facts: GLAND_COUNTS[facts.glands],
-        closed=False,
-    ),
-)
+CLOSED, OPEN = _read_kinds("closed"), _read_kinds("open")
 
 
 @dataclass(frozen=True)
@@ -116,11 +63,8 @@ class TestQuestion:
     closed: bool
 
 
-_CLOSED_TURNS = 0.25
-"""Share of a closed question with a certain answer among an attribute's turns."""
-
-CAPTION_PROMPTS = ("Describe it.", "What is shown?", "Describe the image.", "Give the findings.")
-"""Short prompts: on a small computer every token costs time."""
+def _yes_no(truth: object) -> str:
+    return "yes" if truth else "no"
 
 
 def caption(facts: Facts) -> str:
@@ -131,13 +75,10 @@ def caption(facts: Facts) -> str:
 
 
 def view_caption(facts: Facts, regions: Sequence[Region], *, overview: bool, on_figures: bool = False) -> str:
-    """Describe one view for the encoder: the small whole picture, or a part of it at full size.
+    """Describe one view for the encoder by the facts of the whole picture and the regions inside the view.
 
-    Args:
-        facts: Facts of the whole picture.
-        regions: Regions inside the view.
-        overview: Whether it is the whole, whose scaling hides the figures, so that they are not named.
-        on_figures: Whether nothing but figures is named, if the view has any.
+    An overview is the whole picture made small, which hides the figures, so that they are not named. A view that is
+    on figures, if it has any, names nothing else.
     """
     kinds = [region.kind for region in regions]
     glands = ("none", "one", "two", "three", "four")[kinds.count("gland")]
@@ -167,7 +108,8 @@ def _pick_kind(attribute: str, facts: Facts, rng: Generator) -> Kind:
     """Pick an attribute's open or closed question, the latter less often if its answer is frequent."""
     closed = next(kind for kind in CLOSED if kind.attribute == attribute)
     choices = [kind for kind in OPEN if kind.attribute == attribute]
-    share = closed.yes if closed.answer(facts) == "yes" else 1 - closed.yes
+    yes = _YES.get(attribute, 0.5)
+    share = yes if closed.answer(facts) == "yes" else 1 - yes
     return choices[0] if choices and rng.uniform() > _CLOSED_TURNS / share else closed
 
 
