@@ -1,18 +1,22 @@
 """A small PA-LLaVA, trained on this computer from synthetic micrographs: its sizes, in one place."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from pallava.errors import PallavaError
 
-TILE_SIZE, PATCH_SIZE = 64, 16
+Progress = Callable[[str], None]
+"""Receiver of a line on how far a step is."""
+
+TILE_SIZE = 64
 PIXEL_MEAN, PIXEL_STD = (0.7, 0.6, 0.7), (0.25, 0.25, 0.25)
 
 PLIP_MODEL: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {
-        "layers": 4, "width": 192, "head_width": 48, "patch_size": PATCH_SIZE, "image_size": TILE_SIZE
+        "layers": 4, "width": 192, "head_width": 48, "patch_size": 16, "image_size": TILE_SIZE
     },
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 96, "heads": 2, "layers": 2},
 }  # fmt: skip
@@ -59,8 +63,6 @@ class DemoSettings:
         """
         if not 0 < fraction <= 1:
             raise PallavaError(f"the demo's scale must be above 0 and at most 1, got {fraction:g}")
-        if fraction == 1:
-            return self
         least = {"train_pictures": 8, "test_pictures": 8, "real_pictures": 2, "plip_views": 16, "plip_batch": 8}
         least |= {"alignment_rows": 12, "instruction_rows": 8, "closed_per_kind": 4, "open_per_kind": 4}
         sizes = {name: max(floor, round(getattr(self, name) * fraction)) for name, floor in least.items()}

@@ -1,15 +1,15 @@
 """Examinations of the demo: what the small PLIP knows, and the figures of the small PA-LLaVA's evaluation."""
 
-import itertools
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pallava.demo import PIXEL_MEAN, PIXEL_STD, TILE_SIZE
+from pallava.demo import PIXEL_MEAN, PIXEL_STD, TILE_SIZE, Progress
 from pallava.demo.micrographs import DENSITIES, GLAND_COUNTS, STAIN_SHARES, Facts, Region
 from pallava.demo.questions import ATTRIBUTES, FINE_DETAIL, view_caption
 from pallava.evaluation.answers.items import Answer, Item, Questions
@@ -21,12 +21,9 @@ from pallava.evaluation.encoders.zero_shot import evaluate
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 
 MAX_NEW_TOKENS = 6
-_PLIP_ATTRIBUTES = {"stain": tuple(STAIN_SHARES), "density": tuple(DENSITIES)}
 
 
-def ask_without_tiles(
-    folder: Path, answered: Sequence[Answer], batch_size: int, progress: Callable[[str], None]
-) -> list[Answer]:
+def ask_without_tiles(folder: Path, answered: Sequence[Answer], batch_size: int, progress: Progress) -> list[Answer]:
     """Ask the questions on fine detail again with the overview in place of each tile, so that the detail is gone."""
     model = PALLaVAForConditionalGeneration.from_pretrained(folder).eval()
     processor = PALLaVAProcessor.from_pretrained(folder)
@@ -77,35 +74,27 @@ def plip_accuracies(folder: Path, pictures: Sequence[tuple[Path, Facts]], seed: 
     """
     report: dict[str, Any] = {"num_pictures": len(pictures)}
     for suffix, encoder in (("", load_encoder(str(folder))), ("_untrained", _untrained(folder, seed))):
-        for attribute in _PLIP_ATTRIBUTES:
-            result = _classify(encoder, attribute, pictures)
+        for attribute in ("stain", "density"):
+            items = [Item("", str(path), "", getattr(facts, attribute), "class") for path, facts in pictures]
+            with tempfile.TemporaryDirectory() as folder_of_cache:
+                cache = EmbeddingCache(Path(folder_of_cache), encoder)
+                result = evaluate(encoder, Questions(items, class_set=_class_set(attribute)), cache)
             report[f"{attribute}_accuracy{suffix}"] = round(result["metrics"]["accuracy"]["value"], 4)
             report[f"{attribute}_largest_class"] = round(result["largest_class"], 4)
     return report
 
 
-def class_set(attribute: str) -> ClassSet:
+def _class_set(attribute: str) -> ClassSet:
     """Return the classes of an attribute, each as every caption of an overview that names it."""
-    classes: dict[str, tuple[str, ...]] = {}
-    for stain, density in itertools.product(*_PLIP_ATTRIBUTES.values()):
-        label = stain if attribute == "stain" else density
-        classes[label] = (*classes.get(label, ()), *_captions(stain, density))
-    return ClassSet(attribute, tuple(classes.items()), ("{}",), "captions of the synthetic micrographs")
-
-
-def _captions(stain: str, density: str) -> list[str]:
-    facts = Facts(stain=stain, density=density, glands=0, necrosis=False, inflammation=False, mitosis=False)
-    texts = []
-    for glands, necrosis, inflammation in itertools.product(GLAND_COUNTS, (True, False), (True, False)):
-        kinds = ["gland"] * glands + ["necrosis"] * necrosis + ["inflammation"] * inflammation
-        texts.append(view_caption(facts, [Region(kind, 0, 0, 1) for kind in kinds], overview=True))
-    return texts
-
-
-def _classify(encoder: Encoder, attribute: str, pictures: Sequence[tuple[Path, Facts]]) -> dict[str, Any]:
-    items = [Item("", str(path), "", getattr(facts, attribute), "class") for path, facts in pictures]
-    with tempfile.TemporaryDirectory() as cache:
-        return evaluate(encoder, Questions(items, class_set=class_set(attribute)), EmbeddingCache(Path(cache), encoder))
+    captions: dict[str, list[str]] = {}
+    answers = (True, False)
+    for values in product(STAIN_SHARES, DENSITIES, GLAND_COUNTS, answers, answers):
+        facts = Facts(*values, mitosis=False)
+        kinds = ["gland"] * facts.glands + ["necrosis"] * facts.necrosis + ["inflammation"] * facts.inflammation
+        text = view_caption(facts, [Region(kind, 0, 0, 1) for kind in kinds], overview=True)
+        captions.setdefault(getattr(facts, attribute), []).append(text)
+    classes = tuple((label, tuple(texts)) for label, texts in captions.items())
+    return ClassSet(attribute, classes, ("{}",), "captions of the synthetic micrographs")
 
 
 def _untrained(folder: Path, seed: int) -> Encoder:

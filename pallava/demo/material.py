@@ -9,7 +9,7 @@ captions of the two real pictures name what can be measured on them, and nothing
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -20,23 +20,15 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 
-from pallava.demo import TILE_SIZE, DemoSettings
+from pallava.demo import TILE_SIZE, DemoSettings, Progress
 from pallava.demo.fetch import IHC_PICTURE, SLIDE, fetch_file
 from pallava.demo.micrographs import Facts, Region, draw, random_facts
-from pallava.demo.questions import (
-    CAPTION_PROMPTS,
-    TestQuestion,
-    caption,
-    held_out_questions,
-    training_turns,
-    view_caption,
-)
+from pallava.demo.questions import CAPTION_PROMPTS, caption, held_out_questions, training_turns, view_caption
 from pallava.io.files import write_json, write_text
 
 _TRAIN, _TEST, _REAL, _QUESTIONS, _VIEWS = range(5)  # streams of random numbers that never meet
 
 _SHADES = {"pink": (215, 150, 185), "purple": (150, 95, 150), "blue": (150, 165, 200), "brown": (150, 115, 100)}
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -77,10 +69,11 @@ def write_material(folder: Path, settings: DemoSettings, progress: Progress = la
     )
     _write_lines(folder / "instruction_tuning.jsonl", rows)
     shutil.copy(folder / "images" / test[0]["name"], folder / "sample.png")  # what the trainings chat about
-    facts, counts = [_facts(record) for record in test], (settings.closed_per_kind, settings.open_per_kind)
-    questions = held_out_questions(facts, rng, closed_per_kind=counts[0], open_per_kind=counts[1])
+    sizes = {"closed_per_kind": settings.closed_per_kind, "open_per_kind": settings.open_per_kind}
+    questions = held_out_questions([_facts(record) for record in test], rng, **sizes)
     _write_views(folder, settings, progress)
-    _write_lines(folder / "questions.jsonl", (_question(*each, test) for each in enumerate(questions)))
+    lines = (asked.as_record(number, test[asked.picture]["name"]) for number, asked in enumerate(questions))
+    _write_lines(folder / "questions.jsonl", lines)
 
 
 def read_pictures(folder: Path, name: str) -> list[Picture]:
@@ -190,17 +183,6 @@ def _cut_real(folder: Path, settings: DemoSettings) -> list[dict[str, Any]]:
             columns = 3 if piece.width > piece.height else 2
             records.append({"name": name, "stain": stain, "regions": [], "columns": columns, "caption": text})
     return records
-
-
-def _question(number: int, question: TestQuestion, pictures: list[dict[str, Any]]) -> dict[str, str]:
-    return {
-        "id": f"{number:04d}",
-        "image": pictures[question.picture]["name"],
-        "question": question.question,
-        "answer": question.answer,
-        "kind": "closed" if question.closed else "open",
-        "group": question.attribute,
-    }
 
 
 def _conversation(number: int, record: dict[str, Any], turns: Iterable[tuple[str, str]]) -> dict[str, Any]:

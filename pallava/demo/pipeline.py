@@ -16,7 +16,7 @@ from typing import Any
 import pallava
 from pallava.config_files import find_config
 from pallava.data.training_file import read_prompts, write_training_file
-from pallava.demo import PLIP_MODEL, DemoSettings, exam, fetch, stages
+from pallava.demo import PLIP_MODEL, DemoSettings, Progress, fetch
 from pallava.demo.exam import ask_without_tiles, plip_accuracies, summary
 from pallava.demo.material import read_pictures, write_material
 from pallava.demo.page import write_page
@@ -25,8 +25,8 @@ from pallava.evaluation.answers.items import Answer, read_predictions
 from pallava.io.files import write_json
 from pallava.io.hashing import hash_file, hash_json
 from pallava.model.card import add_scores
+from pallava.model.convert import convert
 
-_DRAWING = ("__init__.py", "material.py", "micrographs.py", "questions.py", "questions.yaml")
 ALIGNMENT, INSTRUCTION = "demo/pallava_domain_alignment", "demo/pallava_instruction_tuning"
 
 
@@ -47,7 +47,7 @@ class Step:
     output: Path
 
 
-def run_steps(steps: Sequence[Step], stamps: Path, say: Callable[[str], None]) -> dict[str, float]:
+def run_steps(steps: Sequence[Step], stamps: Path, say: Progress) -> dict[str, float]:
     """Run steps, each depending on all before it; one is skipped if the hash of all it depends on is that of its stamp.
 
     Returns:
@@ -85,9 +85,9 @@ class Demo:
         say: Receiver of a line on each event; one that begins with a carriage return may be overwritten by the next.
     """
 
-    def __init__(self, folder: Path, settings: DemoSettings, say: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, settings: DemoSettings, say: Progress) -> None:
         self.folder, self.settings, self._say = folder, settings, say
-        self._start, self._data = time.monotonic(), folder / "data"
+        self._start, self._data, self._progress = time.monotonic(), folder / "data", partial(self.say, mark="\r")
 
     def run(self) -> dict[str, Any]:
         """Run every step that has something to do, write ``report.json`` and ``index.html``, and return the report.
@@ -99,36 +99,31 @@ class Demo:
         (self.folder / "logs").mkdir(exist_ok=True)
         return self._write_report(run_steps(self._steps(), self.folder / ".stamps", self.say))
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, mark: str = "") -> None:
         """Pass a line on, after the time since the beginning."""
         minutes, seconds = divmod(int(time.monotonic() - self._start), 60)
-        mark, text = ("\r", text[1:]) if text.startswith("\r") else ("", text)
         self._say(f"{mark}{minutes:3d}:{seconds:02d}  {text}")
 
     def _steps(self) -> list[Step]:
-        folder, data, progress = self.folder, self._data, self._progress
-        configs = [find_config(name) for name in (ALIGNMENT, INSTRUCTION)]
-        package = Path(pallava.__file__).parent
-        names = ("pretraining", "evaluation", "model", "training", "data")
-        code = {name: sorted((package / name).rglob("*.py")) for name in names}
-        drawing = [package / "demo" / name for name in _DRAWING]
-        plip = [*code["pretraining"], Path(stages.__file__)]
-        asking = [Path(exam.__file__), Path(stages.__file__), *code["evaluation"]]
-        parts = [*code["model"], *code["training"], *code["data"], *configs]
-        draw = partial(write_material, data, self.settings, progress)
-        pretrain = partial(pretrain_plip, folder, self.settings, progress)
-        align = partial(train_stage, ALIGNMENT, folder / "stage1", self.settings, progress)
-        instruct = partial(train_stage, INSTRUCTION, folder / "stage2", self.settings, progress)
+        folder, data, given = self.folder, self._data, (self.settings, self._progress)
+        drawing = _code("demo/__init__.py", "demo/material.py", "demo/micrographs.py", "demo/questions.*")
+        plip = _code("pretraining/**/*.py", "demo/stages.py")
+        asking = _code("demo/exam.py", "demo/stages.py", "evaluation/**/*.py")
+        configs = [find_config(ALIGNMENT), find_config(INSTRUCTION)]
+        parts = _code("model/**/*.py", "training/**/*.py", "data/**/*.py") + configs
+        draw, pretrain = partial(write_material, data, *given), partial(pretrain_plip, folder, *given)
+        align = partial(train_stage, ALIGNMENT, folder / "stage1", *given)
+        instruct = partial(train_stage, INSTRUCTION, folder / "stage2", *given)
         sizes, done = dataclasses.asdict(self.settings), "last_checkpoint"
         return [
-            Step("fetch", self._fetch, None, [Path(fetch.__file__)], folder / "llm" / "config.json"),
+            Step("fetch", self._fetch, None, _code("demo/fetch.py"), folder / "llm" / "config.json"),
             Step("draw", draw, sizes, drawing, data / "questions.jsonl"),
             Step("plip", pretrain, PLIP_MODEL, plip, folder / "plip" / "encoder" / "config.json"),
             Step("plip_report", self._examine_plip, None, asking, folder / "plip_report.json"),
-            Step("dataformat", self._format, None, code["data"], data / "domain_alignment.jsonl"),
+            Step("dataformat", self._format, None, _code("data/**/*.py"), data / "domain_alignment.jsonl"),
             Step("stage1", align, None, parts, folder / "stage1" / done),
             Step("stage2", instruct, None, parts, folder / "stage2" / done),
-            Step("convert", self._convert, None, code["training"], folder / "model" / "config.json"),
+            Step("convert", self._convert, None, _code("training/**/*.py"), folder / "model" / "config.json"),
             Step("questions", self._examine, None, asking, folder / "answers_without_tiles.json"),
         ]
 
@@ -152,8 +147,6 @@ class Demo:
         write_training_file(pairs, rows, image_folder=images, prompts=wordings, seed=self.settings.seed)
 
     def _convert(self) -> None:
-        from pallava.model.convert import convert
-
         with _quiet(self.folder / "logs" / "convert.log"):
             convert(checkpoint_of(self.folder / "stage2"), self.folder / "model", merge=True, overwrite=True)
 
@@ -177,8 +170,11 @@ class Demo:
         add_scores(self.folder / "model", results)
         return report
 
-    def _progress(self, text: str) -> None:
-        self.say("\r" + text)
+
+def _code(*patterns: str) -> list[Path]:
+    """Return the files of the package that have these patterns."""
+    package = Path(pallava.__file__).parent
+    return [path for pattern in patterns for path in sorted(package.glob(pattern))]
 
 
 @contextlib.contextmanager

@@ -62,6 +62,12 @@ class TestQuestion:
     answer: str
     closed: bool
 
+    def as_record(self, number: int, image: str) -> dict[str, str]:
+        """Return a line of ``questions.jsonl``."""
+        kind = "closed" if self.closed else "open"
+        question = {"question": self.question, "answer": self.answer, "kind": kind, "group": self.attribute}
+        return {"id": f"{number:04d}", "image": image, **question}
+
 
 def _yes_no(truth: object) -> str:
     return "yes" if truth else "no"

@@ -13,13 +13,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from pallava.demo import PIXEL_MEAN, PIXEL_STD, PLIP_MODEL, DemoSettings
+from pallava.demo import PIXEL_MEAN, PIXEL_STD, PLIP_MODEL, DemoSettings, Progress
 from pallava.demo.exam import MAX_NEW_TOKENS
 from pallava.errors import PallavaError
 from pallava.io.files import write_json
 from pallava.io.processes import num_cores, run_child
-
-Progress = Callable[[str], None]
 
 _ITERATION = re.compile(r"Iter\(train\)\s*\[\s*(\d+)/(\d+)\].*?loss: ([\d.]+|nan)")
 _BATCH = re.compile(r"Train Epoch: (\d+) \[\s*(\d+)/(\d+) .* Loss: ([\d.]+|nan)")
@@ -46,12 +44,11 @@ def pretrain_plip(folder: Path, settings: DemoSettings, progress: Progress) -> N
     environment = _environment(1)
     environment["OMP_NUM_THREADS"] = str(min(_MAX_THREADS, int(environment["OMP_NUM_THREADS"])))
 
-    def report(line: str) -> None:
-        if found := _BATCH.search(line):
-            epoch, seen, size, loss = found.groups()
-            progress(f"epoch {int(epoch) + 1} of {settings.plip_epochs}, {seen} of {size} views, loss {loss}")
+    def tell(epoch: str, seen: str, size: str, loss: str) -> str:
+        return f"epoch {int(epoch) + 1} of {settings.plip_epochs}, {seen} of {size} views, loss {loss}"
 
-    _run(command, environment, report, log=folder / "logs" / "plip.log", done=folder / "plip" / "encoder/config.json")
+    on_line, done = _follow(_BATCH, tell, progress), folder / "plip" / "encoder" / "config.json"
+    _run(command, environment, on_line, log=folder / "logs" / "plip.log", done=done)
 
 
 def train_stage(config: str, folder: Path, settings: DemoSettings, progress: Progress) -> None:
@@ -63,13 +60,9 @@ def train_stage(config: str, folder: Path, settings: DemoSettings, progress: Pro
     command += ["--seed", str(settings.seed)]
     options = settings.training_options + ("model.llm.torch_dtype=bfloat16",) * computes_in_bf16()
     command += ["--cfg-options", *options] if options else []
-
-    def report(line: str) -> None:
-        if found := _ITERATION.search(line):
-            progress("step {} of {}, loss {}".format(*found.groups()))
-
+    on_line = _follow(_ITERATION, "step {} of {}, loss {}".format, progress)
     log = folder.parent / "logs" / f"{folder.name}.log"
-    _run(command, _environment(settings.processes), report, log=log, done=folder / "last_checkpoint")
+    _run(command, _environment(settings.processes), on_line, log=log, done=folder / "last_checkpoint")
 
 
 def evaluate_model(folder: Path, settings: DemoSettings, progress: Progress) -> None:
@@ -79,12 +72,8 @@ def evaluate_model(folder: Path, settings: DemoSettings, progress: Progress) -> 
     command += ["--image-folder", str(data / "images"), "--out", str(out)]
     command += ["--training", str(data / "instruction_tuning.jsonl"), "--batch-size", str(settings.eval_batch)]
     command += ["--max-new-tokens", str(MAX_NEW_TOKENS), "--seed", str(settings.seed)]
-
-    def report(line: str) -> None:
-        if found := _ANSWERED.search(line):
-            progress("{}: {} of {}".format(*found.groups()))
-
-    _run(command, _environment(1), report, log=folder / "logs" / "questions.log", done=out / "results.json")
+    on_line = _follow(_ANSWERED, "{}: {} of {}".format, progress)
+    _run(command, _environment(1), on_line, log=folder / "logs" / "questions.log", done=out / "results.json")
 
 
 def checkpoint_of(folder: Path) -> Path:
@@ -120,9 +109,17 @@ def _environment(processes: int) -> dict[str, str]:
     return environment
 
 
-def _run(
-    words: Sequence[str], environment: Mapping[str, str], on_line: Callable[[str], None], *, log: Path, done: Path
-) -> None:
+def _follow(pattern: re.Pattern[str], tell: Callable[..., str], progress: Progress) -> Progress:
+    """Return a reader of lines that passes on what `tell` makes of the groups of each line with the pattern."""
+
+    def read(line: str) -> None:
+        if found := pattern.search(line):
+            progress(tell(*found.groups()))
+
+    return read
+
+
+def _run(words: Sequence[str], environment: Mapping[str, str], on_line: Progress, *, log: Path, done: Path) -> None:
     """Run a command of ours, whose last act is to write `done`; the folder below the demo's that has it is replaced."""
     shutil.rmtree(log.parents[1] / done.relative_to(log.parents[1]).parts[0], ignore_errors=True)
     command = [sys.executable, "-m", "pallava", *words]
