@@ -16,9 +16,10 @@ from pallava.evaluation.answers.items import Answer, Item, Questions
 from pallava.evaluation.answers.rules import is_exact_match
 from pallava.evaluation.class_sets import ClassSet
 from pallava.evaluation.encoders.embeddings import EmbeddingCache
-from pallava.evaluation.encoders.load import Encoder, from_open_clip, load_encoder
+from pallava.evaluation.encoders.load import Encoder, build_open_clip, from_open_clip, load_encoder
 from pallava.evaluation.encoders.zero_shot import evaluate
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
+from pallava.model.clip import DESCRIPTION, read_description
 
 MAX_NEW_TOKENS = 6
 
@@ -74,13 +75,13 @@ def plip_accuracies(folder: Path, pictures: Sequence[tuple[Path, Facts]], seed: 
     """
     report: dict[str, Any] = {"num_pictures": len(pictures)}
     for suffix, encoder in (("", load_encoder(str(folder))), ("_untrained", _untrained(folder, seed))):
-        for attribute in ("stain", "density"):
-            items = [Item("", str(path), "", getattr(facts, attribute), "class") for path, facts in pictures]
-            with tempfile.TemporaryDirectory() as folder_of_cache:
-                cache = EmbeddingCache(Path(folder_of_cache), encoder)
+        with tempfile.TemporaryDirectory() as scratch:
+            cache = EmbeddingCache(Path(scratch), encoder)
+            for attribute in ("stain", "density"):
+                items = [Item("", str(path), "", getattr(facts, attribute), "class") for path, facts in pictures]
                 result = evaluate(encoder, Questions(items, class_set=_class_set(attribute)), cache)
-            report[f"{attribute}_accuracy{suffix}"] = round(result["metrics"]["accuracy"]["value"], 4)
-            report[f"{attribute}_largest_class"] = round(result["largest_class"], 4)
+                report[f"{attribute}_accuracy{suffix}"] = round(result["metrics"]["accuracy"]["value"], 4)
+                report[f"{attribute}_largest_class"] = round(result["largest_class"], 4)
     return report
 
 
@@ -98,12 +99,7 @@ def _class_set(attribute: str) -> ClassSet:
 
 
 def _untrained(folder: Path, seed: int) -> Encoder:
-    import open_clip
-    from open_clip.transform import PreprocessCfg
-
-    name = "open_clip"
-    open_clip.add_model_config(folder / f"{name}.json")
     torch.manual_seed(seed)
-    model = open_clip.create_model(name)
-    preprocessing = PreprocessCfg(TILE_SIZE, mean=PIXEL_MEAN, std=PIXEL_STD, resize_mode="squash")
-    return from_open_clip(model, open_clip.get_tokenizer(name), preprocessing, name="untrained")
+    model, tokenize = build_open_clip(read_description(str(folder / DESCRIPTION)))
+    preprocessing = {"size": TILE_SIZE, "mean": PIXEL_MEAN, "std": PIXEL_STD, "resize_mode": "squash"}
+    return from_open_clip(model, tokenize, preprocessing, name="untrained")

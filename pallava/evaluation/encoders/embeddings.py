@@ -4,14 +4,12 @@ New ones are written at least every half minute, each time as a whole file, so t
 several runs can share a cache. Letters in shapes: N items, D width.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from pallava.evaluation.encoders.load import Encoder
 from pallava.images import ImageError, open_image
 from pallava.io.files import whole_file
 from pallava.io.hashing import hash_file, hash_text
-from pallava.io.processes import num_cores
+from pallava.io.processes import batches, num_cores
 
 _SECONDS_BETWEEN_WRITES = 30.0
 _STALE_SECONDS = 3600.0
@@ -46,7 +44,7 @@ class EmbeddingCache:
 
     def __init__(self, folder: Path, encoder: Encoder) -> None:
         self.folder = folder / encoder.identity
-        self._place: dict[str, tuple[np.ndarray, int]] = {}
+        self._vectors: dict[str, np.ndarray] = {}
         self._new: dict[str, np.ndarray] = {}
         self._last_write = time.monotonic()
         try:
@@ -60,18 +58,17 @@ class EmbeddingCache:
             self._read(path)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._place
+        return key in self._vectors
 
     def get(self, keys: Sequence[str]) -> Tensor:
         """Return the vectors of known keys: (N, D), float32."""
-        return torch.from_numpy(np.stack([block[row] for block, row in map(self._place.__getitem__, keys)]))
+        return torch.from_numpy(np.stack([self._vectors[key] for key in keys]))
 
     def add(self, keys: Sequence[str], vectors: Tensor) -> None:
         """Take the vectors (N, D) of new keys; they reach the disk after a while, or by `write`."""
-        block = vectors.detach().float().cpu().numpy()
-        for row, key in enumerate(keys):
-            self._place[key] = block, row
-            self._new[key] = block[row]
+        new = dict(zip(keys, vectors.detach().float().cpu().numpy(), strict=True))
+        self._vectors |= new
+        self._new |= new
         if time.monotonic() - self._last_write > _SECONDS_BETWEEN_WRITES:
             self.write()
 
@@ -93,28 +90,24 @@ class EmbeddingCache:
     def _read(self, path: Path) -> None:
         try:
             rows = np.load(path, mmap_mode="r", allow_pickle=False)
-            vectors = rows["vector"]
+            vectors = np.asarray(rows["vector"])
         except (OSError, ValueError, EOFError, IndexError):  # damaged from outside; it is computed again
             path.unlink(missing_ok=True)
             return
-        self._place.update((key.decode(), (vectors, row)) for row, key in enumerate(rows["key"].tolist()))
+        self._vectors.update(zip(map(bytes.decode, rows["key"].tolist()), vectors, strict=True))
 
 
 @dataclass(frozen=True)
 class ImageEmbeddings:
-    """Embeddings of the images that could be read.
+    """Embeddings of the images that could be read, (N, D) of unit length.
 
-    Attributes:
-        vectors: (N, D), unit length.
-        contents: Hash of each image's bytes.
-        index: Number of each among the given paths.
-        unreadable: The other paths with their reasons.
+    Each has the hash of its bytes, and its number among the given paths; the other paths have their reasons.
     """
 
     vectors: Tensor
     contents: list[str]
     index: list[int]
-    unreadable: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, str]
 
 
 def embed_images(
@@ -145,9 +138,8 @@ def embed_texts(encoder: Encoder, texts: Sequence[str], cache: EmbeddingCache, *
     keys = [hash_text("text", text) for text in texts]
     missing = [(key, text) for key, text in dict(zip(keys, texts, strict=True)).items() if key not in cache]
     try:
-        for start in tqdm(range(0, len(missing), batch_size), desc="texts", disable=None, unit="batch"):
-            part = missing[start : start + batch_size]
-            with torch.inference_mode():
+        with torch.inference_mode():
+            for part in tqdm([*batches(missing, batch_size)], desc="texts", disable=None, unit="batch"):
                 _keep(cache, [key for key, _ in part], encoder.encode_text([text for _, text in part]))
     finally:
         cache.write()
@@ -159,11 +151,11 @@ def _compute_images(
 ) -> dict[str, ImageError]:
     """Fill the cache in batches; return the errors of those that cannot be decoded, by hash."""
     broken: dict[str, ImageError] = {}
-    starts = range(0, len(missing) + size, size)  # the last batch is empty
-    batches = ([(key, pool.submit(_load, encoder, path)) for key, path in missing[at : at + size]] for at in starts)
+    parts = (*batches(missing, size), [])
+    loading = ([(key, pool.submit(_load, encoder, path)) for key, path in part] for part in parts)
     try:
         with tqdm(total=len(missing), desc="images", disable=None, unit="image") as bar, torch.inference_mode():
-            for batch, _ in pairwise(batches):  # the next one is read while this one is computed
+            for batch, _ in pairwise(loading):  # the next one is read while this one is computed
                 loaded = {key: future.result() for key, future in batch}
                 broken |= {key: error for key, error in loaded.items() if isinstance(error, ImageError)}
                 good = {key: pixels for key, pixels in loaded.items() if isinstance(pixels, Tensor)}
@@ -182,18 +174,18 @@ def _load(encoder: Encoder, path: Path) -> Tensor | ImageError:
         return error
 
 
-def _keep(cache: EmbeddingCache, keys: Sequence[str], vectors: Tensor) -> None:
-    vectors = vectors.float()
-    if not vectors.isfinite().all():
-        raise PallavaError("the embeddings of the model are not finite; its weights are damaged or overflow")
-    cache.add(keys, torch.nn.functional.normalize(vectors, dim=-1))
-
-
 def _hash_file(path: Path) -> str | ImageError:
     try:
         return hash_file(path)
     except OSError as error:
         return ImageError(f"cannot open image '{path}': {error.strerror}")
+
+
+def _keep(cache: EmbeddingCache, keys: Sequence[str], vectors: Tensor) -> None:
+    vectors = vectors.float()
+    if not vectors.isfinite().all():
+        raise PallavaError("the embeddings of the model are not finite; its weights are damaged or overflow")
+    cache.add(keys, torch.nn.functional.normalize(vectors, dim=-1))
 
 
 def count_reasons(unreadable: Mapping[str, str]) -> dict[str, int]:

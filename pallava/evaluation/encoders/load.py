@@ -1,7 +1,5 @@
 """Opening a CLIP with both towers, from open_clip or transformers, behind one small interface."""
 
-from __future__ import annotations
-
 import json
 import logging
 import tempfile
@@ -71,12 +69,9 @@ def load_encoder(
 ) -> Encoder:
     """Load a CLIP in evaluation mode and float32.
 
-    Args:
-        source: A folder with an open_clip description and weights, a Hugging Face CLIP folder, an open_clip
-            checkpoint, or an open_clip model name.
-        model_name: open_clip's name of a checkpoint's model, or a JSON file that describes it.
-        pretrained: open_clip's name of the weights, if `source` is an open_clip model name.
-        device: Device to compute on.
+    The source is a folder with an open_clip description and weights; a Hugging Face CLIP folder; an open_clip
+    checkpoint, with open_clip's name of its model or a JSON file that describes it; or an open_clip model name, with
+    the name of pretrained weights.
 
     Raises:
         PallavaError: The source is none of these, has no text tower, or a weight is missing, left over or of another
@@ -89,19 +84,18 @@ def load_encoder(
     if path.is_file():
         if model_name is None:
             raise PallavaError(f"the checkpoint '{path}' needs --model-name, such as --model-name ViT-B-16-quickgelu")
-        model, tokenize = _build_open_clip(read_description(model_name), path)
-        return from_open_clip(model, tokenize, name=path.name, device=device)
+        return from_open_clip(*build_open_clip(read_description(model_name), path), name=path.name, device=device)
     return _named_open_clip(source, pretrained, device)
 
 
 def from_open_clip(
     model: Any, tokenize: Callable[[list[str]], Tensor], preprocessing: Any = None, *, name: str, device: str = "cpu"
 ) -> Encoder:
-    """Make an encoder of an open_clip model, its tokenizer and its `PreprocessCfg` (None: the model's own)."""
-    from open_clip.transform import PreprocessCfg, image_transform_v2
+    """Make an encoder of an open_clip model, its tokenizer, and values of `PreprocessCfg` in place of the model's."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
     model = model.eval().to(device)
-    preprocessing = preprocessing or PreprocessCfg(**model.visual.preprocess_cfg)
+    preprocessing = PreprocessCfg(**merge_preprocess_dict(model.visual.preprocess_cfg, preprocessing or {}))
     transform: Any = image_transform_v2(preprocessing, is_train=False)
     is_cropped = preprocessing.resize_mode == "shortest"
     return Encoder(
@@ -117,24 +111,20 @@ def from_open_clip(
 
 
 def _open_clip_folder(folder: Path, description_file: Path, device: str) -> Encoder:
-    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
-
     values = read_json(description_file)
-    weights = _find(folder, _WEIGHTS) or folder
     description = values.get("model_cfg", values)
     if "text_cfg" not in description:
         _refuse(folder, "clip_vision_model")
-    model, tokenize = _build_open_clip(description, weights)
+    model, tokenize = build_open_clip(description, _find(folder, _WEIGHTS) or folder)
     stored = values.get("preprocess_cfg") or _beside(folder)
-    preprocessing = PreprocessCfg(**merge_preprocess_dict(model.visual.preprocess_cfg, stored))
-    return from_open_clip(model, tokenize, preprocessing, name=folder.name, device=device)
+    return from_open_clip(model, tokenize, stored, name=folder.name, device=device)
 
 
-def _build_open_clip(description: Mapping[str, Any], weights: Path) -> tuple[Any, Any]:
-    """Return the model with its weights, and its tokenizer."""
+def build_open_clip(description: Mapping[str, Any], weights: Path | None = None) -> tuple[Any, Any]:
+    """Return the model that open_clip describes so, with these weights or random ones, and its tokenizer."""
     import open_clip
 
-    state = read_weights(weights)
+    state = read_weights(weights) if weights else {}
     if "logit_bias" in state:  # the trainer gives SigLIP's bias to the model beside the description
         description = {"init_logit_bias": 0.0, **description}
     text = json.dumps(description)
@@ -143,12 +133,13 @@ def _build_open_clip(description: Mapping[str, Any], weights: Path) -> tuple[Any
         file = Path(folder, f"{name}.json")
         write_text(file, text)
         open_clip.add_model_config(file)
-    logging.disable(logging.WARNING)  # about random weights, which they are for a moment
+    logging.disable(logging.WARNING)  # about random weights
     try:
         model = open_clip.create_model(name, pretrained_text=False)
     finally:
         logging.disable(logging.NOTSET)
-    load_strictly(model, state, source=weights)
+    if weights:
+        load_strictly(model, state, source=weights)
     return model, open_clip.get_tokenizer(name)
 
 
