@@ -36,15 +36,17 @@ def run_train(options: argparse.Namespace) -> int:
     ignored. The exit code is the trainer's own.
     """
     from pallava.config_files import check_syntax, find_config, train_script
-    from pallava.io.launch import build_command, build_environment
+    from pallava.io.launch import read_launch
 
     config = find_config(options.config)
     check_syntax(config)
-    command = build_command(train_script(), [str(config), *_pass_on(options)], os.environ)
+    launch = read_launch(os.environ, options.launcher)
+    launcher = ["--launcher", "pytorch"] if launch.processes > 1 else []
+    command = [*launch.command, str(train_script()), str(config), *_pass_on(options), *launcher]
     sys.stdout.flush()
     sys.stderr.flush()
     # This process becomes the trainer: signals reach it, and its exit code is ours.
-    os.execve(command[0], command, build_environment(os.environ))
+    os.execve(command[0], command, launch.environment)
 
 
 def _pass_on(options: argparse.Namespace) -> list[str]:

@@ -9,7 +9,6 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pallava.errors import PallavaError
 from pallava.io.processes import num_cores
@@ -35,17 +34,21 @@ class Launch:
     torchrun: tuple[str, ...] = ()
 
 
-def read_launch(environment: Mapping[str, str]) -> Launch:
+def read_launch(environment: Mapping[str, str], launcher: str | None = None) -> Launch:
     """Read NPROC_PER_NODE, NNODES, NODE_RANK, ADDR and PORT, as `xtuner train` does; an empty one counts as unset.
 
-    Raises:
-        PallavaError: A variable is not an integer, or several nodes lack an address or a port.
+    The launchers slurm and mpi start the processes themselves. Processes that share a machine's cores share them
+    evenly: by itself torchrun would give each a single thread.
     """
-    nodes, processes = _integer(environment, "NNODES", 1), _integer(environment, "NPROC_PER_NODE", 1)
-    node, address = _integer(environment, "NODE_RANK", 0), environment.get("ADDR")
+    processes = _integer(environment, "NPROC_PER_NODE", 1)
+    if processes > 1:
+        environment = {"OMP_NUM_THREADS": str(max(1, num_cores() // processes)), **environment}
+    if launcher in ("slurm", "mpi"):
+        return Launch((sys.executable,), environment)
+    nodes, node = _integer(environment, "NNODES", 1), _integer(environment, "NODE_RANK", 0)
     if nodes * processes <= 1:
-        return Launch((sys.executable,), build_environment(environment), nodes * processes, node)
-    port = _integer(environment, "PORT", 0)
+        return Launch((sys.executable,), environment, nodes * processes, node)
+    address, port = environment.get("ADDR"), _integer(environment, "PORT", 0)
     if nodes > 1 and not (address and port):
         raise PallavaError(
             f"NNODES={nodes} needs ADDR, the first node's address, and PORT, a free port there; set both on every node"
@@ -58,31 +61,7 @@ def read_launch(environment: Mapping[str, str]) -> Launch:
         f"--master_port={port or free_port()}",
     )
     command = (sys.executable, "-m", "pallava.io.launch", *torchrun)
-    return Launch(command, build_environment(environment), nodes * processes, node, torchrun)
-
-
-def build_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment to train in: processes that share a machine's cores share them evenly.
-
-    By itself torchrun would give each process a single thread.
-    """
-    processes = _integer(environment, "NPROC_PER_NODE", 1)
-    threads = {"OMP_NUM_THREADS": str(max(1, num_cores() // processes))} if processes > 1 else {}
-    return {**threads, **environment}
-
-
-def build_command(script: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """Return the command that trains with xtuner's `tools/train.py`, from the variables that `read_launch` reads.
-
-    Raises:
-        PallavaError: A variable is not an integer, or several nodes lack an address or a port.
-    """
-    given = dict(zip(arguments, [*arguments[1:], ""], strict=True))
-    if given.get("--launcher") in ("slurm", "mpi"):  # which start the processes themselves
-        return [sys.executable, str(script), *arguments]
-    launch = read_launch(environment)
-    launcher = ["--launcher", "pytorch"] if launch.processes > 1 else []
-    return [*launch.command, str(script), *arguments, *launcher]
+    return Launch(command, environment, nodes * processes, node, torchrun)
 
 
 def free_port() -> int:
@@ -95,8 +74,7 @@ def free_port() -> int:
 def run_processes(arguments: Sequence[str]) -> tuple[int, int] | None:
     """Run torchrun to its end, in this process, with arguments such as `Launch.torchrun` and a script's name.
 
-    Returns:
-        None, or (rank, exit code) of the first process that failed; a negative code is a signal's.
+    Return rank and exit code of the first process that failed, if one did; a negative code is a signal's.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
@@ -112,13 +90,10 @@ def run_processes(arguments: Sequence[str]) -> tuple[int, int] | None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run torchrun; return the exit code of the first process that failed, 128 plus the number for a signal."""
-    failed = run_processes(arguments)
-    if failed is None:
-        return 0
-    rank, code = failed
+    rank, code = run_processes(arguments) or (0, 0)
     if code < 0:
         sys.stderr.write(f"error: process {rank} was ended by signal {-code}\n")
-    return code if code > 0 else _BY_SIGNAL - code
+    return code if code >= 0 else _BY_SIGNAL - code
 
 
 def _integer(environment: Mapping[str, str], name: str, default: int) -> int:

@@ -1,16 +1,20 @@
 """What a training's launch variables start, and what torchrun says of a process that fails."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from pallava.cli import main
+from pallava.config_files import find_config, train_script
 from pallava.errors import PallavaError
 from pallava.io import launch
 
-SCRIPT = Path("train.py")
-ALONE = [sys.executable, "train.py", "config.py"]
+NAME = "pallava_domain_alignment"
+TRAIN = [str(train_script()), str(find_config(NAME))]
+ALONE = [sys.executable, *TRAIN]
 FAILS = """
 import os, signal, sys
 if os.environ["RANK"] == "1":
@@ -18,20 +22,32 @@ if os.environ["RANK"] == "1":
 """
 
 
-def command(*arguments, **environment):
-    return launch.build_command(SCRIPT, ["config.py", *arguments], environment)
+@pytest.fixture
+def command(monkeypatch):
+    """What `pallava train` becomes with arguments and launch variables."""
+
+    def train(*arguments, **environment):
+        started = []
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "execve", lambda _, words, __: started.extend(words))
+            for name in ("NPROC_PER_NODE", "NNODES", "NODE_RANK", "ADDR", "PORT"):
+                patch.setenv(name, environment.get(name, ""))
+            main(["train", NAME, *arguments])
+        return started
+
+    return train
 
 
-def test_one_process():
+def test_one_process(command):
     assert command() == command(NNODES="1", NPROC_PER_NODE="", ADDR="") == ALONE
 
 
-def test_launchers_that_start_the_processes_themselves():
+def test_launchers_that_start_the_processes_themselves(command):
     for launcher in ("slurm", "mpi"):
         assert command("--launcher", launcher, NPROC_PER_NODE="8") == [*ALONE, "--launcher", launcher]
 
 
-def test_several_processes():
+def test_several_processes(command):
     words = command("--seed", "1", NPROC_PER_NODE="2", ADDR="", PORT="1234")
     assert words[:3] == [sys.executable, "-m", "pallava.io.launch"]
     assert words[3:8] == [
@@ -41,10 +57,10 @@ def test_several_processes():
         "--master_addr=127.0.0.1",
         "--master_port=1234",
     ]
-    assert words[8:] == ["train.py", "config.py", "--seed", "1", "--launcher", "pytorch"]
+    assert words[8:] == [*TRAIN, "--seed", "1", "--launcher", "pytorch"]
 
 
-def test_several_nodes():
+def test_several_nodes(command):
     words = command(NPROC_PER_NODE="8", NNODES="2", NODE_RANK="1", ADDR="first", PORT="12345")
     assert {"--nnodes=2", "--node_rank=1", "--master_addr=first", "--master_port=12345"} <= set(words)
 
@@ -53,12 +69,12 @@ def test_several_nodes():
 def test_nodes_that_would_wait_for_ever(missing):
     environment = {"NNODES": "2", "ADDR": "first", "PORT": "12345", missing: ""}
     with pytest.raises(PallavaError, match="NNODES=2 needs ADDR"):
-        command(**environment)
+        launch.read_launch(environment)
 
 
 def test_a_variable_that_is_not_an_integer():
     with pytest.raises(PallavaError, match="NPROC_PER_NODE .* 'two'"):
-        command(NPROC_PER_NODE="two")
+        launch.read_launch({"NPROC_PER_NODE": "two"})
 
 
 def test_processes_share_the_cores(monkeypatch):
