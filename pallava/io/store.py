@@ -1,15 +1,14 @@
 """A store of JSON values by key in one SQLite file: written as they come, found again after a kill."""
 
-from __future__ import annotations
-
 import json
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from pallava.errors import PallavaError
+from pallava.io.files import temporary_beside
 from pallava.io.processes import batches
 
 _VERSION = 1
@@ -28,28 +27,32 @@ class Store(AbstractContextManager["Store"]):
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Open the file, or create it with its folder.
-
-        Raises:
-            PallavaError: The file cannot be opened, is not a store, or another process has it open.
-        """
+        """Open the file, or create it with its folder; a file system without locks, as some clusters have, will do."""
         self.path = Path(path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise PallavaError(f"cannot create '{self.path.parent}': {error.strerror}") from None
         with self._sqlite_errors():
-            self._database = sqlite3.connect(self.path, timeout=1)
-            # Held by one process, the log needs no shared memory, which network file systems do not give.
-            self._database.execute("PRAGMA locking_mode = EXCLUSIVE")
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = NORMAL")
-            (version,) = self._database.execute("PRAGMA user_version").fetchone()
-            (num_tables,) = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if version != _VERSION and (version or num_tables):
-                self._database.close()
-                raise PallavaError(f"'{path}' is not a store that this version can read; choose another output")
-            self._database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
+            try:
+                self._open(sqlite3.connect(self.path, timeout=1))
+            except sqlite3.OperationalError:
+                if _has_locks(self.path.parent):
+                    raise
+                self._open(sqlite3.connect(f"{self.path.absolute().as_uri()}?vfs=unix-none", uri=True))
+
+    def _open(self, database: sqlite3.Connection) -> None:
+        self._database = database
+        # Held by one process, the log needs no shared memory, which network file systems do not give.
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = NORMAL")
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        (num_tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if version != _VERSION and (version or num_tables):
+            database.close()
+            raise PallavaError(f"'{self.path}' is not a store that this version can read; choose another output")
+        database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;")
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
@@ -101,3 +104,16 @@ class Store(AbstractContextManager["Store"]):
             if "not a database" in str(error):
                 raise PallavaError(f"'{self.path}' is not a store; choose another output, or remove it") from None
             raise PallavaError(f"cannot use the store '{self.path}': {error}") from None
+
+
+def _has_locks(folder: Path) -> bool:
+    """Tell a file that is in use from a file system where SQLite cannot lock even a file of its own."""
+    probe = temporary_beside(folder / "locks")
+    try:
+        with closing(sqlite3.connect(probe, timeout=0, isolation_level=None)) as database:
+            database.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        return "unable to open" in str(error)
+    finally:
+        probe.unlink(missing_ok=True)
+    return True

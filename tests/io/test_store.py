@@ -41,6 +41,28 @@ def test_two_at_a_time_are_refused(tmp_path):
         Store(tmp_path / "s.sqlite")
 
 
+@pytest.mark.parametrize("message", ["database is locked", "disk I/O error"])
+def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch, message):
+    """SQLite takes one kind of refusal for a lock of another process, the other for a broken disk."""
+
+    class Unlockable(sqlite3.Connection):
+        def execute(self, sql, *values):
+            raise sqlite3.OperationalError(message)
+
+    def connect(database, uri=False, **options):
+        kind = sqlite3.Connection if uri else Unlockable
+        return sqlite3_connect(database, uri=uri, factory=kind, **options)
+
+    sqlite3_connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    path = tmp_path / "a %20?#" / "s.sqlite"
+    with Store(path) as store:
+        store.put("a", {"x": 1})
+    with Store(path) as store:
+        assert store.get_all("a") == {"x": 1}
+    assert [each.name for each in path.parent.iterdir()] == ["s.sqlite"]
+
+
 @pytest.mark.parametrize("content", [b"no database", b"x" * 5000])
 def test_another_file_is_refused(tmp_path, content):
     (tmp_path / "s.sqlite").write_bytes(content)
