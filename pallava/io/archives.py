@@ -9,6 +9,7 @@ from __future__ import annotations
 import calendar
 import filecmp
 import gzip
+import math
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO, NamedTuple, TypeAlias
+from typing import IO, Any, BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
@@ -54,16 +55,8 @@ def unpack(
 
     All are refused if one member would leave the folder, is a link or a device or is encrypted, if two members of
     other content have one name, or if more is unpacked than is allowed, declared, or plausible for an archive's size.
-    Archives inside are left packed. Files get the dates that the archive records.
-
-    Args:
-        archives: The files, whose kinds are detected by their content.
-        out: The folder to make; must not exist.
-        max_gb: Maximum unpacked size of all of them, in GB.
-        is_flat: Whether to leave out the folders in the archives, so that all files are in the new folder itself.
-
-    Raises:
-        PallavaError: An archive is refused, damaged or of another kind, or the folder exists.
+    Archives inside are left packed. Files get the dates that the archive records. `max_gb` limits all archives
+    together; `is_flat` leaves out the folders in them, so that all files are in the new folder itself.
     """
     out = Path(out)
     if os.path.lexists(out):
@@ -74,14 +67,14 @@ def unpack(
         with whole_folder(out) as folder:
             for archive, read in readers.items():
                 writer = _MemberWriter(archive, folder, int(max_gb * 1e9) - num_bytes, is_flat=is_flat)
-                _unpack_one(archive, read, writer)
+                _unpack_one(read, writer)
                 num_files, num_bytes = num_files + writer.num_files, num_bytes + writer.num_bytes
     except OSError as error:
         raise PallavaError(f"cannot write '{out}': {error.strerror}") from None
     return Unpacked(num_files, num_bytes)
 
 
-def _reader(archive: Path) -> _Reader:
+def _reader(archive: Path) -> Callable[[_MemberWriter], None]:
     try:
         with archive.open("rb") as file:
             head = file.read(tarfile.BLOCKSIZE)
@@ -98,19 +91,19 @@ def _reader(archive: Path) -> _Reader:
     return _unpack_tar
 
 
-def _unpack_one(archive: Path, read: _Reader, writer: _MemberWriter) -> None:
+def _unpack_one(read: Callable[[_MemberWriter], None], writer: _MemberWriter) -> None:
     try:
         with writer.bar:
-            read(archive, writer)
+            read(writer)
     except PallavaError as refusal:
-        raise PallavaError(f"'{archive}' is refused: {refusal}") from None
+        raise PallavaError(f"'{writer.archive}' is refused: {refusal}") from None
     except Exception as error:  # readers of damaged archives raise whatever they stumble over
         reason = str(error) or type(error).__name__
-        raise PallavaError(f"'{archive}' is damaged or unsupported: {reason}") from error
+        raise PallavaError(f"'{writer.archive}' is damaged or unsupported: {reason}") from error
 
 
-def _unpack_zip(archive: Path, writer: _MemberWriter) -> None:
-    with zipfile.ZipFile(archive) as file:
+def _unpack_zip(writer: _MemberWriter) -> None:
+    with zipfile.ZipFile(writer.archive) as file:
         members = file.infolist()
         for member in members:
             _check_zip_member(member)
@@ -136,14 +129,14 @@ def _check_zip_member(member: zipfile.ZipInfo) -> None:
         raise PallavaError(f"its member {member.filename!r} is encrypted, or packed by another method than deflate")
 
 
-def _unpack_tar(archive: Path, writer: _MemberWriter, open_archive: Callable[..., Any] = open) -> None:
-    with open_archive(archive, "rb") as stream:
+def _unpack_tar(writer: _MemberWriter, open_archive: Callable[..., Any] = open) -> None:
+    with open_archive(writer.archive, "rb") as stream:
         metered = _Metered(stream, writer)
         with tarfile.open(fileobj=metered, mode="r|", tarinfo=_TarInfo) as file:  # type: ignore[call-overload]
             while True:
                 metered.header_left = _MAX_HEADER
                 member = file.next()
-                metered.header_left = None
+                metered.header_left = math.inf
                 if member is None:
                     break
                 file.members = []  # else a million of them are kept
@@ -174,16 +167,15 @@ class _Metered:
 
     def __init__(self, stream: BinaryIO, writer: _MemberWriter) -> None:
         self._stream, self._writer, self._num_bytes = stream, writer, 0
-        self.header_left: int | None = _MAX_HEADER
+        self.header_left: float = _MAX_HEADER
 
     def read(self, size: int = -1) -> bytes:
         content = self._stream.read(size)
         self._num_bytes += len(content)
         _check_ratio("the archive", self._num_bytes, self._writer.archive_bytes)
-        if self.header_left is not None:
-            self.header_left -= len(content)
-            if self.header_left < 0:
-                raise PallavaError(f"a header of more than {_MAX_HEADER} bytes")
+        self.header_left -= len(content)
+        if self.header_left < 0:
+            raise PallavaError(f"a header of more than {_MAX_HEADER} bytes")
         return content
 
 
@@ -191,7 +183,7 @@ class _MemberWriter:
     """Writes the members of one archive below a folder, and counts them and their bytes."""
 
     def __init__(self, archive: Path, folder: Path, max_bytes: int, *, is_flat: bool) -> None:
-        self._folder, self._is_flat = folder, is_flat
+        self.archive, self._folder, self._is_flat = archive, folder, is_flat
         self.num_files = self.num_bytes = self._num_members = 0
         self.archive_bytes, self.max_bytes = archive.stat().st_size, max_bytes
         self.bar = tqdm(unit="B", unit_scale=True, desc=f"unpacking {archive.name}", mininterval=1, disable=None)
@@ -209,9 +201,7 @@ class _MemberWriter:
         if not self._is_flat:
             path.mkdir(parents=True, exist_ok=True)
 
-    def write(
-        self, name: str, source: IO[bytes], declared: int, packed: int | None = None, *, modified: float = 0
-    ) -> None:
+    def write(self, name: str, source: IO[bytes], declared: int, packed: int | None = None, *, modified: float) -> None:
         """Write a file of the archive, and refuse it as soon as more comes than its headers declare or is plausible."""
         path = self._target(name)
         if self._is_flat and ("__MACOSX" in PurePosixPath(name).parts or path.name == ".DS_Store"):
@@ -267,6 +257,3 @@ def _inner_name(name: str) -> PurePosixPath:
     if "\0" in name:
         raise PallavaError(f"the name of its member {name!r} must not contain a null character")
     return path
-
-
-_Reader: TypeAlias = Callable[[Path, _MemberWriter], None]

@@ -1,7 +1,5 @@
 """Files and folders that appear whole or not at all."""
 
-from __future__ import annotations
-
 import glob
 import json
 import os
@@ -23,15 +21,8 @@ def whole_file(path: str | Path, mode: str = "w", **open_options: Any) -> Iterat
 
     The content goes to a hidden temporary file beside it (its own for each writer, so that two runs do not collide), is
     synchronized to the disk and renamed. If anything fails, the temporary file is removed and an older file stays. What
-    is not a file, such as a pipe or ``/dev/stdout``, is written to directly.
-
-    Args:
-        path: The file to write or replace; its folder must exist. A link stays a link.
-        mode: "w" or "wb".
-        open_options: Further options of `open`; text is UTF-8 unless they say otherwise.
-
-    Raises:
-        OSError: The file cannot be written.
+    is not a file, such as a pipe or ``/dev/stdout``, is written to directly; a link stays a link. The mode is "w" or
+    "wb"; text is UTF-8 unless the options of `open` say otherwise.
     """
     if "b" not in mode:
         open_options.setdefault("encoding", "utf-8")
@@ -59,14 +50,8 @@ def whole_file(path: str | Path, mode: str = "w", **open_options: Any) -> Iterat
 def whole_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder that takes the place of `path` once it is complete.
 
-    If anything fails, the temporary folder is removed. An older folder is removed only after the new one has its name.
-
-    Args:
-        path: The folder to make; missing parents are made.
-        replace: Whether to replace an older folder; else one that is not empty is an error.
-
-    Raises:
-        OSError: The folder cannot be written, or exists already.
+    Missing parents are made. If anything fails, the temporary folder is removed. An older folder that is not empty is
+    an error, or with `replace` removed, but only after the new one has its name.
     """
     path = Path(path)
     if not replace and path.exists() and not _is_empty_folder(path):
@@ -157,8 +142,7 @@ def _is_empty_folder(path: Path) -> bool:
 
 
 def _sync_below(folder: Path) -> None:
-    files = list(islice(folder.rglob("*"), _MANY_FILES + 1))
-    if len(files) > _MANY_FILES and hasattr(os, "sync"):
+    if hasattr(os, "sync") and any(islice(folder.rglob("*"), _MANY_FILES, None)):
         os.sync()  # the whole disk once, rather than a million files one by one
         return
     for file in folder.rglob("*"):

@@ -1,7 +1,5 @@
 """Hashes of bytes, texts, JSON values, files and folders."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable
@@ -18,11 +16,7 @@ def hash_bytes(content: bytes) -> str:
 
 
 def hash_file(path: str | Path) -> str:
-    """Return the SHA-256 of a file's content as 64 hexadecimal digits.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
+    """Return the SHA-256 of a file's content as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:  # noqa: PTH123 - a path may be a string all the way
         while chunk := file.read(_CHUNK_BYTES):
@@ -46,11 +40,7 @@ def short_hash(*parts: str | int) -> bytes:
 
 
 def hash_folder(folder: str | Path, patterns: Iterable[str] = ("*",)) -> str:
-    """Return a key of 32 hexadecimal digits for names and contents of a folder's files, at any depth.
-
-    Raises:
-        OSError: A file cannot be read.
-    """
+    """Return a key of 32 hexadecimal digits for names and contents of a folder's files, at any depth."""
     root = Path(folder)
     paths = sorted({path for pattern in patterns for path in root.rglob(pattern) if path.is_file()})
     with ThreadPoolExecutor(4) as pool:

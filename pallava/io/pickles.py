@@ -1,7 +1,5 @@
 """Read pickles of unknown origin: builtin containers and scalars, and nothing that could run code."""
 
-from __future__ import annotations
-
 import pickle
 import pickletools
 from collections.abc import Callable, Sized
@@ -11,8 +9,7 @@ from typing import Any, NoReturn
 
 from pallava.errors import PallavaError
 
-MAX_BYTES = 1 << 30
-"""Size of the largest pickle that is read, in bytes; the largest of PathVQA has some megabytes."""
+_MAX_BYTES = 1 << 30  # the largest pickle of PathVQA has some megabytes
 
 # Codes that bring objects from outside of the pickle, and one that reserves memory before it has the bytes.
 _REFUSED_CODES = {
@@ -26,15 +23,11 @@ _EXPECTED = "a pickle must hold only dicts, lists, tuples, sets, text, numbers, 
 
 
 def load_plain(path: str | Path) -> Any:
-    """Read a pickle that holds builtin containers and scalars alone.
-
-    Raises:
-        PallavaError: The file asks for anything else, which the message names, or is damaged or too large.
-    """
+    """Read a pickle; refuse one that asks for more than builtin containers and scalars, by the name of that."""
     path = Path(path)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise PallavaError(f"'{path}' must have at most {MAX_BYTES} bytes, got {path.stat().st_size} bytes")
+        if path.stat().st_size > _MAX_BYTES:
+            raise PallavaError(f"'{path}' must have at most {_MAX_BYTES} bytes, got {path.stat().st_size} bytes")
         content = path.read_bytes()
     except OSError as error:
         raise PallavaError(f"cannot read '{path}': {error.strerror}") from None

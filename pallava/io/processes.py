@@ -1,7 +1,5 @@
 """Processes: how many, a stream's work shared by several, a command run as a child, and locks between them."""
 
-from __future__ import annotations
-
 import errno
 import os
 import signal
@@ -49,12 +47,8 @@ class WorkerPool:
     def map(self, function: Callable[[Value], Result], values: Iterable[Value]) -> Iterator[Result]:
         """Yield function(value) for each value, in order, while reading no further ahead than needed.
 
-        Args:
-            function: A function at the top level of a module, since it is sent to the processes.
-            values: Such as batches, worth sending to another process; a single one stays in this one.
-
-        Raises:
-            PallavaError: A worker was killed.
+        The function is at the top level of a module, since it is sent to the processes, and a value, such as a batch,
+        is worth sending; a single one stays in this process.
         """
         iterator = iter(values)
         head = list(islice(iterator, 2))
@@ -85,11 +79,7 @@ class WorkerPool:
 
 
 def map_in_order(function: Callable[[Value], Result], values: Iterable[Value], num_workers: int) -> Iterator[Result]:
-    """Yield function(value) for each value, in order; see `WorkerPool`, which is closed at the end.
-
-    Raises:
-        PallavaError: There are fewer workers than one, or a worker was killed.
-    """
+    """Yield function(value) for each value, in order; see `WorkerPool`, which is closed at the end."""
     with closing(WorkerPool(num_workers)) as pool:
         yield from pool.map(function, values)
 
@@ -112,22 +102,11 @@ def run_child(
     *,
     log: str | Path | None = None,
 ) -> int:
-    """Run a command to its end and pass on its output line by line.
+    """Run a command to its end, and return its exit code: 128 plus the signal's number if a signal ended it.
 
-    The child does not outlive this process: SIGTERM is passed on to it and its process group, an exception here
-    terminates them, and a child that calls `end_with_parent` ends even if this process is killed.
-
-    Args:
-        command: The program and its arguments.
-        on_line: Receives each line of its stdout and stderr, with the line break.
-        environment: Environment variables of the child (default: those of this process).
-        log: File for the output, which can be followed line by line.
-
-    Returns:
-        The exit code; 128 plus the signal's number if a signal ended it.
-
-    Raises:
-        OSError: The program cannot be started, or the log cannot be written.
+    Each line of its stdout and stderr goes to `on_line`, with the line break, and to the file `log`. The child does
+    not outlive this process: SIGTERM is passed on to it and its process group, an exception here terminates them, and
+    a child that calls `end_with_parent` ends even if this process is killed.
     """
     variables = {**(os.environ if environment is None else environment), "PYTHONUNBUFFERED": "1", _ENDS_WITH_STDIN: "1"}
     process = subprocess.Popen(
@@ -162,10 +141,8 @@ def end_with_parent() -> None:
 def hold_lock(path: str | Path, refusal: str) -> Iterator[None]:
     """Keep other processes off within the context; the lock also ends with this process, be it by a kill.
 
-    On a file system without locks, as some clusters have them, nobody is kept off. The file is created, and stays.
-
-    Raises:
-        PallavaError: Another process holds the lock; the message is the `refusal`.
+    Where another holds the lock, the `refusal` is raised. On a file system without locks, as some clusters have them,
+    nobody is kept off. The file is created, and stays.
     """
     lock = FileLock(path)
     try:

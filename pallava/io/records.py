@@ -1,7 +1,5 @@
 """Stream the entries of a JSON list or of a JSON Lines file; memory holds one stretch of the text at a time."""
 
-from __future__ import annotations
-
 import codecs
 import json
 import re
@@ -54,11 +52,7 @@ class RecordFile:
         self.num_bytes_read = 0
 
     def __iter__(self) -> Iterator[Entry]:
-        """Yield every entry.
-
-        Raises:
-            PallavaError: The file is empty, not JSON or not UTF-8; the message gives the position.
-        """
+        """Yield every entry; refuse a file that is empty, not JSON or not UTF-8."""
         if self.first_character() == "":
             raise PallavaError(f"'{self.path}' is empty; {_EXPECTED}")
         for entry in self.tolerant():
@@ -69,8 +63,7 @@ class RecordFile:
     def tolerant(self) -> Iterator[Entry | BadEntry]:
         """Yield every entry, and a `BadEntry` for each broken line of JSON Lines.
 
-        Raises:
-            PallavaError: The file cannot be read, or a list is damaged: the start of its next entry is unknown.
+        A damaged list is refused: the start of its next entry is unknown.
         """
         is_list = self.first_character() == "["
         try:
@@ -82,11 +75,7 @@ class RecordFile:
             raise PallavaError(f"'{self.path}', {problem}; {_EXPECTED}") from None
 
     def first_character(self) -> str:
-        """Return the first character that is not a space; an empty text if the file has none.
-
-        Raises:
-            PallavaError: The file cannot be read.
-        """
+        """Return the first character that is not a space; an empty text if the file has none."""
         with self._open() as file:
             while chunk := file.read(_CHUNK_BYTES):
                 if text := chunk.lstrip(b" \t\r\n"):

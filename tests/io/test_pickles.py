@@ -137,7 +137,7 @@ def test_a_reduce_of_plain_values_is_an_error(path: Path):
 def test_missing_and_too_large(path: Path, monkeypatch):
     with pytest.raises(PallavaError, match="cannot read .*No such file"):
         load_plain(path)
-    monkeypatch.setattr("pallava.io.pickles.MAX_BYTES", 3)
+    monkeypatch.setattr("pallava.io.pickles._MAX_BYTES", 3)
     assert "4 bytes" in refusal(path, b"1234")
 
 
