@@ -1,7 +1,5 @@
 """One evaluation from the data to the report: of a PA-LLaVA, which answers, or of an encoder, which embeds."""
 
-from __future__ import annotations
-
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -145,7 +143,7 @@ def _ask(
         size = options.batch_size or _QUESTIONS_AT_ONCE
         by_view[name], found = ask_all(answerer, chosen, store, view=view, batch_size=size)
         problems |= found
-    return AnswerSet(questions, by_view, problems, training)
+    return AnswerSet(by_view, questions, problems, training)
 
 
 def _score(task: Task, answers: AnswerSet, options: EvaluateOptions) -> dict[str, Any]:
@@ -154,16 +152,15 @@ def _score(task: Task, answers: AnswerSet, options: EvaluateOptions) -> dict[str
     A question about an image that cannot be opened counts as unanswered, unless the task's score leaves it out.
     """
     assert task.score is not None
-    reasons = count_reasons(answers.problems)
+    reasons, how = count_reasons(answers.problems), {"seed": options.seed}
     problems = {f"{reason}: its questions count as unanswered": count for reason, count in reasons.items()}
-    result = {"left_out": dict(answers.questions.left_out), "problems": problems, **task.score(answers, options.seed)}
+    result = {"left_out": dict(answers.questions.left_out), "problems": problems, **task.score(answers, **how)}
     is_right = None if (rule := task.is_right) is None else lambda answer: rule(answer, answers.questions)
-    as_is, how = answers.by_view[AS_IS], {"seed": options.seed}
     if is_right:
-        result["groups"] = share_by_group(as_is, is_right, **how)
+        result["groups"] = share_by_group(answers.as_is, is_right, **how)
     if options.consistency:
         changed = {name: each for name, each in answers.by_view.items() if name not in (AS_IS, SHUFFLED)}
-        result["consistency"] = score_consistency(as_is, changed, is_right, unopened=answers.problems, **how)
+        result["consistency"] = score_consistency(answers.as_is, changed, is_right, unopened=answers.problems, **how)
     return result
 
 

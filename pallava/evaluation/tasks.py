@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from pallava.errors import PallavaError
-from pallava.evaluation.answers.items import AS_IS, SHUFFLED, Answer, AnswerSet, EvaluateOptions, Item, Questions
+from pallava.evaluation.answers.items import Answer, EvaluateOptions, Item, Questions
 from pallava.evaluation.answers.questions import read_captions, read_classes, read_pairs, read_questions
-from pallava.evaluation.answers.scores import CONTROLS, is_right, score_answers, score_classes
+from pallava.evaluation.answers.scores import is_right, score_classes, score_questions
 from pallava.evaluation.answers.similarity import score_captions
 from pallava.evaluation.class_sets import known_sets
-from pallava.evaluation.statistics import as_control
 from pallava.prompts import CAPTION_PROMPTS, build_class_question
 
 _FOR_ALL = {"split", "batch_size", "seed", "device"}
@@ -31,9 +30,9 @@ class Task:
         name: Name on the command line.
         help: Help text.
         data: Help text of the data.
-        read: From path, name of a public set (or "") and options to the questions, or to what `measure` takes.
+        read: From path, name of a public set (or "") and options to the questions.
         prompt: From a question as it was read, and all of them, to the text that is put to the model.
-        score: From all answers and a seed to the scores; None for a task of encoders alone.
+        score: From an `AnswerSet` and ``seed`` to the scores; None for a task of encoders alone.
         is_right: Whether an answer is right; None for answers that are only more or less near.
         max_new_tokens: Maximum length of an answer in tokens.
         options: Names of the options that this task has beside those of all tasks.
@@ -46,7 +45,7 @@ class Task:
     data: str
     read: Callable[[Path, str, EvaluateOptions], Questions]
     prompt: Callable[[Item, Questions], str] = lambda item, questions: item.question
-    score: Callable[[AnswerSet, int], dict[str, Any]] | None = None
+    score: Callable[..., dict[str, Any]] | None = None
     is_right: Callable[[Answer, Questions], bool] | None = None
     max_new_tokens: int = 64
     options: tuple[str, ...] = ()
@@ -77,13 +76,6 @@ def _class_prompt(item: Item, questions: Questions) -> str:
     return build_class_question([names[0] for _, names in questions.class_set.classes])
 
 
-def _score_captions(answers: AnswerSet, seed: int) -> dict[str, Any]:
-    result, name = score_captions(answers.by_view[AS_IS], seed=seed), "shuffled images"
-    if shuffled := answers.by_view.get(SHUFFLED):
-        result["controls"][name] = as_control(score_captions(shuffled, seed=seed)["scores"], CONTROLS[name])
-    return result
-
-
 def _by_embedding(module: str) -> Callable[..., dict[str, Any]]:
     """Return a `measure` of the encoders' package, which is imported when it is first used."""
     package = "pallava.evaluation.encoders"
@@ -94,7 +86,7 @@ _CAPTIONS = (
     "[NAME=]PATH: JSONL of image and caption, csv=FILE with --columns, or a public set such as quilt-1m=FOLDER "
     "(repeatable)"
 )
-_QUESTIONS: dict[str, Any] = {"score": score_answers, "is_right": is_right}
+_QUESTIONS: dict[str, Any] = {"score": score_questions, "is_right": is_right}
 _ROWS = (
     Task(
         name="pathvqa",
@@ -129,7 +121,7 @@ _ROWS = (
         read=read_captions,
         is_named=True,
         prompt=lambda item, questions: CAPTION_PROMPTS[0],
-        score=_score_captions,
+        score=score_captions,
         max_new_tokens=256,
         options=("image_folder", "columns"),
     ),

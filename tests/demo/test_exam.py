@@ -3,7 +3,7 @@ import torch
 
 from pallava.demo.exam import repeat_overview, summary
 from pallava.evaluation.answers.consistency import share_by_group
-from pallava.evaluation.answers.items import Answer, Item
+from pallava.evaluation.answers.items import AS_IS, SHUFFLED, Answer, AnswerSet, Item
 from pallava.evaluation.answers.scores import score_questions
 
 QUESTIONS = [
@@ -20,7 +20,8 @@ def answered(*answers: str) -> list[Answer]:
 
 def test_the_report_takes_its_figures_from_the_evaluation():
     own = answered("Yes", "no", "pas.", "no")
-    result = score_questions(own, shuffled=answered("no", "no", "H&E", "yes"), num_resamples=10)
+    shuffled = answered("no", "no", "H&E", "yes")
+    result = score_questions(AnswerSet({AS_IS: own, SHUFFLED: shuffled}), num_resamples=10)
     result["groups"] = share_by_group(own, lambda a: a.text.lower().strip(".") == a.item.reference.lower())
     report = summary(result, [Answer(QUESTIONS[3], "yes")])
     assert report["closed_accuracy"] == pytest.approx(2 / 3, abs=1e-4)

@@ -78,16 +78,26 @@ class AnswerSet:
     """All answers of a model to the questions of one data set.
 
     Attributes:
+        by_view: By the name of the view, answers in the order of the questions.
         questions: The questions.
-        by_view: By the name of the view (empty: images as they are), answers in the order of the questions.
         problems: By image that cannot be opened, the reason.
         training: Questions and answers of the training material, for a control.
     """
 
-    questions: Questions
-    by_view: Mapping[str, list[Answer]]
+    by_view: Mapping[str, Sequence[Answer]]
+    questions: Questions = field(default_factory=lambda: Questions([]))
     problems: Mapping[str, str] = field(default_factory=dict)
     training: Sequence[tuple[str, str]] = ()
+
+    @property
+    def as_is(self) -> Sequence[Answer]:
+        """Return the answers about images as they are."""
+        return self.by_view[AS_IS]
+
+    @property
+    def shuffled(self) -> Sequence[Answer]:
+        """Return the answers about other questions' images; none if they were not asked for."""
+        return self.by_view.get(SHUFFLED, ())
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 A score of one's own is one more row of `SCORES`.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pallava.evaluation.answers import rules
-from pallava.evaluation.answers.items import AS_IS, SHUFFLED, Answer, AnswerSet, Kind, Questions
+from pallava.evaluation.answers.items import Answer, AnswerSet, Kind, Questions
 from pallava.evaluation.answers.rules import class_names, published_form, read_choice, read_class
 from pallava.evaluation.class_sets import ClassSet
 from pallava.evaluation.statistics import UNNAMED, Predictions, as_control, describe_interval, estimate_means
@@ -120,45 +118,31 @@ def count_answers(answers: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
-def score_questions(
-    answers: Sequence[Answer],
-    *,
-    training: Sequence[tuple[str, str]] = (),
-    shuffled: Sequence[Answer] = (),
-    **bootstrap: int,
-) -> dict[str, Any]:
+def score_questions(answers: AnswerSet, **bootstrap: int) -> dict[str, Any]:
     """Score answers to open, yes/no and multiple-choice questions; those of other kinds are counted only.
 
-    Args:
-        answers: All questions of the evaluation; an empty answer is wrong.
-        training: Question and answer of each pair that was trained on, the question worded as in `answers`.
-        shuffled: Answers to the same questions about other images.
-        bootstrap: ``num_resamples`` and ``seed`` of the bootstrap.
+    An empty answer is wrong. Questions of the training material are known again if they are worded as in `answers`.
 
     Returns:
         Counts, and by name the scores that the questions allow, each with its interval, the number of questions that
         it is a mean over, and its definition; ``controls`` holds, by name of the control, the same scores of answers
         that need no look at the right image.
     """
-    given = {"majority answer": _majority(answers), "training answer": _from_training(answers, training)}
-    given["shuffled images"] = list(shuffled)
-    unread = (each for each in answers if each.item.kind == "choice" and not read_choice(each.text, each.item.choices))
+    as_is, given = answers.as_is, dict[str, Sequence[Answer]]()
+    given["majority answer"] = _majority(as_is)
+    given["training answer"] = _from_training(as_is, answers.training)
+    given["shuffled images"] = answers.shuffled
+    unread = (each for each in as_is if each.item.kind == "choice" and not read_choice(each.text, each.item.choices))
     return {
-        **count_answers(answers),
+        **count_answers(as_is),
         "num_unread_choices": sum(1 for _ in unread),
-        "scores": _scores(answers, **bootstrap),
+        "scores": _scores(as_is, **bootstrap),
         "controls": {name: as_control(_scores(own, **bootstrap), CONTROLS[name]) for name, own in given.items() if own},
         "interval": describe_interval("images with all their questions", **bootstrap),
     }
 
 
-def score_answers(answers: AnswerSet, seed: int = 0) -> dict[str, Any]:
-    """Score answers to questions beside all controls, as `score_questions` does."""
-    views = answers.by_view
-    return score_questions(views[AS_IS], training=answers.training, shuffled=views.get(SHUFFLED, ()), seed=seed)
-
-
-def score_classes(answers: AnswerSet, seed: int = 0) -> dict[str, Any]:
+def score_classes(answers: AnswerSet, **bootstrap: int) -> dict[str, Any]:
     """Score answers that name classes, as zero-shot classification by an encoder is scored.
 
     An image that cannot be opened is left out, as it is for an encoder.
@@ -169,13 +153,12 @@ def score_classes(answers: AnswerSet, seed: int = 0) -> dict[str, Any]:
         opened = [each for each in given if each.item.image not in answers.problems]
         return read_classes(opened, class_set=answers.questions.class_set)
 
-    as_is = answers.by_view[AS_IS]
-    result = zero_shot.report(read(as_is), answers.questions, answers.problems, seed=seed)
-    text = training_answer(as_is[0].item.question, answers.training)
-    trained = [] if text is None else [replace(each, text=text) for each in as_is]
-    for name, given in {"training answer": trained, "shuffled images": answers.by_view.get(SHUFFLED)}.items():
+    result = zero_shot.report(read(answers.as_is), answers.questions, answers.problems, **bootstrap)
+    text = training_answer(answers.as_is[0].item.question, answers.training)
+    trained = [] if text is None else [replace(each, text=text) for each in answers.as_is]
+    for name, given in {"training answer": trained, "shuffled images": answers.shuffled}.items():
         if given:
-            result["controls"][name] = zero_shot.score_control(name, read(given), seed=seed)
+            result["controls"][name] = zero_shot.score_control(name, read(given), **bootstrap)
     return {"problems": {_NOT_TRAINED: 1} if answers.training and not trained else {}, **result}
 
 

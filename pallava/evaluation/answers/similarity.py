@@ -4,8 +4,6 @@ Scores of words see no meaning, and pathology has many words for one thing: henc
 N captions, R resamples, K scores.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from pallava.errors import PallavaError
-from pallava.evaluation.answers.items import Answer, read_predictions
-from pallava.evaluation.answers.scores import count_answers
+from pallava.evaluation.answers.items import AS_IS, Answer, AnswerSet, read_predictions
+from pallava.evaluation.answers.scores import CONTROLS, count_answers
 from pallava.evaluation.report import as_estimate, as_json, write_files
 from pallava.evaluation.statistics import UNDEFINED, Counts, Floats, as_control, describe_interval, estimate_means
 from pallava.evaluation.statistics import bootstrap as resample
@@ -48,28 +46,28 @@ _SIMILARITY = (
 )
 
 
-def score_captions(answers: Sequence[Answer], **bootstrap: int) -> dict[str, Any]:
+def score_captions(answers: AnswerSet, **bootstrap: int) -> dict[str, Any]:
     """Score generated captions against those that people wrote.
 
-    The control compares each generated caption with the reference of another item: what the style of the captions
-    alone is worth.
-
-    Args:
-        answers: Captions; an empty one counts, and is worth nothing.
-        bootstrap: ``num_resamples`` and ``seed`` of the bootstrap, which draws captions.
+    An empty caption counts, and is worth nothing. A control compares each generated caption with the reference of
+    another item: what the style of the captions alone is worth.
 
     Returns:
         Counts and ``interval``, and ``scores``, name to ``value``, ``low``, ``high`` (from 0 to 1; NaN without
         captions), ``count`` and ``definition``; ``controls`` has the same scores by name of the control.
     """
-    generated, references = [each.text for each in answers], [each.item.reference for each in answers]
-    half = len(references) // 2  # neighbours may come from one slide
-    others = references[half:] + references[:half]
-    control = as_control(_scores(generated, others, **bootstrap), "reference of another item") if half else {}
+    references = [each.item.reference for each in answers.as_is]
+    half, controls, shuffled = len(references) // 2, dict[str, Any](), "shuffled images"
+    if half:
+        others = references[half:] + references[:half]  # neighbours may come from one slide
+        controls[CONTROL] = as_control(_scores(answers.as_is, others, **bootstrap), "reference of another item")
+    if given := answers.shuffled:
+        scores = _scores(given, [each.item.reference for each in given], **bootstrap)
+        controls[shuffled] = as_control(scores, CONTROLS[shuffled])
     return {
-        **count_answers(answers),
-        "scores": _scores(generated, references, **bootstrap),
-        "controls": {CONTROL: control} if control else {},
+        **count_answers(answers.as_is),
+        "scores": _scores(answers.as_is, references, **bootstrap),
+        "controls": controls,
         "interval": describe_interval("captions", **bootstrap),
     }
 
@@ -126,7 +124,7 @@ def judge_predictions(
         "predictions": str(predictions),
         "counts": count_answers(answers)["counts"],
         "similarity": similarity,
-        "words": score_captions(captions, seed=seed) if captions else None,
+        "words": score_captions(AnswerSet({AS_IS: captions}), seed=seed) if captions else None,
     }
     write_files(out, {**files, "results.json": as_json(report)})
     return report
@@ -139,22 +137,17 @@ def results_folder(predictions: Path) -> Path:
     return predictions.parent / ("judge" if predictions.name == "predictions.jsonl" else f"judge_{predictions.stem}")
 
 
-def score_judgements(
-    judgements: Sequence[Judgement], images: Sequence[str] | None = None, **bootstrap: int
-) -> dict[str, Any]:
-    """Return the mean grade with its interval, and the count of each grade.
+def score_judgements(judgements: Sequence[Judgement], images: Sequence[str], **bootstrap: int) -> dict[str, Any]:
+    """Return the mean grade with its interval, and the count of each grade, for judgements of all answers.
 
-    Args:
-        judgements: Judgements of all answers.
-        images: Image of each answer, empty for none; those of one image are drawn together (default: none).
-        bootstrap: ``num_resamples`` and ``seed`` of the bootstrap.
+    Answers about one of the `images`, empty for none, are drawn together.
 
     Returns:
         Counts, ``grades`` (rounded grade to count), ``interval``, and ``scores`` with ``similarity``, whose values are
         NaN without grades.
     """
     verdicts = Counter(each.verdict for each in judgements)
-    pairs = zip(judgements, images or [""] * len(judgements), strict=True)
+    pairs = zip(judgements, images, strict=True)
     graded = [(each.grade, image) for each, image in pairs if each.grade is not None]
     grades = [grade for grade, _ in graded]
     (found,) = estimate_means([grades], [image for _, image in graded], **bootstrap)
@@ -198,9 +191,10 @@ def as_candidate(answer: Answer) -> Candidate:
     return Candidate(item.id, reference, answer.text, "" if item.kind == "caption" else item.question)
 
 
-def _scores(generated: list[str], references: list[str], **bootstrap: int) -> dict[str, dict[str, Any]]:
-    count, estimates = len(generated), [UNDEFINED] * len(SCORES)
+def _scores(answers: Sequence[Answer], references: list[str], **bootstrap: int) -> dict[str, dict[str, Any]]:
+    count, estimates = len(answers), [UNDEFINED] * len(SCORES)
     if count:
+        generated = [each.text for each in answers]
         summands = np.concatenate([_ngrams(generated, references), _rouge(generated, references)], axis=1)
 
         def statistic(weights: Counts) -> Floats:

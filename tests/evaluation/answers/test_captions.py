@@ -8,7 +8,7 @@ import sacrebleu
 from sacrebleu.metrics import BLEU
 
 from pallava.evaluation import statistics as metrics
-from pallava.evaluation.answers.items import Answer, Item
+from pallava.evaluation.answers.items import Answer, AnswerSet, Item
 from pallava.evaluation.answers.similarity import CONTROL, score_captions
 
 REFERENCES = [
@@ -27,9 +27,11 @@ GENERATED = [
 ]
 
 
-def captions(generated: list[str], references: list[str]) -> list[Answer]:
+def captions(generated: list[str], references: list[str]) -> AnswerSet:
     pairs = enumerate(zip(generated, references, strict=True))
-    return [Answer(Item(str(n), "", "Describe it.", right, "caption"), text) for n, (text, right) in pairs]
+    return AnswerSet(
+        {"": [Answer(Item(str(n), "", "Describe it.", right, "caption"), text) for n, (text, right) in pairs]}
+    )
 
 
 def value(scored: dict, name: str) -> float:
@@ -95,6 +97,6 @@ def test_equal_captions_are_worth_one_and_empty_ones_nothing() -> None:
 
 
 def test_of_nothing_there_is_no_score() -> None:
-    scored = score_captions([])
+    scored = score_captions(captions([], []))
     assert all(math.isnan(score[key]) for score in scored["scores"].values() for key in ("value", "low", "high"))
     assert scored["controls"] == score_captions(captions(GENERATED[:1], REFERENCES[:1]))["controls"] == {}

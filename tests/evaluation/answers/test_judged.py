@@ -100,7 +100,7 @@ def test_the_score_is_the_mean_grade() -> None:
     grades = [0.0, 4.5, 9.0, 10.0]
     judgements = [Judgement(str(n), grade, "graded") for n, grade in enumerate(grades)]
     judgements += [Judgement("e", 0.0, "empty"), Judgement("u", None, "unreadable"), Judgement("r", None, "refused")]
-    scored = score_judgements(judgements, num_resamples=200, seed=1)
+    scored = score_judgements(judgements, [""] * 7, num_resamples=200, seed=1)
     values = np.array([*grades, 0.0])
     (drawn,) = metrics.draw(5, 200, 1)
     low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
@@ -111,7 +111,7 @@ def test_the_score_is_the_mean_grade() -> None:
     assert numbers == [7, 1, 1, 1]
     assert {grade: count for grade, count in scored["grades"].items() if count} == {"0": 2, "5": 1, "9": 1, "10": 1}
     assert list(scored["grades"]) == [str(grade) for grade in range(11)]
-    assert math.isnan(score_judgements(judgements[5:])["scores"]["similarity"]["value"])
+    assert math.isnan(score_judgements(judgements[5:], [""] * 2)["scores"]["similarity"]["value"])
 
 
 def test_answers_about_one_image_are_not_taken_for_independent() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from sklearn import metrics as theirs
 
 from pallava.evaluation import statistics as metrics
-from pallava.evaluation.answers.items import Answer, Item, Kind
+from pallava.evaluation.answers.items import AS_IS, SHUFFLED, Answer, AnswerSet, Item, Kind
 from pallava.evaluation.answers.scores import CONTROLS, SCORES, read_classes, score_questions, training_answer
 from pallava.evaluation.class_sets import known_sets
 from pallava.evaluation.encoders import zero_shot
@@ -23,6 +24,16 @@ def ask(
     kind: Kind, reference: str, answer: str, *, image: str = "", question: str = "?", choices: tuple[str, ...] = ()
 ) -> Answer:
     return Answer(Item(f"{kind}{reference}{answer}{image}", image, question, reference, kind, choices), answer)
+
+
+def scored(
+    answers: list[Answer],
+    *,
+    training: Sequence[tuple[str, str]] = (),
+    shuffled: Sequence[Answer] = (),
+    **bootstrap: int,
+) -> dict[str, Any]:
+    return score_questions(AnswerSet({AS_IS: answers, SHUFFLED: shuffled}, training=training), **bootstrap)
 
 
 def mixed(count: int = 60, seed: int = 0) -> list[Answer]:
@@ -42,7 +53,7 @@ def mixed(count: int = 60, seed: int = 0) -> list[Answer]:
 
 def test_every_score_is_a_mean_over_the_questions_of_its_kind_and_says_what_it_is():
     answered = mixed()
-    result = score_questions(answered, num_resamples=20)
+    result = scored(answered, num_resamples=20)
     assert result["num_questions"] == 180
     assert result["counts"] == {"open": 60, "closed": 60, "choice": 60}
     assert list(result["scores"]) == list(SCORES)
@@ -61,7 +72,7 @@ def test_every_score_is_a_mean_over_the_questions_of_its_kind_and_says_what_it_i
 def test_unanswered_questions_count_as_wrong():
     answered = [ask("open", "liver", "liver"), ask("open", "liver", ""), ask("closed", "yes", " \n")]
     answered += [ask("closed", "yes", "yes"), ask("choice", "B", "", choices=CHOICES)]
-    result = score_questions(answered, num_resamples=5)
+    result = scored(answered, num_resamples=5)
     assert result["num_unanswered"] == 3
     assert result["num_unread_choices"] == 1
     values = {name: score["value"] for name, score in result["scores"].items()}
@@ -70,15 +81,15 @@ def test_unanswered_questions_count_as_wrong():
 
 
 def test_the_open_score_is_there_whatever_the_open_answers_are():
-    result = score_questions([ask("open", "7", "7"), ask("closed", "no", "no")], num_resamples=5)
+    result = scored([ask("open", "7", "7"), ask("closed", "no", "no")], num_resamples=5)
     assert result["scores"]["published_open"]["value"] == 1
     assert "choice_accuracy" not in result["scores"]
-    assert "published_overall" not in score_questions([ask("open", "7", "7")], num_resamples=5)["scores"]
+    assert "published_overall" not in scored([ask("open", "7", "7")], num_resamples=5)["scores"]
 
 
 def test_spaces_around_references_do_not_matter():
     answered = [ask("open", " liver ", "Liver"), ask("closed", "no ", "no"), ask("choice", " b", "B", choices=CHOICES)]
-    result = score_questions(answered, num_resamples=5)
+    result = scored(answered, num_resamples=5)
     assert {score["value"] for score in result["scores"].values()} == {1.0}
 
 
@@ -89,7 +100,7 @@ def test_accuracies_equal_those_of_scikit_learn():
     right, chosen = letters[rng.integers(4, size=80)], letters[rng.integers(4, size=80)]
     answered = [ask("closed", *pair) for pair in zip(true, said, strict=True)]
     answered += [ask("choice", *pair, choices=CHOICES) for pair in zip(right, chosen, strict=True)]
-    values = {name: score["value"] for name, score in score_questions(answered, num_resamples=5)["scores"].items()}
+    values = {name: score["value"] for name, score in scored(answered, num_resamples=5)["scores"].items()}
     closed, choice = theirs.accuracy_score(true, said), theirs.accuracy_score(right, chosen)
     assert values == pytest.approx(
         {name: closed if "closed" in score.kinds else choice for name, score in SCORES.items() if name in values}
@@ -100,7 +111,7 @@ def test_accuracies_equal_those_of_scikit_learn():
 def test_intervals_are_those_of_drawing_whole_images():
     answered = [each for each in mixed(90, seed=2) if each.item.kind == "closed"][:-1]  # one image has fewer
     answered += [replace(each, item=replace(each.item, image="")) for each in answered[:7]]  # and seven stand alone
-    found = score_questions(answered, num_resamples=200, seed=5)["scores"]["llava_med_closed"]
+    found = scored(answered, num_resamples=200, seed=5)["scores"]["llava_med_closed"]
     groups: dict[str, list[float]] = {}
     for number, each in enumerate(answered):
         right = SCORES["llava_med_closed"].rule(each)
@@ -119,14 +130,14 @@ def test_questions_about_one_image_are_not_taken_for_independent():
     said = ["yes" if right else "no" for right in rng.integers(2, size=100)]
     many = [ask("closed", "yes", answer, image=f"{n}.png") for n, answer in enumerate(said) for _ in range(10)]
     one = [ask("closed", "yes", answer, image=f"{n}.png") for n, answer in enumerate(said)]
-    (wide, expected) = (score_questions(each, num_resamples=500)["scores"]["published_closed"] for each in (many, one))
+    (wide, expected) = (scored(each, num_resamples=500)["scores"]["published_closed"] for each in (many, one))
     assert wide | {"count": 0} == pytest.approx(expected | {"count": 0})
     assert wide["high"] - wide["low"] > 0.15
 
 
 def test_intervals_are_seeded():
     answered = mixed(seed=4)
-    first, again, other = (score_questions(answered, num_resamples=50, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (scored(answered, num_resamples=50, seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first["scores"] != other["scores"]
     assert "50 bootstrap" in first["interval"]
@@ -141,7 +152,7 @@ def test_the_majority_is_what_always_giving_the_most_frequent_reference_scores()
     answered = [ask("closed", reference, "?") for reference in ["yes", "no", "no", "No."]]
     answered += [ask("open", reference, "?") for reference in ["liver", "X-ray ", "x ray", "skin"]]
     answered += [ask("choice", reference, "?", choices=CHOICES) for reference in "ABBC"]
-    result = score_questions(answered, num_resamples=10)
+    result = scored(answered, num_resamples=10)
     found = values_of(result, "majority answer")
     assert list(found) == list(SCORES)
     assert found["published_closed"] == found["quilt_llava_closed"] == 0.75
@@ -164,11 +175,11 @@ def test_the_training_set_answers_with_what_it_says_most_often_to_a_question():
     training += [(f"q{number}", "no") for number in range(3)] + [("What organ is this?", "skin")]
     training += [("What organ is this?", "liver")] * 2 + [("other", "spleen")] * 3
     training += [("Which?\nA. a\nB. b", "C"), ("x", "D"), ("y", "D")]
-    found = values_of(score_questions(answered, training=training, num_resamples=5), "training answer")
+    found = values_of(scored(answered, training=training, num_resamples=5), "training answer")
     assert found["published_closed"] == 1.0
     assert found["published_open"] == 0.5
     assert found["choice_accuracy"] == 1.0
-    closed_only = values_of(score_questions(answered, training=training[:3], num_resamples=5), "training answer")
+    closed_only = values_of(scored(answered, training=training[:3], num_resamples=5), "training answer")
     assert closed_only["published_open"] == closed_only["choice_accuracy"] == 0
     assert closed_only["published_closed"] == 0.5
 
@@ -176,7 +187,7 @@ def test_the_training_set_answers_with_what_it_says_most_often_to_a_question():
 def test_answers_about_other_images_are_scored_alike():
     answered = [ask("closed", "yes", "yes", image=f"{n}.png") for n in range(8)]
     shuffled = [replace(each, text="no" if n % 4 else "yes") for n, each in enumerate(answered)]
-    result = score_questions(answered, shuffled=shuffled, num_resamples=20)
+    result = scored(answered, shuffled=shuffled, num_resamples=20)
     control = result["controls"]["shuffled images"]
     assert {score["value"] for score in control.values()} == {0.25}
     assert control.keys() == result["scores"].keys()
@@ -186,8 +197,8 @@ def test_answers_about_other_images_are_scored_alike():
 
 
 def test_other_kinds_are_counted_and_nothing_is_made_of_nothing():
-    assert score_questions([], num_resamples=5)["scores"] == {}
-    result = score_questions([ask("caption", "a", "b"), ask("open", "a", "a")], num_resamples=5)
+    assert scored([], num_resamples=5)["scores"] == {}
+    result = scored([ask("caption", "a", "b"), ask("open", "a", "a")], num_resamples=5)
     assert result["counts"] == {"caption": 1, "open": 1}
     assert "published_open" in result["scores"]
     assert {score["count"] for score in result["scores"].values()} == {1}
