@@ -24,7 +24,7 @@ from pallava.model.connectors import ConnectorConfig
 from pallava.model.encoders import count_tokens
 from pallava.prompts import IGNORE_INDEX, PromptTemplate
 from pallava.tiling import MAX_TILES, TileSpec, make_tiles
-from pallava.training.model import PALLaVAModel, connector_settings
+from pallava.training.model import PALLaVAModel, build, connector_settings
 
 T = TypeVar("T")
 
@@ -48,10 +48,6 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
             an image has (default: the published one).
         num_proc: Number of processes that tokenize.
         cache_dir: Folder of tokenized rows (default: ``pallava`` in the cache of `datasets`).
-
-    Raises:
-        PallavaError: The data are missing, broken or prepared with other settings, or the number of visual tokens is
-            not the encoder's, or missing where no encoder is named.
     """
 
     def __init__(
@@ -95,9 +91,6 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
 
         That is `input_ids` and `labels` (lists, with -200 for each image), `pixel_values` (sum of 1+N, 3, P, P) with
         the tiles of all its images, and `tiles_per_image` (list).
-
-        Raises:
-            PallavaError: An image is missing or unreadable; names the row and the image.
         """
         row = self.rows[index]
         tiles = [self._tiles(row["id"], self.image_folder / name) for name in row["images"]]
@@ -118,12 +111,11 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
 
 @MAP_FUNC.register_module()
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Pad rows of `PALLaVADataset` on the right and join their tiles.
+    """Pad rows of `PALLaVADataset` on the right and join their tiles; return them under "data".
 
-    Returns:
-        ``{"data": ..., "data_samples": None}``; data holds `input_ids` (0 is padding), `attention_mask` and `labels`
-        (-100 is padding), each (B, L), `pixel_values` (sum of 1+N, 3, P, P), not padded, and `tiles_per_image` (I,),
-        both in the order of the images over the batch and empty where it has none.
+    They are `input_ids` (0 is padding), `attention_mask` and `labels` (-100 is padding), each (B, L), `pixel_values`
+    (sum of 1+N, 3, P, P), not padded, and `tiles_per_image` (I,), both in the order of the images over the batch and
+    empty where it has none.
     """
     ids = [torch.tensor(row["input_ids"]) for row in rows]
     labels = [torch.tensor(row["labels"]) for row in rows]
@@ -138,18 +130,10 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"data": data, "data_samples": None}
 
 
-def build(part: Any) -> Any:
-    """Build a tokenizer or an image processor from its config; return any other value itself."""
-    return BUILDER.build(part) if isinstance(part, Mapping) else part
-
-
 def check_connectors(config: Mapping[str, Any]) -> None:
     """Check that the rows of a config's `PALLaVADataset` have the tiles and visual tokens that the model takes.
 
     The config names the connector twice; where a user's function builds it, only the function knows these.
-
-    Raises:
-        PallavaError: The two differ in whether tiles are read, or in the number of visual tokens.
     """
     model, dataset = config.get("model") or {}, (config.get("train_dataloader") or {}).get("dataset") or {}
     kinds = [part.get("type") for part in (model, dataset)]
@@ -162,8 +146,7 @@ def check_connectors(config: Mapping[str, Any]) -> None:
     if of_model.reads_tiles != of_dataset.reads_tiles:
         differences.append(f"reads_tiles is {of_model.reads_tiles} and {of_dataset.reads_tiles}")
     processor = dataset.get("image_processor")
-    is_plain = all(type(each).num_visual_tokens is ConnectorConfig.num_visual_tokens for each in (of_model, of_dataset))
-    if not is_plain and isinstance(processor, Mapping) and "source" in processor:
+    if isinstance(processor, Mapping) and "source" in processor:
         counts = [_count_visual_tokens(processor, None, connector) for connector in (of_model, of_dataset)]
         if counts[0] != counts[1]:
             differences.append(f"an image has {counts[0]} and {counts[1]} visual tokens")

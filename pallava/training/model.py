@@ -32,11 +32,7 @@ Part = dict[str, Any]
 
 
 def connector_settings(part: Mapping[str, Any] | None) -> ConnectorConfig:
-    """Return the configuration of `model.connector` (None: the published one) before its widths are known.
-
-    Raises:
-        PallavaError: The part's connector does not exist.
-    """
+    """Return the configuration of `model.connector` (None: the published one) before its widths are known."""
     sizes = _connector_arguments(part)
     kind = sizes.pop("kind", "pallava_connector")
     if isinstance(kind, str) and kind not in CONNECTORS:
@@ -71,9 +67,6 @@ class PALLaVAModel(BaseModel):
         pretrained_pth: Weights to start from: a checkpoint of ours or a published one, a file or a folder.
         use_activation_checkpointing: Whether to save memory at the price of a second forward pass.
         vision_feature_layer: Index of the encoder's hidden states that the connector reads; -2 is the last but one.
-
-    Raises:
-        PallavaError: A part cannot be opened, or the weights to start from do not fit.
     """
 
     def __init__(
@@ -91,7 +84,7 @@ class PALLaVAModel(BaseModel):
         super().__init__()
         self.freeze_llm, self.freeze_visual_encoder = freeze_llm, freeze_visual_encoder
         self.llm = _build_llm(llm)
-        self.visual_encoder = _build(visual_encoder)
+        self.visual_encoder = build(visual_encoder)
         widths = (self.visual_encoder.config.hidden_size, self.llm.config.hidden_size)
         self.connector: Any = connector
         if not isinstance(connector, nn.Module):
@@ -100,7 +93,7 @@ class PALLaVAModel(BaseModel):
         self.llm.requires_grad_(not freeze_llm)
         self.visual_encoder.requires_grad_(not freeze_visual_encoder)
         if llm_lora is not None:
-            self.llm = add_lora(self.llm, BUILDER.build(llm_lora) if isinstance(llm_lora, dict) else llm_lora)
+            self.llm = add_lora(self.llm, build(llm_lora))
         # The same modules as one network, kept out of the module tree: no parameter has two names.
         self.__dict__["network"] = PALLaVAForConditionalGeneration.from_parts(
             self.llm, self.visual_encoder, self.connector, vision_feature_layer=vision_feature_layer
@@ -153,12 +146,6 @@ class PALLaVAModel(BaseModel):
         if not self.freeze_visual_encoder:
             self.visual_encoder.gradient_checkpointing_enable(**options)
 
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep activations instead."""
-        self.llm.gradient_checkpointing_disable()
-        self.connector.gradient_checkpointing = False
-        self.visual_encoder.gradient_checkpointing_disable()
-
     def state_dict(self, *args: Any, **kwargs: Any) -> "OrderedDict[str, Tensor]":  # type: ignore[override]
         """Return the trained weights alone."""
         prefix = kwargs.get("prefix", "")
@@ -167,11 +154,7 @@ class PALLaVAModel(BaseModel):
         return OrderedDict((key, value) for key, value in state.items() if key in trained)
 
     def load_pretrained(self, source: str) -> None:
-        """Load trained weights strictly.
-
-        Raises:
-            PallavaError: The file cannot be read safely, or its keys and shapes are not those of this model.
-        """
+        """Load trained weights strictly, whose keys and shapes must be those of this model."""
         state = own_checkpoint_keys(read_weights(source), self.connector.config, source)
         load_strictly(self, state, source=source, expected=self.state_dict())
         print_log(f"Loaded pretrained weights from {source}", "current")
@@ -189,9 +172,6 @@ class PALLaVAModel(BaseModel):
 
         The frozen parts, here on the meta device, are opened again as `cfg` names them. The format ``"xtuner"`` keeps
         LoRA as an adapter, ``"huggingface"`` merges it; of `save_pretrained_kwargs` only `max_shard_size` counts.
-
-        Raises:
-            PallavaError: The format is unknown, the checkpoint lacks a trained weight, or the folder is not a model.
         """
         if save_format not in ("xtuner", "huggingface"):
             raise PallavaError(f"--save-format must be xtuner or huggingface (LoRA merged), got {save_format}")
@@ -212,13 +192,14 @@ class PALLaVAModel(BaseModel):
         )
 
 
-def _build(part: Part | nn.Module) -> Any:
-    return part if isinstance(part, nn.Module) else BUILDER.build(part)
+def build(part: Any) -> Any:
+    """Build a part from its config; return one that is built already itself."""
+    return BUILDER.build(part) if isinstance(part, (Mapping, str)) else part  # which refuses a text
 
 
 def _build_llm(part: Part | nn.Module) -> Any:
     name = part.get("pretrained_model_name_or_path", "model.llm") if isinstance(part, dict) else "model.llm"
     with loading_errors(name):  # a config may name another loader than ours
-        llm = _build(part)
+        llm = build(part)
     llm.config.use_cache = False
     return llm

@@ -21,8 +21,8 @@ from pallava.io.files import write_text
 from pallava.model import PALLaVAProcessor
 from pallava.prompts import PromptTemplate
 from pallava.tiling import TileSpec, choose_canvas, denormalize, make_tiles
-from pallava.training.dataset import build
 from pallava.training.hooks.random_state import get_random_state, set_random_state
+from pallava.training.model import build
 
 _SHORT = 50  # new tokens before training, where an answer is noise
 _GAP = 4  # pixels between the tiles of a picture
@@ -46,9 +46,6 @@ class SampleChatHook(Hook):
         every_n_iters: Number of iterations from one chat to the next.
         max_new_tokens: Largest number of tokens in an answer.
         system: System message before each question; only if the training has it.
-
-    Raises:
-        PallavaError: An image is missing or unreadable, or the images are neither one nor as many as the questions.
     """
 
     priority = "LOW"
@@ -144,11 +141,7 @@ def as_converted(model: nn.Module) -> Iterator[None]:
 
 
 def contact_sheet(image: Any, spec: TileSpec) -> np.ndarray:
-    """Draw what the model sees of an image: its overview on the left, its tiles in their places on the right.
-
-    Returns:
-        (height, width, 3), uint8.
-    """
+    """Draw what the model sees of an image: its overview on the left, its tiles in their places on the right."""
     tiles = denormalize(make_tiles(image, spec), spec)  # (1+N, 3, P, P)
     tiles = pad(tiles, (0, _GAP, 0, _GAP), value=255)
     columns, rows = (side // spec.size for side in choose_canvas(image.size, spec.size))
