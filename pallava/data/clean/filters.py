@@ -1,7 +1,5 @@
 """What a filter of the cleaning pipeline is: findings that are computed once and stored, and a decision on them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,11 +38,7 @@ class Candidate:
 
     @property
     def image_key(self) -> str:
-        """Return a hash of the image file, from the image filter's findings where that ran before.
-
-        Raises:
-            PallavaError: The file cannot be read.
-        """
+        """Return a hash of the image file, from the image filter's findings where that ran before."""
         if found := self.shared.get("sha256"):
             return str(found)
         try:
@@ -57,18 +51,21 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether a candidate is kept, and the number on which that rests, if any.
+    """Why a candidate is dropped, or nothing if it is kept, and the number on which that rests, if any.
 
-    The reason why it is dropped is like "few_words", or "near duplicate of quilt-1m:7"; drops are counted by what
-    precedes " of ".
+    A reason is like "few_words", or "near duplicate of quilt-1m:7"; drops are counted by what precedes " of ".
     """
 
-    keep: bool
     reason: str = ""
     score: float | None = None
 
+    @property
+    def keep(self) -> bool:
+        """Return whether the candidate is kept."""
+        return not self.reason
 
-KEEP = Decision(True)
+
+KEEP = Decision()
 
 
 class Filter:
@@ -131,10 +128,7 @@ class WordsFilter(Filter):
         self._min_words = min_words
 
     def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
-        """Count words."""
         return [{"words": len(each.text.split())} for each in candidates]
 
     def decide(self, candidate: Candidate, findings: Findings) -> Decision:
-        """Compare the count with the limit."""
-        is_long = findings["words"] >= self._min_words
-        return Decision(is_long, "" if is_long else "few_words", findings["words"])
+        return Decision("" if findings["words"] >= self._min_words else "few_words", findings["words"])

@@ -1,12 +1,10 @@
 """The filters of images: each is decoded once, and duplicates are found by the hashes that this leaves."""
 
-from __future__ import annotations
-
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -49,7 +47,7 @@ class ImageFilter(Filter):
         if not 0 <= max_background <= 1:
             raise PallavaError(f"the maximum share of background must be between 0 and 1, got {max_background}")
         self._max_background = max_background
-        self._folder = "" if image_folder is None else os.path.realpath(image_folder)
+        self._image_folder = [] if image_folder is None else [os.path.realpath(image_folder)]
         self._pool = WorkerPool(num_workers)
 
     def item_key(self, candidate: Candidate) -> str:
@@ -68,27 +66,23 @@ class ImageFilter(Filter):
         return key.encode(errors="backslashreplace").decode()  # halves of surrogate pairs cannot be stored
 
     def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
-        """Read and decode the images."""
         tasks = [(str(each.path), self._folders(each)) for each in candidates]
         return [found for part in self._pool.map(_check_images, batches(tasks, _CHUNK)) for found in part]
 
     def decide(self, candidate: Candidate, findings: Findings) -> Decision:
-        """Drop what has a problem or too much background."""
         if "problem" in findings:
-            return Decision(False, findings["problem"])
-        is_full = findings["background"] <= self._max_background
-        return Decision(is_full, "" if is_full else "nearly_empty", findings["background"])
+            return Decision(findings["problem"])
+        share = findings["background"]
+        return Decision("" if share <= self._max_background else "nearly_empty", share)
 
     def close(self) -> None:
-        """End the processes."""
         self._pool.close()
 
-    def _folders(self, candidate: Candidate) -> tuple[str, ...]:
-        root = str(candidate.path).removesuffix(candidate.record.image)
-        return tuple(folder for folder in (root, self._folder) if folder)
+    def _folders(self, candidate: Candidate) -> list[str]:
+        return [str(candidate.path).removesuffix(candidate.record.image), *self._image_folder]
 
 
-def _check_images(tasks: Iterable[tuple[str, tuple[str, ...]]]) -> list[Findings]:
+def _check_images(tasks: Sequence[tuple[str, list[str]]]) -> list[Findings]:
     return [_check_image(path, folders) for path, folders in tasks]
 
 
@@ -126,14 +120,13 @@ def _is_inside(path: str, folders: Sequence[str]) -> bool:
     return any(os.path.commonpath([root := real_folder(folder), real]) == root for folder in folders)
 
 
-@dataclass(frozen=True)
-class _First:
+class _First(NamedTuple):
     """The kept file that a file repeats (itself, if it is the first of its kind)."""
 
     number: int
     record: str
     how: str = ""  # "exact" or "near", or nothing for itself
-    distance: int = 0
+    distance: int = 0  # in bits
 
 
 class DuplicateFilter(Filter):
@@ -153,7 +146,6 @@ class DuplicateFilter(Filter):
         self._distance = distance
 
     def begin(self) -> None:
-        """Forget all candidates."""
         self._indexes = {kind: HammingIndex(self._distance) for kind in self.kinds}
         self._seen = _Seen()
         self._num_firsts = 0
@@ -163,11 +155,11 @@ class DuplicateFilter(Filter):
         first = self._first_of_file(candidate)
         if first.how and candidate.kind == "captions":
             tail = f" (distance {first.distance})" if first.how == "near" else ""
-            return Decision(False, f"{first.how} duplicate of {first.record}{tail}", float(first.distance))
+            return Decision(f"{first.how} duplicate of {first.record}{tail}", float(first.distance))
         answer = candidate.record.answer.strip() if isinstance(candidate.record, Question) else ""
         text = ("text", candidate.kind, first.number, " ".join(candidate.text.split()), answer)
         if row := self._seen.get(*text):
-            return Decision(False, f"repetition of {row.record}", float(first.distance))
+            return Decision(f"repetition of {row.record}", float(first.distance))
         self._seen.put(_First(first.number, _name(candidate)), *text)
         return KEEP
 
@@ -212,12 +204,12 @@ class _Seen:
         self._database.execute("BEGIN")  # never committed, which is faster
 
     def get(self, *key: str | int) -> _First | None:
-        rows = self._database.execute("SELECT number, record, how, distance FROM seen WHERE key = ?", (_hash(key),))
-        return next((_First(*row) for row in rows), None)
+        query = "SELECT number, record, how, distance FROM seen WHERE key = ?"
+        row = self._database.execute(query, (_hash(key),)).fetchone()
+        return row and _First(*row)
 
     def put(self, first: _First, *key: str | int) -> None:
-        row = (_hash(key), first.number, first.record, first.how, first.distance)
-        self._database.execute("INSERT OR IGNORE INTO seen VALUES (?, ?, ?, ?, ?)", row)
+        self._database.execute("INSERT OR IGNORE INTO seen VALUES (?, ?, ?, ?, ?)", (_hash(key), *first))
 
 
 def _hash(key: tuple[str | int, ...]) -> int:

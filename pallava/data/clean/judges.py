@@ -26,6 +26,7 @@ CLIP_THRESHOLD = 0.5
 
 _MICROSCOPY = ("microscop", "histo", "patholog", "cytolog")
 _YES = {"1", "1.0", "true", "yes"}
+_BATCH_SIZE = 32  # images that go through a CLIP at a time
 _NAMES_WITH_WEIGHTS = ("hf-hub:", "local-dir:")
 _MAX_READERS = 8  # threads; Pillow decodes outside of Python's lock
 
@@ -41,7 +42,6 @@ class PathologyMetadata(Filter):
     key = "pathology-metadata-1"
 
     def item_key(self, candidate: Candidate) -> str:
-        """Return a key of the two fields."""
         return hash_json(_fields(candidate))
 
     def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
@@ -49,12 +49,11 @@ class PathologyMetadata(Filter):
         return [_fields(each) for each in candidates]
 
     def decide(self, candidate: Candidate, findings: Findings) -> Decision:
-        """Drop what is known not to be pathology."""
         if findings["not_histology"]:
-            return Decision(False, "not_histology")
+            return Decision("not_histology")
         modality = findings["modality"]
         if modality is not None and not any(part in modality.lower() for part in _MICROSCOPY):
-            return Decision(False, "not_microscopy")
+            return Decision("not_microscopy")
         return KEEP
 
 
@@ -75,22 +74,11 @@ class PathologyClip(Filter):
     sees_image = True
 
     def __init__(
-        self,
-        model_name: str,
-        pretrained: str | Path | None = None,
-        *,
-        threshold: float = CLIP_THRESHOLD,
-        batch_size: int = 32,
-        device: str = "auto",
+        self, model_name: str, pretrained: str | Path | None = None, *, threshold: float = CLIP_THRESHOLD
     ) -> None:
-        """Keep the settings; the model is loaded with the first image.
+        """Keep open_clip's names of a model and its weights; they are loaded with the first image.
 
-        Args:
-            model_name: open_clip's name of a model, such as "ViT-B-16", or "hf-hub:ORGANIZATION/NAME".
-            pretrained: open_clip's tag of weights, or a checkpoint; not needed if the name includes their place.
-            threshold: Smallest share that is kept, 0 to 1.
-            batch_size: Images that go through the model at a time.
-            device: Device name, or "auto".
+        Weights may be a checkpoint, too. They are not needed if the name includes their place.
         """
         if not pretrained and not model_name.startswith(_NAMES_WITH_WEIGHTS):
             raise PallavaError(
@@ -99,13 +87,12 @@ class PathologyClip(Filter):
         if not 0 <= threshold <= 1:
             raise PallavaError(f"the threshold of the CLIP judge must be between 0 and 1, got {threshold}")
         self._model_name, self._pretrained = model_name, str(pretrained or "")
-        self._threshold, self._batch_size, self._device = threshold, batch_size, device
+        self._threshold = threshold
         checkpoint = Path(self._pretrained)
         weights = hash_file(checkpoint) if checkpoint.is_file() else self._pretrained  # a file may be replaced
         self.key = f"pathology-clip-2/{model_name}/{weights}/captions-{CLIP_VERSION}"
 
     def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
-        """Look at the images, batch by batch."""
         network, preprocess, captions = self._model
 
         def read(candidate: Candidate) -> torch.Tensor | None:  # (3, P, P)
@@ -116,19 +103,17 @@ class PathologyClip(Filter):
 
         findings: list[Findings] = []
         with ThreadPoolExecutor(num_cores(at_most=_MAX_READERS)) as pool:
-            for batch in batches(candidates, self._batch_size):
+            for batch in batches(candidates, _BATCH_SIZE):
                 pixels = list(pool.map(read, batch))
                 shares = iter(_compute_shares(network, captions, [each for each in pixels if each is not None]))
                 findings += [{"pathology": None if each is None else round(next(shares), 6)} for each in pixels]
         return findings
 
     def decide(self, candidate: Candidate, findings: Findings) -> Decision:
-        """Drop what is below the threshold."""
         share = findings["pathology"]
         if share is None:
-            return Decision(False, "unreadable_image")
-        is_pathology = share >= self._threshold
-        return Decision(is_pathology, "" if is_pathology else "not_pathology", share)
+            return Decision("unreadable_image")
+        return Decision("" if share >= self._threshold else "not_pathology", share)
 
     @cached_property
     def _model(self) -> tuple[Any, Any, torch.Tensor]:
@@ -136,7 +121,7 @@ class PathologyClip(Filter):
         import open_clip  # takes seconds
         import torch
 
-        name, pretrained, device = self._model_name, self._pretrained or None, find_device(self._device)
+        name, pretrained, device = self._model_name, self._pretrained or None, find_device("auto")
         try:
             # open_clip reads checkpoints with weights_only, which runs no code of theirs.
             network, _, preprocess = open_clip.create_model_and_transforms(
@@ -196,7 +181,7 @@ class _EndpointJudge(Filter):
         if findings["answer"] == self._wanted:
             return KEEP
         reasons = {"unreadable": "unreadable_reply", "refused": "refused_by_server"}
-        return Decision(False, reasons.get(findings["answer"], self._drop_reason))
+        return Decision(reasons.get(findings["answer"], self._drop_reason))
 
 
 class SpeciesEndpoint(_EndpointJudge):

@@ -4,8 +4,6 @@ A stopped run uses its findings again, and decisions rest on stored findings alo
 on kills, batches or processes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ from pallava.io.store import Store
 from pallava.judging.endpoint import UnansweredError
 
 _BATCH = 256
+_UNANSWERED = Decision("unanswered")
 
 
 @dataclass
@@ -34,13 +33,9 @@ class Outcome:
 
 @dataclass
 class Pipeline:
-    """Sources, filters, and the store of findings.
+    """Sources by their names in the output, filters in the order in which they decide, and the store of findings.
 
-    Attributes:
-        inputs: Sources by their names in the output, in the order of the output.
-        filters: Filters in the order in which they decide.
-        store: Store of findings.
-        drop_unanswered: Whether to drop what an endpoint did not answer, instead of stopping without a decision.
+    What an endpoint did not answer is dropped, or else (without `drop_unanswered`) there is no decision.
     """
 
     inputs: Mapping[str, Source]
@@ -52,21 +47,19 @@ class Pipeline:
     def survey(self) -> None:
         """Show all candidates to the filters that need to see them first."""
         filters = [each for each in self.filters if each.needs_survey]
-        if filters:
-            for candidate in self._candidates("survey"):
-                for each in filters:
-                    if candidate.kind in each.kinds:
-                        each.survey(candidate)
+        for candidate in self._candidates("survey") if filters else ():
+            for each in filters:
+                if candidate.kind in each.kinds:
+                    each.survey(candidate)
 
     def judge(self) -> None:
-        """Compute the findings that are missing, and store them batch by batch.
+        """Compute the findings that are missing, and store them batch by batch; after an error, those so far are kept.
 
-        Raises:
-            PallavaError: A source or a filter fails, or, at the end, some requests were not answered and their
-                candidates are not to be dropped; findings so far are kept.
+        Whether some requests were not answered, which is an error unless their candidates are dropped, shows at the
+        end.
         """
         for batch in batches(self._candidates("judge"), _BATCH):
-            self._judge_batch(batch)
+            self._pass_filters(batch, is_judging=True)
         if self._unanswered and not self.drop_unanswered:
             more = f" ({len(self._unanswered) - 1} more such batches)" if len(self._unanswered) > 1 else ""
             raise PallavaError(
@@ -76,13 +69,12 @@ class Pipeline:
     def decide(self) -> Iterator[Outcome]:
         """Yield the outcome for each record, in order.
 
-        Raises:
-            PallavaError: Findings are missing, since a file or the sources changed after they were judged.
+        It is an error if findings are missing, since a file or the sources changed after they were judged.
         """
         for each in self.filters:
             each.begin()
         for batch in batches(self._candidates("decide"), _BATCH):
-            yield from self._decide_batch(batch)
+            yield from self._pass_filters(batch)
 
     def _candidates(self, phase: str) -> Iterator[Candidate]:
         total = sum(source.num_bytes for source in self.inputs.values())
@@ -98,17 +90,24 @@ class Pipeline:
                     bar.update(done + source.num_bytes_read - bar.n)
                 done += source.num_bytes
 
-    def _judge_batch(self, candidates: list[Candidate]) -> None:
+    def _pass_filters(self, candidates: list[Candidate], *, is_judging: bool = False) -> list[Outcome]:
+        """Decide filter by filter, which reads the store by batch; ordered filters do not decide while judging."""
+        outcomes = [Outcome(one) for one in candidates]
         for each in self.filters:
-            chosen = [one for one in candidates if one.kind in each.kinds]
-            dropped = set()
-            for candidate, findings in zip(chosen, self._find(each, chosen), strict=True):
-                candidate.shared.update(findings or {})
-                if findings is None or not (each.is_ordered or each.decide(candidate, findings).keep):
-                    dropped.add(id(candidate))
-            candidates = [one for one in candidates if id(one) not in dropped]
+            alive = [one for one in outcomes if one.decision.keep and one.candidate.kind in each.kinds]
+            found = self._find(each, [one.candidate for one in alive], compute=is_judging)
+            for one, findings in zip(alive, found, strict=True):
+                one.candidate.shared.update(findings or {})
+                if is_judging and each.is_ordered:
+                    continue
+                one.decision = _UNANSWERED if findings is None else each.decide(one.candidate, findings)
+                if not one.decision.keep:
+                    one.filter_name = each.name
+                if one.decision.score is not None:
+                    one.scores[each.name] = one.decision.score
+        return outcomes
 
-    def _find(self, each: Filter, candidates: list[Candidate], *, compute: bool = True) -> Sequence[Findings | None]:
+    def _find(self, each: Filter, candidates: list[Candidate], *, compute: bool) -> Sequence[Findings | None]:
         """Return the findings on each candidate, None without an answer; compute and store those that are missing."""
         if not each.key:
             return each.score(candidates)
@@ -137,20 +136,3 @@ class Pipeline:
         if not each.is_costly:
             self.store.put(each.key, found)
         return found
-
-    def _decide_batch(self, candidates: list[Candidate]) -> list[Outcome]:
-        """Decide filter by filter, which reads the store by batch; the ordered ones are last and see one at a time."""
-        outcomes = [Outcome(one) for one in candidates]
-        for each in self.filters:
-            alive = [one for one in outcomes if one.decision.keep and one.candidate.kind in each.kinds]
-            found = self._find(each, [one.candidate for one in alive], compute=False)
-            for one, findings in zip(alive, found, strict=True):
-                one.candidate.shared.update(findings or {})
-                one.decision = Decision(False, "unanswered")
-                if findings is not None:
-                    one.decision = each.decide(one.candidate, findings)
-                if not one.decision.keep:
-                    one.filter_name = each.name
-                if one.decision.score is not None:
-                    one.scores[each.name] = one.decision.score
-        return outcomes

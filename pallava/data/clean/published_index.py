@@ -1,7 +1,5 @@
 """The list of images that PA-LLaVA published (PCaption-0.5M): every caption of an image on it is kept."""
 
-from __future__ import annotations
-
 import json
 import posixpath
 import re
@@ -21,7 +19,6 @@ _ENDING = re.compile(r"\.(jpe?g|png|tiff?|webp|bmp|gif)$", re.IGNORECASE)
 _ARCHIVES = (".gz", ".tgz", ".tar", ".zip", ".bz2", ".xz", ".7z")
 _OWN = ("pairs", "csv")
 _SHOWN = 80  # characters of an entry
-_LEVELS = (3, 2, 1)  # relative path, base name, base name without its ending
 
 
 class PublishedIndexFilter(Filter):
@@ -45,23 +42,21 @@ class PublishedIndexFilter(Filter):
         if not self._names:
             first = f" ({self.unread[0]})" if self.unread else ""
             raise PallavaError(f"found no image name in the list '{path}'{first}; expected one a line, or JSON")
-        self._by_level: dict[int, dict[str, tuple[int, ...]]] = {level: {} for level in _LEVELS}
+        self._by_level: dict[int, dict[str, tuple[int, ...]]] = {3: {}, 2: {}, 1: {}}
         for number, (_, name) in enumerate(self._names):
-            for level, numbers in self._by_level.items():
-                key = _at_level(name, level)
+            for level, key in _spellings(name):
+                numbers = self._by_level[level]
                 numbers[key] = (*numbers.get(key, ()), number)
         self._best = bytearray(self.num_names)
-        self._sources: dict[int, frozenset[str]] = {}
+        self._sources: dict[int, set[str]] = {}  # of the best matches
 
     def survey(self, candidate: Candidate) -> None:
-        """Note which names the image matches."""
         level, numbers = self._matches(candidate)
         for number in numbers:
             if level > self._best[number]:
-                self._best[number] = level
-                self._sources[number] = frozenset()
-            if level == self._best[number] and candidate.record.source not in self._sources[number]:
-                self._sources[number] |= {candidate.record.source}
+                self._best[number], self._sources[number] = level, set()
+            if level == self._best[number]:
+                self._sources[number].add(candidate.record.source)
 
     def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
         """Return how the image's name is matched: 3 by its path, 2 by its base name, 1 without its ending, 0 not."""
@@ -69,24 +64,21 @@ class PublishedIndexFilter(Filter):
         return [{"match": level * any(self._best[each] == level for each in numbers)} for level, numbers in matches]
 
     def decide(self, candidate: Candidate, findings: Findings) -> Decision:
-        """Keep what is matched."""
-        match = findings["match"]
-        return Decision(bool(match), "" if match else "not_listed", match)
+        return Decision("" if findings["match"] else "not_listed", findings["match"])
 
-    def unmatched(self) -> Iterator[str]:
-        """Yield the names that match nothing."""
-        return (name for number, (_, name) in enumerate(self._names) if not self._best[number])
+    def unmatched(self) -> list[str]:
+        """Return the names that match nothing."""
+        return [name for (_, name), level in zip(self._names, self._best, strict=True) if not level]
 
-    def ambiguous(self) -> Iterator[tuple[str, list[str]]]:
-        """Yield the names that match images of several sources, with these."""
-        for number, sources in sorted(self._sources.items()):
-            if len(sources) > 1:
-                yield self._names[number][1], sorted(sources)
+    def ambiguous(self) -> list[tuple[str, list[str]]]:
+        """Return the names that match images of several sources, with these."""
+        found = sorted((number, sorted(sources)) for number, sources in self._sources.items() if len(sources) > 1)
+        return [(self._names[number][1], sources) for number, sources in found]
 
     def _matches(self, candidate: Candidate) -> tuple[int, Sequence[int]]:
-        for level in _LEVELS:
-            numbers = self._by_level[level].get(_at_level(_normal(candidate.record.image), level), ())
-            if found := tuple(each for each in numbers if _may_be(self._names[each][0], candidate.record.source)):
+        for level, key in _spellings(_normal(candidate.record.image)):
+            numbers = self._by_level[level].get(key, ())
+            if found := [each for each in numbers if _may_be(self._names[each][0], candidate.record.source)]:
                 return level, found
         return 0, ()
 
@@ -160,11 +152,9 @@ def _normal(name: str) -> str:
     return posixpath.normpath(name.replace("\\", "/")).lstrip("/")
 
 
-def _at_level(name: str, level: int) -> str:
-    if level == 3:
-        return name
+def _spellings(name: str) -> list[tuple[int, str]]:
     base = posixpath.basename(name)
-    return base if level == 2 else _ENDING.sub("", base)
+    return [(3, name), (2, base), (1, _ENDING.sub("", base))]
 
 
 @cache

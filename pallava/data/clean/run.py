@@ -1,11 +1,11 @@
 """A cleaning run in its folder, and the files that it writes."""
 
-from __future__ import annotations
-
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pallava.io.store import Store
 
 _STORE, _PAIRS, _INDEX_REPORT = "scores.sqlite", "pairs.json", "published_index.txt"
 _MAX_EXAMPLES = 3
+_to_line = partial(json.dumps, ensure_ascii=False)
 
 
 def clean(
@@ -133,21 +134,21 @@ def _write_outcomes(
     Earlier files are replaced once everything is complete; the summary of an earlier run is removed before, so that a
     summary always belongs to the files beside it.
     """
-    empty = {label: {each.name: {"num_in": 0, "dropped": {}} for each in filters} for label in inputs}
-    counts: dict[str, dict[str, Any]] = {label: {"filters": empty[label], "num_kept": 0} for label in inputs}
+    counts: dict[str, dict[str, Any]] = {
+        label: {"filters": {each.name: {"num_in": 0, "dropped": Counter()} for each in filters}, "num_kept": 0}
+        for label in inputs
+    }
     separator = "[\n"
     has_pairs = any(source.kind == "captions" for source in inputs.values())
     names = [KEPT, DROPPED, *([_PAIRS] if has_pairs else [])]
     with ExitStack() as stack:
         files = {name: stack.enter_context(whole_file(folder / name, errors="replace")) for name in names}
         for outcome in outcomes:
-            row, record = _row(outcome, paths), outcome.candidate.record
+            row, record, is_kept = _row(outcome, paths), outcome.candidate.record, outcome.decision.keep
             _count(outcome, counts[record.source]["filters"], filters)
-            files[DROPPED if outcome.filter_name else KEPT].write(_to_line(row) + "\n")
-            if outcome.filter_name:
-                continue
-            counts[record.source]["num_kept"] += 1
-            if isinstance(record, Pair):
+            counts[record.source]["num_kept"] += is_kept
+            files[KEPT if is_kept else DROPPED].write(_to_line(row) + "\n")
+            if is_kept and isinstance(record, Pair):
                 files[_PAIRS].write(separator + _to_line({"image": row["path"], "caption": record.text}))
                 separator = ",\n"
         if has_pairs:
@@ -159,10 +160,6 @@ def _write_outcomes(
         if not has_pairs:
             (folder / _PAIRS).unlink(missing_ok=True)
     return counts
-
-
-def _to_line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False)
 
 
 def _row(outcome: Outcome, paths: Mapping[str, str]) -> dict[str, Any]:
@@ -178,11 +175,9 @@ def _row(outcome: Outcome, paths: Mapping[str, str]) -> dict[str, Any]:
 
 def _count(outcome: Outcome, counts: dict[str, dict[str, Any]], filters: Sequence[Filter]) -> None:
     for each in filters:
-        if outcome.candidate.kind in each.kinds:
-            counts[each.name]["num_in"] += 1
+        counts[each.name]["num_in"] += outcome.candidate.kind in each.kinds
         if each.name == outcome.filter_name:
-            dropped, reason = counts[each.name]["dropped"], outcome.decision.reason.partition(" of ")[0]
-            dropped[reason] = dropped.get(reason, 0) + 1
+            counts[each.name]["dropped"][outcome.decision.reason.partition(" of ")[0]] += 1
             return
 
 
@@ -217,7 +212,7 @@ def _index_report(folder: Path, filters: Sequence[Filter]) -> dict[str, Any]:
     if index is None:
         (folder / _INDEX_REPORT).unlink(missing_ok=True)
         return {}
-    unmatched, ambiguous = list(index.unmatched()), list(index.ambiguous())
+    unmatched, ambiguous = index.unmatched(), index.ambiguous()
     with whole_file(folder / _INDEX_REPORT, errors="replace") as file:
         file.writelines(f"several sources\t{name}\t{', '.join(sources)}\n" for name, sources in ambiguous)
         file.writelines(f"no match\t{name}\n" for name in unmatched)

@@ -56,8 +56,7 @@ class SpeciesRules(Filter):
         return [{"species": "human" if words is None else "non-human", "found": words or ""} for words in found]
 
     def decide(self, candidate: Candidate, findings: Findings) -> Decision:
-        """Drop non-human material."""
-        return KEEP if findings["species"] == "human" else Decision(False, "non_human")
+        return KEEP if findings["species"] == "human" else Decision("non_human")
 
 
 def _find_evidence(text: str) -> str | None:
@@ -77,11 +76,7 @@ def _mark_animals(text: str) -> str:
     """Return the text in lower case, with § before each word that names an animal."""
     for pattern, word in _compounds():
         text = pattern.sub(word, text)
-    return _WORD.sub(_mark, text).lower()
-
-
-def _mark(match: re.Match[str]) -> str:
-    return f"§{match.group()}" if _is_animal(match) else match.group()
+    return _WORD.sub(lambda match: "§" * _is_animal(match) + match.group(), text).lower()
 
 
 def _is_animal(match: re.Match[str]) -> bool:
@@ -117,16 +112,15 @@ def _around(match: re.Match[str]) -> tuple[str, str]:
 def _without_harmless(marked: str) -> str:
     if "§" not in marked:
         return marked
-    marked = " ".join(map(_without_listed_hosts, _SENTENCE_END.split(marked)))
-    marked = _without("HARMLESS", marked)
-    return _without("BESIDE_A_PERSON", marked) if _search("HUMAN_SUBJECT", marked) else marked
+    sentences = _SENTENCE_END.split(marked)
+    marked = " ".join(_without("LISTED_HOSTS", each, beside="SPEAKS_OF_ANTIBODIES") for each in sentences)
+    return _without("BESIDE_A_PERSON", _without("HARMLESS", marked), beside="HUMAN_SUBJECT")
 
 
-def _without_listed_hosts(sentence: str) -> str:
-    return _without("LISTED_HOSTS", sentence) if _search("SPEAKS_OF_ANTIBODIES", sentence) else sentence
-
-
-def _without(name: str, marked: str) -> str:
+def _without(name: str, marked: str, *, beside: str = "") -> str:
+    """Return the text without what a list describes; only if the text has what `beside` describes, too."""
+    if beside and not _search(beside, marked):
+        return marked
     for pattern in _patterns(name):
         if "§" not in marked:
             break

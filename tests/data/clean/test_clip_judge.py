@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pallava.cli import main
+from pallava.data.clean import judges
 from pallava.data.clean.filters import Candidate, Filter
 from pallava.data.clean.judges import PathologyClip
 from pallava.data.sources.base import Pair
@@ -141,7 +142,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def test_drops_other_pictures_and_keeps_pathology(trained: Trained) -> None:
     """All pictures are new ones: of pathology the H&E slide, where IHC and drawings were trained on."""
     rng = np.random.default_rng(7)
-    judge = PathologyClip(NAME, trained.weights, device="cpu")
+    judge = PathologyClip(NAME, trained.weights)
     tissue = crops(open_image(fetch_file(SLIDE)), 100, rng, of_tissue=True)
     others = [piece for name in HELD_OUT for piece in crops(open_image(PICTURES / name), 15, rng)]
     kept = [
@@ -153,10 +154,13 @@ def test_drops_other_pictures_and_keeps_pathology(trained: Trained) -> None:
     assert np.mean(kept[0]) >= 0.9
 
 
-def test_scores_do_not_depend_on_the_batch_and_the_threshold_judges_nothing(trained: Trained) -> None:
+def test_scores_do_not_depend_on_the_batch_and_the_threshold_judges_nothing(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
     some = items(crops(open_image(PICTURES / "ihc.png"), 5, np.random.default_rng(1)), trained.folder / "batch")
-    whole = PathologyClip(NAME, trained.weights, device="cpu").score(some)
-    parts = PathologyClip(NAME, trained.weights, device="cpu", batch_size=2).score(some)
+    whole = PathologyClip(NAME, trained.weights).score(some)
+    monkeypatch.setattr(judges, "_BATCH_SIZE", 2)
+    parts = PathologyClip(NAME, trained.weights).score(some)
     assert [a["pathology"] for a in whole] == pytest.approx([b["pathology"] for b in parts], abs=1e-4)
     assert all(0 <= score["pathology"] <= 1 for score in whole)
     low, high = (PathologyClip(NAME, trained.weights, threshold=value) for value in (0.2, 0.9))
@@ -183,7 +187,7 @@ def test_the_command_takes_it(trained: Trained, tmp_path: Path, threshold: str, 
 def test_an_image_that_cannot_be_opened_is_dropped_and_loses_no_other(trained: Trained) -> None:
     some = items([Image.new("RGB", (50, 50))] * 3, trained.folder / "broken")
     some[1].path.write_bytes(b"no picture")
-    judge = PathologyClip(NAME, trained.weights, device="cpu")
+    judge = PathologyClip(NAME, trained.weights)
     scores = judge.score(some)
     assert [score["pathology"] is None for score in scores] == [False, True, False]
     assert judge.decide(some[1], scores[1]).reason == "unreadable_image"

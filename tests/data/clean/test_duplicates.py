@@ -64,10 +64,10 @@ def test_exact_and_near_duplicates_name_the_first() -> None:
         pair("pmc-oa", "4", "d.jpg", phash=FAR),
     )
     assert verdicts == [
-        Decision(True),
-        Decision(False, "exact duplicate of quilt-1m:1", 0.0),
-        Decision(False, "near duplicate of quilt-1m:1 (distance 3)", 3.0),
-        Decision(True),
+        Decision(),
+        Decision("exact duplicate of quilt-1m:1", 0.0),
+        Decision("near duplicate of quilt-1m:1 (distance 3)", 3.0),
+        Decision(),
     ]
 
 

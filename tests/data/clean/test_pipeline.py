@@ -31,8 +31,7 @@ class Judge(Filter):
         return [{"length": len(item.text)} for item in items]
 
     def decide(self, item, score):
-        is_long = score["length"] >= self.limit
-        return Decision(is_long, "" if is_long else "too_short", score["length"])
+        return Decision("" if score["length"] >= self.limit else "too_short", score["length"])
 
 
 class Streaming(Judge):
@@ -93,7 +92,7 @@ def test_what_an_earlier_filter_drops_is_not_asked(store, source):
         name = "words"
 
         def decide(self, item, score):
-            return Decision(score["length"] % 2 == 0, "odd")
+            return Decision("odd" if score["length"] % 2 else "")
 
     each = Judge()
     judge(store, source, Odd(), each)
@@ -140,7 +139,7 @@ def test_an_ordered_filter_sees_the_order_and_decides_after_judging(store, sourc
 
         def decide(self, item, score):
             self.seen.append(item.record.id)
-            return Decision(len(self.seen) % 2 == 1, "every second")
+            return Decision("" if len(self.seen) % 2 else "every second")
 
     each = Ordered()
     judge(store, source, each, late := Judge())
