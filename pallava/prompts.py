@@ -24,27 +24,16 @@ _DATA = read_package_data(__file__)
 
 @dataclasses.dataclass(frozen=True)
 class PromptTemplate:
-    """Marks of who speaks, for one family of language models.
+    """Marks of who speaks, for one family of language models."""
 
-    Attributes:
-        name: Name in configs.
-        instruction: Format string with ``{input}`` around a human message, up to where the answer begins.
-        system: Format string with ``{system}``, used only with a system message.
-        suffix: Text after each answer that is trained.
-        suffix_as_eos: Whether ``suffix`` ends the answer; otherwise the tokenizer's end token follows it.
-        sep: Text after the end of each answer that is not trained.
-        stop_words: Tokens that end an answer.
-        extra_end_tokens: Further tokens that end an answer wherever the vocabulary has them.
-    """
-
-    name: str
-    instruction: str
-    system: str = "{system}\n"
-    suffix: str = ""
-    suffix_as_eos: bool = False
-    sep: str = ""
-    stop_words: tuple[str, ...] = ()
-    extra_end_tokens: tuple[str, ...] = ()
+    name: str  # in configs
+    instruction: str  # format string with ``{input}`` around a human message, up to where the answer begins
+    system: str = "{system}\n"  # format string with ``{system}``, used only with a system message
+    suffix: str = ""  # text after each answer that is trained
+    suffix_as_eos: bool = False  # whether the suffix ends the answer; otherwise the tokenizer's end token follows it
+    sep: str = ""  # text after the end of each answer that is not trained
+    stop_words: tuple[str, ...] = ()  # tokens that end an answer
+    extra_end_tokens: tuple[str, ...] = ()  # further ones, wherever the vocabulary has them
 
     def to_dict(self) -> dict[str, Any]:
         """Return the template as plain values that JSON can hold."""
@@ -145,13 +134,13 @@ def turns_from_conversations(conversations: Sequence[Mapping[str, str]]) -> list
         elif speaker == "gpt":
             if question is None and not turns:
                 continue
-            turns.append(Turn(question or "", value, system if not turns else None))
-            question = None
+            turns.append(Turn(question or "", value, system))
+            question = system = None
         else:
             expected = "'human', 'gpt' or, at the start, 'system'"
             raise PallavaError(f"message {position + 1} must be from {expected}, got '{speaker}'")
     if question is not None:
-        turns.append(Turn(question, None, system if not turns else None))
+        turns.append(Turn(question, None, system))
     return turns
 
 

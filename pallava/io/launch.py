@@ -13,25 +13,16 @@ from dataclasses import dataclass
 from pallava.errors import PallavaError
 from pallava.io.processes import num_cores
 
-_BY_SIGNAL = 128  # what shells add to the signal's number
-
 
 @dataclass(frozen=True)
 class Launch:
-    """How the processes of a training are started.
+    """How the processes of a training are started."""
 
-    Attributes:
-        command: What starts a script or a module: an interpreter, or torchrun.
-        processes: Number of processes on all nodes.
-        node: Number of this node.
-        torchrun: Arguments of torchrun where there are several.
-    """
-
-    command: tuple[str, ...]
+    command: tuple[str, ...]  # what starts a script or a module: an interpreter, or torchrun
     environment: Mapping[str, str]
-    processes: int = 1
-    node: int = 0
-    torchrun: tuple[str, ...] = ()
+    processes: int = 1  # on all nodes
+    node: int = 0  # number of this one
+    torchrun: tuple[str, ...] = ()  # its arguments where there are several processes
 
 
 def read_launch(environment: Mapping[str, str], launcher: str | None = None) -> Launch:
@@ -93,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
     rank, code = run_processes(arguments) or (0, 0)
     if code < 0:
         sys.stderr.write(f"error: process {rank} was ended by signal {-code}\n")
-    return code if code >= 0 else _BY_SIGNAL - code
+    return code if code >= 0 else 128 - code
 
 
 def _integer(environment: Mapping[str, str], name: str, default: int) -> int:

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,15 +22,10 @@ _DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True)
 class Entry:
-    """One JSON value and its place in the file.
+    """One JSON value and its place in the file."""
 
-    Attributes:
-        index: Number of the entry, from 0.
-        position: Where it begins, for messages: ``line 3``, or ``record 3 (line 5, column 1)`` in a list.
-    """
-
-    index: int
-    position: str
+    index: int  # from 0
+    position: str  # for messages: ``line 3``, or ``record 3 (line 5, column 1)`` in a list
     value: Any
 
 
@@ -45,11 +41,8 @@ class RecordFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        try:
-            self.num_bytes = self.path.stat().st_size
-        except OSError as error:
-            raise PallavaError(f"cannot read '{self.path}': {error.strerror}") from None
-        self.num_bytes_read = 0
+        with self._open() as file:
+            self.num_bytes, self.num_bytes_read = file.seek(0, os.SEEK_END), 0
 
     def __iter__(self) -> Iterator[Entry]:
         """Yield every entry; refuse a file that is empty, not JSON or not UTF-8."""
@@ -147,7 +140,7 @@ class _Window:
         self._counted, self._line, self._column = 0, 1, 1  # line and column of text[counted]
 
     def position(self) -> str:
-        self._count_to(self._at)
+        self._count_lines()
         return f"line {self._line}, column {self._column}"
 
     def peek(self) -> str:
@@ -188,7 +181,7 @@ class _Window:
 
     def _grow(self) -> bool:
         """Drop what is parsed and read on, twice as much for a value that is already long."""
-        self._count_to(self._at)
+        self._count_lines()
         rest = self._text[self._at :]
         if len(rest) > _MAX_RECORD:
             raise BadEntry(f"{self.position()}: a record of more than {_MAX_RECORD} characters")
@@ -201,10 +194,10 @@ class _Window:
         self._text, self._at, self._counted = rest + more, 0, 0
         return bool(chunk)
 
-    def _count_to(self, at: int) -> None:
-        if num_lines := self._text.count("\n", self._counted, at):
+    def _count_lines(self) -> None:
+        if num_lines := self._text.count("\n", self._counted, self._at):
             self._line += num_lines
-            self._column = at - self._text.rindex("\n", self._counted, at)
+            self._column = self._at - self._text.rindex("\n", self._counted, self._at)
         else:
-            self._column += at - self._counted
-        self._counted = at
+            self._column += self._at - self._counted
+        self._counted = self._at

@@ -37,9 +37,6 @@ def apply() -> tuple[str, ...]:
     return tuple(workaround.__name__ for workaround in workarounds if workaround())
 
 
-# Devices.
-
-
 def _describe_to_xtuner(*, has_fp16: bool) -> None:
     """Answer what xtuner asks of a device: `is_available` decides on fp16, and bf16 is out.
 
@@ -98,9 +95,6 @@ def wrap_on_cpu() -> bool:
     return True
 
 
-# DeepSpeed.
-
-
 def start_alone_without_mpi() -> bool:
     """Name a single process as its own group, for which `--deepspeed` without a launcher would need mpi4py."""
     wrap_model = DeepSpeedStrategy._wrap_model
@@ -146,9 +140,6 @@ def gather_without_compiling() -> bool:
         return False
     backend.build_shm_op = lambda: None  # type: ignore[attr-defined]
     return True
-
-
-# Checkpoints.
 
 
 class _TorchLoadingSafely(types.ModuleType):

@@ -53,12 +53,9 @@ def grouped_adamw(
 def precise_optim_wrapper(optimizer: torch.optim.Optimizer, precision: str = "auto", **options: Any) -> OptimWrapper:
     """Build mmengine's wrapper for a precision: bf16 where the device has it, else fp16, else (on a CPU) float32.
 
-    Only the plain runner uses it; under `--deepspeed` xtuner makes the same choice.
-
-    Args:
-        optimizer: The optimizer.
-        precision: "auto", or "bfloat16", "float16" (with a dynamic loss scale) or "float32" to insist on it.
-        **options: Options of mmengine's OptimWrapper: clip_grad, accumulative_counts.
+    "bfloat16", "float16" (with a dynamic loss scale) or "float32" insist on it. The other options are those of
+    mmengine's OptimWrapper: clip_grad, accumulative_counts. Only the plain runner uses it; under `--deepspeed` xtuner
+    makes the same choice.
     """
     if precision not in _PRECISIONS:
         raise PallavaError(f"precision must be one of {', '.join(_PRECISIONS)}, got {precision!r}")
