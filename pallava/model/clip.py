@@ -1,13 +1,14 @@
 """CLIP ViTs in three forms: open_clip's, Hugging Face's and the published PLIP's; read, converted, written.
 
 Hugging Face's form is in the middle. No tensor is computed with; it is renamed, transposed, cut or joined, so that a
-round trip gives back every bit. Keys, descriptions and files of a form change together, hence one long file. D is the
-width of a tower.
+round trip gives back every bit. Keys, descriptions and files of a form change together, hence one long file, beside
+the table of its names. D is the width of a tower.
 """
 
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -24,7 +25,7 @@ from transformers import (
 )
 
 from pallava.errors import PallavaError
-from pallava.io.files import whole_folder, write_json, write_text
+from pallava.io.files import read_package_data, whole_folder, write_json, write_text
 from pallava.model.weights import (
     PLIP_RENAMES,
     Renames,
@@ -38,38 +39,12 @@ from pallava.tiling import TileSpec
 
 Form = Literal["open_clip", "huggingface", "published"]
 FORMS: tuple[Form, ...] = get_args(Form)
-AnyConfig: TypeAlias = "CLIPConfig | CLIPVisionConfig"
+_Config: TypeAlias = CLIPConfig | CLIPVisionConfig
 
 DESCRIPTION, WEIGHTS = "open_clip.json", "open_clip.pt"
 """Files of an open_clip model in a folder: its description and its state dict."""
 _PUBLISHED_WEIGHTS = "plip_80w_196token.bin"
 
-_KeyTable = tuple[tuple[str, str], ...]  # (beginning or part of an open_clip key, its counterpart in Hugging Face's)
-_BEGINNINGS: _KeyTable = (
-    ("visual.class_embedding", "vision_model.embeddings.class_embedding"),
-    ("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
-    ("visual.conv1.", "vision_model.embeddings.patch_embedding."),
-    ("visual.ln_pre.", "vision_model.pre_layrnorm."),  # transformers' own spelling
-    ("visual.ln_post.", "vision_model.post_layernorm."),
-    ("visual.transformer.resblocks.", "vision_model.encoder.layers."),
-    ("token_embedding.", "text_model.embeddings.token_embedding."),
-    ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
-    ("ln_final.", "text_model.final_layer_norm."),
-    ("transformer.resblocks.", "text_model.encoder.layers."),
-    ("logit_scale", "logit_scale"),
-    ("logit_bias", "logit_bias"),  # SigLIP's; it passes through Hugging Face's form, which has no room for it
-)
-_BLOCK_PARTS: _KeyTable = (
-    (".ln_1.", ".layer_norm1."),
-    (".ln_2.", ".layer_norm2."),
-    (".attn.", ".self_attn."),
-    (".mlp.c_fc.", ".mlp.fc1."),
-    (".mlp.c_proj.", ".mlp.fc2."),
-)
-_TRANSPOSED: _KeyTable = (
-    ("visual.proj", "visual_projection.weight"),
-    ("text_projection", "text_projection.weight"),
-)
 _VISION = ("visual.", "vision_model.", "visual_projection.")  # beginnings of the tower's keys, in every form
 _READ: Renames = (*PLIP_RENAMES, (".position_ids", None))  # from the published form, or an older one of Hugging Face
 _ACTIVATIONS = {False: "gelu", True: "quick_gelu"}
@@ -77,21 +52,6 @@ _LAYER_NORM_EPS = 1e-5  # open_clip's only one
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 _CLIP_VOCABULARY = 49408
 
-# Counterparts of open_clip's sizes in transformers; a head's width is turned into the number of heads.
-_VISION_SIZES = {
-    "image_size": "image_size",
-    "layers": "num_hidden_layers",
-    "width": "hidden_size",
-    "head_width": "num_attention_heads",
-    "patch_size": "patch_size",
-}
-_TEXT_SIZES = {
-    "context_length": "max_position_embeddings",
-    "vocab_size": "vocab_size",
-    "width": "hidden_size",
-    "heads": "num_attention_heads",
-    "layers": "num_hidden_layers",
-}
 # What a description may say beside the sizes without changing a CLIP ViT's features at inference.
 _HARMLESS = {"patch_dropout", "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs", "eos_id", "pad_id"}
 
@@ -128,12 +88,10 @@ def convert_encoder(
     return out
 
 
-def load_projected_vision(source: str | os.PathLike[str], model_name: str = "") -> CLIPVisionModelWithProjection:
-    """Open the vision tower of a whole CLIP with its projection; takes what `convert_encoder` takes.
-
-    Raises:
-        PallavaError: There is no such source, it is a vision tower alone, or its weights do not fit.
-    """
+def load_projected_vision(
+    source: str | os.PathLike[str], model_name: str = ""
+) -> tuple[CLIPVisionModelWithProjection, TileSpec]:
+    """Open a whole CLIP's vision tower with projection, and its preprocessing; takes what `convert_encoder` takes."""
     state, config = _read_clip(Path(source), model_name)
     vision = getattr(config, "vision_config", config)
     vision.projection_dim = config.projection_dim
@@ -141,22 +99,22 @@ def load_projected_vision(source: str | os.PathLike[str], model_name: str = "") 
     tower = {key: value.float() for key, value in _convert_state(tower, "huggingface").items()}
     if "visual_projection.weight" not in tower:
         raise PallavaError(f"'{source}' is a vision tower alone and shares no space with texts; give the whole CLIP")
-    return build_with_weights(CLIPVisionModelWithProjection, vision, tower, source)
+    processor = find_image_processor(source) or make_image_processor(vision.image_size)
+    opened = build_with_weights(CLIPVisionModelWithProjection, vision, tower, source)
+    return opened, TileSpec.from_image_processor(processor)
 
 
-def projected_tile_spec(source: str | os.PathLike[str], tower: CLIPVisionModelWithProjection) -> TileSpec:
-    """Return the preprocessing beside a CLIP, or CLIP's own at the size of its vision tower."""
-    processor = find_image_processor(source) or make_image_processor(tower.config.image_size)
-    return TileSpec.from_image_processor(processor)
+def open_clip_vision(description: Mapping[str, Any], state: Mapping[str, Tensor], source: object) -> CLIPVisionModel:
+    """Build the vision tower of a model that open_clip describes, from its weights, without its projection."""
+    visual = {key: value for key, value in state.items() if key.startswith("visual.") and key != "visual.proj"}
+    config = huggingface_vision_config(description)
+    return build_with_weights(CLIPVisionModel, config, open_clip_to_huggingface(visual), source)
 
 
 def make_image_processor(size: int, *, squash: bool = False, **values: Any) -> CLIPImageProcessor:
-    """Build preprocessing to squares; CLIP's own but for the values given, such as `image_mean`.
+    """Build preprocessing to squares of so many pixels; CLIP's own but for the values given, such as `image_mean`.
 
-    Args:
-        size: Side of the square in pixels.
-        squash: Whether both sides are resized to it; otherwise the shorter side is, and the middle is cropped.
-        values: Settings of the processor.
+    With `squash` both sides are resized; otherwise the shorter side is, and the middle is cropped.
     """
     square = {"height": size, "width": size}
     if squash:
@@ -172,14 +130,9 @@ def find_image_processor(source: str | os.PathLike[str]) -> CLIPImageProcessor |
 
 
 def read_description(model_name: str, *, has_text: bool = True) -> dict[str, Any]:
-    """Read the description of an open_clip model.
+    """Read the description of an open_clip model, by open_clip's name of it or from a JSON file.
 
-    Args:
-        model_name: open_clip's name of it, or a JSON file.
-        has_text: Whether the file must describe a text tower, which a vision tower alone has not.
-
-    Raises:
-        PallavaError: There is no such name, or the file is not such a description.
+    With `has_text` the file must describe a text tower, which a vision tower alone has not.
     """
     if not model_name.endswith(".json"):
         import open_clip  # takes seconds to import
@@ -196,7 +149,7 @@ def read_description(model_name: str, *, has_text: bool = True) -> dict[str, Any
     return described
 
 
-def _read_clip(source: Path, model_name: str = "") -> tuple[StateDict, AnyConfig]:
+def _read_clip(source: Path, model_name: str = "") -> tuple[StateDict, _Config]:
     """Read weights, in the form that they have, and their Hugging Face configuration."""
     if not source.exists():
         raise PallavaError(f"no encoder at '{source}': the path does not exist")
@@ -250,16 +203,15 @@ def _convert_state(state: Mapping[str, Tensor], to: Form) -> StateDict:
 def open_clip_to_huggingface(state: Mapping[str, Tensor]) -> StateDict:
     """Rename open_clip's keys, cut its (3D, D) matrix of query, key and value, and transpose the projections.
 
-    Raises:
-        PallavaError: A key is in no table.
+    A key that is in no table is refused.
     """
-    projections, result = dict(_TRANSPOSED), {}
+    projections, result = _names("projections"), {}
     for key, value in state.items():
         key = key.removeprefix("text.")  # where open_clip built the text tower as a module of its own
         if key in projections:
             result[projections[key]] = value.T.contiguous()
             continue
-        renamed = _rename(key, _BEGINNINGS, _BLOCK_PARTS)
+        renamed = _rename(key)
         if ".in_proj_" not in renamed:
             result[renamed] = value
             continue
@@ -269,18 +221,33 @@ def open_clip_to_huggingface(state: Mapping[str, Tensor]) -> StateDict:
 
 
 def _to_open_clip(state: Mapping[str, Tensor]) -> StateDict:
-    tables = (_BEGINNINGS, _BLOCK_PARTS, _TRANSPOSED)
-    beginnings, parts, projections = (tuple((new, old) for old, new in table) for table in tables)
-    transposed, result = dict(projections), {}
+    projections, result = _names("projections", back=True), {}
     for key, value in state.items():
-        if key in transposed:
-            result[transposed[key]] = value.T.contiguous()
+        if key in projections:
+            result[projections[key]] = value.T.contiguous()
         elif ".q_proj." in key:
             whole = torch.cat([state[key.replace(".q_proj.", f".{name}_proj.")] for name in "qkv"])
-            result[_rename(key.replace(".q_proj.", ".in_proj_"), beginnings, parts)] = whole
+            result[_rename(key.replace(".q_proj.", ".in_proj_"), back=True)] = whole
         elif ".k_proj." not in key and ".v_proj." not in key:
-            result[_rename(key, beginnings, parts)] = value
+            result[_rename(key, back=True)] = value
     return result
+
+
+@cache
+def _names(table: str, *, back: bool = False) -> dict[str, str]:
+    """Return a table of clip.yaml: from open_clip's names to Hugging Face's, or back."""
+    names = read_package_data(__file__)[table]
+    return {new: old for old, new in names.items()} if back else names
+
+
+def _rename(key: str, *, back: bool = False) -> str:
+    for old, new in _names("beginnings", back=back).items():
+        if key.startswith(old):
+            renamed = new + key.removeprefix(old)
+            for old_part, new_part in _names("parts", back=back).items():
+                renamed = renamed.replace(old_part, new_part)
+            return renamed
+    raise PallavaError(f"the weight {key!r} is not part of a plain CLIP ViT: no other form has a name for it")
 
 
 def _to_published(state: Mapping[str, Tensor]) -> StateDict:
@@ -303,11 +270,7 @@ _DIRECTIONS: Mapping[Form, tuple[_Change, _Change]] = {
 def huggingface_vision_config(description: Mapping[str, Any]) -> CLIPVisionConfig:
     """Return transformers' configuration of the vision tower of a model that open_clip describes.
 
-    Args:
-        description: ``embed_dim``, ``vision_cfg`` and perhaps ``quick_gelu``.
-
-    Raises:
-        PallavaError: It is not a plain CLIP ViT.
+    All but a plain CLIP ViT is refused.
     """
     return CLIPVisionConfig(**_tower(description, "vision_cfg"))
 
@@ -319,7 +282,7 @@ def _huggingface_config(description: Mapping[str, Any]) -> CLIPConfig:
     return CLIPConfig.from_text_vision_configs(text, vision, projection_dim=description["embed_dim"])
 
 
-def _open_clip_description(config: AnyConfig) -> dict[str, Any]:
+def _open_clip_description(config: _Config) -> dict[str, Any]:
     """Return open_clip's description of a model that transformers describes; no ``text_cfg`` for a vision tower."""
     vision = getattr(config, "vision_config", config)
     text = config.text_config if isinstance(config, CLIPConfig) else vision
@@ -333,43 +296,32 @@ def _open_clip_description(config: AnyConfig) -> dict[str, Any]:
     if vision.layer_norm_eps != _LAYER_NORM_EPS:
         raise PallavaError(f"layer_norm_eps must be open_clip's {_LAYER_NORM_EPS}, got {vision.layer_norm_eps}")
     described: dict[str, Any] = {"embed_dim": config.projection_dim, "quick_gelu": act == "quick_gelu"}
-    described["vision_cfg"] = _sizes_of(vision, _VISION_SIZES)
+    described["vision_cfg"] = _sizes_of(vision, "vision_cfg")
     described["vision_cfg"]["head_width"] = vision.hidden_size // vision.num_attention_heads
     if text is not vision:
-        described["text_cfg"] = _sizes_of(text, _TEXT_SIZES)
+        described["text_cfg"] = _sizes_of(text, "text_cfg")
     return described
 
 
-def _sizes_of(tower: Any, sizes: Mapping[str, str]) -> dict[str, Any]:
-    values = {ours: getattr(tower, theirs) for ours, theirs in sizes.items()}
+def _sizes_of(tower: Any, part: str) -> dict[str, Any]:
+    values = {ours: getattr(tower, theirs) for ours, theirs in _names(part).items()}
     return {**values, "mlp_ratio": tower.intermediate_size / tower.hidden_size}
 
 
-def _rename(key: str, beginnings: _KeyTable, parts: _KeyTable) -> str:
-    for old, new in beginnings:
-        if key.startswith(old):
-            renamed = new + key.removeprefix(old)
-            for old_part, new_part in parts:
-                renamed = renamed.replace(old_part, new_part)
-            return renamed
-    raise PallavaError(f"the weight {key!r} is not part of a plain CLIP ViT: no other form has a name for it")
-
-
-def _tower(description: Mapping[str, Any], part: Literal["vision_cfg", "text_cfg"]) -> dict[str, Any]:
+def _tower(description: Mapping[str, Any], part: str) -> dict[str, Any]:
     """Return transformers' settings of a tower, from open_clip's and its defaults; refuse all but a plain CLIP ViT."""
     from open_clip import model  # takes seconds to import
 
-    sizes = _VISION_SIZES if part == "vision_cfg" else _TEXT_SIZES
     defaults = vars(model.CLIPVisionCfg() if part == "vision_cfg" else model.CLIPTextCfg())
     if not isinstance(description.get(part), Mapping) or "embed_dim" not in description:
         raise PallavaError(f"an open_clip model is described by embed_dim, vision_cfg and text_cfg; {part} is missing")
     given = {**defaults, **description[part]}
-    others = given.keys() - sizes.keys() - _HARMLESS - {"mlp_ratio"}
+    others = given.keys() - _names(part).keys() - _HARMLESS - {"mlp_ratio"}
     other = [key for key in others if key not in defaults or given[key] != defaults[key]]
     if other or not isinstance(given["layers"], int):
         found = ", ".join(f"{key}={given[key]}" for key in sorted(other)) or f"layers={given['layers']}"
         raise PallavaError(f"the encoder must be a plain CLIP ViT, but its {part} has {found}")
-    tower = {theirs: given[ours] for ours, theirs in sizes.items()}
+    tower = {theirs: given[ours] for ours, theirs in _names(part).items()}
     if part == "vision_cfg":
         tower["num_attention_heads"] = given["width"] // given["head_width"]
         tower |= {name: _side(given, name) for name in ("image_size", "patch_size")}
@@ -391,7 +343,7 @@ def _side(tower: Mapping[str, Any], name: str) -> int:
     return sides[0]
 
 
-def _write(to: Form, state: StateDict, config: AnyConfig, folder: Path) -> None:
+def _write(to: Form, state: StateDict, config: _Config, folder: Path) -> None:
     if to == "huggingface":
         kind: Any = CLIPModel if isinstance(config, CLIPConfig) else CLIPVisionModel
         if kind is CLIPVisionModel and "visual_projection.weight" in state:

@@ -18,11 +18,12 @@ from transformers import CLIPImageProcessor, CLIPVisionModel, PretrainedConfig
 
 from pallava.errors import PallavaError
 from pallava.model import clip
-from pallava.model.timm_encoder import SCHEME, TimmEncoder, TimmEncoderConfig, open_timm, outline_timm, timm_tile_spec
+from pallava.model.timm_encoder import TimmEncoder, TimmEncoderConfig, open_timm, outline_timm, timm_image_processor
 from pallava.model.versions import vision_tower
 from pallava.model.weights import PLIP_RENAMES, build_with_weights, read_json, read_weights, rename_keys
 from pallava.tiling import TileSpec
 
+_SCHEME = "timm:"
 _CLIP, _SIGLIP = "clip_vision_model", "siglip_vision_model"
 # Towers and heads of a whole CLIP that PA-LLaVA does not read.
 _OTHER_PARTS = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
@@ -100,11 +101,7 @@ def register_encoder(adapter: EncoderAdapter) -> EncoderAdapter:
 
 
 def adapter_of(config: PretrainedConfig | Mapping[str, Any]) -> EncoderAdapter:
-    """Return the adapter for an encoder's configuration.
-
-    Raises:
-        PallavaError: Its kind is not registered.
-    """
+    """Return the adapter for an encoder's configuration; its kind must be registered."""
     kind = config.get("model_type", _CLIP) if isinstance(config, Mapping) else config.model_type
     if kind not in ENCODERS:
         raise PallavaError(f"visual encoder type must be one of {', '.join(ENCODERS)}, got {kind!r}")
@@ -133,9 +130,6 @@ def patch_tokens(encoder: Any, pixel_values: Tensor, layer: int = -2) -> Tensor:
 
     Returns:
         (N, T, D), one token a patch, row by row.
-
-    Raises:
-        PallavaError: The tiles are not of the encoder's size, or it has no such layer.
     """
     config: Any = encoder.config
     if pixel_values.shape[-1] != config.image_size:
@@ -172,14 +166,11 @@ def load_encoder(source: str | os.PathLike[str], **options: Any) -> Any:
     Raises:
         PallavaError: The encoder does not exist, or a weight is missing, unexpected or reshaped.
     """
-    source = str(source)
-    if source.startswith(SCHEME):
-        return open_timm(source.removeprefix(SCHEME), **options)
-    path = Path(source)
-    description = _description(path)
+    path, description = Path(source), _description(source)
     if "architecture" in description:
-        own = {"checkpoint": path, "resamples": "img_size" in options}
-        return open_timm(description["architecture"], **{**description.get("model_args", {}), **options, **own})
+        if not str(source).startswith(_SCHEME):
+            options |= {"checkpoint": path, "resamples": "img_size" in options}
+        return open_timm(description["architecture"], **{**description.get("model_args", {}), **options})
     kind = _kind(description)
     if kind == _CLIP:
         return load_plip(path, **options)
@@ -195,13 +186,11 @@ def load_plip(source: str | os.PathLike[str], model_name: str | None = None) -> 
         source: The published folder (``config.json`` and ``plip_80w_196token.bin``), a Hugging Face CLIP or
             CLIPVision folder, or an open_clip ViT checkpoint.
         model_name: open_clip's name of the model, for an open_clip checkpoint.
-
-    Raises:
-        PallavaError: The path is none of these, or a key is missing, unexpected or reshaped.
     """
     path = Path(source)
     if path.exists() and model_name is not None:
-        return _open_open_clip(path, model_name)
+        described = clip.read_description(model_name, has_text=False)
+        return clip.open_clip_vision(described, read_weights(path), path)
     if not (path / "config.json").is_file():
         found = "must be a folder with a config.json" if path.exists() else "does not exist"
         raise PallavaError(
@@ -212,45 +201,34 @@ def load_plip(source: str | os.PathLike[str], model_name: str | None = None) -> 
 
 
 def load_image_processor(source: str | os.PathLike[str], **options: Any) -> CLIPImageProcessor:
-    """Open an encoder's preprocessing: size, normalization and filter of its tiles; takes what `load_encoder` takes.
-
-    Raises:
-        PallavaError: The encoder does not exist, or its tiles are not square.
-    """
-    source = str(source)
-    if source.startswith(SCHEME):
-        return _processor(timm_tile_spec(source.removeprefix(SCHEME), **options))
-    path = Path(source)
-    description, is_written = _description(path), (path / "preprocessor_config.json").is_file()
+    """Open an encoder's preprocessing: size, normalization and filter of its tiles; takes what `load_encoder` takes."""
+    path, description = Path(source), _description(source)
     is_timm = "architecture" in description
-    if is_written and (is_timm or _kind(description) == _CLIP):
+    if (path / "preprocessor_config.json").is_file() and (is_timm or _kind(description) == _CLIP):
         return CLIPImageProcessor.from_pretrained(path)
     if is_timm:
-        return _processor(timm_tile_spec(str(path), description, **options))
+        return timm_image_processor(description, **options)
     if not description:
         raise PallavaError(f"visual encoder '{path}' must be a folder with a config.json")
-    return _processor(_transformers_tile_spec(path, description))
+    return _image_processor(path, description)
 
 
 def count_tokens(source: str | os.PathLike[str], **options: Any) -> int:
-    """Return the number of patch tokens of a tile without opening weights; takes what `load_encoder` takes.
-
-    Raises:
-        PallavaError: The encoder does not exist.
-    """
+    """Return the number of patch tokens of a tile without opening weights; takes what `load_encoder` takes."""
     size = TileSpec.from_image_processor(load_image_processor(source, **options)).size
-    values = _description(Path(source))
-    if str(source).startswith(SCHEME) or "architecture" in values:
-        patches = outline_timm(str(source).removeprefix(SCHEME), values, options).patch_embed
-        return (size // patches.patch_size[0]) ** 2
+    values = _description(source)
+    if "architecture" in values:
+        return (size // outline_timm(values, options).patch_embed.patch_size[0]) ** 2
     config = encoder_config({**values.get("vision_config", values), "model_type": _kind(values)})
     config.image_size = size
     return num_tokens(config)
 
 
-def _description(folder: Path) -> dict[str, Any]:
-    """Read ``config.json``; empty where it is missing, which `load_plip` reports."""
-    file = folder / "config.json"
+def _description(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read ``config.json``, or of a timm model its name; empty where it is missing, which `load_plip` reports."""
+    if str(source).startswith(_SCHEME):
+        return {"architecture": str(source).removeprefix(_SCHEME)}
+    file = Path(source, "config.json")
     values = read_json(file) if file.is_file() else {}
     return values if isinstance(values, dict) else {}
 
@@ -272,15 +250,9 @@ def _open_transformers(folder: Path, kind: str, description: Mapping[str, Any]) 
         config.vision_use_head = False  # it pools what is read as tokens here
     encoder = build_with_weights(ENCODERS[kind].build, config, _tower_state(folder, kind), folder)
     if kind.startswith("dinov2"):
-        _fit_positions(encoder, _transformers_tile_spec(folder, description).size)
+        spec = TileSpec.from_image_processor(_image_processor(folder, description))
+        _fit_positions(encoder, spec.size)
     return encoder
-
-
-def _open_open_clip(path: Path, model_name: str) -> CLIPVisionModel:
-    described = clip.read_description(model_name, has_text=False)
-    visual = {key: v for key, v in read_weights(path).items() if key.startswith("visual.") and key != "visual.proj"}
-    config = clip.huggingface_vision_config(described)
-    return build_with_weights(CLIPVisionModel, config, clip.open_clip_to_huggingface(visual), path)
 
 
 def _tower_state(folder: Path, kind: str) -> dict[str, Tensor]:
@@ -307,7 +279,7 @@ def _fit_positions(encoder: Any, size: int) -> None:
     encoder.config.image_size = size
 
 
-def _transformers_tile_spec(folder: Path, description: Mapping[str, Any]) -> TileSpec:
+def _image_processor(folder: Path, description: Mapping[str, Any]) -> CLIPImageProcessor:
     """Read the preprocessing beside the weights, which may be that of another class than CLIP's."""
     file = folder / "preprocessor_config.json"
     size = description.get("vision_config", description).get("image_size", 224)
@@ -318,10 +290,6 @@ def _transformers_tile_spec(folder: Path, description: Mapping[str, Any]) -> Til
         size = values["size"]
     side = size if isinstance(size, int) else size.get("height", size.get("shortest_edge"))
     known = {key: values[key] for key in ("image_mean", "image_std", "resample", "rescale_factor") if key in values}
-    return TileSpec.from_image_processor(clip.make_image_processor(side, **known))
-
-
-def _processor(spec: TileSpec) -> CLIPImageProcessor:
-    return clip.make_image_processor(
-        spec.size, resample=spec.resample, image_mean=list(spec.mean), image_std=list(spec.std)
-    )
+    processor = clip.make_image_processor(side, **known)
+    TileSpec.from_image_processor(processor)  # refuses a wrong one
+    return processor

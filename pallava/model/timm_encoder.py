@@ -8,13 +8,12 @@ from typing import Any
 from accelerate import init_empty_weights
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import CLIPImageProcessor, PretrainedConfig, PreTrainedModel
 
 from pallava.errors import PallavaError
+from pallava.model.clip import make_image_processor
 from pallava.model.weights import load_strictly, read_weights
-from pallava.tiling import TileSpec
 
-SCHEME = "timm:"
 _HEADS = ("head.", "fc_norm.", "head_drop.", "attn_pool.")  # layers after the tokens
 _LAYER_CLASSES = ("mlp_layer", "norm_layer", "embed_layer", "block_fn")  # by name: a config cannot hold classes
 
@@ -56,9 +55,9 @@ class TimmEncoder(PreTrainedModel):
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
 
-    def __init__(self, config: TimmEncoderConfig) -> None:
+    def __init__(self, config: TimmEncoderConfig, timm_model: nn.Module | None = None) -> None:
         super().__init__(config)
-        self.timm_model: Any = _create(config.architecture, config.model_args)
+        self.timm_model: Any = timm_model or _create(config.architecture, config.model_args)
         self.post_init()
 
     def forward(self, pixel_values: Tensor, layer: int = -1) -> Tensor:
@@ -101,82 +100,17 @@ def open_timm(
     resamples: bool | None = None,
     **model_args: Any,
 ) -> TimmEncoder:
-    """Build an encoder by timm's name of it.
+    """Build an encoder by timm's name of it, such as ``vit_small_patch16_224`` or ``hf-hub:MahmoodLab/UNI``.
 
     Args:
-        name: Name such as ``vit_small_patch16_224`` or ``hf-hub:MahmoodLab/UNI``.
+        name: timm's name.
         checkpoint: File or folder of weights (default: those that timm downloads).
         pretrained: Whether to download timm's weights without a checkpoint; otherwise they are random.
         resamples: Whether to resample a checkpoint's position embeddings to the size of the tiles, as timm does with
             its own (default: with the option ``img_size``).
         **model_args: Options of `timm.create_model`; layer classes by their name in `timm.layers`.
-
-    Raises:
-        PallavaError: timm has no such vision transformer, cannot download it, or the checkpoint does not fit.
     """
     model = _create(name, model_args, pretrained=pretrained and checkpoint is None)
-    encoder = _wrap(model, name, model_args)
-    if checkpoint is not None:
-        _load(encoder, checkpoint, resamples="img_size" in model_args if resamples is None else resamples)
-    return encoder
-
-
-def timm_tile_spec(source: str, description: Mapping[str, Any] | None = None, **model_args: Any) -> TileSpec:
-    """Return size, normalization and filter of a timm model's tiles; takes what `outline_timm` takes."""
-    from timm.data import resolve_data_config
-
-    model = outline_timm(source, description, model_args)
-    cfg = (description or {}).get("pretrained_cfg") or model.pretrained_cfg
-    values = resolve_data_config({}, pretrained_cfg=cfg)
-    resample = getattr(Image.Resampling, values["interpolation"].upper(), Image.Resampling.BICUBIC)
-    return TileSpec(model.patch_embed.img_size[0], tuple(values["mean"]), tuple(values["std"]), int(resample))
-
-
-def outline_timm(source: str, description: Mapping[str, Any] | None, model_args: Mapping[str, Any]) -> Any:
-    """Build a model of timm without its weights, from its name or from ``config.json`` of a folder as timm writes it.
-
-    Raises:
-        PallavaError: timm has no such vision transformer.
-    """
-    description = description or {}
-    given = {k: v for k, v in model_args.items() if k not in ("checkpoint", "pretrained", "model_name")}
-    with init_empty_weights():
-        return _create(description.get("architecture", source), {**description.get("model_args", {}), **given})
-
-
-def _create(name: str, model_args: Mapping[str, Any], *, pretrained: bool = False) -> Any:
-    import timm  # takes seconds
-
-    given = {k: v for k, v in model_args.items() if k not in ("num_classes", "checkpoint", "pretrained")}
-    for key in _LAYER_CLASSES:
-        if isinstance(given.get(key), str):
-            given[key] = getattr(timm.layers, given[key], given[key])
-    try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=0, **given)
-    except Exception as error:  # timm raises RuntimeError, ValueError, TypeError and what downloading raises
-        raise PallavaError(_why(name, error, pretrained)) from None
-    patches: Any = getattr(model, "patch_embed", None)
-    sides = (getattr(patches, "img_size", None), getattr(patches, "patch_size", None))
-    is_square = all(side and side[0] == side[1] for side in sides)
-    if not (is_square and hasattr(model, "blocks") and hasattr(model, "forward_intermediates")):
-        raise PallavaError(
-            f"timm model {name} must make a square grid of patch tokens; choose a vision transformer, such as "
-            "vit_small_patch16_224"
-        )
-    return model
-
-
-def _why(name: str, error: Exception, pretrained: bool) -> str:
-    reason = " ".join(str(error).split())[:300]
-    if isinstance(error, RuntimeError) and "Unknown model" in reason:
-        return f"timm has no model named {name!r}; see timm.list_models('vit_*')"
-    advice = "see the options of timm.create_model"
-    if pretrained:
-        advice = "download it where a network is available, and give the folder, or checkpoint=... beside the name"
-    return f"timm cannot build {name}: {reason}; {advice}"
-
-
-def _wrap(model: Any, name: str, model_args: Mapping[str, Any]) -> TimmEncoder:
     own_args: dict[str, Any] = {}
     if ":" in name:  # the folder must open without the hub, which adds options to the architecture
         name = model.pretrained_cfg.get("architecture") or name
@@ -190,19 +124,68 @@ def _wrap(model: Any, name: str, model_args: Mapping[str, Any]) -> TimmEncoder:
         image_size=model.patch_embed.img_size[0],
         patch_size=model.patch_embed.patch_size[0],
     )
-    with init_empty_weights(include_buffers=False):
-        encoder = TimmEncoder(config)
-    encoder.timm_model = model
+    encoder = TimmEncoder(config, model)
+    if checkpoint is not None:
+        _load(model, checkpoint, resamples="img_size" in model_args if resamples is None else resamples)
     return encoder.eval()
 
 
-def _load(encoder: TimmEncoder, source: str | os.PathLike[str], *, resamples: bool) -> None:
+def timm_image_processor(description: Mapping[str, Any], **model_args: Any) -> CLIPImageProcessor:
+    """Return the preprocessing of a timm model; takes what `outline_timm` takes."""
+    from timm.data import resolve_data_config
+
+    model = outline_timm(description, model_args)
+    values = resolve_data_config({}, pretrained_cfg=description.get("pretrained_cfg") or model.pretrained_cfg)
+    return make_image_processor(
+        model.patch_embed.img_size[0],
+        resample=int(getattr(Image.Resampling, values["interpolation"].upper(), Image.Resampling.BICUBIC)),
+        image_mean=list(values["mean"]),
+        image_std=list(values["std"]),
+    )
+
+
+def outline_timm(description: Mapping[str, Any], model_args: Mapping[str, Any]) -> Any:
+    """Build a model of timm without its weights, from timm's ``config.json``, of which `architecture` is enough."""
+    given = {k: v for k, v in model_args.items() if k not in ("checkpoint", "pretrained", "model_name")}
+    with init_empty_weights():
+        return _create(description["architecture"], {**description.get("model_args", {}), **given})
+
+
+def _create(name: str, model_args: Mapping[str, Any], *, pretrained: bool = False) -> Any:
+    import timm  # takes seconds
+
+    given = {k: v for k, v in model_args.items() if k not in ("num_classes", "checkpoint", "pretrained")}
+    for key in _LAYER_CLASSES:
+        if isinstance(given.get(key), str):
+            given[key] = getattr(timm.layers, given[key], given[key])
+    try:
+        model = timm.create_model(name, pretrained=pretrained, num_classes=0, **given)
+    except Exception as error:  # timm raises RuntimeError, ValueError, TypeError and what downloading raises
+        reason = " ".join(str(error).split())[:300]
+        if isinstance(error, RuntimeError) and "Unknown model" in reason:
+            raise PallavaError(f"timm has no model named {name!r}; see timm.list_models('vit_*')") from None
+        advice = "see the options of timm.create_model"
+        if pretrained:
+            advice = "download it where a network is available, and give the folder, or checkpoint=... beside the name"
+        raise PallavaError(f"timm cannot build {name}: {reason}; {advice}") from None
+    patches: Any = getattr(model, "patch_embed", None)
+    sides = (getattr(patches, "img_size", None), getattr(patches, "patch_size", None))
+    is_square = all(side and side[0] == side[1] for side in sides)
+    if not (is_square and hasattr(model, "blocks") and hasattr(model, "forward_intermediates")):
+        raise PallavaError(
+            f"timm model {name} must make a square grid of patch tokens; choose a vision transformer, such as "
+            "vit_small_patch16_224"
+        )
+    return model
+
+
+def _load(model: nn.Module, source: str | os.PathLike[str], *, resamples: bool) -> None:
     state = {key.removeprefix("timm_model."): value for key, value in read_weights(source).items()}
-    own = encoder.timm_model.state_dict().keys()
+    own = model.state_dict().keys()
     state = {key: value for key, value in state.items() if key in own or not key.startswith(_HEADS)}
     if resamples and "pos_embed" in state:
-        state["pos_embed"] = _resample(state["pos_embed"], encoder.timm_model)
-    load_strictly(encoder.timm_model, state, source=source)
+        state["pos_embed"] = _resample(state["pos_embed"], model)
+    load_strictly(model, state, source=source)
 
 
 def _resample(positions: Tensor, model: Any) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPImageProcessor, CLIPVisionModel
+from transformers import CLIPImageProcessor
 
 from pallava.errors import PallavaError
 from pallava.io.files import whole_file, whole_folder, write_json
@@ -16,10 +16,10 @@ from pallava.model.clip import (
     WEIGHTS,
     huggingface_vision_config,
     make_image_processor,
-    open_clip_to_huggingface,
+    open_clip_vision,
     read_description,
 )
-from pallava.model.weights import load_strictly, read_weights
+from pallava.model.weights import read_weights
 from pallava.open_clip_weights import made_with_quick_gelu
 
 ENCODER = "encoder"
@@ -73,9 +73,7 @@ def export(out: Path, description: Mapping[str, Any], preprocessing: Mapping[str
     write_json(out / DESCRIPTION, description)
     with whole_file(out / WEIGHTS, "wb") as file:
         torch.save(state, file)
-    encoder = CLIPVisionModel(huggingface_vision_config(description))
-    visual = {key: value for key, value in state.items() if key.startswith("visual.") and key != "visual.proj"}
-    load_strictly(encoder, open_clip_to_huggingface(visual), source=out / LATEST)
+    encoder = open_clip_vision(description, state, out / LATEST)
     with whole_folder(out / ENCODER, replace=True) as folder:
         encoder.save_pretrained(folder)
         image_processor(preprocessing).save_pretrained(folder)

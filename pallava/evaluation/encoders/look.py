@@ -20,7 +20,7 @@ from pallava.images import open_image
 from pallava.io.files import whole_file
 from pallava.model import PALLaVAProcessor
 from pallava.model.attention import embed_patches, load_eyes, read_tiles
-from pallava.model.clip import load_projected_vision, projected_tile_spec
+from pallava.model.clip import load_projected_vision
 from pallava.model.weights import read_json
 from pallava.report.look import Panel, draw_panels
 from pallava.tiling import TileSpec, choose_canvas, denormalize, join_tiles, make_tiles
@@ -123,8 +123,7 @@ def _similarity_panels(
     clip: str, model_name: str, image: Image.Image, texts: Sequence[str]
 ) -> tuple[tuple[Panel, Panel], list[Panel]]:
     """Return overview and canvas of the CLIP, and the canvas under the similarity to each text."""
-    tower = load_projected_vision(clip, model_name)
-    spec = projected_tile_spec(clip, tower)
+    tower, spec = load_projected_vision(clip, model_name)
     with torch.no_grad():
         directions = normalize(load_encoder(clip, model_name=model_name or None).encode_text([*texts]).float(), dim=-1)
     pixels = make_tiles(image, spec)
