@@ -169,9 +169,6 @@ class ScaleInvariantConnector(PreTrainedModel):
         """Open a connector under the published keys, with or without their prefix, from a folder, file or state dict.
 
         Sizes are inferred from keys and shapes, but for the number of heads; `name` is the state dict's in messages.
-
-        Raises:
-            PallavaError: The weights cannot be read, or are not those of a connector.
         """
         is_state = isinstance(source, Mapping)
         name = name or ("the given state dict" if is_state else source)
@@ -251,26 +248,21 @@ def register_connector(connector_class: ConnectorClass) -> ConnectorClass:
     return connector_class
 
 
-def find_connector(kind: str | type) -> type[PreTrainedModel]:
-    """Register a connector's class by its `model_type`, its import path (the module is imported) or itself; return it.
+def find_connector(kind: Any) -> Any:
+    """Return a connector's class, registered, or a function that builds a connector.
 
-    Raises:
-        PallavaError: Nothing has that name, or it is not a connector.
+    `kind` is either of them, its import path (the module is imported), or the `model_type` of a class.
     """
-    if isinstance(kind, str) and kind in CONNECTORS:
-        return CONNECTORS[kind]
-    found = import_name(kind) if isinstance(kind, str) else kind
-    if not isinstance(found, type):
+    found = CONNECTORS.get(kind) or import_name(kind) if isinstance(kind, str) else kind
+    if isinstance(found, type):
+        return register_connector(found)
+    if not callable(found):
         raise PallavaError(f"connector {kind!r} must be a class, got {found!r}")
-    return register_connector(found)
+    return found
 
 
 def import_name(name: str) -> Any:
-    """Return what has an import path, such as ``my_connector.MyConnector``; runs its module.
-
-    Raises:
-        PallavaError: It cannot be imported.
-    """
+    """Return what has an import path, such as ``my_connector.MyConnector``; runs its module."""
     try:
         return pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -285,18 +277,13 @@ def build_connector(
 ) -> Any:
     """Build a connector with new weights for an encoder and a language model of these widths.
 
-    `kind` is a connector as `find_connector` takes it, or a function, or its import path, that returns a connector.
-    `sizes` are the other fields of its configuration; `num_attention_heads` is chosen by `choose_heads` by default.
-
-    Raises:
-        PallavaError: There is no such connector or field.
+    `kind` is what `find_connector` takes, `sizes` are the other fields of the connector's configuration;
+    `num_attention_heads` is chosen by `choose_heads` by default.
     """
     widths = {"visual_hidden_size": visual_hidden_size, "llm_hidden_size": llm_hidden_size}
-    if isinstance(kind, str) and kind not in CONNECTORS:
-        kind = import_name(kind)
-    if callable(kind) and not isinstance(kind, type):
-        return kind(**widths, **sizes)
     connector_class = find_connector(kind)
+    if not hasattr(connector_class, "config_class"):  # a function
+        return connector_class(**widths, **sizes)
     known = set(inspect.signature(connector_class.config_class).parameters) - {"kwargs"}
     if unknown := sorted(sizes.keys() - known):  # transformers' configurations would take anything
         raise PallavaError(
@@ -319,11 +306,7 @@ def choose_heads(width: int) -> int:
 
 
 def make_connector_config(values: Mapping[str, Any], class_name: str | None = None) -> Any:
-    """Build a connector's configuration from its dictionary, by default the published one's; imports nothing.
-
-    Raises:
-        PallavaError: Its class is not registered.
-    """
+    """Build a connector's configuration from its dictionary, by default the published one's; imports nothing."""
     kind = values.get("model_type", ScaleInvariantConnectorConfig.model_type)
     if kind in CONNECTORS:
         return CONNECTORS[kind].config_class(**values)
@@ -345,9 +328,7 @@ def describe_connector(values: Mapping[str, Any], class_name: str | None = None)
 def check_reopenable(connector: nn.Module) -> None:
     """Refuse a connector that no model folder could bring back before it is trained, and register any other.
 
-    Raises:
-        PallavaError: Its class cannot be imported by name or is not a connector, its configuration does not survive
-            JSON, or a connector built from it has other weights.
+    Its class must be imported by name, its configuration survive JSON, and a connector built from it have its weights.
     """
     kind: Any = type(connector)
     name = import_path(kind)
@@ -379,27 +360,20 @@ def _as_json(config: PretrainedConfig) -> dict[str, Any]:
 def own_connector_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a connector's weights under our keys, from ours or the published ones, alone or inside a checkpoint."""
     inside = {key: value for key, value in state.items() if key.startswith(CONNECTOR_PREFIXES)}
-    state = _strip_prefixes(inside or state)
+    state = rename_keys(inside or state, _strip_prefix)
     is_published = any(key.startswith(("model.bert.", "model.mlp.model.")) for key in state)
     return rename_keys(state, CONNECTOR_RENAMES) if is_published else state
 
 
-def _strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Strip one leading prefix of each key: what follows it may be a connector's own `projector`."""
-    stripped: dict[str, Tensor] = {}
-    for key, value in state.items():
-        new = next((key.removeprefix(prefix) for prefix in CONNECTOR_PREFIXES if key.startswith(prefix)), key)
-        if new in stripped:
-            raise PallavaError(f"the weights hold {new} under two names, of which one is {key}")
-        stripped[new] = value
-    return stripped
+def _strip_prefix(key: str) -> str:
+    """Strip one leading prefix: what follows it may be a connector's own `projector`."""
+    return next((key.removeprefix(prefix) for prefix in CONNECTOR_PREFIXES if key.startswith(prefix)), key)
 
 
 def own_checkpoint_keys(state: Mapping[str, Tensor], config: PretrainedConfig, source: object) -> dict[str, Tensor]:
     """Return a training checkpoint's weights under our keys, from ours or the published ones, for a connector.
 
-    Raises:
-        PallavaError: They were trained with cross-attention and the connector has none, or the reverse.
+    Weights that were trained with cross-attention do not fit a published connector without it, nor the reverse.
     """
     connector = own_connector_keys({k: v for k, v in state.items() if k.startswith(CONNECTOR_PREFIXES)})
     has = any(".crossattention." in key for key in connector)

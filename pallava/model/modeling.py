@@ -20,7 +20,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pallava.errors import PallavaError
 from pallava.model.card import CARD, write_model_card
-from pallava.model.connectors import CONNECTORS, ConnectorConfig, find_connector, import_path, make_connector_config
+from pallava.model.connectors import (
+    CONNECTORS,
+    ConnectorConfig,
+    find_connector,
+    import_path,
+    make_connector_config,
+    register_connector,
+)
 from pallava.model.encoders import adapter_of, encoder_config, num_tokens, patch_tokens
 from pallava.model.loading import ADAPTER_FOLDER, find_folder, greedy, is_adapted, open_beside_llm, open_whole
 from pallava.model.versions import fill_defaults
@@ -84,13 +91,9 @@ class PALLaVAConfig(PretrainedConfig):
 
 
 def import_connector(folder: str | os.PathLike[str]) -> None:
-    """Import the module of a model folder's connector, if it does not come with pallava.
-
-    Raises:
-        PallavaError: The folder has no ``config.json``, or the connector cannot be imported.
-    """
+    """Import the module of a model folder's connector, if it does not come with pallava."""
     if isinstance(name := read_json(Path(folder) / "config.json").get("connector_class"), str):
-        find_connector(name)
+        register_connector(find_connector(name))
 
 
 class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -112,12 +115,14 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         connector: PreTrainedModel | None = None,
     ) -> None:
         super().__init__(config)
-        self.llm: Any = llm if llm is not None else AutoModelForCausalLM.from_config(config.text_config)
+        if llm is None:
+            llm = AutoModelForCausalLM.from_config(config.text_config)
         if visual_encoder is None:
             visual_encoder = adapter_of(config.vision_config).build(config.vision_config)
-        self.visual_encoder: Any = visual_encoder
         if connector is None:
             connector = CONNECTORS[config.connector_config.model_type](config.connector_config)
+        self.llm: Any = llm
+        self.visual_encoder: Any = visual_encoder
         self.connector: Any = connector
         self.generation_config = greedy(self.llm)
         self.post_init()
@@ -126,12 +131,9 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def from_parts(
         cls, llm: Any, encoder: Any, connector: PreTrainedModel, *, vision_feature_layer: int = -2
     ) -> "PALLaVAForConditionalGeneration":
-        """Build the whole from a causal language model (with or without LoRA), an encoder and a connector.
+        """Build the whole from a causal language model (with or without LoRA), an encoder and a connector that fit.
 
         `vision_feature_layer` is the index of the encoder's hidden states that the connector reads.
-
-        Raises:
-            PallavaError: The widths of the parts do not fit, or the encoder's kind is not registered.
         """
         for field, part in (("visual_hidden_size", encoder), ("llm_hidden_size", llm)):
             width, expected = part.config.hidden_size, getattr(connector.config, field)
@@ -216,13 +218,8 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Return the loss of `forward` without computing the logits of positions without a label.
 
         The vocabulary's scores are needed for the answer alone: with 128,256 words, those of the question and the
-        visual tokens would take most of the memory, and in the backward pass twice. Arguments as in `forward`.
-
-        Returns:
-            Mean cross-entropy over the labels that are not -100, a scalar.
-
-        Raises:
-            PallavaError: The number of image markers is not the number of images.
+        visual tokens would take most of the memory, and in the backward pass twice. The loss is the mean cross-entropy
+        over the labels that are not -100; arguments as in `forward`.
         """
         visual_tokens = None if pixel_values is None else self.encode_images(pixel_values, tiles_per_image)
         fused = self.fuse(input_ids, visual_tokens, attention_mask, labels)
@@ -284,9 +281,6 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Returns:
             `inputs_embeds` (B, L', H), `attention_mask` and `position_ids` (B, L'), and `labels` if given.
-
-        Raises:
-            PallavaError: The number of markers is not the number of images.
         """
         input_ids, embed = input_ids.to(self.device), self.llm.get_input_embeddings()
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +64,13 @@ class _Ignored(dict):
 
 
 def read_weights(source: str | os.PathLike[str], prefixes: tuple[str, ...] = ("",)) -> StateDict:
-    """Read the tensors of a weights file, a checkpoint, a DeepSpeed folder or a Hugging Face folder.
+    """Read the tensors of a weights file, a checkpoint, a DeepSpeed folder or a Hugging Face folder; run no code in it.
 
     Args:
         source: ``.safetensors``, ``.pth``, ``.pt`` or ``.bin``; a DeepSpeed checkpoint folder or a file in it; a
             folder with ``model.safetensors`` (sharded or not) or one weights file; a run's work directory (its newest
             checkpoint).
         prefixes: Beginnings of the keys to return; of safetensors, nothing else is read.
-
-    Raises:
-        PallavaError: The source does not exist, is truncated, has no weights, or holds code or objects.
     """
     path = Path(source)
     if not path.exists():
@@ -84,11 +82,7 @@ def read_weights(source: str | os.PathLike[str], prefixes: tuple[str, ...] = (""
 
 
 def read_json(path: Path) -> Any:
-    """Read a description of weights, such as ``config.json``.
-
-    Raises:
-        PallavaError: The file does not exist, or is not JSON.
-    """
+    """Read a description of weights, such as ``config.json``."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -190,23 +184,26 @@ def _tensors_of(content: Any, path: Path) -> StateDict:
     return tensors
 
 
-def rename_keys(state: Mapping[str, Tensor], renames: Renames) -> StateDict:
-    """Apply every row of a table of renames to every key, in order.
-
-    Raises:
-        PallavaError: Two keys become one.
-    """
+def rename_keys(state: Mapping[str, Tensor], renames: Renames | Callable[[str], str | None]) -> StateDict:
+    """Rename every key by every row of a table, in order, or by a function; None drops it, two must not become one."""
+    rename = renames if callable(renames) else partial(_rename, renames=renames)
     renamed = {}
     for key, value in state.items():
-        new: str | None = key
-        for old_part, new_part in renames:
-            if new is not None and old_part in new:
-                new = None if new_part is None else new.replace(old_part, new_part)
+        new = rename(key)
         if new in renamed:
             raise PallavaError(f"the weights hold {new} under two names, of which one is {key}")
         if new is not None:
             renamed[new] = value
     return renamed
+
+
+def _rename(key: str, renames: Renames) -> str | None:
+    for old, new in renames:
+        if old in key:
+            if new is None:
+                return None
+            key = key.replace(old, new)
+    return key
 
 
 def compare_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, list[str]]:
@@ -223,13 +220,10 @@ def compare_keys(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) ->
 def load_strictly(
     module: nn.Module, state: Mapping[str, Tensor], *, source: object, expected: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Load weights of which no key may be missing, left over or of another shape.
+    """Load weights of which no key may be missing, left over, of another shape or not finite.
 
     A module on the meta device takes the tensors themselves. `expected` are the weights that must come (default: all of
     the module's), and `source` is the origin for the message.
-
-    Raises:
-        PallavaError: Keys are missing, unexpected or reshaped, or hold numbers that are not finite; it lists them.
     """
     own = module.state_dict()
     if report := compare_keys(own if expected is None else expected, state):
@@ -242,11 +236,7 @@ def load_strictly(
 
 
 def build_with_weights(build: Callable[[Any], Any], config: Any, state: Mapping[str, Tensor], source: object) -> Any:
-    """Build a module from its configuration and exactly these weights, without memory for others; in evaluation mode.
-
-    Raises:
-        PallavaError: As `load_strictly`.
-    """
+    """Build a module from its configuration and exactly these weights, without memory for others, for evaluation."""
     with init_empty_weights(include_buffers=False):
         module = build(config)
     with torch.device("cpu"):  # weights are real even where the caller builds on the meta device
@@ -256,11 +246,7 @@ def build_with_weights(build: Callable[[Any], Any], config: Any, state: Mapping[
 
 
 def check_finite(state: Mapping[str, Tensor], source: object) -> None:
-    """Refuse weights with NaN or infinity in them, which no training that went well leaves.
-
-    Raises:
-        PallavaError: Lists their keys.
-    """
+    """Refuse weights with NaN or infinity in them, which no training that went well leaves."""
     if wrong := sorted(key for key, value in state.items() if not _is_finite(value)):
         raise PallavaError(
             f"the weights in '{source}' are broken: {len(wrong)} hold NaN or infinity ({shorten(wrong)}); copy or "

@@ -14,12 +14,10 @@ from xtuner.registry import BUILDER
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration
 from pallava.model.connectors import (
-    CONNECTORS,
     ConnectorConfig,
     build_connector,
     check_reopenable,
     find_connector,
-    import_name,
     own_checkpoint_keys,
 )
 from pallava.model.convert import check_out, convert_run
@@ -34,13 +32,11 @@ Part = dict[str, Any]
 def connector_settings(part: Mapping[str, Any] | None) -> ConnectorConfig:
     """Return the configuration of `model.connector` (None: the published one) before its widths are known."""
     sizes = _connector_arguments(part)
-    kind = sizes.pop("kind", "pallava_connector")
-    if isinstance(kind, str) and kind not in CONNECTORS:
-        kind = import_name(kind)
-    if callable(kind) and not isinstance(kind, type):
+    found = find_connector(sizes.pop("kind", "pallava_connector"))
+    if not hasattr(found, "config_class"):
         return ConnectorConfig()  # a function of the user's shows its connector only when it is called
     sizes.pop("num_attention_heads", None)  # which must fit the encoder's width
-    return find_connector(kind).config_class(**sizes)
+    return found.config_class(**sizes)
 
 
 def _connector_arguments(part: Mapping[str, Any] | None) -> Part:
