@@ -26,20 +26,17 @@ _MAX_REASON = 300  # characters
 _MAX_NEW_TOKENS = 256
 
 
-class _Placeholder(nn.Module):
+class Placeholder(nn.Module):
     """Keeps the place of a language model that is opened apart."""
 
     def tie_weights(self) -> None:
-        pass
+        """Do nothing: there is nothing to tie."""
 
 
 def find_folder(folder: str | os.PathLike[str], options: dict[str, Any]) -> Path:
-    """Return the folder itself, or the local copy of a repository (``owner/name``) on the Hugging Face hub.
+    """Return the model folder itself, or the local copy of a repository (``owner/name``) on the Hugging Face hub.
 
     The hub's options are removed from `options`.
-
-    Raises:
-        PallavaError: The folder does not exist, or is not a model folder.
     """
     path, hub = Path(folder), {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
     if not path.exists() and str(folder).count("/") == 1 and not str(folder).startswith((".", "/", "~")):
@@ -58,11 +55,7 @@ def find_folder(folder: str | os.PathLike[str], options: dict[str, Any]) -> Path
 
 
 def open_whole(opener: Any, path: Path, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Open a folder strictly and from safetensors alone by `opener`, transformers' own `from_pretrained`.
-
-    Raises:
-        PallavaError: Weights cannot be read, or one is missing, unexpected, reshaped or not finite.
-    """
+    """Open a folder strictly and from safetensors alone by `opener`, transformers' own `from_pretrained`."""
     options = {"use_safetensors": True, "ignore_mismatched_sizes": True, **options}
     with_info = options.pop("output_loading_info", False)
     try:
@@ -80,9 +73,6 @@ def open_beside_llm(
     """Open encoder and connector from a folder as `open_whole` does, and its adapter beside the base language model.
 
     Options of placement and quantization go to the language model; `base_llm` is by default the one the folder names.
-
-    Raises:
-        PallavaError: As in `open_whole`, or the base language model cannot be opened.
     """
     config = options.pop("config")
     llm_options = {key: options.pop(key) for key in _LLM_OPTIONS if options.get(key) is not None}
@@ -91,7 +81,7 @@ def open_beside_llm(
     own = copy.deepcopy(config)
     # "auto" means the type that the folder's weights are stored in, and not what the config says of the whole.
     setattr(own, "dtype" if hasattr(own, "dtype") else "torch_dtype", None)
-    opened = open_whole(opener, path, (_Placeholder(), *args), {**options, "config": own})
+    opened = open_whole(opener, path, (Placeholder(), *args), {**options, "config": own})
     model = opened[0] if isinstance(opened, tuple) else opened
     model.to(llm.device).llm = llm
     if not (path / "generation_config.json").is_file():
@@ -140,15 +130,8 @@ def _load_adapter(base_llm: str | None, adapter: Path, **options: Any) -> Any:
 def open_llm(name_or_path: str | os.PathLike[str], **options: Any) -> Any:
     """Open a causal language model without a missing, unexpected, reshaped or broken weight.
 
-    transformers alone would draw missing weights at random.
-
-    Args:
-        name_or_path: A folder, or a name on the Hugging Face hub.
-        **options: Options of `AutoModelForCausalLM.from_pretrained`; code from the folder runs only with
-            `trust_remote_code`.
-
-    Raises:
-        PallavaError: The model does not exist, cannot be read, or is incomplete.
+    transformers alone would draw missing weights at random. The options are those of `from_pretrained`; code from the
+    folder runs only with `trust_remote_code`.
     """
     options = {"trust_remote_code": False, **options}
     with loading_errors(name_or_path):
@@ -177,22 +160,14 @@ def load_llm(
 
 
 def load_tokenizer(pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Any:
-    """Load a language model's tokenizer; arguments as in `open_llm`.
-
-    Raises:
-        PallavaError: The tokenizer does not exist, or cannot be read.
-    """
+    """Load a language model's tokenizer; arguments as in `open_llm`."""
     with loading_errors(pretrained_model_name_or_path, "tokenizer"):
         return AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **{"trust_remote_code": False, **options})
 
 
 @contextmanager
 def loading_errors(source: str | os.PathLike[str], part: str = "language model") -> Iterator[None]:
-    """Turn whatever transformers raises on a missing or broken part of the model into one sentence.
-
-    Raises:
-        PallavaError: Instead of any other exception.
-    """
+    """Turn whatever transformers raises on a missing or broken part of the model into one sentence."""
     advice = "give the path of a Hugging Face folder, or a name on the hub that this machine can reach and may read"
     name = str(source)  # on the hub, it has at most one slash and no leading dot or slash
     is_local = name.startswith((".", "/", "~")) or (name.count("/") > 1 and ":" not in name)

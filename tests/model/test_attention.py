@@ -7,7 +7,7 @@ import torch
 
 from pallava.errors import PallavaError
 from pallava.model import ScaleInvariantConnector, ScaleInvariantConnectorConfig
-from pallava.model.attention import Eyes, cross_attention, embed_patches, load_eyes, read_tiles
+from pallava.model.attention import cross_attention, embed_patches, load_eyes, read_tiles
 from tests.model.test_encoders import pixels_of, whole_model
 from tests.tiny import golden
 
@@ -61,7 +61,7 @@ def test_eyes_are_those_of_the_whole_model(kind: str, tmp_path: Path) -> None:
     eyes = load_eyes(tmp_path / "model")
     pixels = pixels_of(4)
     attention = read_tiles(eyes, pixels)
-    own = read_tiles(Eyes(model.config, model.visual_encoder, model.connector), pixels)
+    own = read_tiles(model, pixels)
     assert attention.shape == (1, 16, 3, 16)
     torch.testing.assert_close(attention, own)
     torch.testing.assert_close(attention.sum((-1, -2)), torch.ones(1, 16))
