@@ -9,6 +9,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -238,9 +239,6 @@ def read_messages(messages: Sequence[Message]) -> tuple[list[dict[str, str]], li
 
     Returns:
         Messages of ``from`` and ``value``, and the images in reading order; a part without one is a marker alone.
-
-    Raises:
-        PallavaError: A message has another role or shape.
     """
     conversation, images = [], []
     for position, message in enumerate(messages, start=1):
@@ -292,11 +290,7 @@ def render_prompt(turns: Sequence[Turn], template: PromptTemplate, end_token: st
 
 
 def parse_prompt(text: str, template: PromptTemplate, end_token: str | None) -> list[Turn] | None:
-    """Return the turns of a text that `render_prompt` or the Jinja template rendered; None for another text.
-
-    Raises:
-        PallavaError: The text ends with an answer.
-    """
+    """Return the turns of a text that `render_prompt` or the Jinja template rendered; None for another text."""
     before, after = template.instruction.split("{input}")
     system_before, system_after = template.system.split("{system}")
     system = rf"{re.escape(system_before)}(?P<system>.*?){re.escape(system_after)}"
@@ -318,24 +312,17 @@ def _answer_end(template: PromptTemplate, end_token: str | None) -> str:
 
 def jinja_template(template: PromptTemplate) -> str:
     """Return the template as Jinja, for messages with `role` and `content`; image parts become markers in front."""
-    before, after = template.instruction.split("{input}")
+    question_before, question_after = template.instruction.split("{input}")
     system_before, _, system_after = template.system.partition("{system}")
-
-    def quoted(text: str) -> str:
-        return "{{ " + json.dumps(text) + " }}" if text else ""
-
-    content = (
-        "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-        "{% for part in message['content'] if part['type'] != 'text' %}" + quoted(IMAGE_TOKEN) + "{% endfor %}"
-        "{% for part in message['content'] if part['type'] == 'text' %}"
-        "{% if not loop.first or message['content'] | length > loop.length %}" + quoted("\n") + "{% endif %}"
-        "{{ part['text'] }}{% endfor %}{% endif %}"
-    )
-    end = quoted(template.suffix) if template.suffix_as_eos else quoted(template.suffix) + "{{ eos_token }}"
-    system = quoted(system_before) + content + quoted(system_after)
-    user = quoted(before) + content + quoted(after)
-    assistant = content + end + quoted(template.sep)
-    return (
-        f"{{% for message in messages %}}{{% if message['role'] == 'system' %}}{system}"
-        f"{{% elif message['role'] == 'user' %}}{user}{{% else %}}{assistant}{{% endif %}}{{% endfor %}}"
-    )
+    texts = {
+        "image_marker": IMAGE_TOKEN,
+        "system_before": system_before,
+        "system_after": system_after,
+        "question_before": question_before,
+        "question_after": question_after,
+        "suffix": template.suffix,
+        "suffix_as_eos": template.suffix_as_eos,
+        "sep": template.sep,
+    }
+    settings = "".join(f"{{% set {name} = {json.dumps(text)} %}}\n" for name, text in texts.items())
+    return settings + Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
