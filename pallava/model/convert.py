@@ -14,25 +14,20 @@ import torch
 from torch import Tensor
 
 from pallava.errors import PallavaError
-from pallava.io.files import whole_folder
+from pallava.io.files import read_package_data, whole_folder
 from pallava.model import (
     PALLaVAForConditionalGeneration,
     PALLaVAProcessor,
     load_encoder,
     load_image_processor,
     load_plip,
+    published,
 )
 from pallava.model.card import write_model_card
 from pallava.model.connectors import CONNECTORS, build_connector, import_name, import_path, own_checkpoint_keys
 from pallava.model.loading import add_lora, is_adapted, load_llm, load_tokenizer
 from pallava.model.published import describe_weights, is_archive, is_published_folder, open_published
-from pallava.model.run_config import (
-    PUBLISHED_TRAINING,
-    check_training_config,
-    describe_run,
-    find_training_config,
-    read_training_config,
-)
+from pallava.model.run_config import check_training_config, describe_run, find_training_config, read_training_config
 from pallava.model.weights import load_strictly, read_weights
 
 _OUR_PACKAGES = ("pallava", "peft", "transformers")
@@ -101,7 +96,7 @@ def convert(
             checkpoint, out, llm=llm, visual_encoder=visual_encoder, merge=merge, dtype=dtype, log=log, **unrecorded
         )
         network.config.encoder_source = visual_encoder
-        _write(network, processor, out, PUBLISHED_TRAINING, **writing)
+        _write(network, processor, out, read_package_data(published.__file__), **writing)
         return out
     if any(unrecorded.values()):
         raise PallavaError(
@@ -117,11 +112,7 @@ def convert(
 
 
 def check_out(out: str | Path, *, overwrite: bool) -> None:
-    """Refuse to write a model folder over something else, or, unless `overwrite`, over another one.
-
-    Raises:
-        PallavaError: It is the working directory, or exists and is not a model folder that may be replaced.
-    """
+    """Refuse to write a model folder over something else, or, unless `overwrite`, over another one."""
     out = Path(out)
     if out.resolve() == Path.cwd():
         raise PallavaError("the working directory cannot be replaced by a model folder; name a folder in it")
@@ -148,9 +139,6 @@ def convert_run(
 
     `values` is the run's config as `pallava.model.run_config.training_config` returns it, `state` has our keys or the
     published ones, `source` is the origin of the weights for messages, and `save_kwargs` are `save_pretrained`'s.
-
-    Raises:
-        PallavaError: The config names parts that are not known, or the weights do not fit the config's model.
     """
     check_training_config(values, source)
     dataset = values["train_dataloader"]["dataset"]
@@ -217,16 +205,12 @@ def _build(parts: Mapping[str, Any], key: str, trust_remote_code: bool) -> Any:
         raise PallavaError(f"the config's {key} must be an object with a type, got {str(part)[:100]}")
     if not trust_remote_code and (option := _find_code(part)):
         raise _untrusted(option)
-    options = {name: value for name, value in part.items() if name != "type"}
-    for name, build in _PARTS.items():
-        if _is_ours(part["type"], name):
-            with _building(key):
-                return build(**options)
-    if not trust_remote_code:
+    build = next((build for name, build in _PARTS.items() if _is_ours(part["type"], name)), None)
+    if build is None and not trust_remote_code:
         raise _untrusted(part["type"])
-    build = import_name(part["type"])
+    build = build or import_name(part["type"])
     with _building(key):
-        return build(**options)
+        return build(**{name: value for name, value in part.items() if name != "type"})
 
 
 @contextmanager

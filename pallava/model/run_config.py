@@ -14,16 +14,6 @@ _NAME = "config_file"  # key of the name of the Python file that the config was
 _DUMPED = re.compile(r"^model = dict\(.*^train_dataloader = dict\(", re.MULTILINE | re.DOTALL)
 _MOST_CHARACTERS = 1 << 20  # of a config
 
-# As the paper describes its data, https://arxiv.org/abs/2408.09530.
-PUBLISHED_TRAINING: Mapping[str, Any] = {
-    "data": (
-        {"name": "PCaption-0.5M: captions of PubMedVision, PMC-OA and Quilt-1M, cleaned", "num_records": 518_413},
-        {"name": "PathVQA, training questions", "num_records": 19_755},
-        {"name": "PMC-VQA, questions on pathology", "num_records": 15_788},
-    ),
-    "source": "weights without a config, as PA-LLaVA's authors publish theirs; the data are those of their paper",
-}
-
 
 def _to_json(values: Any) -> Any:
     """Turn a loaded config into plain JSON values; classes and functions become their import path."""
@@ -57,22 +47,14 @@ def write_training_config(
 
 
 def read_training_config(path: str | Path) -> dict[str, Any]:
-    """Read a config that `write_training_config` wrote; nothing in it is executed or imported.
-
-    Raises:
-        PallavaError: The file does not exist, or is not such a config.
-    """
+    """Read a config that `write_training_config` wrote; nothing in it is executed or imported."""
     values = read_json(Path(path))
     check_training_config(values, path)
     return values
 
 
 def check_training_config(values: Any, source: object) -> None:
-    """Check that a config has the parts that a model folder is made from.
-
-    Raises:
-        PallavaError: A part is missing, or the name of the config's file is not text.
-    """
+    """Refuse a config without the parts that a model folder is made from."""
     found = values if isinstance(values, Mapping) else {}
     loader = found.get("train_dataloader")
     dataset = loader.get("dataset") if isinstance(loader, Mapping) else None
@@ -86,8 +68,7 @@ def check_training_config(values: Any, source: object) -> None:
 def find_training_config(checkpoint: Path) -> dict[str, Any] | None:
     """Read the config beside a checkpoint, a file inside one, or in a work directory; None without any.
 
-    Raises:
-        PallavaError: It is not valid, it is one of several, or there is only one in Python, which is a program.
+    One of several is refused, and so is one in Python alone, which is a program.
     """
     for folder in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
         file, programs = folder / CONFIG_FILE, {path.name for path in folder.glob("*.py") if _is_config(path)}

@@ -23,11 +23,7 @@ NEEDS_CLASS_NAMES = _VERSION < (5, 0)
 
 
 def check_version(version: tuple[int, ...]) -> None:
-    """Refuse a transformers between 4.48 and 5, which would sample as the language model's own file says.
-
-    Raises:
-        PallavaError: The version is neither 4.48 nor 5.x.
-    """
+    """Refuse a transformers between 4.48 and 5, which would sample as the language model's own file says."""
     if version[0] != 5 and version != (4, 48):
         raise PallavaError(
             f"transformers must be 4.48 or 5, got {version[0]}.{version[1]}, which may answer differently; install "
