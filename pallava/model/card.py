@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard
+from jinja2 import Environment, FileSystemLoader
 
 from pallava import __version__
 from pallava.errors import PallavaError
@@ -19,6 +20,8 @@ from pallava.report.table import Table, escape_markdown
 CARD = "README.md"
 _SCORES_BEGIN, _SCORES_END = "<!-- scores -->", "<!-- end of scores -->"
 _TASK_HEADING = "### "
+_ENVIRONMENT = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True)
+_ENVIRONMENT.filters["cell"] = escape_markdown
 
 
 def write_model_card(
@@ -26,46 +29,41 @@ def write_model_card(
 ) -> Path:
     """Write the model card of a model folder, over an existing one, and return its path.
 
-    Args:
-        folder: The model folder, with its ``config.json``.
-        title: Name of the model (default: that of the folder).
-        training: Data and settings of the training: `data`, names of files or sets, or mappings of `name`, `terms` and
-            `num_records`; any other key is a setting by its name. None if nothing is known.
-
-    Raises:
-        PallavaError: The folder is not a model folder.
+    `training` has `data`, names of files or sets, or mappings of `name`, `terms` and `num_records`; any other key is a
+    setting by its name. `title` is by default the folder's name.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise PallavaError(f"no model folder at '{folder}': no config.json in it")
     config = read_json(folder / "config.json")
-    base = _base(config)
-    card = ModelCard.from_template(
-        ModelCardData(),
-        template_path=str(Path(__file__).with_name("card.md.jinja")),
+    # Of a language model that was merged in, the source of its configuration.
+    base = str(config.get("base_llm") or config.get("text_config", {}).get("_name_or_path") or "")
+    adapter = folder / ADAPTER_FOLDER / "adapter_config.json"
+    training = dict(training or {})
+    data = [each if isinstance(each, Mapping) else {"name": each} for each in training.get("data", ())]
+    content = _ENVIRONMENT.get_template("card.md.jinja").render(
         title=title or folder.resolve().name,
         version=__version__,
-        parts=_table(("part", "what it is"), list(_parts(config, folder))),
-        training=_training(training or {}),
+        llm=config.get("text_config", {}),
+        lora=read_json(adapter) if adapter.is_file() else None,
+        encoder=config.get("vision_config", {}),
+        layer=config.get("vision_feature_layer", -2),
+        connector=describe_connector(config.get("connector_config", {}), config.get("connector_class")),
+        training=training,
+        data=[{**each, "name": _name(str(each["name"]))} for each in data],
+        settings={name: value for name, value in training.items() if name != "data"},
         base=_name(base) or "not named",
         hub_name=base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None,
         licence=_licence(base),
     )
-    _write(folder / CARD, str(card) + "\n")
+    write_text(folder / CARD, str(ModelCard(content)) + "\n")
     return folder / CARD
 
 
 def add_scores(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> Path:
-    """Add scores to a model card, in its text and, for the Hugging Face hub, in its ``model-index``.
+    """Add a ``results.json`` of ``pallava evaluate`` to a folder's model card, in its text and in its ``model-index``.
 
-    Scores of the same task and data are replaced; everything else stays as it is.
-
-    Args:
-        folder: The model folder; a card is written if it has none.
-        results: Content of a ``results.json`` of ``pallava evaluate``.
-
-    Raises:
-        PallavaError: The results have another form, or the card has lost its place for scores.
+    Scores of the same task and data are replaced; everything else stays as it is. A card is written if there is none.
     """
     path = Path(folder) / CARD
     shown = dict(_score_sections(results))
@@ -81,7 +79,7 @@ def add_scores(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> Pa
     known = {part.split("\n", 1)[0]: part.strip() for part in inside.split(_TASK_HEADING)[1:]}
     sections = [_TASK_HEADING + part for part in {**known, **shown}.values()]
     text = before + begin + "\n" + "\n\n".join(sections) + "\n" + end + after
-    _write(path, _with_index(text, results))
+    write_text(path, _with_index(text, results))
     return path
 
 
@@ -120,41 +118,9 @@ def _index(results: Mapping[str, Any]) -> Iterator[EvalResult]:
                 )
 
 
-def _parts(config: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
-    llm, encoder = config.get("text_config", {}), config.get("vision_config", {})
-    adapter = folder / ADAPTER_FOLDER / "adapter_config.json"
-    kind = f"{llm.get('model_type', 'llama')}, {llm.get('hidden_size', '?')} wide"
-    yield "language model", f"{_name(_base(config)) or 'not named'} ({kind})"
-    if adapter.is_file():
-        lora = read_json(adapter)
-        scale = f"rank {lora.get('r')}, alpha {lora.get('lora_alpha')}"
-        yield "LoRA", f"in `{ADAPTER_FOLDER}/`, {scale}; the language model is not in this folder"
-    else:
-        yield "weights", "whole, with those of the language model"
-    kind, size = encoder.get("model_type", "clip_vision_model"), encoder.get("image_size", 224)
-    yield "encoder", f"{kind}, tiles of {size} pixels, hidden state {config.get('vision_feature_layer', -2)}"
-    yield "connector", describe_connector(config.get("connector_config", {}), config.get("connector_class"))
-
-
-def _base(config: Mapping[str, Any]) -> str:
-    """Return name or path of the language model; of one that was merged in, the source of its configuration."""
-    return str(config.get("base_llm") or config.get("text_config", {}).get("_name_or_path") or "")
-
-
 def _name(given: str) -> str:
     """Return a hub name unchanged, and the last part of a path: the rest says where it was and not what it is."""
     return given if given.count("/") < 2 and not given.startswith((".", "/", "~")) else Path(given).name
-
-
-def _training(training: Mapping[str, Any]) -> str:
-    if not training:
-        return "Not recorded: whoever shares this model should say here what it was trained on."
-    data = [each if isinstance(each, Mapping) else {"name": each} for each in training.get("data", ())]
-    terms = "see the data's own page"
-    rows = [(_name(str(d["name"])), str(d.get("num_records", "")), d.get("terms", terms)) for d in data]
-    settings = [(name, str(value)) for name, value in training.items() if name != "data"]
-    tables = [_table(("data", "records", "terms"), rows)] if rows else []
-    return "\n\n".join([*tables, _table(("setting", "value"), settings)] if settings else tables)
 
 
 def _licence(base: str) -> str:
@@ -189,7 +155,7 @@ def _scores(scores: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[st
     for name, score in scores.items():
         others = (_estimate(each[name]) if name in each else "" for each in controls.values())
         rows.append((name, str(score.get("count", count)), _estimate(score), *others))
-    yield _table(("score", "n", "model", *controls), rows)
+    yield Table("", ("score", "n", "model", *controls), rows).to_markdown()
     yield f"In brackets: {result['interval']}." if "interval" in result else "In brackets: 95 % intervals."
     defined = {name: each["definition"] for name, each in scores.items() if "definition" in each}
     if defined:
@@ -200,14 +166,3 @@ def _estimate(score: Mapping[str, Any]) -> str:
     values = (score["value"], score.get("low"), score.get("high"))
     value, low, high = ("–" if each is None or each != each else f"{each:.3f}" for each in values)
     return f"{value} [{low}, {high}]"
-
-
-def _table(header: tuple[str, ...], rows: list[Any]) -> str:
-    return Table("", header, rows).to_markdown()
-
-
-def _write(card: Path, text: str) -> None:
-    try:
-        write_text(card, text)
-    except OSError as error:
-        raise PallavaError(f"cannot write '{card}': {error.strerror or error}") from None
