@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pallava.errors import PallavaError
+from pallava.io.files import read_package_data
 
 StateDict = dict[str, Tensor]
 Renames = tuple[tuple[str, str | None], ...]
@@ -27,28 +28,7 @@ PLIP_RENAMES: Renames = (
     ("vision_model.embeddings.position_ids", None),  # a buffer that newer transformers recompute
     ("post_layrnorm", "post_layernorm"),
 )
-CONNECTOR_RENAMES: Renames = (
-    ("model.bert.embeddings.position_ids", None),  # never read: the queries are embeddings
-    (".self.", ".attention."),
-    ("model.bert.", "qformer."),
-    ("model.mlp.model.", "projection."),
-    ("model.norm.", "norm."),
-)
 
-# What training checkpoints of mmengine and DeepSpeed hold beside tensors: logs, counters and settings, which we
-# never read. Each name is answered by a stand-in, so that the real code is neither imported nor run.
-_IGNORED_GLOBALS = (
-    "builtins.getattr",
-    "mmengine.logging.history_buffer.HistoryBuffer",
-    "mmengine.config.config.ConfigDict",
-    "deepspeed.runtime.zero.config.ZeroStageEnum",
-    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
-    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
-    "deepspeed.utils.tensor_fragment.fragment_address",
-    *(f"numpy.{name}" for name in ("dtype", "ndarray")),
-    *(f"numpy.{core}.multiarray.{name}" for core in ("_core", "core") for name in ("scalar", "_reconstruct")),
-    *(f"numpy.dtypes.{name}DType" for name in ("Float64", "Float32", "Int64", "UInt32")),
-)
 _MODEL_STATES = "mp_rank_00_model_states.pt"  # where ZeRO-1 and -2 keep the trained weights whole
 _SAFE_TORCH = (2, 10)  # older weights_only unpicklers could be attacked (CVE-2025-32434 and a later one)
 
@@ -150,8 +130,9 @@ def _unpickle_safely(path: Path) -> Any:
             f"'{path}' is a pickle, and torch {torch.__version__} cannot open a foreign one safely; "
             "install torch 2.10 or newer, or give a .safetensors file"
         )
+    ignored = read_package_data(__file__)["ignored_globals"]
     try:
-        with torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED_GLOBALS]):
+        with torch.serialization.safe_globals([(_Ignored, name) for name in ignored]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file makes the unpickler raise
         reason = str(error).split("Please file an issue")[0].strip() or type(error).__name__
