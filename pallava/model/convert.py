@@ -96,7 +96,7 @@ def convert(
             checkpoint, out, llm=llm, visual_encoder=visual_encoder, merge=merge, dtype=dtype, log=log, **unrecorded
         )
         network.config.encoder_source = visual_encoder
-        _write(network, processor, out, read_package_data(published.__file__), **writing)
+        _write(network, processor, out, read_package_data(published.__file__)["training"], **writing)
         return out
     if any(unrecorded.values()):
         raise PallavaError(
@@ -260,7 +260,6 @@ def _open_config(checkpoint: Path, config: str | Path | Mapping[str, Any] | None
 
 
 def _set_parts(values: dict[str, Any], llm: str | None, visual_encoder: str | None) -> None:
-    """Put the given parts into a config."""
     model, dataset = values["model"], values["train_dataloader"]["dataset"]
     for value, key, parts in (
         (llm, "pretrained_model_name_or_path", (model.get("llm"), dataset.get("tokenizer"))),

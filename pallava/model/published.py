@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -18,32 +18,19 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from pallava.errors import PallavaError
 from pallava.io.archives import unpack
-from pallava.io.files import temporary_beside
-from pallava.model.connectors import CONNECTOR_PREFIXES, ScaleInvariantConnector, own_connector_keys
+from pallava.io.files import read_package_data, temporary_beside
+from pallava.model.connectors import CONNECTOR_PREFIXES, ScaleInvariantConnector
 from pallava.model.encoders import load_encoder, load_image_processor
 from pallava.model.loading import add_lora, load_tokenizer, loading_errors, open_llm
 from pallava.model.modeling import PALLaVAForConditionalGeneration
 from pallava.model.processor import PALLaVAProcessor
 from pallava.model.weights import StateDict, load_strictly, read_json, read_weights, shorten
-from pallava.prompts import get_template
+from pallava.prompts import PromptTemplate, get_template
 
 _PROJECTOR, _ADAPTER, _ENCODER = "projector", "llm_adapter", "plip"  # folders of the published layout
 _HEADS, _WIDTH, _TEMPLATE = 12, 768, "llama3_chat"  # as published
 _LORA = re.compile(r"llm\.base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.default\.weight")
-# What changes the mathematics of an adapter, and is off in the published ones.
-_OTHER_LORA = (
-    "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "layer_replication",
-    "fan_in_fan_out", "lora_bias", "megatron_config", "target_parameters", "trainable_token_indices",
-)  # fmt: skip
 Log = Callable[[str], None]
-
-
-class _Published(NamedTuple):
-    state: StateDict  # under the keys of a training checkpoint
-    source: Path
-    lora_alpha: float | None = None  # as described beside the weights, like what follows
-    num_attention_heads: int | None = None
-    encoder: Path | None = None
 
 
 def is_published_folder(path: Path) -> bool:
@@ -79,43 +66,46 @@ def open_published(
     on the meta device and take no memory, which is enough to write a folder with an adapter.
     """
     with _unpacked(path, out) as source:
-        weights = _read(source)
-        encoder = visual_encoder or weights.encoder
+        state, recorded = _read(source)
+        encoder = visual_encoder or recorded.get("encoder")
         if llm is None or encoder is None:
             raise PallavaError(
                 f"no config beside '{path}'; name the one it was trained with by --config, or, for published weights, "
                 "which have none, the base language model by --llm and the folder plip by --visual-encoder"
             )
-        for line in describe_weights(weights.state):
+        for line in describe_weights(state):
             log(line)
-        rank, targets, _ = _find_lora(weights.state)
+        rank, targets, _ = _find_lora(state)
         lora = {"r": rank, "target_modules": targets, "task_type": "CAUSAL_LM"}
         if rank:
             reason = "twice the rank, as published; the weights do not record it, change it by --lora-alpha"
-            lora["lora_alpha"] = _choose("LoRA alpha", lora_alpha, weights.lora_alpha, float(2 * rank), log, reason)
-        heads = _choose_heads(weights, connector_heads, log)
-        with _unpacked(Path(encoder), out) as opened:
-            opened_source = str(opened) if opened != Path(encoder) else str(encoder)  # or timm: and its name
-            processor = _open_processor(opened_source, llm, prompt_template, log)
-            connector, adapter = _split(weights)
-            opened_connector = ScaleInvariantConnector.from_published(connector, heads, weights.source)
-            if merge or not rank:
-                base = open_llm(llm, torch_dtype=dtype or "auto", low_cpu_mem_usage=True)  # once in memory
-            else:
-                base = _describe_base(llm, dtype)
-            if adapter:
-                base = _add_lora(base, adapter, lora, weights.source)
-            with loading_errors(opened_source, "visual encoder"):
-                visual = load_encoder(opened_source)
-    return PALLaVAForConditionalGeneration.from_parts(base, visual, opened_connector).eval(), processor
+            lora["lora_alpha"] = _choose("LoRA alpha", lora_alpha, recorded.get("alpha"), float(2 * rank), log, reason)
+        heads = _choose_heads(state, source, connector_heads, recorded.get("heads"), log)
+        tokenizer = load_tokenizer(llm)
+        template = _choose_template(prompt_template, tokenizer, llm, log)
+        with _unpacked(encoder, out) as opened, loading_errors(opened, "visual encoder"):
+            image_processor, visual = load_image_processor(opened), load_encoder(opened)
+        connector, adapter, others = _split(state)
+        if others:
+            raise PallavaError(
+                f"'{source}' holds {len(others)} keys that are in no part of PA-LLaVA: {shorten(sorted(others))}; "
+                "expected projector... and llm.base_model.model....lora_A.default.weight; name their config by --config"
+            )
+        opened_connector = ScaleInvariantConnector.from_published(connector, heads, source)
+        if merge or not rank:
+            base = open_llm(llm, torch_dtype=dtype or "auto", low_cpu_mem_usage=True)  # once in memory
+        else:
+            base = _describe_base(llm, dtype)
+        if adapter:
+            base = _add_lora(base, adapter, lora, source)
+    network = PALLaVAForConditionalGeneration.from_parts(base, visual, opened_connector).eval()
+    return network, PALLaVAProcessor(image_processor, tokenizer, template)
 
 
 def describe_weights(state: Mapping[str, Tensor]) -> list[str]:
     """Return in lines what a checkpoint holds: every key, LoRA, and whether the connector reads the tiles."""
-    connector = {key for key in state if key.startswith(CONNECTOR_PREFIXES)}
-    in_lora = {key for key in state if _LORA.fullmatch(key)}
+    connector, in_lora, others = map(set, _split(state))
     left_out = {key for key in connector if key.endswith("embeddings.position_ids")}
-    others = set(state) - connector - in_lora
     counts = {"of LoRA": in_lora, "of the connector": connector - left_out, "of other parts": others}
     parts = [f"{len(keys)} {name}" for name, keys in counts.items() if keys]
     parts += [f"left out: {key}, a buffer that is never read" for key in sorted(left_out)]
@@ -141,14 +131,14 @@ def _find_lora(state: Mapping[str, Tensor]) -> tuple[int, list[str], int]:
 
 
 @contextlib.contextmanager
-def _unpacked(path: Path, beside: Path) -> Iterator[Path]:
-    """Yield a path itself, or the content of an archive, unpacked beside the output and removed afterwards."""
-    if not is_archive(path):
-        yield path
+def _unpacked(given: Any, beside: Path) -> Iterator[Any]:
+    """Yield what is given, or the content of an archive, unpacked beside the output and removed afterwards."""
+    if not is_archive(Path(given)):
+        yield given
         return
     folder = temporary_beside(beside)
     try:
-        unpack([path], folder)
+        unpack([Path(given)], folder)
         yield _only_entry(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -162,50 +152,61 @@ def _only_entry(folder: Path) -> Path:
     return _only_entry(inside[0]) if inside[0].is_dir() else inside[0]
 
 
-def _read(path: Path) -> _Published:
-    """Read a checkpoint, or a folder with ``projector/`` and ``llm_adapter/``; no part may be left unread."""
+def _read(path: Path) -> tuple[StateDict, dict[str, Any]]:
+    """Read a checkpoint, or a folder with ``projector/`` and ``llm_adapter/``; no part may be left unread.
+
+    Returns:
+        Weights under the keys of a training checkpoint, and what is recorded beside them: `alpha`, `heads`, `encoder`.
+    """
     if not is_published_folder(path):
-        return _Published(read_weights(path), path)
+        return read_weights(path), {}
     if (path / "visual_encoder_adapter").exists():
         raise PallavaError(f"'{path}' holds visual_encoder_adapter, which is not read; merge it into the encoder first")
     state = {
         key if key.startswith(CONNECTOR_PREFIXES) else f"projector.{key}": value
         for key, value in read_weights(path / _PROJECTOR).items()
     }
+    recorded: dict[str, Any] = {}
     described = path / _PROJECTOR / "config.json"
-    heads = _number(read_json(described), "num_attention_heads", described) if described.is_file() else None
-    alpha = None
+    if described.is_file() and (heads := _number(read_json(described), "num_attention_heads", described)):
+        recorded["heads"] = int(heads)
+    if (path / _ENCODER).is_dir():
+        recorded["encoder"] = path / _ENCODER
     if (path / _ADAPTER).is_dir():
-        alpha = _read_alpha(path / _ADAPTER / "adapter_config.json")
+        recorded["alpha"] = _read_alpha(path / _ADAPTER / "adapter_config.json")
         state |= {
             "llm." + re.sub(r"\.lora_([AB])\.weight$", r".lora_\1.default.weight", key): value
             for key, value in read_weights(path / _ADAPTER).items()
         }
-    encoder = path / _ENCODER
-    return _Published(state, path, alpha, int(heads) if heads else None, encoder if encoder.is_dir() else None)
+    return state, recorded
 
 
-def _split(weights: _Published) -> tuple[StateDict, StateDict]:
-    """Return the connector and LoRA under the keys of their modules; no key may be left over."""
-    state = weights.state
+def _split(state: Mapping[str, Tensor]) -> tuple[StateDict, StateDict, StateDict]:
+    """Return the weights of the connector, of LoRA, and all others."""
     connector = {key: value for key, value in state.items() if key.startswith(CONNECTOR_PREFIXES)}
-    adapter = {key.removeprefix("llm."): value for key, value in state.items() if _LORA.fullmatch(key)}
-    if unknown := sorted(set(state) - {*connector, *(f"llm.{key}" for key in adapter)}):
-        raise PallavaError(
-            f"'{weights.source}' holds {len(unknown)} keys that are in no part of PA-LLaVA: {shorten(unknown)}; "
-            "expected projector... and llm.base_model.model....lora_A.default.weight; name their config by --config"
-        )
-    return own_connector_keys(connector), adapter
+    adapter = {key: value for key, value in state.items() if _LORA.fullmatch(key)}
+    others = {key: value for key, value in state.items() if key not in connector and key not in adapter}
+    return connector, adapter, others
 
 
-def _choose_heads(weights: _Published, given: int | None, log: Log) -> int:
-    width = next((value.numel() for key, value in weights.state.items() if key.endswith(".norm.weight")), 0)
-    if not given and not weights.num_attention_heads and width != _WIDTH:
+def _choose_heads(state: StateDict, source: Path, given: int | None, recorded: int | None, log: Log) -> int:
+    width = next((value.numel() for key, value in state.items() if key.endswith(".norm.weight")), 0)
+    if not given and not recorded and width != _WIDTH:
         raise PallavaError(
-            f"the connector in '{weights.source}' is {width} wide, the published one {_WIDTH}; give its number of "
+            f"the connector in '{source}' is {width} wide, the published one {_WIDTH}; give its number of "
             "attention heads, which no weight records, by --connector-heads"
         )
-    return _choose("attention heads of the connector", given, weights.num_attention_heads, _HEADS, log)
+    return _choose("attention heads of the connector", given, recorded, _HEADS, log)
+
+
+def _choose_template(given: str | None, tokenizer: Any, llm: str, log: Log) -> PromptTemplate:
+    template = get_template(_choose("prompt template", given, None, _TEMPLATE, log))
+    if template.suffix_as_eos and template.suffix not in tokenizer.get_vocab():
+        raise PallavaError(
+            f"the tokenizer of '{llm}' does not know {template.suffix}, with which {template.name} ends an answer; "
+            "give the template that the weights were trained with by --prompt-template"
+        )
+    return template
 
 
 def _choose(name: str, given: Any, recorded: Any, default: Any, log: Log, reason: str = "as published") -> Any:
@@ -214,20 +215,6 @@ def _choose(name: str, given: Any, recorded: Any, default: Any, log: Log, reason
     origin = "as given" if given else "as recorded beside the weights" if recorded else reason
     log(f"{name}: {f'{value:g}' if isinstance(value, float) else value} ({origin})")
     return value
-
-
-def _open_processor(encoder: str, llm: str, given: str | None, log: Log) -> PALLaVAProcessor:
-    tokenizer = load_tokenizer(llm)
-    template = get_template(given or _TEMPLATE)
-    if template.suffix_as_eos and template.suffix not in tokenizer.get_vocab():
-        raise PallavaError(
-            f"the tokenizer of '{llm}' does not know {template.suffix}, with which {template.name} ends an answer; "
-            "give the template that the weights were trained with by --prompt-template"
-        )
-    _choose("prompt template", given, None, _TEMPLATE, log)
-    with loading_errors(encoder, "visual encoder"):
-        image_processor = load_image_processor(encoder)
-    return PALLaVAProcessor(image_processor, tokenizer, template)
 
 
 def _describe_base(llm: str, dtype: torch.dtype | None) -> Any:
@@ -250,7 +237,8 @@ def _add_lora(base: Any, adapter: StateDict, lora: dict[str, Any], source: Path)
     except ValueError as error:  # a target that the base has not
         raise PallavaError(f"the LoRA of '{source}' does not fit {base.config.name_or_path}: {error}") from None
     expected = {key: value for key, value in model.state_dict().items() if ".lora_" in key}
-    load_strictly(model, adapter, source=source, expected=expected)
+    own = {key.removeprefix("llm."): value for key, value in adapter.items()}
+    load_strictly(model, own, source=source, expected=expected)
     return model
 
 
@@ -260,7 +248,7 @@ def _read_alpha(file: Path) -> float:
     kind = values.get("peft_type") if isinstance(values, dict) else None
     if kind != "LORA":
         raise PallavaError(f"'{file}' describes an adapter of type {kind}; only LORA is read")
-    wrong = [name for name in _OTHER_LORA if values.get(name)]
+    wrong = [name for name in read_package_data(__file__)["other_lora"] if values.get(name)]
     wrong += ["bias"] if values.get("bias", "none") != "none" else []
     if wrong:
         raise PallavaError(f"'{file}' asks for {', '.join(wrong)}, which published weights of PA-LLaVA do not have")

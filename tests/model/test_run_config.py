@@ -12,12 +12,13 @@ from transformers import AutoTokenizer, LlamaConfig
 
 from pallava.config_files import find_config
 from pallava.errors import PallavaError
+from pallava.io.files import read_package_data
+from pallava.model import published
 from pallava.model.card import write_model_card
 from pallava.model.convert import convert_run
 from pallava.model.loading import load_llm
 from pallava.model.run_config import (
     CONFIG_FILE,
-    PUBLISHED_TRAINING,
     describe_run,
     find_training_config,
     training_config,
@@ -162,7 +163,7 @@ def test_a_card_takes_both(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     described = describe_run(load_config(find_config("pallava_instruction_tuning")))
     assert "| instruction_tuning.jsonl |" in write_model_card(tmp_path, training=described).read_text()
-    card = write_model_card(tmp_path, training=PUBLISHED_TRAINING).read_text()
+    card = write_model_card(tmp_path, training=read_package_data(published.__file__)["training"]).read_text()
     assert "| PathVQA, training questions | 19755 |" in card
 
 
