@@ -29,8 +29,8 @@ from pallava.evaluation.report import write_report
 from pallava.evaluation.tasks import TASKS, Task
 from pallava.io.hashing import hash_folder
 from pallava.model import PALLaVAConfig, PALLaVAForConditionalGeneration, PALLaVAProcessor
+from pallava.model.connectors import import_connector
 from pallava.model.loading import ADAPTER_FOLDER
-from pallava.model.modeling import import_connector
 
 Data = str | Path | Sequence[str | Path]
 _Report = dict[str, Any]

@@ -13,10 +13,10 @@ from torch.nn.functional import normalize
 from transformers import CLIPVisionModelWithProjection
 
 from pallava.errors import PallavaError
-from pallava.model.connectors import ScaleInvariantConnector
+from pallava.model.connectors import ScaleInvariantConnector, import_connector
 from pallava.model.encoders import first_layers, patch_tokens
 from pallava.model.loading import Placeholder, find_folder
-from pallava.model.modeling import PALLaVAConfig, PALLaVAForConditionalGeneration, import_connector
+from pallava.model.modeling import PALLaVAConfig, PALLaVAForConditionalGeneration
 from pallava.model.weights import build_with_weights, read_weights
 
 

@@ -7,7 +7,7 @@ the table of its names. D is the width of a tower.
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -61,18 +61,8 @@ def convert_encoder(
 ) -> Path:
     """Convert a CLIP, or a vision tower alone, into a new folder of another form, with its preprocessing.
 
-    Args:
-        source: A Hugging Face or the published folder; an open_clip checkpoint; a folder with ``open_clip.json`` and
-            ``open_clip.pt``.
-        out: Output folder; appears complete or not at all.
-        to: The form to write.
-        model_name: For an open_clip checkpoint: open_clip's name of the model, or a JSON file that describes it.
-
-    Returns:
-        The folder.
-
-    Raises:
-        PallavaError: The source is none of these, the other form has no room for it, or `out` exists.
+    `source` is a Hugging Face or the published folder, a folder with ``open_clip.json`` and ``open_clip.pt``, or an
+    open_clip checkpoint, which `model_name` names or a JSON file of that name describes.
     """
     source, out = Path(source), Path(out)
     if out.exists():
@@ -197,7 +187,10 @@ def _convert_state(state: Mapping[str, Tensor], to: Form) -> StateDict:
             "the weights were trained with SigLIP's loss, and a Hugging Face CLIP cannot hold logit_bias; "
             "convert to the published form, which is the vision tower alone"
         )
-    return _DIRECTIONS[to][1](_DIRECTIONS[form][0](state))
+    state = open_clip_to_huggingface(state) if form == "open_clip" else rename_keys(state, _READ)
+    if to == "open_clip":
+        return _to_open_clip(state)
+    return _to_published(state) if to == "published" else state
 
 
 def open_clip_to_huggingface(state: Mapping[str, Tensor]) -> StateDict:
@@ -256,15 +249,6 @@ def _to_published(state: Mapping[str, Tensor]) -> StateDict:
     tower = {key: value for key, value in state.items() if key.startswith("vision_model.")}
     num_positions = len(state["vision_model.embeddings.position_embedding.weight"])  # patches, and the class token
     return {"vision_model.embeddings.position_ids": torch.arange(num_positions)[None], **rename_keys(tower, misspelt)}
-
-
-_Change = Callable[[Mapping[str, Tensor]], StateDict]
-_DIRECTIONS: Mapping[Form, tuple[_Change, _Change]] = {
-    "open_clip": (open_clip_to_huggingface, _to_open_clip),
-    "huggingface": (lambda state: rename_keys(state, _READ), dict),
-    "published": (lambda state: rename_keys(state, _READ), _to_published),
-}
-"""How each form becomes Hugging Face's, and is made from it."""
 
 
 def huggingface_vision_config(description: Mapping[str, Any]) -> CLIPVisionConfig:

@@ -12,6 +12,7 @@ import json
 import os
 import pkgutil
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -21,11 +22,18 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel, PretrainedConfig
 from transformers.activations import ACT2FN
 
 from pallava.errors import PallavaError
-from pallava.model.weights import CONNECTOR_RENAMES, compare_keys, list_keys, load_strictly, read_weights, rename_keys
+from pallava.model.weights import Renames, compare_keys, list_keys, load_strictly, read_json, read_weights, rename_keys
 
 CONNECTOR_PREFIXES = ("projector.", "connector.")
 """Prefixes of its keys in a checkpoint: the published one, and ours."""
 
+_PUBLISHED_RENAMES: Renames = (
+    ("model.bert.embeddings.position_ids", None),  # never read: the queries are embeddings
+    (".self.", ".attention."),
+    ("model.bert.", "qformer."),
+    ("model.mlp.model.", "projection."),
+    ("model.norm.", "norm."),
+)
 _EPS = 1e-12  # of every norm in the published connector
 _HEAD_WIDTH, _MOST_HEADS = 64, 12  # as published: 768 = 12 * 64
 ConnectorClass = TypeVar("ConnectorClass", bound=type[PreTrainedModel])
@@ -69,9 +77,6 @@ class ScaleInvariantConnectorConfig(ConnectorConfig):
         projection_depth: Number of linear layers from D to H, with GELU between them.
         dropout: Dropout of hidden states and attention probabilities in training.
         initializer_range: Standard deviation of new weights.
-
-    Raises:
-        PallavaError: The heads do not divide the width.
     """
 
     model_type = "pallava_connector"
@@ -325,7 +330,7 @@ def describe_connector(values: Mapping[str, Any], class_name: str | None = None)
     return f"{described}; {class_name}, which is not part of pallava" if class_name else described
 
 
-def check_reopenable(connector: nn.Module) -> None:
+def check_reopenable(connector: Any) -> None:
     """Refuse a connector that no model folder could bring back before it is trained, and register any other.
 
     Its class must be imported by name, its configuration survive JSON, and a connector built from it have its weights.
@@ -335,17 +340,23 @@ def check_reopenable(connector: nn.Module) -> None:
     if kind.__module__ == "__main__" or find_connector(name) is not kind:
         raise PallavaError(f"connector {name} must be defined at the top of a module, or no model folder can open it")
     try:
-        values = _as_json(connector.config)
+        values = connector.config.to_json_string(use_diff=False)
         kind.config_class()  # transformers writes the difference from the defaults
-        config = kind.config_class(**values)
+        config = kind.config_class(**json.loads(values))
         with torch.device("meta"):
             rebuilt = kind(config).state_dict()
     except Exception as error:  # a class of the user's may raise anything
         raise PallavaError(f"connector {name} cannot be built from its configuration alone ({error})") from None
-    if _as_json(config) != values:
+    if config.to_json_string(use_diff=False) != values:
         raise PallavaError(f"{type(config).__name__} must keep the values it is given, got {config.to_dict()}")
     if wrong := list_keys(compare_keys(connector.state_dict(), rebuilt)):
         raise PallavaError(f"connector {name} has other weights when it is built from its configuration ({wrong})")
+
+
+def import_connector(folder: str | os.PathLike[str]) -> None:
+    """Import the module of a model folder's connector, if it does not come with pallava."""
+    if isinstance(name := read_json(Path(folder) / "config.json").get("connector_class"), str):
+        register_connector(find_connector(name))
 
 
 def import_path(kind: type) -> str:
@@ -353,16 +364,12 @@ def import_path(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _as_json(config: PretrainedConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(config.to_dict()))
-
-
 def own_connector_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a connector's weights under our keys, from ours or the published ones, alone or inside a checkpoint."""
     inside = {key: value for key, value in state.items() if key.startswith(CONNECTOR_PREFIXES)}
     state = rename_keys(inside or state, _strip_prefix)
     is_published = any(key.startswith(("model.bert.", "model.mlp.model.")) for key in state)
-    return rename_keys(state, CONNECTOR_RENAMES) if is_published else state
+    return rename_keys(state, _PUBLISHED_RENAMES) if is_published else state
 
 
 def _strip_prefix(key: str) -> str:
@@ -389,7 +396,6 @@ def own_checkpoint_keys(state: Mapping[str, Tensor], config: PretrainedConfig, s
 
 
 def _infer_config(state: Mapping[str, Tensor], num_attention_heads: int, source: object) -> Any:
-    """Infer a published connector's sizes from the keys and shapes of its weights."""
     layer = "qformer.encoder.layer."
     numbers = _numbers(state, layer, source)
     depths = _numbers((key for key in state if key.endswith("weight")), "projection.", source)

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,6 +75,7 @@ class _Timm:
         return encoder(pixel_values.to(encoder.dtype), layer)
 
 
+_dinov2 = partial(_Transformers, layers="layer", num_prefix_tokens=1)
 ENCODERS: dict[str, EncoderAdapter] = {
     _CLIP: _Transformers(
         transformers.CLIPVisionConfig,
@@ -81,13 +83,8 @@ ENCODERS: dict[str, EncoderAdapter] = {
         lambda tower, pixels: tower.pre_layrnorm(tower.embeddings(pixels)),
         num_prefix_tokens=1,
     ),
-    "dinov2": _Transformers(transformers.Dinov2Config, transformers.Dinov2Model, layers="layer", num_prefix_tokens=1),
-    "dinov2_with_registers": _Transformers(
-        transformers.Dinov2WithRegistersConfig,
-        transformers.Dinov2WithRegistersModel,
-        layers="layer",
-        num_prefix_tokens=1,
-    ),
+    "dinov2": _dinov2(transformers.Dinov2Config, transformers.Dinov2Model),
+    "dinov2_with_registers": _dinov2(transformers.Dinov2WithRegistersConfig, transformers.Dinov2WithRegistersModel),
     _SIGLIP: _Transformers(transformers.SiglipVisionConfig, transformers.SiglipVisionModel),
     "pallava_timm": _Timm(),
 }
@@ -121,15 +118,9 @@ def num_tokens(config: Any) -> int:
 
 
 def patch_tokens(encoder: Any, pixel_values: Tensor, layer: int = -2) -> Tensor:
-    """Return the hidden states of a layer, patches alone; later layers are not run.
+    """Turn normalized tiles (N, 3, P, P) into a layer's hidden states (N, T, D), patches alone; run no later layer.
 
-    Args:
-        encoder: A vision model of any kind in `ENCODERS`.
-        pixel_values: (N, 3, P, P), normalized tiles.
-        layer: Index into the hidden states, of which the first is the embeddings'; -2 is the last but one layer.
-
-    Returns:
-        (N, T, D), one token a patch, row by row.
+    `layer` is an index into the hidden states, of which the first is the embeddings'; -2 is the last but one layer.
     """
     config: Any = encoder.config
     if pixel_values.shape[-1] != config.image_size:
@@ -182,10 +173,8 @@ def load_encoder(source: str | os.PathLike[str], **options: Any) -> Any:
 def load_plip(source: str | os.PathLike[str], model_name: str | None = None) -> CLIPVisionModel:
     """Open a CLIP vision encoder, in evaluation mode.
 
-    Args:
-        source: The published folder (``config.json`` and ``plip_80w_196token.bin``), a Hugging Face CLIP or
-            CLIPVision folder, or an open_clip ViT checkpoint.
-        model_name: open_clip's name of the model, for an open_clip checkpoint.
+    `source` is the published folder (``config.json`` and ``plip_80w_196token.bin``), a Hugging Face CLIP or CLIPVision
+    folder, or the checkpoint of an open_clip ViT, which open_clip knows as `model_name`.
     """
     path = Path(source)
     if path.exists() and model_name is not None:

@@ -20,18 +20,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pallava.errors import PallavaError
 from pallava.model.card import CARD, write_model_card
-from pallava.model.connectors import (
-    CONNECTORS,
-    ConnectorConfig,
-    find_connector,
-    import_path,
-    make_connector_config,
-    register_connector,
-)
+from pallava.model.connectors import CONNECTORS, ConnectorConfig, import_connector, import_path, make_connector_config
 from pallava.model.encoders import adapter_of, encoder_config, num_tokens, patch_tokens
 from pallava.model.loading import ADAPTER_FOLDER, find_folder, greedy, is_adapted, open_beside_llm, open_whole
 from pallava.model.versions import fill_defaults
-from pallava.model.weights import read_json
 from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from pallava.tiling import MAX_TILES
 
@@ -88,12 +80,6 @@ class PALLaVAConfig(PretrainedConfig):
     def num_visual_tokens(self) -> int:
         """Largest number of visual tokens of one image."""
         return self.connector_config.num_visual_tokens(num_tokens(self.vision_config), MAX_TILES)
-
-
-def import_connector(folder: str | os.PathLike[str]) -> None:
-    """Import the module of a model folder's connector, if it does not come with pallava."""
-    if isinstance(name := read_json(Path(folder) / "config.json").get("connector_class"), str):
-        register_connector(find_connector(name))
 
 
 class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):

@@ -34,10 +34,7 @@ from pallava.prompts import (
 )
 from pallava.tiling import TileSpec, make_tiles
 
-Message = Mapping[str, Any]
-"""A message in Hugging Face's form: `role`, and `content`, a text or a list of parts."""
 _SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
-_IMAGE_KEYS = ("image", "url", "path")
 Image = Any
 """Anything that `pallava.images.open_image` opens."""
 Text = str | Sequence[Mapping[str, str]]
@@ -150,7 +147,7 @@ class PALLaVAProcessor(ProcessorMixin):
 
     def apply_chat_template(  # type: ignore[override]
         self,
-        conversation: Sequence[Message] | Sequence[Sequence[Message]],
+        conversation: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
         chat_template: str | None = None,
         *,
         tokenize: bool = False,
@@ -231,7 +228,7 @@ def _share_images(texts: Sequence[Text], images: Any) -> tuple[list[Image], list
     )
 
 
-def read_messages(messages: Sequence[Message]) -> tuple[list[dict[str, str]], list[Any]]:
+def read_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, str]], list[Any]]:
     """Translate a conversation from Hugging Face's form to that of training files.
 
     A message has a `role` (``user``, ``assistant``, ``system``) and a `content`: a text, or a list of parts
@@ -275,7 +272,7 @@ def _named_image(part: Mapping[str, Any]) -> list[Any]:
         part = {"url": part["image_url"].get("url")}
     if isinstance(part.get("base64"), str):
         return [base64.b64decode(part["base64"])]
-    return [part[key] for key in _IMAGE_KEYS if part.get(key) is not None][:1]
+    return [part[key] for key in ("image", "url", "path") if part.get(key) is not None][:1]
 
 
 def render_prompt(turns: Sequence[Turn], template: PromptTemplate, end_token: str | None) -> str:

@@ -31,11 +31,7 @@ def _to_json(values: Any) -> Any:
 
 
 def training_config(values: Mapping[str, Any], config_file: str | Path | None = None) -> dict[str, Any]:
-    """Turn a run's loaded config into the JSON that `pallava convert` reads.
-
-    Classes and functions become their import path, other objects their `str`; of the Python file that the config came
-    from, the name is kept.
-    """
+    """Turn a run's loaded config into the JSON that `pallava convert` reads, with the name of the file it came from."""
     return {**_to_json(values), _NAME: Path(config_file).name if config_file else None}
 
 

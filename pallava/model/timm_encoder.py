@@ -19,13 +19,9 @@ _LAYER_CLASSES = ("mlp_layer", "norm_layer", "embed_layer", "block_fn")  # by na
 
 
 class TimmEncoderConfig(PretrainedConfig):
-    """Configuration of a `TimmEncoder`; the sizes are those of the model that timm builds.
+    """Configuration of a `TimmEncoder`: timm's name of the model, its options, and the sizes that timm builds it with.
 
-    Args:
-        architecture: timm's name of the model.
-        model_args: Options of `timm.create_model`; layer classes by their name in `timm.layers`.
-        image_size: Side of a tile in pixels.
-        patch_size: Side of a patch in pixels.
+    Layer classes in `model_args`, the options of `timm.create_model`, are named as in `timm.layers`.
     """
 
     model_type = "pallava_timm"
@@ -102,13 +98,9 @@ def open_timm(
 ) -> TimmEncoder:
     """Build an encoder by timm's name of it, such as ``vit_small_patch16_224`` or ``hf-hub:MahmoodLab/UNI``.
 
-    Args:
-        name: timm's name.
-        checkpoint: File or folder of weights (default: those that timm downloads).
-        pretrained: Whether to download timm's weights without a checkpoint; otherwise they are random.
-        resamples: Whether to resample a checkpoint's position embeddings to the size of the tiles, as timm does with
-            its own (default: with the option ``img_size``).
-        **model_args: Options of `timm.create_model`; layer classes by their name in `timm.layers`.
+    Weights are those of `checkpoint`, a file or folder, or those that timm downloads; without `pretrained` and a
+    checkpoint they are random. With `resamples` (default: with the option ``img_size``), a checkpoint's position
+    embeddings are resampled to the size of the tiles, as timm does with its own.
     """
     model = _create(name, model_args, pretrained=pretrained and checkpoint is None)
     own_args: dict[str, Any] = {}
