@@ -15,13 +15,21 @@ from pallava.io.files import write_text
 from pallava.model.connectors import describe_connector
 from pallava.model.loading import ADAPTER_FOLDER
 from pallava.model.weights import read_json
-from pallava.report.table import Table, escape_markdown
+from pallava.report.table import escape_markdown
 
 CARD = "README.md"
 _SCORES_BEGIN, _SCORES_END = "<!-- scores -->", "<!-- end of scores -->"
 _TASK_HEADING = "### "
+
+
+def _estimate(score: Mapping[str, Any]) -> str:
+    values = (score["value"], score.get("low"), score.get("high"))
+    value, low, high = ("–" if each is None or each != each else f"{each:.3f}" for each in values)
+    return f"{value} [{low}, {high}]"
+
+
 _ENVIRONMENT = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True)
-_ENVIRONMENT.filters["cell"] = escape_markdown
+_ENVIRONMENT.filters |= {"cell": escape_markdown, "estimate": _estimate}
 
 
 def write_model_card(
@@ -145,24 +153,7 @@ def _score_sections(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if wrong := [each for each, score in scores.items() if not isinstance(score, Mapping) or "value" not in score]:
             raise PallavaError(f"the results on {name} must have a value of the score {wrong[0]}")
         heading = escape_markdown(f"{results['task']}: {name}")
-        yield heading, "\n\n".join([heading, *_scores(scores, result)])
-
-
-def _scores(scores: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[str]:
-    controls = result.get("controls") or {}
-    count = result.get("num_questions", result.get("num_images", ""))
-    rows = []
-    for name, score in scores.items():
-        others = (_estimate(each[name]) if name in each else "" for each in controls.values())
-        rows.append((name, str(score.get("count", count)), _estimate(score), *others))
-    yield Table("", ("score", "n", "model", *controls), rows).to_markdown()
-    yield f"In brackets: {result['interval']}." if "interval" in result else "In brackets: 95 % intervals."
-    defined = {name: each["definition"] for name, each in scores.items() if "definition" in each}
-    if defined:
-        yield "\n".join(f"- {escape_markdown(name)}: {escape_markdown(text)}" for name, text in defined.items())
-
-
-def _estimate(score: Mapping[str, Any]) -> str:
-    values = (score["value"], score.get("low"), score.get("high"))
-    value, low, high = ("–" if each is None or each != each else f"{each:.3f}" for each in values)
-    return f"{value} [{low}, {high}]"
+        count = result.get("num_questions", result.get("num_images", ""))
+        values = {**result, "heading": heading, "scores": scores, "count": count}
+        values["controls"] = result.get("controls") or {}
+        yield heading, _ENVIRONMENT.get_template("card_scores.md.jinja").render(values).strip()
