@@ -30,7 +30,7 @@ class Placeholder(nn.Module):
     """Keeps the place of a language model that is opened apart."""
 
     def tie_weights(self) -> None:
-        """Do nothing: there is nothing to tie."""
+        """Tie nothing."""
 
 
 def find_folder(folder: str | os.PathLike[str], options: dict[str, Any]) -> Path:
