@@ -32,7 +32,8 @@ def run(options: argparse.Namespace) -> int:
     from pallava.evaluation.answers.similarity import judge_predictions, results_folder, similarity_tables
 
     how = {"url": options.url, "model": options.model, "concurrency": options.concurrency, "seed": options.seed}
-    report = judge_predictions(options.predictions, options.out, **how)
+    out = options.out or results_folder(options.predictions)
+    report = judge_predictions(options.predictions, out, **how)
     print("\n\n".join(table.to_text() for table in similarity_tables(report)))
-    print(f"\n{(options.out or results_folder(options.predictions)) / 'results.json'}")
+    print(f"\n{out / 'results.json'}")
     return 0

@@ -37,11 +37,7 @@ class ClassSet:
         return [[t.replace("{}", name) for name in names for t in self.templates] for _, names in self.classes]
 
     def with_templates(self, templates: Sequence[str]) -> "ClassSet":
-        """Return the same classes in other sentences.
-
-        Raises:
-            PallavaError: A template has no ``{}``, or the list is empty.
-        """
+        """Return the same classes in other sentences."""
         if not templates:
             raise PallavaError("at least one template is needed, such as 'an H&E image of {}.'")
         if wrong := [template for template in templates if "{}" not in template]:
@@ -56,11 +52,7 @@ def known_sets() -> Mapping[str, ClassSet]:
 
 
 def read_class_set(path: Path) -> ClassSet:
-    """Read a class set of the user's own; without templates it has the package's.
-
-    Raises:
-        PallavaError: The file cannot be read or has another form.
-    """
+    """Read a class set of the user's own; without templates it has the package's."""
     try:
         return _class_set(path.stem, json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:

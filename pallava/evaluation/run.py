@@ -132,16 +132,15 @@ def _ask(
     training: Sequence[tuple[str, str]],
 ) -> AnswerSet:
     """Ask all questions in all views that the options name; those with a stored answer are not asked again."""
-    items = questions.items
-    views = {AS_IS: (items, View())}
+    items, views = questions.items, [(View(), questions.items)]
     if not options.without_shuffled and (others := shuffle_images(items, options.seed)):
-        views[SHUFFLED] = others, View(SHUFFLED)
+        views.append((View(SHUFFLED), others))
     if options.consistency and (with_image := [item for item in items if item.image]):
-        views |= {view.name: (with_image, view) for view in UNCHANGED_MEANING}
+        views += [(view, with_image) for view in UNCHANGED_MEANING]
     by_view, problems = {}, dict[str, str]()
-    for name, (chosen, view) in views.items():
+    for view, chosen in views:
         size = options.batch_size or _QUESTIONS_AT_ONCE
-        by_view[name], found = ask_all(answerer, chosen, store, view=view, batch_size=size)
+        by_view[view.name], found = ask_all(answerer, chosen, store, view=view, batch_size=size)
         problems |= found
     return AnswerSet(by_view, questions, problems, training)
 

@@ -198,20 +198,12 @@ def _confusions(predictions: Predictions, weights: Counts) -> Counts:
 def _binary_auroc(positive: NDArray[np.bool_], scores: Floats, weights: Counts) -> Floats:
     """(R,): of the pairs of a positive and a negative, the share in which the positive has the higher score."""
     order = np.argsort(scores, kind="stable")
-    own = order[positive[order]]
-    taken, of_positive = weights[:, order], weights[:, own]  # (R, N), (R, positives)
-    # All below a positive and half of what ties with it, times two; less the positives among them.
-    below = _below_twice(scores[order], taken, scores[own])
-    below -= _below_twice(scores[own], of_positive, scores[own])
-    num_positive, num_all = of_positive.sum(1), taken.sum(1)
-    return _share((of_positive * below).sum(1) / 2, num_positive * (num_all - num_positive))
-
-
-def _below_twice(ordered: Floats, taken: Counts, values: Floats) -> Counts:
-    """Weight below each value plus weight up to it: (R, len(values)), where `ordered` has the weights `taken`."""
-    total = np.zeros((len(taken), len(ordered) + 1), dtype=np.int64)
-    np.cumsum(taken, axis=1, out=total[:, 1:])
-    return total[:, np.searchsorted(ordered, values)] + total[:, np.searchsorted(ordered, values, side="right")]
+    negative = order[~positive[order]]
+    counts = np.pad(weights[:, negative].cumsum(1), ((0, 0), (1, 0)))  # (R, negatives + 1): the weight of the lowest
+    below = counts[:, np.searchsorted(scores[negative], scores[positive])]
+    up_to = counts[:, np.searchsorted(scores[negative], scores[positive], side="right")]
+    own = weights[:, positive]
+    return _share((own * (below + up_to)).sum(1) / 2, own.sum(1) * counts[:, -1])
 
 
 def _share(part: NDArray, whole: NDArray) -> Floats:

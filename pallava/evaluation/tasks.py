@@ -11,7 +11,7 @@ from typing import Any
 
 from pallava.errors import PallavaError
 from pallava.evaluation.answers.items import Answer, EvaluateOptions, Item, Questions
-from pallava.evaluation.answers.questions import read_captions, read_classes, read_pairs, read_questions
+from pallava.evaluation.answers.questions import read_captions, read_labelled, read_pairs, read_questions
 from pallava.evaluation.answers.scores import is_right, score_classes, score_questions
 from pallava.evaluation.answers.similarity import score_captions
 from pallava.evaluation.class_sets import known_sets
@@ -130,7 +130,7 @@ _ROWS = (
         help="classes of images",
         data="[NAME=]FOLDER: folder of classes (FOLDER/<class>/*.png), or a public set: "
         f"{', '.join(known_sets())} (repeatable)",
-        read=read_classes,
+        read=read_labelled,
         is_named=True,
         prompt=_class_prompt,
         score=score_classes,

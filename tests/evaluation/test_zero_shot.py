@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from pallava.errors import PallavaError
 from pallava.evaluation.answers.items import EvaluateOptions
-from pallava.evaluation.answers.questions import read_classes, read_pairs
+from pallava.evaluation.answers.questions import read_labelled, read_pairs
 from pallava.evaluation.class_sets import ClassSet
 from pallava.evaluation.encoders import zero_shot
 from pallava.evaluation.encoders.embeddings import EmbeddingCache
@@ -51,7 +51,7 @@ def test_a_model_that_knows_the_classes_is_right(encoder: Encoder, tmp_path: Pat
     write_colours(tmp_path / "data")
     (tmp_path / "data" / "blue" / "0.broken.png").write_bytes(b"nothing")
     (tmp_path / "data" / "red" / "notes.txt").write_text("a note")
-    data = read_classes(tmp_path / "data", "", OPTIONS)
+    data = read_labelled(tmp_path / "data", "", OPTIONS)
     cache = EmbeddingCache(tmp_path / "cache", encoder)
     result = zero_shot.evaluate(knowing(encoder), data, cache, num_resamples=50)
     assert result["num_images"] == 12
@@ -92,21 +92,21 @@ def test_scores_order_as_probabilities_do_and_never_saturate():
 
 def test_names_of_folders_and_of_public_sets(tmp_path: Path):
     write_classes(tmp_path / "crc", {"TUM": 1, "ADI": 2})
-    data = read_classes(tmp_path / "crc", "nct-crc-he", OPTIONS)
+    data = read_labelled(tmp_path / "crc", "nct-crc-he", OPTIONS)
     assert data.class_set is not None
     assert data.class_set.name == "nct-crc-he"
     assert [item.reference for item in data.items] == ["ADI", "ADI", "TUM"]
     write_classes(tmp_path / "crc", {"tumour": 1})
     with pytest.raises(PallavaError, match="tumour.*nct-crc-he"):
-        read_classes(tmp_path / "crc", "nct-crc-he", OPTIONS)
+        read_labelled(tmp_path / "crc", "nct-crc-he", OPTIONS)
     with pytest.raises(PallavaError, match="at least two classes"):
-        read_classes(write_classes(tmp_path / "one", {"a": 2}), "", OPTIONS)
+        read_labelled(write_classes(tmp_path / "one", {"a": 2}), "", OPTIONS)
     with pytest.raises(PallavaError, match="must have images"):
-        read_classes(tmp_path / "crc" / "TUM", "", OPTIONS)
+        read_labelled(tmp_path / "crc" / "TUM", "", OPTIONS)
     with pytest.raises(PallavaError, match="not a folder"):
-        read_classes(tmp_path / "none", "", OPTIONS)
+        read_labelled(tmp_path / "none", "", OPTIONS)
     with pytest.raises(PallavaError, match="'crc' is not a data set"):
-        read_classes(tmp_path / "crc", "crc", OPTIONS)
+        read_labelled(tmp_path / "crc", "crc", OPTIONS)
 
 
 def test_bach_as_it_lies_on_disk(tmp_path: Path):
@@ -115,7 +115,7 @@ def test_bach_as_it_lies_on_disk(tmp_path: Path):
         (tmp_path / "Photos" / folder).mkdir(parents=True)
         Image.new("RGB", (32, 24)).save(tmp_path / "Photos" / folder / f"{name}.tif")
     (tmp_path / "Photos" / "Normal" / "Thumbs.db").write_bytes(b"")
-    data = read_classes(tmp_path, "bach", OPTIONS)
+    data = read_labelled(tmp_path, "bach", OPTIONS)
     assert [item.reference for item in data.items] == ["Normal", "Benign", "InSitu", "Invasive"]
     assert all(Path(item.image).is_file() for item in data.items)
     assert sum(data.left_out.values()) == 1

@@ -5,13 +5,14 @@ Each takes a path, the name of a public set or table ("" for a file or folder of
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from pallava.data.material import read_columns
-from pallava.data.sources import SOURCES, open_source
+from pallava.data.sources import SOURCES, Source, open_source
 from pallava.data.training_file import question_text
 from pallava.errors import PallavaError
 from pallava.evaluation.answers.items import EvaluateOptions, Item, Kind, Questions, is_texts
@@ -33,11 +34,7 @@ _TEXT_KEYS = ("caption", "text", "captions")
 
 
 def read_questions(path: Path, source: str, options: EvaluateOptions) -> Questions:
-    """Read questions, those of a source worded as in training files; its split is test by default, if it has splits.
-
-    Raises:
-        PallavaError: The source has no questions, the folder is not the set, or lacks the split; or as `read_custom`.
-    """
+    """Read questions, those of a source worded as in training files; its split is test by default, if it has splits."""
     if source not in SOURCES:
         return read_custom(path, options.image_folder)
     data = _open(path, source, "questions", options, default_split="test")
@@ -59,8 +56,7 @@ def read_questions(path: Path, source: str, options: EvaluateOptions) -> Questio
 def read_custom(path: Path, image_folder: Path | None = None) -> Questions:
     """Read questions of the user's own, a JSON list or JSONL; paths are relative to `image_folder`, or else the file's.
 
-    Raises:
-        PallavaError: The file cannot be read, or a record is wrong; the message gives its place.
+    An error about a wrong record gives its place.
     """
     items = []
     for record in RecordFile(path):
@@ -71,14 +67,11 @@ def read_custom(path: Path, image_folder: Path | None = None) -> Questions:
     return Questions(items)
 
 
-def read_classes(path: Path, source: str, options: EvaluateOptions) -> Questions:
+def read_labelled(path: Path, source: str, options: EvaluateOptions) -> Questions:
     """Read a folder of classes (``path/<class>/*.png``) or one of `known_sets`; labels are references and choices.
 
     Without a class set, the words are those of the public set, or the names of the folders; templates take the place
-    of those of the class set.
-
-    Raises:
-        PallavaError: The folder or set does not exist or holds no image, or a class is not in the class set.
+    of those of the class set. A class that is not in it is an error.
     """
     class_set = read_class_set(options.class_set) if options.class_set else known_sets().get(source)
     if source and source not in known_sets():
@@ -110,9 +103,6 @@ def read_pairs(path: Path, source: str, options: EvaluateOptions) -> Questions:
     """Read records of an image and its caption or captions, each of which is the reference of an item of its own.
 
     The images of a JSON or JSONL file are in the image folder, by default its own folder.
-
-    Raises:
-        PallavaError: It cannot be read, or holds no pair.
     """
     if source:
         data = _open(path, source, "captions", options, image_policy="each")
@@ -137,11 +127,7 @@ def read_captions(path: Path, source: str, options: EvaluateOptions) -> Question
 
 
 def read_training_answers(path: Path) -> list[tuple[str, str]]:
-    """Read questions and answers of a training file (id, image, conversations), the questions as items have them.
-
-    Raises:
-        PallavaError: The file cannot be read, or has no conversation.
-    """
+    """Read questions and answers of a training file (id, image, conversations), the questions as items have them."""
     pairs: list[tuple[str, str]] = []
     for record in RecordFile(path):
         conversation = record.value.get("conversations") if isinstance(record.value, dict) else None
@@ -171,11 +157,8 @@ def select(
     for name, questions in data.items():
         prefix = f"{name}/" if len(data) > 1 else ""
         ids = _unique([item.id for item in questions.items])
-        kept = [
-            replace(item, id=prefix + own)
-            for item, own in zip(questions.items, ids, strict=True)
-            if item.id.strip() not in unwanted
-        ]
+        named = zip(questions.items, ids, strict=True)
+        kept = [replace(item, id=prefix + own) for item, own in named if item.id.strip() not in unwanted]
         num_excluded += len(questions.items) - len(kept)
         if not kept:
             raise PallavaError(f"all questions of '{name}' are excluded; no question is left")
@@ -190,11 +173,7 @@ def select(
 
 
 def read_excluded(path: Path) -> list[str]:
-    """Return the ids of a text file, one a line, as `pallava data leak` writes them.
-
-    Raises:
-        PallavaError: The file cannot be read.
-    """
+    """Return the ids of a text file, one a line, as `pallava data leak` writes them."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -204,9 +183,9 @@ def read_excluded(path: Path) -> list[str]:
 
 def _open(path: Path, name: str, kind: str, options: EvaluateOptions, *, default_split: str = "", **how: Any) -> Any:
     """Open a source of records of some kind; only a table ("csv") takes the columns."""
-    known = SOURCES.get(name)
-    split = options.split or (default_split if known and default_split in known.splits else None)
-    columns = read_columns(options.columns) if known and known.takes_columns else {}
+    reader = SOURCES.get(name, Source)  # an unknown name is refused below
+    split = options.split or (default_split if default_split in reader.splits else None)
+    columns = read_columns(options.columns) if reader.takes_columns else {}
     source = open_source(name, path, split=split, columns=columns, image_folder=options.image_folder, **how)
     if source.kind != kind:
         raise PallavaError(f"{name} is a set of {source.kind}, but {kind} are needed here")
@@ -214,18 +193,18 @@ def _open(path: Path, name: str, kind: str, options: EvaluateOptions, *, default
 
 
 def _read_folders(root: Path) -> Questions:
-    items, num_others = list[Item](), 0
+    items, left_out = list[Item](), Counter[str]()
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))):
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."):
                 items.append(Item(path.relative_to(root).as_posix(), str(path), "", folder.name, "class"))
             else:
-                num_others += 1
-    return Questions(items, {"not named like an image": num_others} if num_others else {})
+                left_out["not named like an image"] += 1
+    return Questions(items, dict(left_out))
 
 
 def _read_records(path: Path, folder: Path) -> Questions:
-    items, num_others = list[Item](), 0
+    items, left_out = list[Item](), Counter[str]()
     for record in RecordFile(path):
         value = record.value if isinstance(record.value, dict) else {}
         image = value.get("image")
@@ -236,8 +215,8 @@ def _read_records(path: Path, folder: Path) -> Questions:
             item_id = str(value.get("id", image))
             items += [Item(item_id, str(folder / image), "", text, "caption") for text in texts]
         else:
-            num_others += 1
-    return Questions(items, {"no image or no caption": num_others} if num_others else {})
+            left_out["no image or no caption"] += 1
+    return Questions(items, dict(left_out))
 
 
 def _custom_item(value: Any, index: int, folder: Path) -> Item:
@@ -294,15 +273,12 @@ def _letter(answer: str, choices: Sequence[str]) -> str:
     raise PallavaError(f"the answer must be one of the choices or its letter, got {answer!r}")
 
 
-def _unique(ids: Sequence[str]) -> list[str]:
+def _unique(ids: Sequence[str]) -> Iterator[str]:
     """Add a number to ids that come again, such that all ids differ."""
-    taken, count, unique = set(ids), Counter[str](), []
+    taken, times = set(ids), Counter[str]()
     for each in ids:
-        count[each] += 1
-        own = each
-        while own in taken and count[each] > 1:
-            own = f"{each}~{count[each]}"
-            count[each] += own in taken
+        times[each] += 1
+        numbered = (f"{each}~{number}" for number in count(times[each]))
+        own = each if times[each] == 1 else next(name for name in numbered if name not in taken)
         taken.add(own)
-        unique.append(own)
-    return unique
+        yield own

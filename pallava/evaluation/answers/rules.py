@@ -164,8 +164,7 @@ def _read(answer: str, names: Names, readers: Sequence[Callable[[str, Names], se
 
 
 def _alone(text: str, names: Names) -> set[int]:
-    match = _pattern("alone").fullmatch(text)
-    return _numbers([match[1]] if match else [], names)
+    return _numbers(_pattern("alone").findall(text), names)
 
 
 def _whole(text: str, names: Names) -> set[int]:

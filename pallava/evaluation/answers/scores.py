@@ -28,7 +28,7 @@ class Score:
         definition: The same in a sentence.
     """
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[str, ...]
     rule: Callable[[Answer], float]
     definition: str
 
@@ -57,9 +57,7 @@ def _overlap(number: int) -> Callable[[Answer], float]:
 
 
 _PUBLISHED, _EXACT = _pair(rules.is_published_match), _pair(rules.is_exact_match)
-_OPEN: tuple[Kind, ...] = ("open",)
-_CLOSED: tuple[Kind, ...] = ("closed",)
-_CHOICE: tuple[Kind, ...] = ("choice",)
+_OPEN, _CLOSED, _CHOICE = ("open",), ("closed",), ("choice",)
 _OF_OPEN, _OF_CLOSED, _OF_CHOICES = (f"Share of {kind} questions" for kind in ("open", "yes/no", "multiple-choice"))
 _BY_PUBLISHED = (
     "with answers that equal their reference by PA-LLaVA's rule: lower case, without , . ' ! ? \" ( ) * # : ; ~ and "
@@ -128,10 +126,12 @@ def score_questions(answers: AnswerSet, **bootstrap: int) -> dict[str, Any]:
         it is a mean over, and its definition; ``controls`` holds, by name of the control, the same scores of answers
         that need no look at the right image.
     """
-    as_is, given = answers.as_is, dict[str, Sequence[Answer]]()
-    given["majority answer"] = _majority(as_is)
-    given["training answer"] = _from_training(as_is, answers.training)
-    given["shuffled images"] = answers.shuffled
+    as_is = answers.as_is
+    given = {
+        "majority answer": _majority(as_is),
+        "training answer": _from_training(as_is, answers.training) if answers.training else [],
+        "shuffled images": answers.shuffled,
+    }
     unread = (each for each in as_is if each.item.kind == "choice" and not read_choice(each.text, each.item.choices))
     return {
         **count_answers(as_is),
@@ -179,8 +179,7 @@ def read_classes(answers: Sequence[Answer], *, class_set: ClassSet | None = None
 
 def training_answer(question: str, training: Iterable[tuple[str, str]]) -> str | None:
     """Return the most frequent answer of training pairs to a question, whatever its kind; None if no pair has it."""
-    form = published_form(question)
-    return _most_frequent((form, answer) for other, answer in training if published_form(other) == form).get(form)
+    return _most_frequent((published_form(other), answer) for other, answer in training).get(published_form(question))
 
 
 def _scores(answers: Sequence[Answer], **bootstrap: int) -> dict[str, dict[str, Any]]:
@@ -207,12 +206,9 @@ def _from_training(answers: Sequence[Answer], training: Sequence[tuple[str, str]
     kinds = [(_kind_of(answer), published_form(question), answer) for question, answer in training]
     of_question = _most_frequent(((kind, question), answer) for kind, question, answer in kinds)
     of_kind = _most_frequent((kind, answer) for kind, _, answer in kinds)
-    found = []
-    for each in answers if training else ():
-        kind = each.item.kind
-        key = kind, published_form(each.item.question)
-        found.append(replace(each, text=of_question.get(key, of_kind.get(kind, ""))))
-    return found
+    keys = [(each.item.kind, published_form(each.item.question)) for each in answers]
+    texts = [of_question.get(key, of_kind.get(key[0], "")) for key in keys]
+    return [replace(each, text=text) for each, text in zip(answers, texts, strict=True)]
 
 
 def _kind_of(answer: str) -> Kind:

@@ -73,44 +73,27 @@ def score_captions(answers: AnswerSet, **bootstrap: int) -> dict[str, Any]:
 
 
 def judge_predictions(
-    predictions: str | Path,
-    out: str | Path | None = None,
-    *,
-    url: str | None = None,
-    model: str | None = None,
-    concurrency: int = 8,
-    seed: int = 0,
+    predictions: Path, out: Path, *, url: str | None, model: str | None, concurrency: int, seed: int
 ) -> dict[str, Any]:
     """Compare predictions with their references: captions word by word, and all by a language model if one is named.
 
-    Args:
-        predictions: A ``predictions.jsonl`` of `pallava evaluate`, or its folder.
-        out: Folder of the results (default: ``judge`` beside the predictions; for another file NAME.jsonl
-            ``judge_NAME``). Grades in it are not asked for again.
-        url: URL of an OpenAI-compatible endpoint.
-        model: Name of the language model there.
-        concurrency: Number of requests at a time.
-        seed: Seed of the bootstrap.
+    `predictions` are a ``predictions.jsonl`` of `pallava evaluate`, or its folder. Grades in `out` are not asked for
+    again. The `model` answers at the `url` of an OpenAI-compatible endpoint, so many requests at a time.
 
     Returns:
         The content of ``results.json``: ``predictions``, ``counts``, ``similarity`` and ``words``; numbers that are
         not defined are NaN.
-
-    Raises:
-        PallavaError: The predictions cannot be read or compared, the endpoint fails, or the results cannot be written.
     """
-    path = Path(predictions)
     if bool(url) != bool(model):
         raise PallavaError("a judge needs both --url and --model; without either, words alone are compared")
     endpoint = Endpoint(url, model, concurrency=concurrency) if url and model else None
-    answers = read_predictions(path)
+    answers = read_predictions(predictions)
     captions = [each for each in answers if each.item.kind == "caption"]
     if not endpoint and not captions:
         raise PallavaError(
-            f"'{path}' must have captions to be compared by words, got {len(answers)} answers to questions; give --url "
-            "and --model to have them judged (`pallava evaluate` has scored them by rules)"
+            f"'{predictions}' must have captions to be compared by words, got {len(answers)} answers to questions; "
+            "give --url and --model to have them judged (`pallava evaluate` has scored them by rules)"
         )
-    out = Path(out) if out else results_folder(path)
     similarity, files = None, {}
     if endpoint:
         with Store(out / _GRADES) as store:
@@ -138,17 +121,12 @@ def results_folder(predictions: Path) -> Path:
 
 
 def score_judgements(judgements: Sequence[Judgement], images: Sequence[str], **bootstrap: int) -> dict[str, Any]:
-    """Return the mean grade with its interval, and the count of each grade, for judgements of all answers.
+    """Return counts of all judgements and of each rounded grade, and the mean grade with its interval; NaN if none.
 
     Answers about one of the `images`, empty for none, are drawn together.
-
-    Returns:
-        Counts, ``grades`` (rounded grade to count), ``interval``, and ``scores`` with ``similarity``, whose values are
-        NaN without grades.
     """
     verdicts = Counter(each.verdict for each in judgements)
-    pairs = zip(judgements, images, strict=True)
-    graded = [(each.grade, image) for each, image in pairs if each.grade is not None]
+    graded = [(each.grade, image) for each, image in zip(judgements, images, strict=True) if each.grade is not None]
     grades = [grade for grade, _ in graded]
     (found,) = estimate_means([grades], [image for _, image in graded], **bootstrap)
     rounded = Counter(int(grade + 0.5) for grade in grades)

@@ -1,6 +1,5 @@
 """Processes that share one evaluation, and their answers on the disk, so that a stopped evaluation can be resumed."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -52,16 +51,16 @@ class Processes:
         dist.all_gather_object(values, value)
         return values
 
-    def agree(self, work: Callable[[], Value]) -> Value:
+    def agree(self, work: Callable[[], Any]) -> Any:
         """Call a function in every process; if it raises a `PallavaError` in one, raise that error in all."""
-        done, failure = list[Value](), ""
+        result, failure = None, ""
         try:
-            done.append(work())
+            result = work()
         except PallavaError as error:
             failure = str(error)
         if failures := [text for text in self.gather(failure) if text]:
             raise PallavaError(failures[0])
-        return done[0]
+        return result
 
 
 class AnswerStore(ExitStack):
@@ -73,17 +72,14 @@ class AnswerStore(ExitStack):
     def __init__(self, out: Path, settings: Mapping[str, Any], processes: Processes | None = None) -> None:
         """Open the file of this process; the first process also opens those of processes that no longer take part.
 
-        Answers of other `settings`, on which they depend beside the questions, do not mix.
-
-        Raises:
-            PallavaError: The folder has answers of other settings, cannot be written, or is in use by another run.
+        Answers of other `settings`, on which they depend beside the questions, do not mix: they are an error.
         """
         super().__init__()
         self.processes = processes or Processes()
         self._folder = out / _FOLDER
         self._stores: list[Store] = []
         try:
-            self.processes.agree(lambda: self._open(json.loads(json.dumps(settings))))
+            self.processes.agree(lambda: self._open(settings))
         except PallavaError:
             self.close()
             raise
