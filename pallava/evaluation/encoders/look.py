@@ -3,13 +3,13 @@
 Letters in shapes: K layers with cross-attention, N tiles, T tokens of a tile.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -93,29 +93,18 @@ def _choose_clip(model: str | Path, clip: str | Path | None, is_model: bool, *, 
 def _attention_panels(folder: str | Path, image: Image.Image, trust_remote_code: bool) -> list[Panel]:
     spec = PALLaVAProcessor.from_pretrained(folder).tile_spec
     pixels = make_tiles(image, spec)
-    attention = 100 * read_tiles(
-        load_eyes(folder, trust_remote_code=trust_remote_code), pixels
-    )  # (K, T, N, T), in percent
-    overview, canvas = _seen_panels(image, spec, pixels, attention.shape[1])
+    attention = read_tiles(load_eyes(folder, trust_remote_code=trust_remote_code), pixels)  # (K, T, N, T)
+    num_layers, num_tokens = attention.shape[:2]
+    overview, canvas = _seen_panels(image, spec, pixels, num_tokens)
     columns, rows = canvas.grid
-    read = attention.mean((0, 1))  # (N, T)
+    read = (100 * attention).mean((0, 1))  # (N, T), in percent
     per_tile = read.sum(-1).view(rows, columns).numpy()
-    tiles = replace(
-        canvas,
-        title="Tiles that were read",
-        note=f"share of the attention; evenly it would be {1 / len(read):.0%}",
-        heat=per_tile,
-        written=[[f"{share:.0f}%" for share in row] for row in per_tile],
-        unit="% of the attention",
-    )
-    tokens = replace(
-        canvas,
-        title="Tokens that were read",
-        note=f"mean of {attention.shape[0]} layers, all heads and {attention.shape[1]} overview tokens",
-        heat=_on_canvas(read, columns).numpy(),
-        unit="% of the attention",
-        is_peaked=True,
-    )
+    written = [[f"{share:.0f}%" for share in row] for row in per_tile]
+    evenly = f"share of the attention; evenly it would be {1 / len(read):.0%}"
+    mean = f"mean of {num_layers} layers, all heads and {num_tokens} overview tokens"
+    plain = replace(canvas, unit="% of the attention")
+    tiles = replace(plain, title="Tiles that were read", note=evenly, heat=per_tile, written=written)
+    tokens = replace(plain, title="Tokens that were read", note=mean, heat=_on_canvas(read, columns), is_peaked=True)
     return [overview, canvas, tiles, tokens]
 
 
@@ -133,16 +122,10 @@ def _similarity_panels(
         similarity = similarity - similarity.mean(-1, keepdim=True)
         note = "likeness of each patch, beyond that to all texts"
     overview, canvas = _seen_panels(image, spec, pixels, similarity.shape[1])
+    plain = replace(canvas, note=note, unit="cosine similarity", starts_at_zero=False)
+    heats = [_on_canvas(values, canvas.grid[0]) for values in similarity.unbind(-1)]
     return (overview, canvas), [
-        replace(
-            canvas,
-            title=f'"{text}"',
-            note=note,
-            heat=_on_canvas(similarity[..., number], canvas.grid[0]).numpy(),
-            unit="cosine similarity",
-            starts_at_zero=False,
-        )
-        for number, text in enumerate(texts)
+        replace(plain, title=f'"{text}"', heat=heat) for text, heat in zip(texts, heats, strict=True)
     ]
 
 
@@ -157,7 +140,7 @@ def _seen_panels(image: Image.Image, spec: TileSpec, pixels: Tensor, num_tokens:
     return whole, Panel("Canvas", f"{columns} x {rows} tiles of {size}", canvas, (columns, rows))
 
 
-def _on_canvas(values: Tensor, columns: int) -> Tensor:
+def _on_canvas(values: Tensor, columns: int) -> NDArray[np.floating]:
     """From (N, T) to (rows, columns) of tokens."""
     side = round(values.shape[1] ** 0.5)
-    return join_tiles(values.view(-1, side, side), columns)
+    return join_tiles(values.reshape(-1, side, side), columns).numpy()

@@ -5,8 +5,6 @@ random order of the tied gives on average, so that a model that maps everything 
 in shapes: Q queries, M candidates, P pairs, D width.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -33,10 +31,7 @@ _QUERIES, _CANDIDATES = 1024, 8192  # 32 MiB a block
 class Standing:
     """Rank of the best right candidate of each query: (Q,) each.
 
-    Attributes:
-        above: Wrong candidates that are more similar.
-        tied: Wrong candidates that are as similar.
-        right: Right candidates that are as similar as the best of them, itself included.
+    It is the numbers of wrong candidates above it and tied with it, and of right ones as similar, itself included.
     """
 
     above: NDArray[np.int64]
@@ -58,8 +53,7 @@ def find_standing(
         end = min(begin + _QUERIES, len(queries))
         own = torch.from_numpy(pairs[starts[begin] : starts[end]]).to(device) - torch.tensor([begin, 0], device=device)
         parts.append(_block(queries[begin:end].to(device), candidates, own))
-    above, tied, right = (torch.cat(columns).cpu().numpy() for columns in zip(*parts, strict=True))
-    return Standing(above, tied, right)
+    return Standing(*(torch.cat(columns).cpu().numpy() for columns in zip(*parts, strict=True)))
 
 
 def recall(standing: Standing, rank: int) -> NDArray[np.float64]:
@@ -129,8 +123,8 @@ def _block(queries: Tensor, candidates: Tensor, own: Tensor) -> tuple[Tensor, Te
     return above, tied, right
 
 
-def _unique(values: Sequence[str]) -> tuple[list[int], NDArray[np.int64]]:
+def _unique(values: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows in which a value is the first of its kind, and for each value the number of its row among them."""
-    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
-    rows = {value: row for row, value in reversed(list(enumerate(values)))}
-    return [rows[value] for value in numbers], np.array([numbers[value] for value in values], dtype=np.int64)
+    numbers: dict[str, int] = {}
+    number_of = np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
+    return np.unique(number_of, return_index=True)[1], number_of
