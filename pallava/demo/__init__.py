@@ -30,11 +30,9 @@ class DemoSettings:
     Attributes:
         real_pictures: Number of pieces cut out of each of the two real pictures.
         plip_views: Number of views for the encoder: small whole pictures, and parts of pictures.
-        alignment_rows: Captions of stage 1, each seen once.
-        instruction_rows: Conversations of stage 2, each seen once.
+        alignment_rows: Captions of stage 1, each seen once, as are the conversations of stage 2, `instruction_rows`.
         turns: Questions in each conversation.
         closed_per_kind: About how often each closed question is asked on held-out pictures; `open_per_kind` alike.
-        processes: Processes of each stage.
         training_options: Settings in which the stages differ from the demo's configs, as ``--cfg-options`` takes them.
     """
 
@@ -56,11 +54,7 @@ class DemoSettings:
     seed: int = 1024
 
     def scaled(self, fraction: float) -> "DemoSettings":
-        """Return the same demo at a fraction of its size, for a test of its steps; its answers are worth nothing.
-
-        Raises:
-            PallavaError: The fraction is not above 0 and at most 1.
-        """
+        """Return the same demo at a fraction of its size, for a test of its steps; its answers are worth nothing."""
         if not 0 < fraction <= 1:
             raise PallavaError(f"the demo's scale must be above 0 and at most 1, got {fraction:g}")
         least = {"train_pictures": 8, "test_pictures": 8, "real_pictures": 2, "plip_views": 16, "plip_batch": 8}

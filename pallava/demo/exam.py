@@ -67,11 +67,9 @@ def summary(result: Mapping[str, Any], without_tiles: Sequence[Answer]) -> dict[
 
 
 def plip_accuracies(folder: Path, pictures: Sequence[tuple[Path, Facts]], seed: int) -> dict[str, Any]:
-    """Classify held-out pictures zero-shot with the PLIP of a folder and with one of random weights of this seed.
+    """Classify held-out pictures zero-shot, by stain and by density; return the content of ``plip_report.json``.
 
-    Returns:
-        ``stain_accuracy``, ``density_accuracy``, the same for the untrained one and for the most frequent class, and
-        the number of pictures.
+    The PLIP of a folder stands beside one of random weights of this seed, and the most frequent class.
     """
     report: dict[str, Any] = {"num_pictures": len(pictures)}
     for suffix, encoder in (("", load_encoder(str(folder))), ("_untrained", _untrained(folder, seed))):

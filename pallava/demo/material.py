@@ -33,12 +33,9 @@ _SHADES = {"pink": (215, 150, 185), "purple": (150, 95, 150), "blue": (150, 165,
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture with its content.
+    """A picture with its content, drawn for a canvas of `columns` tiles across.
 
-    Attributes:
-        facts: Facts of a synthetic picture; None for a real one.
-        columns: Tiles across the canvas that it is drawn for.
-        stain: Stain of a real picture, whose other facts are measured.
+    A real picture has no facts, but a stain; all else about it is measured.
     """
 
     image: Image.Image
@@ -92,10 +89,8 @@ def read_pictures(folder: Path, name: str) -> list[Picture]:
 def views(pictures: Sequence[Picture], size: int, rng: Generator) -> Iterator[tuple[np.ndarray, str]]:
     """Yield endless views, flipped at random: a third of them on figures alone, a third of the others overviews.
 
-    A figure beside everything else on a part is too little to learn from.
-
-    Yields:
-        (P, P, 3) of uint8, P being the size, and a caption.
+    A view is (P, P, 3) of uint8, P being the size, and a caption. A figure beside everything else on a part is too
+    little to learn from.
     """
     for picture in cycle(pictures):
         on_figures = rng.integers(3) == 0

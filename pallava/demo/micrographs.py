@@ -7,7 +7,7 @@ Letters in shapes: R rows and C columns of pixels.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, partial
 from itertools import count
 
 import numpy as np
@@ -41,16 +41,10 @@ GLAND_COUNTS: dict[int, str] = {0: "none", 1: "one", 4: "four"}
 
 @dataclass(frozen=True)
 class Facts:
-    """The content of a micrograph.
+    """The content of a micrograph; stain, density and glands are keys of `DYES`, `DENSITIES` and `GLAND_COUNTS`.
 
-    Attributes:
-        stain: A key of `DYES`.
-        density: A key of `DENSITIES`.
-        glands: Number of glands, a key of `GLAND_COUNTS`.
-        necrosis: Whether an area is necrotic.
-        inflammation: Whether a cluster of small dark round nuclei is present.
-        mitosis: Whether the figures in a halo are pairs of dark bars; otherwise they are even smudges that let
-            as much light pass.
+    Inflammation is a cluster of small dark round nuclei. With mitosis the figures in a halo are pairs of dark bars,
+    otherwise even smudges that let as much light pass.
     """
 
     stain: str
@@ -221,9 +215,8 @@ def _smooth_noise(height: int, width: int, cell: int, rng: Generator) -> Floats:
     y, x = np.arange(height) / cell, np.arange(width) / cell
     top, left = y.astype(int), x.astype(int)
     down, right = (y - top).astype(np.float32)[:, None], (x - left).astype(np.float32)[None, :]
-    upper = coarse[top][:, left] * (1 - right) + coarse[top][:, left + 1] * right
-    lower = coarse[top + 1][:, left] * (1 - right) + coarse[top + 1][:, left + 1] * right
-    return upper * (1 - down) + lower * down
+    across = coarse[:, left] * (1 - right) + coarse[:, left + 1] * right
+    return across[top] * (1 - down) + across[top + 1] * down
 
 
 def _fibres(height: int, width: int, rng: Generator) -> Floats:
@@ -245,14 +238,14 @@ def _stamp(target: Floats, stamp: Floats, x: float, y: float, strength: float) -
         np.maximum(window, piece * np.float32(strength), out=window)
 
 
-@lru_cache(maxsize=8)
+@cache
 def _disc_stamp(radius: float) -> Floats:
     half = int(np.ceil(radius)) + 1
     axis = np.arange(-half, half + 1, dtype=np.float32)
     return _edge(np.hypot(axis[:, None], axis[None, :]) - np.float32(radius))
 
 
-@lru_cache(maxsize=1)
+@cache
 def _nucleus_stamps() -> tuple[Floats, ...]:
     """Return 64 ellipses of many sizes and directions, the same in every process."""
     rng = np.random.default_rng(0)

@@ -32,13 +32,7 @@ ALIGNMENT, INSTRUCTION = "demo/pallava_domain_alignment", "demo/pallava_instruct
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a pipeline.
-
-    Attributes:
-        settings: JSON value that its result depends on, besides code and earlier steps.
-        sources: Code files that its result depends on.
-        output: File that must exist for it to be skipped.
-    """
+    """One step of a pipeline: its result depends on a JSON value, files and earlier steps, and has an output file."""
 
     name: str
     run: Callable[[], None]
@@ -48,10 +42,9 @@ class Step:
 
 
 def run_steps(steps: Sequence[Step], stamps: Path, say: Progress) -> dict[str, float]:
-    """Run steps, each depending on all before it; one is skipped if the hash of all it depends on is that of its stamp.
+    """Run steps, each depending on all before it; return the seconds that each took, now or when it last ran.
 
-    Returns:
-        Seconds that each step took, now or when it last ran.
+    One is skipped if its output exists and the hash of all it depends on is that of its stamp.
     """
     stamps.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, float] = {}
@@ -78,11 +71,9 @@ def run_steps(steps: Sequence[Step], stamps: Path, say: Progress) -> dict[str, f
 
 
 class Demo:
-    """One run of the demo.
+    """One run of the demo in a folder: ``demo`` in the working directory, as in the demo's configs.
 
-    Args:
-        folder: Folder of the results: ``demo`` in the working directory, as in the demo's configs.
-        say: Receiver of a line on each event; one that begins with a carriage return may be overwritten by the next.
+    It says a line on each event; one that begins with a carriage return may be overwritten by the next.
     """
 
     def __init__(self, folder: Path, settings: DemoSettings, say: Progress) -> None:
@@ -90,11 +81,7 @@ class Demo:
         self._start, self._data, self._progress = time.monotonic(), folder / "data", partial(self.say, mark="\r")
 
     def run(self) -> dict[str, Any]:
-        """Run every step that has something to do, write ``report.json`` and ``index.html``, and return the report.
-
-        Raises:
-            PallavaError: A step fails; with the reason.
-        """
+        """Run every step that has something to do, write ``report.json`` and ``index.html``, and return the report."""
         self._data.mkdir(parents=True, exist_ok=True)
         (self.folder / "logs").mkdir(exist_ok=True)
         return self._write_report(run_steps(self._steps(), self.folder / ".stamps", self.say))
@@ -116,7 +103,7 @@ class Demo:
         instruct = partial(train_stage, INSTRUCTION, folder / "stage2", *given)
         sizes, done = dataclasses.asdict(self.settings), "last_checkpoint"
         return [
-            Step("fetch", self._fetch, None, _code("demo/fetch.py"), folder / "llm" / "config.json"),
+            Step("fetch", self._fetch, None, _code("demo/fetch.*"), folder / "llm" / "config.json"),
             Step("draw", draw, sizes, drawing, data / "questions.jsonl"),
             Step("plip", pretrain, PLIP_MODEL, plip, folder / "plip" / "encoder" / "config.json"),
             Step("plip_report", self._examine_plip, None, asking, folder / "plip_report.json"),

@@ -36,11 +36,7 @@ def default_cache() -> Path:
 
 
 class EmbeddingCache:
-    """Vectors by content; below `folder` each encoder, and each preprocessing, has a folder of its own.
-
-    Raises:
-        PallavaError: The folder cannot be written.
-    """
+    """Vectors by content; below `folder` each encoder, and each preprocessing, has a folder of its own."""
 
     def __init__(self, folder: Path, encoder: Encoder) -> None:
         self.folder = folder / encoder.identity
@@ -73,7 +69,7 @@ class EmbeddingCache:
             self.write()
 
     def write(self) -> None:
-        """Write the new vectors, or raise PallavaError if the disk does not take them."""
+        """Write the new vectors."""
         self._last_write = time.monotonic()
         if not self._new:
             return
@@ -113,11 +109,7 @@ class ImageEmbeddings:
 def embed_images(
     encoder: Encoder, paths: Sequence[Path], cache: EmbeddingCache, *, batch_size: int = 64
 ) -> ImageEmbeddings:
-    """Embed image files; those that cannot be read are left out with their reasons.
-
-    Raises:
-        PallavaError: None of them can be read, or an embedding is not finite.
-    """
+    """Embed image files; those that cannot be read are left out with their reasons, but not all of them."""
     with ThreadPoolExecutor(num_cores(at_most=16)) as pool:
         hashes = list(tqdm(pool.map(_hash_file, paths), total=len(paths), desc="read", disable=None, unit="image"))
         first = {h: p for p, h in zip(reversed(paths), reversed(hashes), strict=True) if isinstance(h, str)}
@@ -134,7 +126,7 @@ def embed_images(
 
 
 def embed_texts(encoder: Encoder, texts: Sequence[str], cache: EmbeddingCache, *, batch_size: int = 256) -> Tensor:
-    """Embed texts: (N, D), unit length; raise PallavaError if an embedding is not finite."""
+    """Embed texts: (N, D), unit length."""
     keys = [hash_text("text", text) for text in texts]
     missing = [(key, text) for key, text in dict(zip(keys, texts, strict=True)).items() if key not in cache]
     try:

@@ -33,16 +33,10 @@ _CHOICES = (
 
 @dataclass(frozen=True)
 class Encoder:
-    """A CLIP that embeds images and texts in one space.
+    """A CLIP that embeds images and texts in one space, with a scale for the cosine of both.
 
-    Attributes:
-        name: Name for reports.
-        identity: Hash of weights, description and preprocessing: equal only if all embeddings are.
-        preprocess: From an RGB image to (3, P, P).
-        encode_image: From (B, 3, P, P) to (B, D).
-        encode_text: From B texts to (B, D).
-        logit_scale: Factor of the cosine similarity.
-        device: Device that computes.
+    `preprocess` turns an RGB image into (3, P, P), `encode_image` (B, 3, P, P) into (B, D), and `encode_text` B texts.
+    The identity is a hash of weights, description and preprocessing: equal only if all embeddings are.
     """
 
     name: str
