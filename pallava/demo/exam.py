@@ -100,4 +100,4 @@ def _untrained(folder: Path, seed: int) -> Encoder:
     torch.manual_seed(seed)
     model, tokenize = build_open_clip(read_description(str(folder / DESCRIPTION)))
     preprocessing = {"size": TILE_SIZE, "mean": PIXEL_MEAN, "std": PIXEL_STD, "resize_mode": "squash"}
-    return from_open_clip(model, tokenize, preprocessing, name="untrained")
+    return from_open_clip(model, tokenize, preprocessing)

@@ -67,10 +67,9 @@ def write_material(folder: Path, settings: DemoSettings, progress: Progress = la
     _write_lines(folder / "instruction_tuning.jsonl", rows)
     shutil.copy(folder / "images" / test[0]["name"], folder / "sample.png")  # what the trainings chat about
     sizes = {"closed_per_kind": settings.closed_per_kind, "open_per_kind": settings.open_per_kind}
-    questions = held_out_questions([_facts(record) for record in test], rng, **sizes)
+    questions = held_out_questions({record["name"]: _facts(record) for record in test}, rng, **sizes)
     _write_views(folder, settings, progress)
-    lines = (asked.as_record(number, test[asked.picture]["name"]) for number, asked in enumerate(questions))
-    _write_lines(folder / "questions.jsonl", lines)
+    _write_lines(folder / "questions.jsonl", questions)
 
 
 def read_pictures(folder: Path, name: str) -> list[Picture]:

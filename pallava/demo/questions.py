@@ -4,7 +4,7 @@ The wordings stand in ``questions.yaml``; training and test never share one. Eve
 as often with the answer yes as with the answer no.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from numpy.random import Generator
@@ -48,25 +48,6 @@ def _read_kinds(name: str) -> tuple[Kind, ...]:
 
 
 CLOSED, OPEN = _read_kinds("closed"), _read_kinds("open")
-
-
-@dataclass(frozen=True)
-class TestQuestion:
-    """A held-out question about the picture with this index."""
-
-    __test__ = False  # not a test case, whatever its name says to pytest
-
-    picture: int
-    attribute: str
-    question: str
-    answer: str
-    closed: bool
-
-    def as_record(self, number: int, image: str) -> dict[str, str]:
-        """Return a line of ``questions.jsonl``."""
-        kind = "closed" if self.closed else "open"
-        question = {"question": self.question, "answer": self.answer, "kind": kind, "group": self.attribute}
-        return {"id": f"{number:04d}", "image": image, **question}
 
 
 def _yes_no(truth: object) -> str:
@@ -120,21 +101,22 @@ def _pick_kind(attribute: str, facts: Facts, rng: Generator) -> Kind:
 
 
 def held_out_questions(
-    facts: Sequence[Facts], rng: Generator, *, closed_per_kind: int, open_per_kind: int
-) -> list[TestQuestion]:
-    """Return questions on held-out pictures, balanced in every closed wording and in every open answer.
+    pictures: Mapping[str, Facts], rng: Generator, *, closed_per_kind: int, open_per_kind: int
+) -> list[dict[str, str]]:
+    """Return the records of ``questions.jsonl`` on held-out pictures, given by the names of their files.
 
-    Each closed question is asked about `closed_per_kind` times, each open one about `open_per_kind` times.
+    They are balanced in every closed wording and in every open answer: each closed question is asked about
+    `closed_per_kind` times, each open one about `open_per_kind` times.
     """
-    asked: list[TestQuestion] = []
+    asked: list[dict[str, str]] = []
     for kind in (*CLOSED, *OPEN):
-        wanted = closed_per_kind if kind.closed else open_per_kind
-        answers = sorted({kind.answer(fact) for fact in facts})
+        wanted, name = (closed_per_kind, "closed") if kind.closed else (open_per_kind, "open")
+        answers = sorted({kind.answer(facts) for facts in pictures.values()})
         each = max(1, round(wanted / len(answers) / len(kind.test)))
         for answer in answers:
-            pool = rng.permutation([i for i, fact in enumerate(facts) if kind.answer(fact) == answer])
+            pool = rng.permutation([image for image, facts in pictures.items() if kind.answer(facts) == answer])
             for position in range(each * len(kind.test)):
-                wording = kind.test[position % len(kind.test)]
-                picture = int(pool[position % len(pool)])
-                asked.append(TestQuestion(picture, kind.attribute, wording, answer, kind.closed))
-    return [asked[i] for i in rng.permutation(len(asked))]
+                image, wording = str(pool[position % len(pool)]), kind.test[position % len(kind.test)]
+                record = {"image": image, "question": wording, "answer": answer, "kind": name, "group": kind.attribute}
+                asked.append(record)
+    return [{"id": f"{number:04d}", **asked[i]} for number, i in enumerate(rng.permutation(len(asked)))]

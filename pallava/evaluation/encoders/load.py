@@ -11,11 +11,14 @@ from typing import Any, NoReturn
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel
 
 from pallava.errors import PallavaError
 from pallava.io.files import write_text
 from pallava.io.hashing import hash_bytes, hash_json, hash_text
+from pallava.model import load_image_processor
 from pallava.model.clip import DESCRIPTION, WEIGHTS, find_image_processor, read_description
+from pallava.model.loading import load_tokenizer
 from pallava.model.weights import build_with_weights, load_strictly, read_json, read_weights, rename_keys
 from pallava.open_clip_weights import made_with_quick_gelu
 from pallava.tiling import TileSpec
@@ -39,7 +42,6 @@ class Encoder:
     The identity is a hash of weights, description and preprocessing: equal only if all embeddings are.
     """
 
-    name: str
     identity: str
     preprocess: Callable[[Image.Image], Tensor]
     encode_image: Callable[[Tensor], Tensor]
@@ -78,12 +80,12 @@ def load_encoder(
     if path.is_file():
         if model_name is None:
             raise PallavaError(f"the checkpoint '{path}' needs --model-name, such as --model-name ViT-B-16-quickgelu")
-        return from_open_clip(*build_open_clip(read_description(model_name), path), name=path.name, device=device)
+        return from_open_clip(*build_open_clip(read_description(model_name), path), device=device)
     return _named_open_clip(source, pretrained, device)
 
 
 def from_open_clip(
-    model: Any, tokenize: Callable[[list[str]], Tensor], preprocessing: Any = None, *, name: str, device: str = "cpu"
+    model: Any, tokenize: Callable[[list[str]], Tensor], preprocessing: Any = None, *, device: str = "cpu"
 ) -> Encoder:
     """Make an encoder of an open_clip model, its tokenizer, and values of `PreprocessCfg` in place of the model's."""
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
@@ -93,7 +95,6 @@ def from_open_clip(
     transform: Any = image_transform_v2(preprocessing, is_train=False)
     is_cropped = preprocessing.resize_mode == "shortest"
     return Encoder(
-        name=name,
         # The ids stand for the tokenizer.
         identity=_identity(model, [_structure(model), asdict(preprocessing), tokenize([_PROBE]).tolist()]),
         preprocess=lambda image: transform(_trim(image) if is_cropped else image),
@@ -111,7 +112,7 @@ def _open_clip_folder(folder: Path, description_file: Path, device: str) -> Enco
         _refuse(folder, "clip_vision_model")
     model, tokenize = build_open_clip(description, _find(folder, _WEIGHTS) or folder)
     stored = values.get("preprocess_cfg") or _beside(folder)
-    return from_open_clip(model, tokenize, stored, name=folder.name, device=device)
+    return from_open_clip(model, tokenize, stored, device=device)
 
 
 def build_open_clip(description: Mapping[str, Any], weights: Path | None = None) -> tuple[Any, Any]:
@@ -154,16 +155,10 @@ def _named_open_clip(source: str, pretrained: str | None, device: str) -> Encode
         model = open_clip.create_model(source, require_pretrained=True, **what)
     except (OSError, RuntimeError, ValueError) as error:  # what downloading and reading weights raise
         raise PallavaError(f"open_clip cannot open {source!r}: {' '.join(str(error).split())}") from None
-    name = f"{source} {pretrained}" if pretrained else source
-    return from_open_clip(model, open_clip.get_tokenizer(source), name=name, device=device)
+    return from_open_clip(model, open_clip.get_tokenizer(source), device=device)
 
 
 def _hugging_face_folder(folder: Path, device: str) -> Encoder:
-    from transformers import CLIPConfig, CLIPModel
-
-    from pallava.model import load_image_processor
-    from pallava.model.loading import load_tokenizer
-
     if (kind := _model_type(folder)) != "clip":
         _refuse(folder, kind)
     config = CLIPConfig.from_pretrained(folder)
@@ -183,7 +178,6 @@ def _hugging_face_folder(folder: Path, device: str) -> Encoder:
         return model.get_text_features(**tokens)
 
     return Encoder(
-        name=folder.name,
         identity=_identity(model, [config.to_diff_dict(), processor.to_dict(), tokenizer(_PROBE).input_ids]),
         preprocess=preprocess,
         encode_image=lambda pixels: model.get_image_features(pixel_values=pixels.to(device)),
