@@ -16,8 +16,9 @@ from pallava.evaluation.answers.items import Answer, Item, Questions
 from pallava.evaluation.answers.rules import is_exact_match
 from pallava.evaluation.class_sets import ClassSet
 from pallava.evaluation.encoders.embeddings import EmbeddingCache
-from pallava.evaluation.encoders.load import Encoder, build_open_clip, from_open_clip, load_encoder
+from pallava.evaluation.encoders.load import build_open_clip, from_open_clip, load_encoder
 from pallava.evaluation.encoders.zero_shot import evaluate
+from pallava.io.processes import batches
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 from pallava.model.clip import DESCRIPTION, read_description
 
@@ -30,8 +31,7 @@ def ask_without_tiles(folder: Path, answered: Sequence[Answer], batch_size: int,
     processor = PALLaVAProcessor.from_pretrained(folder)
     fine = [each for each in answered if each.item.group == FINE_DETAIL]
     again: list[Answer] = []
-    for start in range(0, len(fine), batch_size):
-        batch = fine[start : start + batch_size]
+    for batch in batches(fine, batch_size):
         inputs = processor([each.item.question for each in batch], [each.item.image for each in batch])
         inputs["pixel_values"] = repeat_overview(inputs["pixel_values"], inputs["tiles_per_image"])
         with torch.inference_mode():
@@ -71,8 +71,12 @@ def plip_accuracies(folder: Path, pictures: Sequence[tuple[Path, Facts]], seed: 
 
     The PLIP of a folder stands beside one of random weights of this seed, and the most frequent class.
     """
+    torch.manual_seed(seed)
+    model, tokenize = build_open_clip(read_description(str(folder / DESCRIPTION)))
+    preprocessing = {"size": TILE_SIZE, "mean": PIXEL_MEAN, "std": PIXEL_STD, "resize_mode": "squash"}
+    encoders = {"": load_encoder(str(folder)), "_untrained": from_open_clip(model, tokenize, preprocessing)}
     report: dict[str, Any] = {"num_pictures": len(pictures)}
-    for suffix, encoder in (("", load_encoder(str(folder))), ("_untrained", _untrained(folder, seed))):
+    for suffix, encoder in encoders.items():
         with tempfile.TemporaryDirectory() as scratch:
             cache = EmbeddingCache(Path(scratch), encoder)
             for attribute in ("stain", "density"):
@@ -94,10 +98,3 @@ def _class_set(attribute: str) -> ClassSet:
         captions.setdefault(getattr(facts, attribute), []).append(text)
     classes = tuple((label, tuple(texts)) for label, texts in captions.items())
     return ClassSet(attribute, classes, ("{}",), "captions of the synthetic micrographs")
-
-
-def _untrained(folder: Path, seed: int) -> Encoder:
-    torch.manual_seed(seed)
-    model, tokenize = build_open_clip(read_description(str(folder / DESCRIPTION)))
-    preprocessing = {"size": TILE_SIZE, "mean": PIXEL_MEAN, "std": PIXEL_STD, "resize_mode": "squash"}
-    return from_open_clip(model, tokenize, preprocessing)

@@ -24,6 +24,7 @@ from pallava.demo import TILE_SIZE, DemoSettings, Progress
 from pallava.demo.fetch import IHC_PICTURE, SLIDE, fetch_file
 from pallava.demo.micrographs import Facts, Region, draw, random_facts
 from pallava.demo.questions import CAPTION_PROMPTS, caption, held_out_questions, training_turns, view_caption
+from pallava.images import open_image
 from pallava.io.files import write_json, write_text
 
 _TRAIN, _TEST, _REAL, _QUESTIONS, _VIEWS = range(5)  # streams of random numbers that never meet
@@ -77,11 +78,9 @@ def read_pictures(folder: Path, name: str) -> list[Picture]:
     pictures = []
     for record in json.loads((folder / f"{name}.json").read_text()):
         path = folder / "images" / record["name"]
-        with Image.open(path) as image:
-            pixels = image.convert("RGB")
         facts = _facts(record) if "facts" in record else None
         regions = tuple(Region(**region) for region in record["regions"])
-        pictures.append(Picture(pixels, facts, regions, record["columns"], record.get("stain", ""), path))
+        pictures.append(Picture(open_image(path), facts, regions, record["columns"], record.get("stain", ""), path))
     return pictures
 
 
@@ -168,9 +167,7 @@ def _cut_real(folder: Path, settings: DemoSettings) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for stain, source in (("H&E", fetch_file(SLIDE)), ("IHC", fetch_file(IHC_PICTURE))):
         rng = np.random.default_rng([settings.seed, _REAL])
-        with Image.open(source) as image:
-            whole = image.convert("RGB")
-        for number, piece in enumerate(crops(whole, settings.real_pictures, rng)):
+        for number, piece in enumerate(crops(open_image(source), settings.real_pictures, rng)):
             name = f"real-{source.stem}-{number:03d}.png"
             piece.save(folder / "images" / name, compress_level=1)
             text = f"Real picture: {measured_caption(stain, np.asarray(piece))}."

@@ -18,7 +18,7 @@ Floats = NDArray[np.float32]
 
 UNIT = 72
 """Side in pixels of a part that fills one tile."""
-GRIDS: tuple[tuple[int, int], ...] = ((3, 2), (2, 3))
+GRIDS = ((3, 2), (2, 3))
 """Columns and rows of tiles of a picture."""
 
 DYES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
@@ -34,7 +34,6 @@ STAIN_SHARES: dict[str, float] = {"H&E": 0.4, "IHC": 0.2, "PAS": 0.2, "trichrome
 """Share of each stain: H&E is the usual one."""
 DENSITIES: dict[str, float] = {"sparse": 1.6, "moderate": 4.6, "dense": 11.0}
 """Nuclei for each 1,000 square pixels."""
-_BAR_LENGTH, _SMUDGE = 11.0, 0.66
 GLAND_COUNTS: dict[int, str] = {0: "none", 1: "one", 4: "four"}
 """Possible numbers of glands, and the word for each."""
 
@@ -173,7 +172,7 @@ def _paint_inflammation(nuclei: Floats, ground: Floats, region: Region, rng: Gen
 
 
 def _paint_figure(nuclei: Floats, ground: Floats, region: Region, rng: Generator, *, mitosis: bool) -> None:
-    """Paint two dark bars, 4.4 pixels from middle to middle, in a halo: tiles show them, overviews blur them.
+    """Paint two dark bars, 11 pixels long and 4.4 apart, in a halo: tiles show them, overviews blur them.
 
     Without mitosis their outline is evenly filled, so that as much light passes in all.
     """
@@ -182,8 +181,8 @@ def _paint_figure(nuclei: Floats, ground: Floats, region: Region, rng: Generator
     ys, xs = _offsets(ground.shape, region)
     along, across = np.abs(xs * np.cos(angle) + ys * np.sin(angle)), np.abs(ys * np.cos(angle) - xs * np.sin(angle))
     thickness = np.abs(across - 2.2) - 1.0 if mitosis else across - 3.2
-    figure = _edge(np.maximum(along - _BAR_LENGTH / 2, thickness))
-    np.maximum(nuclei, (1.7 if mitosis else _SMUDGE) * figure, out=nuclei)
+    figure = _edge(np.maximum(along - 5.5, thickness))
+    np.maximum(nuclei, (1.7 if mitosis else 0.66) * figure, out=nuclei)
 
 
 def _fill(nuclei: Floats, ground: Floats, inside: Floats, concentration: float | Floats) -> None:
@@ -199,8 +198,7 @@ def _offsets(shape: tuple[int, ...], region: Region) -> tuple[Floats, Floats]:
 
 
 def _distance(shape: tuple[int, ...], region: Region) -> Floats:
-    ys, xs = _offsets(shape, region)
-    return np.hypot(ys, xs)
+    return np.hypot(*_offsets(shape, region))
 
 
 def _edge(signed: Floats) -> Floats:

@@ -20,7 +20,7 @@ from pallava.demo import PLIP_MODEL, DemoSettings, Progress, fetch
 from pallava.demo.exam import ask_without_tiles, plip_accuracies, summary
 from pallava.demo.material import read_pictures, write_material
 from pallava.demo.page import write_page
-from pallava.demo.stages import checkpoint_of, evaluate_model, pretrain_plip, train_stage
+from pallava.demo.stages import evaluate_model, pretrain_plip, train_stage
 from pallava.evaluation.answers.items import Answer, read_predictions
 from pallava.io.files import write_json
 from pallava.io.hashing import hash_file, hash_json
@@ -135,7 +135,7 @@ class Demo:
 
     def _convert(self) -> None:
         with _quiet(self.folder / "logs" / "convert.log"):
-            convert(checkpoint_of(self.folder / "stage2"), self.folder / "model", merge=True, overwrite=True)
+            convert(self.folder / "stage2", self.folder / "model", merge=True, overwrite=True)
 
     def _examine(self) -> None:
         """Ask all held-out questions, and those on fine detail also without tiles."""

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from pallava.demo import PIXEL_MEAN, PIXEL_STD, PLIP_MODEL, DemoSettings, Progress
 from pallava.demo.exam import MAX_NEW_TOKENS
 from pallava.errors import PallavaError
@@ -33,14 +35,13 @@ def pretrain_plip(folder: Path, settings: DemoSettings, progress: Progress) -> N
     """
     data, description = folder / "data", folder / "data" / "plip_model.json"
     write_json(description, PLIP_MODEL)
-    command = ["pretrain", str(data / "views.json"), str(folder / "plip"), "--image-folder", str(data / "views")]
-    command += ["--model-name", str(description), "--", "--lock-text"]
-    command += ["--epochs", str(settings.plip_epochs), "--batch-size", str(settings.plip_batch)]
-    command += ["--lr", str(settings.plip_lr), "--wd", "0.05", "--grad-clip-norm", "1.0", "--seed", str(settings.seed)]
-    command += ["--image-mean", *map(str, PIXEL_MEAN), "--image-std", *map(str, PIXEL_STD)]
+    command = ["pretrain", data / "views.json", folder / "plip", "--image-folder", data / "views"]
+    command += ["--model-name", description, "--", "--lock-text", "--seed", settings.seed]
+    command += ["--epochs", settings.plip_epochs, "--batch-size", settings.plip_batch, "--lr", settings.plip_lr]
+    command += ["--wd", 0.05, "--grad-clip-norm", 1.0, "--image-mean", *PIXEL_MEAN, "--image-std", *PIXEL_STD]
     # Views are cut already, and overviews squashed.
     command += ["--aug-cfg", "scale=(1.0,1.0)", "--image-resize-mode", "squash"]
-    command += ["--workers", "0", "--log-every-n-steps", "10"]
+    command += ["--workers", 0, "--log-every-n-steps", 10]
     environment = _environment(1)
     environment["OMP_NUM_THREADS"] = str(min(_MAX_THREADS, int(environment["OMP_NUM_THREADS"])))
 
@@ -56,8 +57,7 @@ def train_stage(config: str, folder: Path, settings: DemoSettings, progress: Pro
 
     Two processes use two cores better than one with two threads.
     """
-    command = ["train", config, "--work-dir", str(folder), "--deepspeed", "deepspeed_zero2"]
-    command += ["--seed", str(settings.seed)]
+    command = ["train", config, "--work-dir", folder, "--deepspeed", "deepspeed_zero2", "--seed", settings.seed]
     options = settings.training_options + ("model.llm.torch_dtype=bfloat16",) * computes_in_bf16()
     command += ["--cfg-options", *options] if options else []
     on_line = _follow(_ITERATION, "step {} of {}, loss {}".format, progress)
@@ -68,23 +68,15 @@ def train_stage(config: str, folder: Path, settings: DemoSettings, progress: Pro
 def evaluate_model(folder: Path, settings: DemoSettings, progress: Progress) -> None:
     """Ask the model all held-out questions, with their own images and with shuffled ones."""
     data, out = folder / "data", folder / "evaluation"
-    command = ["evaluate", str(folder / "model"), "custom", "--data", str(data / "questions.jsonl")]
-    command += ["--image-folder", str(data / "images"), "--out", str(out)]
-    command += ["--training", str(data / "instruction_tuning.jsonl"), "--batch-size", str(settings.eval_batch)]
-    command += ["--max-new-tokens", str(MAX_NEW_TOKENS), "--seed", str(settings.seed)]
+    command = ["evaluate", folder / "model", "custom", "--data", data / "questions.jsonl", "--out", out]
+    command += ["--image-folder", data / "images", "--training", data / "instruction_tuning.jsonl"]
+    command += ["--batch-size", settings.eval_batch, "--max-new-tokens", MAX_NEW_TOKENS, "--seed", settings.seed]
     on_line = _follow(_ANSWERED, "{}: {} of {}".format, progress)
     _run(command, _environment(1), on_line, log=folder / "logs" / "questions.log", done=out / "results.json")
 
 
-def checkpoint_of(folder: Path) -> Path:
-    """Return the last checkpoint of a finished training."""
-    return folder / Path((folder / "last_checkpoint").read_text().strip()).name
-
-
 def computes_in_bf16() -> bool:
     """Return whether this processor has units for bf16 matrices; others are slower than in float32, AVX512-BF16 too."""
-    import torch
-
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
@@ -119,10 +111,10 @@ def _follow(pattern: re.Pattern[str], tell: Callable[..., str], progress: Progre
     return read
 
 
-def _run(words: Sequence[str], environment: Mapping[str, str], on_line: Progress, *, log: Path, done: Path) -> None:
+def _run(words: Sequence[object], environment: Mapping[str, str], on_line: Progress, *, log: Path, done: Path) -> None:
     """Run a command of ours, whose last act is to write `done`; the folder below the demo's that has it is replaced."""
     shutil.rmtree(log.parents[1] / done.relative_to(log.parents[1]).parts[0], ignore_errors=True)
-    command = [sys.executable, "-m", "pallava", *words]
+    command = [sys.executable, "-m", "pallava", *map(str, words)]
     code = run_child(command, on_line, environment, log=log)
     if code == 128 + signal.SIGTERM:
         sys.exit(code)
