@@ -1,8 +1,7 @@
 """A small PA-LLaVA, trained on this computer from synthetic micrographs: its sizes, in one place."""
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pallava.errors import PallavaError
@@ -60,10 +59,10 @@ class DemoSettings:
         least = {"train_pictures": 8, "test_pictures": 8, "real_pictures": 2, "plip_views": 16, "plip_batch": 8}
         least |= {"alignment_rows": 12, "instruction_rows": 8, "closed_per_kind": 4, "open_per_kind": 4}
         sizes = {name: max(floor, round(getattr(self, name) * fraction)) for name, floor in least.items()}
-        small = dataclasses.replace(self, **sizes)
+        small = replace(self, **sizes)
         if fraction >= 0.1:
             return small
         # A warm-up of a tenth of so few steps would have none, and parts so small have no work for two processes.
         warm_up = ("param_scheduler.0.end=0.5", "param_scheduler.1.begin=0.5")
         options = (*warm_up, "default_hooks.sample_chat.max_new_tokens=2")
-        return dataclasses.replace(small, processes=1, training_options=options)
+        return replace(small, processes=1, training_options=options)

@@ -6,11 +6,10 @@
 captions of the two real pictures name what can be measured on them, and nothing else. P is the side of a view.
 """
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -140,7 +139,7 @@ def _draw_set(folder: Path, name: str, count: int, stream: list[int], progress: 
         micrograph = draw(random_facts(rng), rng)
         file_name = f"{name}-{number:05d}.png"
         Image.fromarray(micrograph.pixels).save(folder / "images" / file_name, compress_level=1)
-        facts, regions = dataclasses.asdict(micrograph.facts), [vars(region) for region in micrograph.regions]
+        facts, regions = asdict(micrograph.facts), [vars(region) for region in micrograph.regions]
         records.append({"name": file_name, "facts": facts, "regions": regions, "columns": micrograph.grid[0]})
         if number % 200 == 199:
             progress(f"{name}: {number + 1} of {count} synthetic micrographs")

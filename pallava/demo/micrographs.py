@@ -16,12 +16,10 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-UNIT = 72
-"""Side in pixels of a part that fills one tile."""
-GRIDS = ((3, 2), (2, 3))
-"""Columns and rows of tiles of a picture."""
+UNIT = 72  # side in pixels of a part that fills one tile
+GRIDS = ((3, 2), (2, 3))  # columns and rows of tiles of a picture
 
-DYES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+DYES = {
     "H&E": ((1.18, 1.35, 0.78), (0.23, 0.58, 0.26)),
     "IHC": ((0.93, 1.23, 1.30), (0.29, 0.34, 0.13)),
     "PAS": ((1.10, 1.15, 0.75), (0.33, 0.77, 0.28)),
@@ -30,12 +28,9 @@ DYES: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] =
 """Optical density of red, green and blue for a nucleus and for the matrix, at concentration 1.
 
 The stains differ less than real ones do, so that colour does not outweigh what is drawn."""
-STAIN_SHARES: dict[str, float] = {"H&E": 0.4, "IHC": 0.2, "PAS": 0.2, "trichrome": 0.2}
-"""Share of each stain: H&E is the usual one."""
-DENSITIES: dict[str, float] = {"sparse": 1.6, "moderate": 4.6, "dense": 11.0}
-"""Nuclei for each 1,000 square pixels."""
-GLAND_COUNTS: dict[int, str] = {0: "none", 1: "one", 4: "four"}
-"""Possible numbers of glands, and the word for each."""
+STAIN_SHARES = {"H&E": 0.4, "IHC": 0.2, "PAS": 0.2, "trichrome": 0.2}  # of all pictures; H&E is the usual one
+DENSITIES = {"sparse": 1.6, "moderate": 4.6, "dense": 11.0}  # nuclei for each 1,000 square pixels
+GLAND_COUNTS = {0: "none", 1: "one", 4: "four"}  # possible numbers of glands, and the word for each
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,10 @@ A step is skipped if nothing that it depends on has changed.
 """
 
 import contextlib
-import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,7 +100,7 @@ class Demo:
         draw, pretrain = partial(write_material, data, *given), partial(pretrain_plip, folder, *given)
         align = partial(train_stage, ALIGNMENT, folder / "stage1", *given)
         instruct = partial(train_stage, INSTRUCTION, folder / "stage2", *given)
-        sizes, done = dataclasses.asdict(self.settings), "last_checkpoint"
+        sizes, done = asdict(self.settings), "last_checkpoint"
         return [
             Step("fetch", self._fetch, None, _code("demo/fetch.*"), folder / "llm" / "config.json"),
             Step("draw", draw, sizes, drawing, data / "questions.jsonl"),

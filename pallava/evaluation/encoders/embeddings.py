@@ -27,7 +27,6 @@ from pallava.io.processes import batches, num_cores
 
 _SECONDS_BETWEEN_WRITES = 30.0
 _STALE_SECONDS = 3600.0
-_KEY = "S64"
 
 
 def default_cache() -> Path:
@@ -74,7 +73,7 @@ class EmbeddingCache:
         if not self._new:
             return
         width = len(next(iter(self._new.values())))
-        rows = np.empty(len(self._new), dtype=[("key", _KEY), ("vector", np.float32, (width,))])
+        rows = np.empty(len(self._new), dtype=[("key", "S64"), ("vector", np.float32, (width,))])
         rows["key"], rows["vector"] = list(self._new), list(self._new.values())
         try:
             with whole_file(self.folder / f"{hash_text(*self._new)}.npy", "wb") as file:

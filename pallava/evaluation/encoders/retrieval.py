@@ -29,9 +29,9 @@ _QUERIES, _CANDIDATES = 1024, 8192  # 32 MiB a block
 
 @dataclass(frozen=True)
 class Standing:
-    """Rank of the best right candidate of each query: (Q,) each.
+    """Numbers of candidates for each query, (Q,), beside the best of its right ones.
 
-    It is the numbers of wrong candidates above it and tied with it, and of right ones as similar, itself included.
+    These are wrong ones above it, wrong ones tied with it, and right ones tied with it, itself included.
     """
 
     above: NDArray[np.int64]
