@@ -44,7 +44,7 @@ def test_what_the_system_refuses_is_one_sentence(tmp_path: Path, capsys: pytest.
 
 
 def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(options: object) -> int:
+    def fail() -> int:
         raise PallavaError("found this, expected that")
 
     monkeypatch.setattr("pallava.cli.load_command", lambda name: (lambda parser: None, fail, ""))

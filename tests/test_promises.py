@@ -57,5 +57,5 @@ def test_an_example_is_understood(line: str, monkeypatch: pytest.MonkeyPatch) ->
         spec.loader.exec_module(tool)
         assert tool.make_parser().parse_args(words[2:])
         return
-    monkeypatch.setattr("pallava.cli.load_command", lambda name: (load_command(name)[0], lambda options: 0, ""))
+    monkeypatch.setattr("pallava.cli.load_command", lambda name: (load_command(name)[0], lambda **options: 0, ""))
     assert main(words[1:]) == 0

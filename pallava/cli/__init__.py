@@ -6,41 +6,35 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from pallava import __version__
+from pallava.cli.options import add_parameters
 from pallava.errors import PallavaError
 
-COMMANDS: dict[str, tuple[str, str]] = {  # words: (module, or module:suffix of its functions; help)
-    "demo": ("pallava.cli.demo", "train a small PA-LLaVA on this computer, and look at what it learnt"),
-    "train": (
-        "pallava.cli.train:train",
-        "train by a config, as `xtuner train` does, with the trainer's true exit code",
-    ),
-    "convert": ("pallava.cli.model:convert", "turn a training checkpoint into a model folder"),
-    "pretrain": ("pallava.cli.train:pretrain", "train the encoder, PLIP, by contrast on pairs of image and caption"),
-    "encoder convert": (
-        "pallava.cli.model:encoder_convert",
-        "turn a CLIP into another form: open_clip's, Hugging Face's or PLIP's",
-    ),
-    "card": ("pallava.cli.model:card", "write a model folder's card, or put scores into it"),
-    "chat": ("pallava.cli.chat", "ask a model folder about an image"),
-    "evaluate": (
-        "pallava.cli.evaluate",
-        "measure what a model folder or an encoder knows: questions, captions, classes",
-    ),
-    "judge": ("pallava.cli.judge", "compare generated captions or answers with references, by a model or by words"),
-    "look": ("pallava.cli.look", "draw which tiles of an image the model reads, and where a text is true"),
-    "data unpack": ("pallava.cli.data:unpack", "unpack a downloaded archive, with checks"),
-    "data prepare": ("pallava.cli.data:prepare", "tokenize a training file ahead of training"),
-    "data clean": ("pallava.cli.data_clean", "drop what does not belong into training, and say why"),
-    "data instruct": ("pallava.cli.data:instruct", "turn sources of questions into one training file"),
-    "data check": ("pallava.cli.data:check", "check a training file before training"),
-    "data leak": ("pallava.cli.data:leak", "find what training material and an evaluation set share"),
-    "config list": ("pallava.cli.train:config_list", "list the configs"),
-    "config copy": ("pallava.cli.train:config_copy", "copy a config to change it"),
+COMMANDS = {  # words: (module, help)
+    "demo": ("demo", "train a small PA-LLaVA on this computer, and look at what it learnt"),
+    "train": ("train", "train by a config, as `xtuner train` does, with the trainer's true exit code"),
+    "convert": ("model", "turn a training checkpoint into a model folder"),
+    "pretrain": ("train", "train the encoder, PLIP, by contrast on pairs of image and caption"),
+    "encoder convert": ("model", "turn a CLIP into another form: open_clip's, Hugging Face's or PLIP's"),
+    "card": ("model", "write a model folder's card, or put scores into it"),
+    "chat": ("model", "ask a model folder about an image"),
+    "evaluate": ("evaluate", "measure what a model folder or an encoder knows: questions, captions, classes"),
+    "judge": ("evaluate", "compare generated captions or answers with references, by a model or by words"),
+    "look": ("evaluate", "draw which tiles of an image the model reads, and where a text is true"),
+    "data unpack": ("data", "unpack a downloaded archive, with checks"),
+    "data prepare": ("data", "tokenize a training file ahead of training"),
+    "data clean": ("sources", "drop what does not belong into training, and say why"),
+    "data instruct": ("sources", "turn sources of questions into one training file"),
+    "data check": ("data", "check a training file before training"),
+    "data leak": ("sources", "find what training material and an evaluation set share"),
+    "config list": ("train", "list the configs"),
+    "config copy": ("train", "copy a config to change it"),
 }
 _PASSES_ON = ("pretrain",)  # what follows ``--`` is for another program
+_STARTS_AGAIN = ("evaluate",)  # in several processes
 _USER_ERROR = 2
 _INTERRUPTED = 130
 
@@ -65,10 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     words = words[len(name.split()) :]
     end = words.index("--") if "--" in words and name in _PASSES_ON else len(words)
-    options = parser.parse_args(words[:end])
-    options.words, options.passed_on = words, words[end + 1 :]
+    values = vars(parser.parse_args(words[:end]))
+    if name in _PASSES_ON:
+        values["passed_on"] = words[end + 1 :]
+    if name in _STARTS_AGAIN:
+        values["words"] = words
     try:
-        return int(run(options) or 0)
+        return int(run(**values) or 0)
     except PallavaError as error:
         print(f"error: {error}", file=sys.stderr)
         return _USER_ERROR
@@ -83,23 +80,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def load_command(name: str) -> tuple[Callable[[argparse.ArgumentParser], None], Callable[..., Any], str]:
-    """Import a command.
-
-    A module of one command has `add_arguments` and `run`, and its docstring is the description; a module of several has
-    `add_NAME_arguments` and `run_NAME`, whose docstring is.
-
-    Args:
-        name: A key of `COMMANDS`.
+    """Import a command, whose words are NAME.
 
     Returns:
-        The function that declares the arguments, the one that runs the command, and the description.
+        What declares its arguments: `add_NAME_arguments`, or else the parameters of `run_NAME`; `run_NAME`, which takes
+        their values; and its docstring, the description.
     """
-    path, _, suffix = COMMANDS[name][0].partition(":")
-    module = importlib.import_module(path)
-    if not suffix:
-        return module.add_arguments, module.run, module.__doc__ or ""
+    module, suffix = importlib.import_module(f"pallava.cli.{COMMANDS[name][0]}"), name.replace(" ", "_")
     run = getattr(module, f"run_{suffix}")
-    return getattr(module, f"add_{suffix}_arguments"), run, inspect.getdoc(run) or ""
+    add = getattr(module, f"add_{suffix}_arguments", partial(add_parameters, function=run))
+    return add, run, inspect.getdoc(run) or ""
 
 
 def _find_command(words: list[str]) -> str | None:

@@ -1,33 +1,27 @@
-"""Train a small PA-LLaVA on this computer, and look at what it learnt.
+"""The command `pallava demo`."""
 
-Draws synthetic micrographs, trains a small encoder and both stages of PA-LLaVA on a small language model, and asks the
-result held-out questions. It takes about 20 minutes on two cores; results, a page among them, are written to ./demo. A
-second run resumes where the first one stopped. For research only: nothing here is fit for diagnosis.
-
-Example:
-  pallava demo && pallava chat demo/model --image demo/data/images/test-00000.png --question "Is necrosis present?"
-"""
-
-import argparse
 import sys
 from pathlib import Path
+from typing import Annotated
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
-    parser.add_argument(
-        "--scale",
-        type=float,
-        default=1.0,
-        help="fraction of the demo's size, above 0 to 1; a small one only shows that all steps run (default: 1)",
-    )
+def run_demo(
+    scale: Annotated[
+        float, "fraction of the demo's size, above 0 to 1; a small one only shows that all steps run (default: 1)"
+    ] = 1.0,
+) -> None:
+    """Train a small PA-LLaVA on this computer, and look at what it learnt.
 
+    Draws synthetic micrographs, trains a small encoder and both stages of PA-LLaVA on a small language model, and asks
+    the result held-out questions. It takes about 20 minutes on two cores; results, a page among them, are written to
+    ./demo. A second run resumes where the first one stopped. For research only: nothing here is fit for diagnosis.
 
-def run(options: argparse.Namespace) -> int:
-    """Run the demo in ./demo."""
+    Example:
+      pallava demo && pallava chat demo/model --image demo/data/images/test-00000.png --question "Is necrosis present?"
+    """
     from pallava.demo import DemoSettings
 
-    settings = DemoSettings().scaled(options.scale)
+    settings = DemoSettings().scaled(scale)
     from pallava.demo.pipeline import Demo  # takes seconds to import; a wrong argument fails at once
 
     report = Demo(Path("demo"), settings, _Lines()).run()
@@ -41,7 +35,6 @@ def run(options: argparse.Namespace) -> int:
         "The page: demo/index.html   The numbers: demo/report.json   Ask it something:\n"
         '  pallava chat demo/model --image demo/data/images/test-00000.png --question "Is necrosis present?"'
     )
-    return 0
 
 
 class _Lines:

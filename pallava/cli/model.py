@@ -1,13 +1,18 @@
-"""The commands on models: `convert`, `encoder convert` and `card`."""
+"""The commands on models: `convert`, `encoder convert`, `card` and `chat`."""
 
 import argparse
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-FORMS = ("open_clip", "huggingface", "published")  # as in model.clip, which takes seconds to import
+from pallava.cli.options import TrustRemoteCode
+
+Form = Literal["open_clip", "huggingface", "published"]  # as in model.clip, which takes seconds to import
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `pallava convert`."""
+    """Declare the arguments, which are those of `convert`."""
     add = parser.add_argument
     add("checkpoint", help=".pth file, DeepSpeed folder, file inside one, work directory of a run, or archive")
     add("out", help="model folder to write")
@@ -25,7 +30,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prompt-template", help="prompt template of the training (default: llama3_chat)")
 
 
-def run_convert(options: argparse.Namespace) -> int:
+def run_convert(config: str | None, dtype: str | None, **values: Any) -> None:
     """Turn a training checkpoint or published weights into one folder that opens with transformers and pallava alone.
 
     For a checkpoint of your own training, its work directory names config, language model and encoder. Published
@@ -42,40 +47,21 @@ def run_convert(options: argparse.Namespace) -> int:
 
     from pallava.model.convert import convert
 
-    config, trust = options.config, options.trust_remote_code
+    values |= {"config": config, "dtype": getattr(torch, dtype) if dtype else None}
     if config is not None and Path(config).suffix == ".py" and Path(config).is_file():
         from pallava.training.hooks.config import load_config
 
-        config, trust = load_config(config), True  # who names a program trusts it
-    out = convert(
-        options.checkpoint,
-        options.out,
-        config=config,
-        llm=options.llm,
-        visual_encoder=options.visual_encoder,
-        merge=options.merge,
-        dtype=getattr(torch, options.dtype) if options.dtype else None,
-        overwrite=options.overwrite,
-        lora_alpha=options.lora_alpha,
-        connector_heads=options.connector_heads,
-        prompt_template=options.prompt_template,
-        trust_remote_code=trust,
-        log=print,
-    )
-    print(f"wrote {out}")
-    return 0
+        values |= {"config": load_config(config), "trust_remote_code": True}  # who names a program trusts it
+    print(f"wrote {convert(**values, log=print)}")
 
 
-def add_encoder_convert_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `pallava encoder convert`."""
-    parser.add_argument("source", help="folder or open_clip checkpoint")
-    parser.add_argument("out", help="folder to write; must not exist")
-    parser.add_argument("--to", required=True, choices=FORMS, help="form to write")
-    name = "open_clip's name of a checkpoint's model, or a JSON file that describes it"
-    parser.add_argument("--model-name", default="", help=name)
-
-
-def run_encoder_convert(options: argparse.Namespace) -> int:
+def run_encoder_convert(
+    source: Annotated[str, "folder or open_clip checkpoint"],
+    out: Annotated[str, "folder to write; must not exist"],
+    *,
+    to: Annotated[Form, "form to write"],
+    model_name: Annotated[str, "open_clip's name of a checkpoint's model, or a JSON file that describes it"] = "",
+) -> None:
     """Turn a CLIP ViT into a folder of another form: open_clip's, Hugging Face's, or the published PLIP's.
 
     SOURCE is a Hugging Face folder, the published `plip` folder, the folder that `pallava pretrain` wrote, or an
@@ -88,17 +74,13 @@ def run_encoder_convert(options: argparse.Namespace) -> int:
     """
     from pallava.model.clip import convert_encoder
 
-    print(f"wrote {convert_encoder(options.source, options.out, options.to, options.model_name)}")
-    return 0
+    print(f"wrote {convert_encoder(source, out, to, model_name)}")
 
 
-def add_card_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `pallava card`."""
-    parser.add_argument("model", help="folder that `pallava convert` wrote")
-    parser.add_argument("--scores", action="append", default=[], help="results.json of `pallava evaluate` (repeatable)")
-
-
-def run_card(options: argparse.Namespace) -> int:
+def run_card(
+    model: Annotated[str, "folder that `pallava convert` wrote"],
+    scores: Annotated[Sequence[str], "results.json of `pallava evaluate` (repeatable)"] = (),
+) -> None:
     """Write the model card of a model folder, or put scores into it.
 
     What was written into the card by hand stays: only the scores of the same task and data are replaced. A folder
@@ -112,13 +94,50 @@ def run_card(options: argparse.Namespace) -> int:
     from pallava.model.card import CARD, add_scores, write_model_card
     from pallava.model.weights import read_json
 
-    card = Path(options.model) / CARD
+    card = Path(model) / CARD
     if not card.is_file():
-        write_model_card(options.model)
-    for path in map(Path, options.scores):
+        write_model_card(model)
+    for path in map(Path, scores):
         if not path.is_file():
             raise PallavaError(f"no results at '{path}': `pallava evaluate` writes results.json into its folder")
         results = read_json(path)
-        add_scores(options.model, results if isinstance(results, dict) else {})
+        add_scores(model, results if isinstance(results, dict) else {})
     print(card)
-    return 0
+
+
+def run_chat(
+    model: Annotated[str, "model folder that `pallava convert` wrote"],
+    image: Annotated[Sequence[str], "image file to ask about (repeatable)"] = (),
+    question: Annotated[Sequence[str], "question; several make a conversation (repeatable)"] = (),
+    max_new_tokens: Annotated[int, "maximum tokens of an answer (default: 256)"] = 256,
+    base_llm: Annotated[
+        str | None, "base language model of a folder with an adapter (default: the one it was trained on)"
+    ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    device: Annotated[str, "device: auto, cpu, cuda or cuda:N (default: auto)"] = "auto",
+) -> None:
+    """Ask a model folder about an image; for research only, not for diagnosis.
+
+    Example:
+      pallava chat demo/model --image slide.png --question "Is necrosis present?"
+      pallava chat demo/model --image slide.png         (asks for questions until an empty line)
+    """
+    from pallava.images import open_image
+    from pallava.model import ask, load
+
+    images = [open_image(path) for path in image]  # before the model, which takes its time
+    loaded, processor = load(model, device, base_llm=base_llm, trust_remote_code=trust_remote_code)
+    history: list[tuple[str, str]] = []
+    for text in question or _typed_questions():
+        answer = ask(loaded, processor, images, text, history=history, max_new_tokens=max_new_tokens)
+        history.append((text, answer))
+        print(answer, flush=True)
+
+
+def _typed_questions() -> Iterator[str]:
+    while True:
+        print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline().strip()
+        if not line:
+            return
+        yield line

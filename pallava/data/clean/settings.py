@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 from pallava.data.clean.filters import BOTH_KINDS, CAPTIONS, Filter, WordsFilter
 from pallava.data.clean.images import MAX_BACKGROUND, DuplicateFilter, ImageFilter
@@ -18,62 +18,58 @@ from pallava.data.clean.judges import (
 )
 from pallava.data.clean.published_index import PublishedIndexFilter
 from pallava.data.material import SourceSpec
+from pallava.data.sources.base import IMAGE_POLICIES
 from pallava.errors import PallavaError
 from pallava.io.processes import default_num_workers
 from pallava.judging.endpoint import Endpoint
 
 KEPT, DROPPED = "kept.jsonl", "dropped.jsonl"
-_DEFAULT_FILTERS = ("words", "image", "pathology", "species", "duplicates")
-_INDEX_FILTERS = ("published-index", "image")  # images of the published list have passed the paper's filters
+_INDEX = "published-index"
+_INDEX_FILTERS = (_INDEX, "image")  # images of the published list have passed the paper's filters
 _WITHOUT_EFFECT = ("num_workers", "concurrency")
-_MIN_WORDS = 20  # as in PA-LLaVA
 
 
 @dataclass(frozen=True)
 class CleanSettings:
-    """Settings of a cleaning run.
-
-    Attributes:
-        sources: In the order of the output.
-        image_folder: Folder above all roots, to which image paths are relative (default: their common folder).
-        image_policy: Treatment of rows with several images: "first", "each" or "single-only".
-        filters: Names of filters (default: all but published-index, or published-index and image with a list).
-        min_words: Minimum number of words in a caption.
-        max_background: Maximum share of an image without tissue, 0 to 1.
-        published_index: List of image names, as PA-LLaVA published it.
-        pathology: Judge of images: "metadata", "clip", "endpoint" or "none".
-        model_name: open_clip's name of the CLIP that judges images.
-        pretrained: open_clip's tag of its weights, or a checkpoint.
-        clip_threshold: Minimum share of the pathology captions, 0 to 1.
-        pathology_url: OpenAI-compatible endpoint of the vision-language model that judges images.
-        pathology_model: Its name there.
-        species: Judge of captions: "rules", "endpoint" or "none".
-        species_url: OpenAI-compatible endpoint of the language model that judges captions.
-        species_model: Its name there.
-        drop_unanswered: Drop what an endpoint fails to answer, instead of stopping without a result.
-        num_workers: Number of processes that decode images (default: one for each core, at most 16).
-        concurrency: Number of requests to an endpoint at a time.
-    """
+    """Settings of a cleaning run, each with its help text; the sources are in the order of the output."""
 
     sources: tuple[SourceSpec, ...]
-    image_folder: str | None = None
-    image_policy: str = "first"
-    filters: tuple[str, ...] = ()
-    min_words: int = _MIN_WORDS
-    max_background: float = MAX_BACKGROUND
-    published_index: str | None = None
-    pathology: str = "metadata"
-    model_name: str | None = None
-    pretrained: str | None = None
-    clip_threshold: float = CLIP_THRESHOLD
-    pathology_url: str | None = None
-    pathology_model: str | None = None
-    species: str = "rules"
-    species_url: str | None = None
-    species_model: str | None = None
-    drop_unanswered: bool = False
-    num_workers: int = field(default_factory=default_num_workers)
-    concurrency: int = 8
+    image_folder: Annotated[
+        str | None, "folder to which image paths are relative (default: the one above all roots)"
+    ] = None
+    image_policy: Annotated[
+        str, "treatment of rows with several images (default: %(default)s)", {"choices": IMAGE_POLICIES}
+    ] = "first"
+    filters: Annotated[
+        tuple[str, ...],
+        "filters, separated by commas (default: all but published-index, or published-index,image with a list)",
+        {"type": _split},
+    ] = ()
+    min_words: Annotated[int, "minimum number of words in a caption (default: %(default)s)"] = 20  # as in PA-LLaVA
+    max_background: Annotated[float, "maximum share of an image without tissue, 0 to 1 (default: %(default)s)"] = (
+        MAX_BACKGROUND
+    )
+    published_index: Annotated[str | None, "list of image names, as PA-LLaVA published it", {"metavar": "FILE"}] = None
+    pathology: Annotated[str, "judge of images (default: metadata)", {"choices": JUDGES["pathology"]}] = "metadata"
+    model_name: Annotated[
+        str | None, "open_clip's name of the judging model, such as ViT-B-16 or hf-hub:ORGANIZATION/NAME"
+    ] = None
+    pretrained: Annotated[str | None, "open_clip's tag of its weights, or a checkpoint"] = None
+    clip_threshold: Annotated[float, "minimum share of the pathology captions, 0 to 1 (default: %(default)s)"] = (
+        CLIP_THRESHOLD
+    )
+    pathology_url: Annotated[
+        str | None, "OpenAI-compatible endpoint that judges images, such as http://localhost:8000/v1"
+    ] = None
+    pathology_model: Annotated[str | None, "name of the vision-language model at that endpoint"] = None
+    species: Annotated[str, "judge of captions (default: rules)", {"choices": JUDGES["species"]}] = "rules"
+    species_url: Annotated[str | None, "OpenAI-compatible endpoint that judges captions"] = None
+    species_model: Annotated[str | None, "name of the language model at that endpoint"] = None
+    drop_unanswered: Annotated[bool, "drop rows that an endpoint fails to answer; a later run asks again"] = False
+    num_workers: Annotated[
+        int, "number of processes that decode images (default: one for each core, at most 16)", "--workers"
+    ] = field(default_factory=default_num_workers)
+    concurrency: Annotated[int, "number of requests to an endpoint at a time (default: %(default)s)"] = 8
 
     @classmethod
     def create(cls, sources: Iterable[SourceSpec], values: Mapping[str, Any]) -> CleanSettings:
@@ -88,7 +84,7 @@ class CleanSettings:
                 values[name] = _absolute(values[name])
         if Path(values.get("pretrained", "")).is_file():
             values["pretrained"] = _absolute(values["pretrained"])
-        default = _INDEX_FILTERS if "published_index" in values else _DEFAULT_FILTERS
+        default = _INDEX_FILTERS if "published_index" in values else [name for name in FILTERS if name != _INDEX]
         filters = tuple(values.pop("filters", default))
         if unknown := [name for name in filters if name not in FILTERS]:
             raise PallavaError(f"'{unknown[0]}' is not a filter; choose from {', '.join(FILTERS)}")
@@ -125,15 +121,14 @@ def make_filters(settings: CleanSettings) -> list[Filter]:
     cheap = {"published-index": True, "words": True, "pathology": settings.pathology == "metadata"}
     cheap["species"] = settings.species == "rules"
     order = sorted((name for name in FILTERS if name in names), key=lambda name: not cheap.get(name))
-    make = {name: FILTERS[name].make or JUDGES[name][getattr(settings, name)] for name in order}
-    return [made for name in order if (made := make[name](settings))]
+    makes = [FILTERS[name].make or JUDGES[name][getattr(settings, name)] for name in order]
+    return [made for make in makes if (made := make(settings))]
 
 
 _Make = Callable[[CleanSettings], Filter | None]
 
 
-@dataclass(frozen=True)
-class FilterRow:
+class FilterRow(NamedTuple):
     """A filter's kinds of records, what it drops, and how it is made, unless one of its `JUDGES` is."""
 
     kinds: frozenset[str]
@@ -184,7 +179,7 @@ JUDGES: dict[str, dict[str, _Make]] = {
 """Judges of the filters that have several, the default first."""
 
 FILTERS = {
-    "published-index": FilterRow(
+    _INDEX: FilterRow(
         CAPTIONS,
         "images that are not on a list such as PCaption-0.5M's",
         lambda settings: PublishedIndexFilter(settings.published_index or ""),
@@ -202,3 +197,7 @@ FILTERS = {
 
 def _absolute(path: str | Path) -> str:
     return str(Path(path).absolute())
+
+
+def _split(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]

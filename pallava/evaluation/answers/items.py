@@ -108,7 +108,7 @@ class EvaluateOptions:
     image_folder: Annotated[
         Path | None, "folder of the images that a JSONL or csv=FILE names (default: its own folder)"
     ] = None
-    columns: Annotated[str | Mapping[str, str] | None, COLUMNS_HELP] = None
+    columns: Annotated[str | Mapping[str, str] | None, COLUMNS_HELP, {"metavar": "KEY=COLUMN,..."}] = None
     training: Annotated[Path | None, "training file, whose most frequent answer to each question is a control"] = None
     class_set: Annotated[Path | None, "JSON file with names (and templates) of the classes"] = None
     template: Annotated[
