@@ -129,12 +129,6 @@ def _hash_image(file: _File, with_turns: bool) -> ImageHashes:
     return ImageHashes(hash_bytes(content), tuple(hashes))
 
 
-def check_distance(distance: int) -> None:
-    """Raise PallavaError if the distance is not 0 to 10 bits."""
-    if not 0 <= distance <= _MAX_DISTANCE:
-        raise PallavaError(f"the distance of near duplicates must be 0 to {_MAX_DISTANCE} bits, got {distance}")
-
-
 class HammingIndex:
     """A growing set of 64-bit hashes, searched for the nearest one within a distance.
 
@@ -144,7 +138,8 @@ class HammingIndex:
 
     def __init__(self, distance: int) -> None:
         """Make an empty index, or raise PallavaError for a distance that is not from 0 to 10."""
-        check_distance(distance)
+        if not 0 <= distance <= _MAX_DISTANCE:
+            raise PallavaError(f"the distance of near duplicates must be 0 to {_MAX_DISTANCE} bits, got {distance}")
         self.distance = distance
         self._hashes = array("Q")
         # Chains: the newest hash of each value of a band, and for each hash the one before it; 0 ends a chain.

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any, Literal
 
 from PIL import Image
@@ -18,9 +19,7 @@ from PIL import Image
 from pallava.errors import PallavaError
 from pallava.images import ImageError, ImageSource, open_image
 
-MAX_REPLY = 200
-"""Characters of a reply that are stored."""
-
+MAX_REPLY = 200  # characters that are stored
 _MAX_TOKENS = 256  # an answer of one word, and room for a model that explains itself first
 _NUM_REFUSALS = 3  # this many without a reply: the server is set up wrongly, not the request
 _MIN_FAILURES = 8  # in a row, or twice the concurrency: the server is gone
@@ -40,11 +39,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The model's text, which may be empty, or the reason why there is none.
+    """The model's text, which may be empty, or the reason of a failure.
 
-    Attributes:
-        failure: Empty for a reply; "passing" if asking again may help; "final" if the request itself is at fault;
-            "refused" if the server will not answer this very request: too long, an unreadable image, a content rule.
+    A failure is "passing" if asking again may help, "final" if the request itself is at fault, or "refused" if the
+    server will not answer this very request: too long, an unreadable image, a content rule.
     """
 
     text: str
@@ -61,21 +59,14 @@ class Endpoint:
 
     The key is read from the environment: ``PALLAVA_API_KEY``, else ``OPENAI_API_KEY``, else "none", which local servers
     accept.
-
-    Attributes:
-        base_url: Such as ``http://localhost:8000/v1``.
-        concurrency: Number of requests at a time.
-        timeout: Limit of one try in seconds.
-        max_retries: Further tries after one that failed for a passing reason.
-        image_side: Longer side in pixels to which larger images are scaled.
     """
 
-    base_url: str
+    base_url: str  # such as http://localhost:8000/v1
     model: str
-    concurrency: int = 8
-    timeout: float = 120.0
-    max_retries: int = 5
-    image_side: int = 768
+    concurrency: int = 8  # requests at a time
+    timeout: float = 120.0  # of one try, in seconds
+    max_retries: int = 5  # after a try that failed for a passing reason
+    image_side: int = 768  # pixels of the longer side to which larger images are scaled
     _num_replies: int = field(default=0, init=False, repr=False)
     _num_refusals: int = field(default=0, init=False, repr=False)
     _num_failures_in_a_row: int = field(default=0, init=False, repr=False)
@@ -101,8 +92,8 @@ class Endpoint:
         waiting = iter(enumerate(requests))
         with ThreadPoolExecutor(self.concurrency) as pool:
             while True:
-                while not trouble and len(under_way) < self.concurrency and (upcoming := next(waiting, None)):
-                    under_way[pool.submit(self._ask_one, upcoming[1])] = upcoming[0]
+                for index, request in islice(waiting, 0 if trouble else self.concurrency - len(under_way)):
+                    under_way[pool.submit(self._ask_one, request)] = index
                 if not under_way:
                     break
                 for future in wait(under_way, return_when=FIRST_COMPLETED).done:
@@ -120,12 +111,9 @@ class Endpoint:
     def iter_settled(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
         """Send all requests and yield (index, answer) of each that asking again would not change, as it arrives.
 
-        Refusals are held back until the server has answered anything: one that refuses all is set up wrongly.
-
-        Raises:
-            UnansweredError: After all others were yielded, if requests failed for a passing reason.
-            PallavaError: The server cannot be reached, stopped answering, does not have the model, does not accept the
-                key, or refuses every request. Answers that were on their way by then are yielded first.
+        Refusals are held back until the server has answered anything: one that refuses all is set up wrongly. Answers
+        that are on their way when the server fails are yielded before the error. The error is an `UnansweredError` if
+        only some requests failed, for a passing reason.
         """
         passing: list[str] = []
         refused: list[tuple[int, Answer]] = []
@@ -160,10 +148,8 @@ class Endpoint:
                 return None
             return PallavaError(f"{self} refuses every request: {answer.text}")
         self._num_failures_in_a_row += 1
-        if self._num_failures_in_a_row < max(_MIN_FAILURES, 2 * self.concurrency):
-            return None
-        if self._is_working(request):  # a resumed run may ask nothing but what failed before
-            self._num_failures_in_a_row = 0
+        # A resumed run may ask nothing but what failed before.
+        if self._num_failures_in_a_row < max(_MIN_FAILURES, 2 * self.concurrency) or self._is_working(request):
             return None
         return PallavaError(
             f"{self} stopped answering: the last {self._num_failures_in_a_row} requests failed, the last one because "
@@ -176,9 +162,10 @@ class Endpoint:
     def _is_working(self, request: Request) -> bool:
         """Return whether the server answers a harmless request of the same kind."""
         image = None if request.image is None else Image.new("RGB", (64, 64), "white")
-        answer = self._ask_one(Request(_HARMLESS, image))
-        self._num_replies += not answer.failure
-        return not answer.failure
+        is_reply = not self._ask_one(Request(_HARMLESS, image)).failure
+        if is_reply:
+            self._num_replies, self._num_failures_in_a_row = self._num_replies + 1, 0
+        return is_reply
 
     def _ask_one(self, request: Request) -> Answer:
         import openai

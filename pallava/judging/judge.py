@@ -13,7 +13,7 @@ from tqdm import tqdm
 from pallava.io.hashing import hash_bytes
 from pallava.io.store import Store
 from pallava.judging.endpoint import MAX_REPLY, Endpoint, Request
-from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY, GradePrompt
+from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY, read_grade
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +26,10 @@ class Candidate:
     question: str = ""
 
     @property
-    def prompt(self) -> GradePrompt:
-        """Return the prompt that asks for its grade."""
-        return ANSWER_SIMILARITY if self.question else CAPTION_SIMILARITY
-
-    @property
     def request(self) -> str:
         """Return everything that the judge is shown."""
-        return self.prompt.fill(question=self.question, reference=self.reference, answer=self.answer.strip())
+        prompt = ANSWER_SIMILARITY if self.question else CAPTION_SIMILARITY
+        return prompt.fill(question=self.question, reference=self.reference, answer=self.answer.strip())
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +47,16 @@ class Judgement:
 
 
 def judge(candidates: Sequence[Candidate], endpoint: Endpoint, store: Store) -> list[Judgement]:
-    """Have every answer judged that is not graded yet; each grade is stored when it comes.
-
-    Raises:
-        UnansweredError: Some requests failed for a passing reason; all other grades are stored.
-        PallavaError: The server cannot be reached, stopped answering, or does not have the model.
-    """
+    """Have every answer judged that is not graded yet; grades that came before an error of the endpoint are stored."""
     namespace = f"similarity-endpoint/{endpoint.model}/prompts-{CAPTION_SIMILARITY.version}-{ANSWER_SIMILARITY.version}"
     keys = [hash_bytes(each.request.encode()) for each in candidates]
     by_key = {key: each for key, each in zip(keys, candidates, strict=True) if each.answer.strip()}
     found = store.get(namespace, by_key.keys())
     missing = [key for key in by_key if key not in found]
-    requests = [Request(by_key[key].request) for key in missing]
     with tqdm(total=len(by_key), initial=len(found), desc="judge", disable=None) as bar:
-        for index, reply in endpoint.iter_settled(requests):
+        for index, reply in endpoint.iter_settled([Request(by_key[key].request) for key in missing]):
             key = missing[index]
-            grade = None if reply.failure else by_key[key].prompt.read(reply.text)
+            grade = None if reply.failure else read_grade(reply.text)
             verdict = "refused" if reply.failure else "unreadable" if grade is None else "graded"
             found[key] = {"grade": grade, "verdict": verdict, "reply": reply.text[:MAX_REPLY]}
             store.put(namespace, {key: found[key]})

@@ -9,33 +9,26 @@ from dataclasses import dataclass
 
 from pallava.io.files import read_package_data
 
-MAX_GRADE = 10
-"""The best grade; the worst is 0."""
+_WORDINGS = read_package_data(__file__)
 
-_SCALE = (
-    rf"(?:\bon |\bin )?(?:\b(?:a|the) )?(?:\bscale )?\b(?:of|from|between) 0(?: ?[-–] ?| to | and ){MAX_GRADE}\b"
-    rf"|\b0 ?(?:[-–]|to) ?{MAX_GRADE}\b|/ ?{MAX_GRADE}\b|\bout of {MAX_GRADE}\b"
-)
-_GRADE = (
-    r"\W*(?:i(?:'d| would)? (?:rate|grade|score|give) (?:it|this)(?: an?)?"
-    r"|(?:(?:the|my|final|overall|similarity) )*(?:score|rating|grade|similarity|answer))?(?: is| of| would be)?"
-    r"[\s:=*_()\"'\[]*(?<!-)(\d{1,6}(?:\.\d{1,6})?)(?!\d|[.,]\d|\s*%|\s*[-–]\s*\d)"
-    r"(?=\s*(?:$|[^\w\s]|points?\b|because\b|since\b))"
-)
+MAX_GRADE: int = _WORDINGS["GRADES"]["best"]  # the worst is 0
+_SCALE, _GRADE = "|".join(_WORDINGS["GRADES"]["scale"]), "".join(_WORDINGS["GRADES"]["grade"])
 
 
 @dataclass(frozen=True)
-class _Prompt:
+class Prompt:
+    """A request with a ``{name}`` for each text to insert."""
+
     version: int
     text: str
 
     def fill(self, **texts: str) -> str:
-        """Return the prompt with these texts inserted for ``{name}``; braces within them are kept."""
+        """Return the request with these texts inserted; braces within them are kept."""
         return re.sub(r"\{(\w+)\}", lambda match: texts[match[1]], self.text)
 
 
 @dataclass(frozen=True)
-class JudgePrompt(_Prompt):
+class JudgePrompt(Prompt):
     """A question with two possible answers: the pattern of each by its label."""
 
     labels: dict[str, str]
@@ -50,18 +43,14 @@ class JudgePrompt(_Prompt):
         return found[0] if len(found) == 1 else None
 
 
-@dataclass(frozen=True)
-class GradePrompt(_Prompt):
-    """A request for a grade from 0 to `MAX_GRADE`."""
+def read_grade(reply: str) -> float | None:
+    """Return the grade in a reply, 0 to `MAX_GRADE`, or None if it has none, a range, or one off the scale.
 
-    def read(self, reply: str) -> float | None:
-        """Return the grade in a reply, or None if it has none, a range, or one off the scale.
-
-        The grade is at the beginning, or alone in the last line: pathology is full of other numbers ("grade 3").
-        """
-        lines = re.sub(_SCALE, " ", _answer_in(reply)).strip().splitlines()
-        found = lines and (re.match(_GRADE, lines[0]) or re.fullmatch(rf"{_GRADE}\W*", lines[-1]))
-        return float(found[1]) if found and float(found[1]) <= MAX_GRADE else None
+    The grade is at the beginning, or alone in the last line: pathology is full of other numbers ("grade 3").
+    """
+    lines = re.sub(_SCALE, " ", _answer_in(reply)).strip().splitlines()
+    found = lines and (re.match(_GRADE, lines[0]) or re.fullmatch(rf"{_GRADE}\W*", lines[-1]))
+    return float(found[1]) if found and float(found[1]) <= MAX_GRADE else None
 
 
 def _answer_in(reply: str) -> str:
@@ -70,12 +59,10 @@ def _answer_in(reply: str) -> str:
     return "" if "<think>" in text else text
 
 
-_WORDINGS = read_package_data(__file__)
-
 SPECIES = JudgePrompt(**_WORDINGS["SPECIES"])
 PATHOLOGY = JudgePrompt(**_WORDINGS["PATHOLOGY"])
-CAPTION_SIMILARITY = GradePrompt(**_WORDINGS["CAPTION_SIMILARITY"])
-ANSWER_SIMILARITY = GradePrompt(**_WORDINGS["ANSWER_SIMILARITY"])
+CAPTION_SIMILARITY = Prompt(**_WORDINGS["CAPTION_SIMILARITY"])
+ANSWER_SIMILARITY = Prompt(**_WORDINGS["ANSWER_SIMILARITY"])
 
 CLIP_VERSION: int = _WORDINGS["CLIP"]["version"]
 PATHOLOGY_CAPTIONS: list[str] = _WORDINGS["CLIP"]["pathology"]

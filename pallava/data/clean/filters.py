@@ -9,9 +9,7 @@ from pallava.data.sources.base import Pair, Question
 from pallava.errors import PallavaError
 from pallava.io.hashing import hash_file, hash_text
 
-Findings = dict[str, Any]
-"""What a filter found out about one candidate, as JSON holds it."""
-
+Findings = dict[str, Any]  # of one filter about one candidate, as JSON holds them
 CAPTIONS = frozenset({"captions"})
 BOTH_KINDS = frozenset({"captions", "questions"})
 
@@ -74,21 +72,15 @@ class Filter:
     Findings are stored under ``(key, item_key(candidate))`` and never computed twice.
     """
 
-    name: str
-    """Name on the command line."""
-    kinds = BOTH_KINDS
-    """Kinds of records that it looks at."""
+    name: str  # on the command line
+    kinds = BOTH_KINDS  # of records that it looks at
     key = ""
     """Identity of what `score` computes (judge, model, version of the prompt), without any threshold; empty if findings
     cost less than a look into the store."""
-    sees_image = False
-    """Whether findings depend on the image, and not on the text."""
-    is_costly = False
-    """Whether each of the findings is stored as soon as it arrives, as those of an endpoint are."""
-    is_ordered = False
-    """Whether decisions depend on earlier candidates; such a filter decides after judging, in the records' order."""
-    needs_survey = False
-    """Whether it must see every candidate once, in order, before anything is scored."""
+    sees_image = False  # whether findings depend on the image, and not on the text
+    is_costly = False  # whether each of the findings is stored as soon as it arrives, as those of an endpoint are
+    is_ordered = False  # whether decisions depend on earlier candidates: made after judging, in the records' order
+    needs_survey = False  # whether it must see every candidate once, in order, before anything is scored
 
     def survey(self, candidate: Candidate) -> None:
         """Take note of a candidate."""

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from pallava.data.clean.filters import KEEP, Candidate, Decision, Filter, Findings
-from pallava.data.image_hashes import NEAR_DISTANCE, HammingIndex, check_distance, has_structure, perceptual_hash
+from pallava.data.image_hashes import NEAR_DISTANCE, HammingIndex, has_structure, perceptual_hash
 from pallava.data.sources.base import Question
 from pallava.data.training_file import MAX_PIXELS
 from pallava.errors import PallavaError
@@ -22,7 +22,6 @@ from pallava.io.processes import WorkerPool, batches
 MAX_BACKGROUND = 0.98
 """Images with a larger share of background are nearly empty. A smear can hold few cells, so the limit is high."""
 
-_VERSION = "image-2"
 _THUMBNAIL = 256  # pixels of the longer side on which background is measured
 _MIN_GLASS, _MAX_GLASS_CHROMA = 220, 20  # of 255: bright and colourless is glass without tissue
 _MAX_BLACK = 25
@@ -33,17 +32,18 @@ _CHUNK = 8
 class ImageFilter(Filter):
     """Drop images that are missing, unreadable, truncated, too large or nearly empty.
 
+    Links from a source's root may lead into the image folder, if there is one, and nowhere else.
+
     Findings hold either "problem", or "sha256" of the file, "width", "height", "background" (share of the pixels
     without tissue, 0 to 1) and "perceptual_hash".
     """
 
     name = "image"
-    key = f"{_VERSION}:{MAX_PIXELS}"
+    key = f"image-2:{MAX_PIXELS}"
 
     def __init__(
         self, max_background: float = MAX_BACKGROUND, *, num_workers: int = 1, image_folder: Path | None = None
     ) -> None:
-        """Make the filter; links from a source's root may lead into the image folder."""
         if not 0 <= max_background <= 1:
             raise PallavaError(f"the maximum share of background must be between 0 and 1, got {max_background}")
         self._max_background = max_background
@@ -141,12 +141,8 @@ class DuplicateFilter(Filter):
     name = "duplicates"
     is_ordered = True
 
-    def __init__(self, distance: int = NEAR_DISTANCE) -> None:
-        check_distance(distance)
-        self._distance = distance
-
     def begin(self) -> None:
-        self._indexes = {kind: HammingIndex(self._distance) for kind in self.kinds}
+        self._indexes = {kind: HammingIndex(NEAR_DISTANCE) for kind in self.kinds}
         self._seen = _Seen()
         self._num_firsts = 0
 
@@ -165,9 +161,8 @@ class DuplicateFilter(Filter):
 
     def _first_of_file(self, candidate: Candidate) -> _First:
         file = ("file", candidate.kind, candidate.record.source, candidate.record.image)
-        if (first := self._seen.get(*file)) is None:
-            first = self._compare(candidate)
-            self._seen.put(first, *file)
+        first = self._seen.get(*file) or self._compare(candidate)
+        self._seen.put(first, *file)
         return first
 
     def _compare(self, candidate: Candidate) -> _First:
@@ -175,12 +170,11 @@ class DuplicateFilter(Filter):
             raise PallavaError("the filter 'duplicates' needs the hashes of the filter 'image'; put 'image' before it")
         content = ("content", candidate.kind, candidate.shared["sha256"])
         if first := self._seen.get(*content):
-            return _First(first.number, first.record, "exact")
+            return first._replace(how="exact")
         image_hash, index = int(candidate.shared["perceptual_hash"], 16), self._indexes[candidate.kind]
-        if has_structure(image_hash) and (found := index.find(image_hash)):
-            first = self._seen.get("hash", candidate.kind, found[0])
-            assert first is not None  # entered below
-            return _First(first.number, first.record, "near", found[1])
+        found = index.find(image_hash) if has_structure(image_hash) else None
+        if found and (first := self._seen.get("hash", candidate.kind, found[0])):
+            return first._replace(how="near", distance=found[1])
         self._num_firsts += 1
         first = _First(self._num_firsts, _name(candidate))
         self._seen.put(first, *content)

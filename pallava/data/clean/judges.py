@@ -51,10 +51,8 @@ class PathologyMetadata(Filter):
     def decide(self, candidate: Candidate, findings: Findings) -> Decision:
         if findings["not_histology"]:
             return Decision("not_histology")
-        modality = findings["modality"]
-        if modality is not None and not any(part in modality.lower() for part in _MICROSCOPY):
-            return Decision("not_microscopy")
-        return KEEP
+        is_other = findings["modality"] and not any(part in findings["modality"].lower() for part in _MICROSCOPY)
+        return Decision("not_microscopy") if is_other else KEEP
 
 
 def _fields(candidate: Candidate) -> Findings:
@@ -86,8 +84,7 @@ class PathologyClip(Filter):
             )
         if not 0 <= threshold <= 1:
             raise PallavaError(f"the threshold of the CLIP judge must be between 0 and 1, got {threshold}")
-        self._model_name, self._pretrained = model_name, str(pretrained or "")
-        self._threshold = threshold
+        self._model_name, self._pretrained, self._threshold = model_name, str(pretrained or ""), threshold
         checkpoint = Path(self._pretrained)
         weights = hash_file(checkpoint) if checkpoint.is_file() else self._pretrained  # a file may be replaced
         self.key = f"pathology-clip-2/{model_name}/{weights}/captions-{CLIP_VERSION}"
@@ -166,9 +163,8 @@ class _EndpointJudge(Filter):
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self.key = f"{self.name}-endpoint/{endpoint.model}/prompt-{self._prompt.version}"
-        if self.sees_image:
-            self.key += f"/side-{endpoint.image_side}"
+        side = f"/side-{endpoint.image_side}" if self.sees_image else ""
+        self.key = f"{self.name}-endpoint/{endpoint.model}/prompt-{self._prompt.version}{side}"
 
     def iter_scores(self, candidates: Sequence[Candidate]) -> Iterator[tuple[int, Findings]]:
         images = [each.path if self.sees_image else None for each in candidates]
@@ -178,9 +174,7 @@ class _EndpointJudge(Filter):
             yield index, {"answer": label, "reply": answer.text[:MAX_REPLY]}
 
     def decide(self, candidate: Candidate, findings: Findings) -> Decision:
-        if findings["answer"] == self._wanted:
-            return KEEP
-        reasons = {"unreadable": "unreadable_reply", "refused": "refused_by_server"}
+        reasons = {self._wanted: "", "unreadable": "unreadable_reply", "refused": "refused_by_server"}
         return Decision(reasons.get(findings["answer"], self._drop_reason))
 
 

@@ -53,11 +53,7 @@ class Pipeline:
                     each.survey(candidate)
 
     def judge(self) -> None:
-        """Compute the findings that are missing, and store them batch by batch; after an error, those so far are kept.
-
-        Whether some requests were not answered, which is an error unless their candidates are dropped, shows at the
-        end.
-        """
+        """Compute the findings that are missing, and store them batch by batch; those before an error are kept."""
         for batch in batches(self._candidates("judge"), _BATCH):
             self._pass_filters(batch, is_judging=True)
         if self._unanswered and not self.drop_unanswered:
@@ -67,10 +63,7 @@ class Pipeline:
             )
 
     def decide(self) -> Iterator[Outcome]:
-        """Yield the outcome for each record, in order.
-
-        It is an error if findings are missing, since a file or the sources changed after they were judged.
-        """
+        """Yield the outcome for each record, in order, from findings alone: an error if one is missing."""
         for each in self.filters:
             each.begin()
         for batch in batches(self._candidates("decide"), _BATCH):
@@ -127,12 +120,10 @@ class Pipeline:
     def _compute(self, each: Filter, keys: list[str], candidates: list[Candidate]) -> dict[str, Findings]:
         found: dict[str, Findings] = {}
         try:
-            for index, findings in each.iter_scores(candidates):
-                found[keys[index]] = findings
-                if each.is_costly:
-                    self.store.put(each.key, {keys[index]: findings})
+            for part in batches(each.iter_scores(candidates), 1 if each.is_costly else _BATCH):
+                new = {keys[index]: findings for index, findings in part}
+                self.store.put(each.key, new)
+                found |= new
         except UnansweredError as error:
             self._unanswered.append(error)
-        if not each.is_costly:
-            self.store.put(each.key, found)
         return found

@@ -26,10 +26,7 @@ class PublishedIndexFilter(Filter):
 
     A weaker match counts only if the name and the image have no better one. That takes a survey of all candidates. A
     name that matches images of several sources keeps them all and is reported, not guessed.
-
-    Attributes:
-        num_names: Number of names on the list.
-        unread: The entries of the list that hold no name, with their positions.
+    The entries of the list that hold no name are `unread`, with their positions.
     """
 
     name = "published-index"
@@ -37,17 +34,16 @@ class PublishedIndexFilter(Filter):
     needs_survey = True
 
     def __init__(self, path: str | Path) -> None:
-        self._names, self.unread = _read_names(Path(path))
-        self.num_names = len(self._names)
-        if not self._names:
+        self.names, self.unread = _read_names(Path(path))
+        if not self.names:
             first = f" ({self.unread[0]})" if self.unread else ""
             raise PallavaError(f"found no image name in the list '{path}'{first}; expected one a line, or JSON")
         self._by_level: dict[int, dict[str, tuple[int, ...]]] = {3: {}, 2: {}, 1: {}}
-        for number, (_, name) in enumerate(self._names):
+        for number, (_, name) in enumerate(self.names):
             for level, key in _spellings(name):
                 numbers = self._by_level[level]
                 numbers[key] = (*numbers.get(key, ()), number)
-        self._best = bytearray(self.num_names)
+        self._best = bytearray(len(self.names))
         self._sources: dict[int, set[str]] = {}  # of the best matches
 
     def survey(self, candidate: Candidate) -> None:
@@ -68,17 +64,17 @@ class PublishedIndexFilter(Filter):
 
     def unmatched(self) -> list[str]:
         """Return the names that match nothing."""
-        return [name for (_, name), level in zip(self._names, self._best, strict=True) if not level]
+        return [name for (_, name), level in zip(self.names, self._best, strict=True) if not level]
 
     def ambiguous(self) -> list[tuple[str, list[str]]]:
         """Return the names that match images of several sources, with these."""
         found = sorted((number, sorted(sources)) for number, sources in self._sources.items() if len(sources) > 1)
-        return [(self._names[number][1], sources) for number, sources in found]
+        return [(self.names[number][1], sources) for number, sources in found]
 
     def _matches(self, candidate: Candidate) -> tuple[int, Sequence[int]]:
         for level, key in _spellings(_normal(candidate.record.image)):
             numbers = self._by_level[level].get(key, ())
-            if found := [each for each in numbers if _may_be(self._names[each][0], candidate.record.source)]:
+            if found := [each for each in numbers if _may_be(self.names[each][0], candidate.record.source)]:
                 return level, found
         return 0, ()
 

@@ -219,7 +219,7 @@ def _index_report(folder: Path, filters: Sequence[Filter]) -> dict[str, Any]:
         file.writelines(f"no name\t{entry}\n" for entry in index.unread)
     return {
         "published_index": {
-            "num_names": index.num_names,
+            "num_names": len(index.names),
             "num_unmatched": len(unmatched),
             "num_in_several_sources": len(ambiguous),
             "num_without_name": len(index.unread),

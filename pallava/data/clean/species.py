@@ -39,9 +39,8 @@ def find_species(caption: str) -> str | None:
     """Return the words that make a caption non-human, such as "mice", or None."""
     text = unicodedata.normalize("NFKC", caption).translate(_DASHES)
     marked = _without_harmless(_mark_animals(text))
-    if animal := _MARKED.search(marked):
-        return animal.group(1)
-    return _find_evidence(text)
+    animal = _MARKED.search(marked)
+    return animal.group(1) if animal else _find_evidence(text)
 
 
 class SpeciesRules(Filter):
@@ -172,10 +171,8 @@ def _sources(name: str) -> list[str]:
         return [_product(*line.split(": ")) for line in lines]
     if kind != "list":
         return [_source(name)]
-    sources: list[str] = []
-    for line in lines:
-        sources += _sources(match[1]) if (match := _NAME.fullmatch(line)) else [_filled(line)]
-    return sources
+    nested = [_sources(match[1]) if (match := _NAME.fullmatch(line)) else [_filled(line)] for line in lines]
+    return [each for part in nested for each in part]
 
 
 @cache

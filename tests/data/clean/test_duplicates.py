@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pallava.data.clean import images
 from pallava.data.clean.filters import Candidate, Decision
 from pallava.data.clean.images import DuplicateFilter
-from pallava.data.image_hashes import has_structure, perceptual_hash
+from pallava.data.image_hashes import HammingIndex, has_structure, perceptual_hash
 from pallava.data.sources.base import Pair, Question
 from pallava.errors import PallavaError
 
@@ -30,8 +31,8 @@ def question(name: str, image: str, text: str, answer: str, sha256: str = "", ph
     return Candidate(Question("vqa", name, image, text, answer), Path("/root") / image, shared)
 
 
-def decide(*items: Candidate, **options: int) -> list[Decision]:
-    chosen = DuplicateFilter(**options)
+def decide(*items: Candidate) -> list[Decision]:
+    chosen = DuplicateFilter()
     assert chosen.is_ordered
     chosen.begin()
     return [chosen.decide(item, score) for item, score in zip(items, chosen.score(items), strict=True)]
@@ -71,12 +72,16 @@ def test_exact_and_near_duplicates_name_the_first() -> None:
     ]
 
 
-def test_distance_is_a_threshold() -> None:
+@pytest.mark.parametrize(("distance", "kept"), [(2, [True, True, True]), (7, [True, False, False])])
+def test_distance_is_a_threshold(distance: int, kept: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "NEAR_DISTANCE", distance)
     items = pair("a", "1", "a.jpg"), pair("a", "2", "b.jpg", phash=NEAR), pair("a", "3", "c.jpg", phash=FAR)
-    assert [v.keep for v in decide(*items, distance=2)] == [True, True, True]
-    assert [v.keep for v in decide(*items, distance=7)] == [True, False, False]
+    assert [v.keep for v in decide(*items)] == kept
+
+
+def test_a_distance_that_cannot_be_searched() -> None:
     with pytest.raises(PallavaError, match="0 to 10"):
-        DuplicateFilter(distance=11)
+        HammingIndex(11)
 
 
 def test_a_dropped_image_drops_no_further_one() -> None:

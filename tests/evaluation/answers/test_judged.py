@@ -14,7 +14,7 @@ from pallava.evaluation.answers.similarity import as_candidate, score_judgements
 from pallava.io.store import Store
 from pallava.judging.endpoint import Endpoint, UnansweredError
 from pallava.judging.judge import Judgement, judge
-from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY
+from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY, read_grade
 from tests.tiny.endpoint import Act, StubEndpoint, stub_endpoint
 
 pytestmark = pytest.mark.usefixtures("quick_retries", "no_proxies")
@@ -164,7 +164,7 @@ def test_answers_about_one_image_are_not_taken_for_independent() -> None:
     ],
 )
 def test_replies(reply: str, grade: float | None) -> None:
-    assert CAPTION_SIMILARITY.read(reply) == grade
+    assert read_grade(reply) == grade
 
 
 def test_wordings_are_pinned() -> None:
