@@ -53,8 +53,8 @@ class ImageHashes:
 @dataclass(frozen=True)
 class _File:
     path: str
-    state: tuple[int, int] | None = None  # size and time of the last change; None if it does not exist
-    stored: ImageHashes | None = None
+    state: tuple[int, int]  # size and time of the last change
+    known: ImageHashes | None  # None if it must be hashed
 
 
 def perceptual_hash(image: Image.Image) -> str:
@@ -93,7 +93,7 @@ def hash_images(
     """
     files = (_look_up(batch, store, len(TURNS) if with_turns else 1) for batch in batches(paths, _BATCH))
     for results in map_in_order(partial(_hash_missing, with_turns=with_turns), files, num_workers):
-        new = {file.path: [file.state, *astuple(hashes)] for file, hashes in results if file.state and not file.stored}
+        new = {file.path: [file.state, *astuple(hashes)] for file, hashes in results if not file.known}
         store.put(_NAMESPACE, new)
         yield from ((file.path, hashes) for file, hashes in results)
 
@@ -107,19 +107,17 @@ def _find(path: str, stored: list | None, num_hashes: int) -> _File:
     try:
         status = os.stat(path)  # noqa: PTH116 - half the cost of Path(path).stat(), for millions of files
     except (OSError, ValueError):
-        return _File(path)
+        return _File(path, (0, 0), ImageHashes(problem="missing"))
     state = (status.st_size, status.st_mtime_ns)
     found = ImageHashes(stored[1], tuple(stored[2]), stored[3]) if stored and tuple(stored[0]) == state else None
     return _File(path, state, found if found and (found.problem or len(found.hashes) >= num_hashes) else None)
 
 
 def _hash_missing(files: Sequence[_File], with_turns: bool) -> list[tuple[_File, ImageHashes]]:
-    return [(file, file.stored or _hash_image(file, with_turns)) for file in files]
+    return [(file, file.known or _hash_image(file, with_turns)) for file in files]
 
 
 def _hash_image(file: _File, with_turns: bool) -> ImageHashes:
-    if file.state is None:
-        return ImageHashes(problem="missing")
     try:
         content = Path(file.path).read_bytes()
         image = open_image(content)

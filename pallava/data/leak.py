@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,6 @@ from pallava.prompts import CAPTION_PROMPTS, IMAGE_TOKEN
 _OPTIONS = re.compile(r"\n\s*\(?A[.):]\s.*", re.DOTALL)
 _NO_WORD = re.compile(r"[\W_]+")
 _EMPTY = "no image or question"
-
-
-@dataclass(frozen=True, slots=True)
-class AuditRow:
-    """A row of either side."""
-
-    id: str  # as in its file; "SOURCE:ID" if one file holds several sources
-    images: tuple[str, ...]  # absolute paths
-    questions: tuple[str, ...]  # normalized
 
 
 @dataclass(frozen=True)
@@ -122,12 +113,12 @@ def _compare(
     train: Records, test: Records, store: Store, distance: int, with_turns: bool, num_workers: int
 ) -> LeakReport:
     report, known = LeakReport(), _Known(distance)
-    images = known.images_of(_progress(_audit_rows(train), "training rows"), report)
+    images = known.images_of(_progress(_conversations(train), "training rows"), report)
     for path, hashes in _progress(hash_images(images, store, num_workers=num_workers), "training images"):
         known.add(path, hashes)
         if hashes.problem:
             report.problems[f"train: {hashes.problem}"] += 1
-    rows = list(_progress(_audit_rows(test), "test rows"))
+    rows = list(_progress(_conversations(test), "test rows"))
     if num_empty := sum(not row.images and not row.questions for row in rows):
         report.rows_not_compared[f"test: {_EMPTY}"] = num_empty
     for side, records in (("train", train), ("test", test)):
@@ -155,18 +146,20 @@ def _normalize(text: str) -> str:
 _NO_QUESTIONS = frozenset(["", *map(_normalize, CAPTION_PROMPTS)])
 
 
-def _audit_rows(records: Records) -> Iterator[AuditRow]:
-    """Yield the rows; a caption asks nothing, and ids of several sources in one file name theirs."""
+def _conversations(records: Records) -> Iterator[Conversation]:
+    """Yield rows with the paths of their images and normalized questions, of which a caption has none.
+
+    The ids of a file of several sources name the source.
+    """
     has_several = len(records.names) > 1
     for record, path in records:
         if isinstance(record, Conversation):
-            questions = [_normalize(text) for text in record.questions]
-            images = tuple(str(path / name) for name in record.images)
-            yield AuditRow(record.id, images, tuple(each for each in questions if each not in _NO_QUESTIONS))
+            questions = tuple(text for text in map(_normalize, record.questions) if text not in _NO_QUESTIONS)
+            yield replace(record, images=tuple(str(path / name) for name in record.images), questions=questions)
             continue
         question = _normalize(record.question) if isinstance(record, Question) else ""
         row_id = f"{record.source}:{record.id}" if has_several else record.id
-        yield AuditRow(row_id, (str(path),), (question,) if question else ())
+        yield Conversation(record.source, row_id, (str(path),), (question,) if question else ())
 
 
 def _progress(values: Iterable[Any], what: str, total: int | None = None) -> Iterator[Any]:
@@ -184,7 +177,7 @@ class _Known:
         self._paths: set[bytes] = set()  # as short hashes, since there are millions
         self._waiting: dict[str, str] = {}  # rows of images that are being hashed
 
-    def images_of(self, rows: Iterable[AuditRow], report: LeakReport) -> Iterator[str]:
+    def images_of(self, rows: Iterable[Conversation], report: LeakReport) -> Iterator[str]:
         """Remember the questions, and yield and count each image once."""
         for row in rows:
             report.num_train_rows += 1
@@ -223,7 +216,7 @@ class _Known:
         ]
         return min(matches, key=lambda match: match.distance, default=None)
 
-    def find_leak(self, row: AuditRow, matches: dict[str, ImageMatch]) -> Leak | None:
+    def find_leak(self, row: Conversation, matches: dict[str, ImageMatch]) -> Leak | None:
         """Find what a test row shares, by the matches of test images."""
         images = (path for path in row.images if path in matches)
         image = min(images, key=lambda path: matches[path].distance, default="")

@@ -129,12 +129,12 @@ def read_source(
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What a row of a training file shows and asks, of a row that cannot be trained on too."""
+    """What a row shows and asks: in a training file all human messages, of a row that cannot be trained on too."""
 
-    source: str  # path of the file
+    source: str  # or the path of the training file
     id: str  # the position of a row without an id
-    images: tuple[str, ...]  # names
-    questions: tuple[str, ...]  # texts of all human messages
+    images: tuple[str, ...]
+    questions: tuple[str, ...]
 
 
 _Rows = Callable[[Tally], Iterator[tuple[Record | Conversation, str]]]

@@ -7,9 +7,9 @@ the cache, under a hash of the training files and the settings, or where ``palla
 import dataclasses
 import json
 import logging
-import shutil
 from collections import Counter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from datasets import Dataset, Features, Sequence, Value, config, load_from_disk
@@ -99,10 +99,8 @@ def _write_prepared(
     files: list[Path], folder: Path, tokenizer: PreTrainedTokenizerBase, settings: EncodingSettings, num_workers: int
 ) -> None:
     names = ", ".join(map(str, files))
-    with whole_folder(folder) as done:
-        scratch = done / "scratch"
-        scratch.mkdir()
-        rows = _tokenize(_write_raw(files, scratch / "raw.arrow"), scratch, tokenizer, settings, num_workers)
+    with whole_folder(folder) as done, TemporaryDirectory(dir=done) as scratch:
+        rows = _tokenize(_write_raw(files, Path(scratch)), scratch, tokenizer, settings, num_workers)
         reasons = rows["reason"][:]
         kept = [index for index, reason in enumerate(reasons) if not reason]
         counts: dict[str, Any] = {"read": len(rows), "kept": len(kept), "cut": sum(rows["is_cut"][:])}
@@ -114,7 +112,6 @@ def _write_prepared(
         prepared.rows.save_to_disk(done)
         metadata = {"format": _FORMAT, "settings": dataclasses.asdict(settings), "counts": counts}
         write_json(done / _METADATA_NAME, metadata, indent=1)
-        shutil.rmtree(scratch)
 
 
 def _load_prepared(folder: Path, settings: EncodingSettings) -> Prepared:
@@ -133,7 +130,7 @@ def _load_prepared(folder: Path, settings: EncodingSettings) -> Prepared:
 
 
 def _tokenize(
-    raw: Dataset, scratch: Path, tokenizer: PreTrainedTokenizerBase, settings: EncodingSettings, num_workers: int
+    raw: Dataset, scratch: str, tokenizer: PreTrainedTokenizerBase, settings: EncodingSettings, num_workers: int
 ) -> Dataset:
     text, number = Value("string"), Value("int32")
     texts, numbers = Sequence(text), Sequence(number)
@@ -145,7 +142,7 @@ def _tokenize(
         num_proc=min(num_workers, len(raw)) if num_workers > 1 and len(raw) > 1 else None,
         remove_columns=raw.column_names,
         features=features,
-        cache_file_name=str(scratch / "tokenized.arrow"),
+        cache_file_name=f"{scratch}/tokenized.arrow",
         new_fingerprint="tokenized",  # the default hashes the tokenizer, whose hash changes with its use
         desc="tokenizing",
     )
@@ -164,8 +161,9 @@ def _map_row(raw: dict[str, str], tokenizer: PreTrainedTokenizerBase, settings: 
     return {**result, "input_ids": encoded.input_ids, "labels": encoded.labels}
 
 
-def _write_raw(files: list[Path], target: Path) -> Dataset:
+def _write_raw(files: list[Path], scratch: Path) -> Dataset:
     """Write rows as their JSON text: Arrow requires one type of an id, or of an extra key, in all rows."""
+    target = scratch / "raw.arrow"
     features = Features(origin=Value("string"), row=Value("string"))
     with ArrowWriter(path=str(target), features=features) as writer:
         for file in files:

@@ -5,8 +5,6 @@ same bytes, and memory stays small. Questions are shuffled, and therefore held i
 Both are in one file of more than 300 lines, since they share the form of a row, the writer and the summary.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random
@@ -39,6 +37,12 @@ REASONS = ("missing", "unreadable", "too_large", "empty_caption", "outside_folde
 _BATCH = 256
 _ENCODER = json.JSONEncoder(ensure_ascii=False)  # made once, since json.dumps makes one for each row
 _EXAMPLES = 3
+
+
+class _LeftOut(NamedTuple):
+    reason: str
+    position: str
+    detail: str = ""
 
 
 @dataclass
@@ -95,12 +99,6 @@ class TrainingFileSummary:
             examples.append(": ".join(filter(None, (record.position, record.detail))))
 
 
-class _LeftOut(NamedTuple):
-    reason: str
-    position: str
-    detail: str = ""
-
-
 _Results = Iterator[tuple[str, bytes | _LeftOut]]  # each with the name of its source
 
 
@@ -147,26 +145,23 @@ def write_training_file(
     list_path = None if left_out is None else Path(left_out).resolve()
     if not sources:
         raise PallavaError("sources must be a file of captions or a list of at least one data set, got none")
+    _check_outputs(output, list_path, sources)
     if isinstance(sources, str | Path):
         if weights:
             raise PallavaError(f"weights are for a list of data sets, got them for the captions of '{sources}'")
-        source = Path(sources)
-        _check_outputs(output, list_path, source)
         if image_folder is None or not Path(image_folder).is_dir():
             raise PallavaError(f"the image folder '{image_folder}' is not a folder")
         if not prompts:
             raise PallavaError("prompts must hold at least one prompt to draw from")
-        root = str(Path(image_folder).resolve()).rstrip(os.sep) + os.sep
+        source, root = Path(sources), str(Path(image_folder).resolve()).rstrip(os.sep) + os.sep
         prefix = f"{source.stem}-" if id_prefix is None else id_prefix
         make_rows = _CaptionRows(root, tuple(prompts), seed, max_pixels, prefix, decode_images)
         summary = TrainingFileSummary(root.rstrip(os.sep), examples={reason: [] for reason in REASONS})
         results = _caption_results(source, make_rows, num_workers, summary)
     else:
-        _check_outputs(output, list_path, None)
         given = {"prompts": prompts != CAPTION_PROMPTS, "id_prefix": id_prefix is not None}
         given |= {"max_pixels": max_pixels != MAX_PIXELS, "decode_images": decode_images}
-        if any(given.values()):
-            names = ", ".join(name for name in given if given[name])
+        if names := ", ".join(name for name, is_given in given.items() if is_given):
             raise PallavaError(f"{names} must be left out for a list of data sets; only captions need them")
         records = list(_open_sources(sources, image_folder))
         folder = Path(image_folder or os.path.commonpath([each.folder for each in records])).resolve()
@@ -177,11 +172,7 @@ def write_training_file(
 
 
 def read_prompts(path: str | Path) -> tuple[str, ...]:
-    """Read question wordings, one a line.
-
-    Raises:
-        PallavaError: The file cannot be read, has no wording, or a wording with an image marker.
-    """
+    """Read question wordings, one a line; none may hold an image marker."""
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -201,11 +192,11 @@ def question_text(question: Question) -> str:
     return build_choice_question(text, question.options) if question.options else text
 
 
-def _check_outputs(output: Path, list_path: Path | None, source: Path | None) -> None:
+def _check_outputs(output: Path, list_path: Path | None, sources: str | Path | Sequence[Any]) -> None:
     for path in filter(None, (output, list_path)):
         if path.is_dir():
             raise PallavaError(f"the output '{path}' is a folder; give the name of a file")
-        if source and source.exists() and path.exists() and path.samefile(source):
+        if isinstance(sources, str | Path) and Path(sources).exists() and path.exists() and path.samefile(sources):
             raise PallavaError(f"input and output are the same file, '{path}'; give the output another name")
     if list_path == output:
         raise PallavaError(f"the list of what is left out would replace '{output}'; give it another name")
@@ -238,19 +229,6 @@ def _line(row: dict[str, Any]) -> bytes:
 def _row(row_id: str, image: str, question: str, answer: str) -> dict[str, Any]:
     conversations = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
     return {"id": row_id, "image": image, "conversations": conversations}
-
-
-def _caption_results(source: Path, make_rows: _CaptionRows, num_workers: int, summary: TrainingFileSummary) -> _Results:
-    records, count = RecordFile(source), summary.source(source.stem)
-    count.dropped = dict.fromkeys(REASONS, 0)
-    desc = "images" if make_rows.decode_images else "dataformat"
-    with tqdm(total=records.num_bytes, unit="B", unit_scale=True, desc=desc, mininterval=1) as bar:
-        for results in map_in_order(make_rows, batches(records, _BATCH), num_workers):
-            count.num_records += len(results)
-            for result in results:
-                yield source.stem, result
-            bar.set_postfix(rows=count.num_written, refresh=False)
-            bar.update(records.num_bytes_read - bar.n)
 
 
 @dataclass(frozen=True)
@@ -302,6 +280,19 @@ def _image_and_caption(value: Any) -> tuple[str, str]:
     if not isinstance(caption, str):
         raise RowDropped("malformed", f"'caption' must be text, got {type(caption).__name__}")
     return image, printable(caption).strip()
+
+
+def _caption_results(source: Path, make_rows: _CaptionRows, num_workers: int, summary: TrainingFileSummary) -> _Results:
+    records, count = RecordFile(source), summary.source(source.stem)
+    count.dropped = dict.fromkeys(REASONS, 0)
+    desc = "images" if make_rows.decode_images else "dataformat"
+    with tqdm(total=records.num_bytes, unit="B", unit_scale=True, desc=desc, mininterval=1) as bar:
+        for results in map_in_order(make_rows, batches(records, _BATCH), num_workers):
+            count.num_records += len(results)
+            for result in results:
+                yield source.stem, result
+            bar.set_postfix(rows=count.num_written, refresh=False)
+            bar.update(records.num_bytes_read - bar.n)
 
 
 def _open_sources(sources: Sequence[str | SourceSpec | Records], image_folder: str | Path | None) -> Iterator[Records]:

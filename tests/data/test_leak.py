@@ -13,8 +13,8 @@ from PIL import Image
 from pallava.cli import main
 from pallava.data import image_hashes
 from pallava.data.image_hashes import TURNS, ImageHashes, hash_images, perceptual_hash, turned_hashes
-from pallava.data.leak import AuditRow, ImageMatch, LeakReport, _audit_rows, _Known, write_leak_report
-from pallava.data.material import open_records
+from pallava.data.leak import ImageMatch, LeakReport, _conversations, _Known, write_leak_report
+from pallava.data.material import Conversation, open_records
 from pallava.data.sources.base import Pair, Question, to_json
 from pallava.errors import PallavaError
 from pallava.io.store import Store
@@ -98,7 +98,7 @@ def test_turned_hashes_begin_with_the_plain_one() -> None:
 
 def test_the_nearest_turn_is_told() -> None:
     known = _Known(4)
-    list(known.images_of([AuditRow("near", ("a",), ()), AuditRow("same", ("b",), ())], LeakReport()))
+    list(known.images_of([Conversation("x", "near", ("a",), ()), Conversation("x", "same", ("b",), ())], LeakReport()))
     known.add("a", ImageHashes("1", (f"{0xF0F0F0F0F0F0F0F0:016x}",)))
     known.add("b", ImageHashes("2", (f"{0x123456789ABCDEF0:016x}",)))
     asked = ImageHashes("3", (f"{0xF0F0F0F0F0F0F0F7:016x}", f"{0x123456789ABCDEF0:016x}"))
@@ -210,15 +210,18 @@ def test_kept_records_and_training_files_are_told_apart(tmp_path: Path) -> None:
     )
     (tmp_path / "summary.json").write_text(json.dumps({"image_folder": "/data", "sources": {"a": {}, "b": {}}}))
     kept = str(tmp_path / "kept.jsonl")
-    assert list(_audit_rows(open_records(kept))) == [
-        AuditRow("a:1", ("/data/sub/x.jpg",), ()),
-        AuditRow("b:2", ("/data/sub/y.jpg",), ("is it",)),
+    assert list(_conversations(open_records(kept))) == [
+        Conversation("a", "a:1", ("/data/sub/x.jpg",), ()),
+        Conversation("b", "b:2", ("/data/sub/y.jpg",), ("is it",)),
     ]
-    assert next(_audit_rows(open_records(kept, image_folder=tmp_path))).images == (f"{tmp_path}/sub/x.jpg",)
+    assert next(_conversations(open_records(kept, image_folder=tmp_path))).images == (f"{tmp_path}/sub/x.jpg",)
     train = tmp_path / "train.jsonl"
     train.write_text(json.dumps(asked("x.jpg", "Is it?", "7")) + "\n{broken\n[1]\n" + json.dumps({"image": None}))
-    rows = _audit_rows(open_records(str(train), image_folder=tmp_path))
-    assert list(rows) == [AuditRow("7", (f"{tmp_path}/x.jpg",), ("is it",)), AuditRow("line 4", (), ())]
+    rows = _conversations(open_records(str(train), image_folder=tmp_path))
+    assert list(rows) == [
+        Conversation(str(train), "7", (f"{tmp_path}/x.jpg",), ("is it",)),
+        Conversation(str(train), "line 4", (), ()),
+    ]
 
 
 @pytest.mark.parametrize(("sources", "ids"), [(["a"], ["7"]), (["a", "b"], ["a:7", "b:7"])])
@@ -227,7 +230,7 @@ def test_one_id_in_two_sources_is_told_apart(tmp_path: Path, sources: list[str],
     rows = [{**to_json(Question(name, "7", "x.jpg", "Is it?", "yes")), "path": "x.jpg"} for name in sources]
     (tmp_path / "kept.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "summary.json").write_text(json.dumps({"image_folder": "/data", "sources": dict.fromkeys(sources)}))
-    assert [row.id for row in _audit_rows(open_records(str(tmp_path / "kept.jsonl")))] == ids
+    assert [row.id for row in _conversations(open_records(str(tmp_path / "kept.jsonl")))] == ids
 
 
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
