@@ -113,14 +113,8 @@ class Source:
     A reader defines `find_files` and `convert`, and `read_rows` for files of another kind than the usual. No image is
     opened: the names in the first rows of each file decide which of the known layouts the folder has.
 
-    Attributes:
-        root: Folder that the images' paths are relative to.
-        split: The split to read; None for all of them.
-        image_policy: One of `IMAGE_POLICIES`.
-        columns: The user's names of columns, such as ``{"image": "file", "caption": "text"}``.
-        image_folder: Folder of the images of a set of the user's own; None for the folder of its file.
-        tally: Counts of the current iteration, or of the last one.
-        num_bytes_read: Bytes that the current iteration has read, for a progress bar.
+    Paths of images are relative to `root`. A `split` of None means all of them; `columns` and `image_folder` are for a
+    set of the user's own. `tally` and, for a progress bar, `num_bytes_read` are of the current iteration or the last.
     """
 
     name: str  # as --source NAME=ROOT has it
