@@ -17,11 +17,10 @@ from pallava.io.hashing import hash_bytes
 from pallava.io.processes import batches, map_in_order
 from pallava.io.store import Store
 
-NEAR_DISTANCE = 4
-"""Default number of bits in which the perceptual hashes of near duplicates may differ."""
-
+NEAR_DISTANCE = 4  # default number of bits in which the perceptual hashes of near duplicates may differ
 _MAX_DISTANCE = 10  # that an index can search; two unrelated images are rarely nearer than 16
 
+# What `turned_hashes` does to an image, by name.
 TURNS: dict[str, Image.Transpose | None] = {
     "": None,
     "mirrored": Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,7 +31,6 @@ TURNS: dict[str, Image.Transpose | None] = {
     "transposed": Image.Transpose.TRANSPOSE,
     "transversed": Image.Transpose.TRANSVERSE,
 }
-"""Turns that `turned_hashes` applies to an image, by name."""
 
 _BATCH = 64
 _NAMESPACE = "image hashes"

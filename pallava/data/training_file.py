@@ -28,12 +28,8 @@ from pallava.io.processes import batches, map_in_order
 from pallava.io.records import Entry, RecordFile
 from pallava.prompts import CAPTION_PROMPTS, IMAGE_TOKEN, build_choice_question, build_question
 
-MAX_PIXELS = 16_777_216
-"""Default cap in pixels for images of captions, as in PA-LLaVA."""
-
-REASONS = ("missing", "unreadable", "too_large", "empty_caption", "outside_folder", "malformed")
-"""Reasons to leave out a caption."""
-
+MAX_PIXELS = 16_777_216  # default cap for images of captions, as in PA-LLaVA
+REASONS = ("missing", "unreadable", "too_large", "empty_caption", "outside_folder", "malformed")  # of captions
 _BATCH = 256
 _ENCODER = json.JSONEncoder(ensure_ascii=False)  # made once, since json.dumps makes one for each row
 _EXAMPLES = 3

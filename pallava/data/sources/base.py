@@ -59,8 +59,8 @@ class Labelled(_ImageRecord):
 
 Record = Pair | Question | Labelled
 
+# Kinds of sources, and the records of each.
 KINDS: dict[str, type[Record]] = {"captions": Pair, "questions": Question, "classes": Labelled}
-"""Kinds of sources, and the records of each."""
 
 
 def to_json(record: Record) -> dict[str, Any]:
@@ -201,7 +201,7 @@ class Source:
     def _records(self, file: SourceFile) -> Iterator[Record]:
         results = (self._result(row, file) for row in self.read_rows(file))
         head = list(islice(results, _PROBED_ROWS))
-        images = [record.image for result in head if not isinstance(result, RowDropped) for record in result]
+        images = [image for result in head if not isinstance(result, RowDropped) for _, image in result]
         # the folder with the most of the images; if all are empty, the first that exists
         counts = [sum((self.root / self.place(path, image)).is_file() for image in images) for path in file.folders]
         existing = [path for path in file.folders if path and (self.root / path).is_dir()]
@@ -211,22 +211,21 @@ class Source:
             if isinstance(result, RowDropped):
                 self.tally.drop(result.reason, str(result))
                 continue
-            for record in result:
-                yield replace(record, source=self.name, image=self.place(folder, record.image))
+            for record, image in result:
+                yield replace(record, source=self.name, image=self.place(folder, image))
 
-    def _result(self, row: Entry | RowDropped, file: SourceFile) -> Sequence[Record] | RowDropped:
+    def _result(self, row: Entry | RowDropped, file: SourceFile) -> list[tuple[Record, str]] | RowDropped:
         if isinstance(row, RowDropped):
             return row
         try:
-            return [replace(record, image=inner_path(record.image)) for record in self.convert(row, file)]
+            return [(record, inner_path(record.image)) for record in self.convert(row, file)]
         except PallavaError:
             raise
         except (RowDropped, ValueError, TypeError) as error:  # such as a number of thousands of digits
             return RowDropped(getattr(error, "reason", "malformed"), f"{file.path.name}, {row.position}: {error}")
 
 
-SOURCES: dict[str, type[Source]] = {}
-"""Readers by name; the modules of `pallava.data.sources` are imported with that package."""
+SOURCES: dict[str, type[Source]] = {}  # by name; the modules of this folder are imported with it
 
 
 def register_source(source: _AnySource) -> _AnySource:

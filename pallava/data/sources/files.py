@@ -204,11 +204,11 @@ def text_of(row: dict[str, Any], *keys: str) -> str:
     if key is None:
         raise RowDropped("malformed", f"the row lacks {keys[0]!r}; it has {', '.join(map(repr, list(row)[:SHOWN]))}")
     value = row[key]
+    if value is None or isinstance(value, str):
+        return tidy(value or "")
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    if not isinstance(value, str | None):
-        raise RowDropped("malformed", f"{key!r} must be text, got {type(value).__name__}")
-    return tidy(value or "")
+    raise RowDropped("malformed", f"{key!r} must be text, got {type(value).__name__}")
 
 
 def as_object(value: Any) -> dict[str, Any]:
