@@ -11,8 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pallava.io.files import read_package_data
+
 UNNAMED = -1
 """Predicted number for an answer that names no class: wrong whatever the truth is."""
+
+DEFINITIONS: dict[str, dict[str, str]] = read_package_data(__file__)
+"""Definitions of scores by name, of each kind of scores."""
 
 NUM_RESAMPLES = 1000
 _CONFIDENCE = 0.95
@@ -99,7 +104,7 @@ def estimate_means(values: ArrayLike, images: Sequence[str], **resampling: int) 
 
 def estimate_all(predictions: Predictions, **resampling: int) -> dict[str, Estimate]:
     """Estimate all metrics of a classification, drawing images."""
-    names = [name for name in DEFINITIONS if name != "auroc" or predictions.scores is not None]
+    names = [name for name in DEFINITIONS["metrics"] if name != "auroc" or predictions.scores is not None]
 
     def statistic(weights: Counts) -> Floats:
         values = score_counts(_confusions(predictions, weights))
@@ -136,22 +141,6 @@ def auroc(true: Counts, scores: Floats, weights: Counts) -> Floats:
     areas = [_binary_auroc(true == number, scores[:, number], weights) for number in range(scores.shape[1])]
     stacked = np.stack(areas, axis=-1)  # (R, C)
     return _mean(np.nan_to_num(stacked), ~np.isnan(stacked))
-
-
-DEFINITIONS = {
-    "accuracy": "Share of images whose class is named; an answer that names no class is wrong.",
-    "balanced_accuracy": "Mean recall of the classes that have images.",
-    "macro_f1": "Mean F1 of the classes that have images or predictions.",
-    "micro_f1": "F1 of all images together; an answer that names no class is missed, but names no wrong class either.",
-    "auroc": "Area under the ROC curve of one class against the rest, ties as one half: mean over the classes.",
-}
-"""Definitions of the metrics of a classification."""
-PER_CLASS = {
-    "precision": "Share of the images named as of the class that are.",
-    "recall": "Share of the class's images that are named so.",
-    "f1": "Harmonic mean of precision and recall.",
-}
-"""Definitions of what `per_class` returns beside the number of images."""
 
 
 def per_class(counts: Counts) -> dict[str, Floats]:

@@ -76,15 +76,12 @@ def score_consistency(
         for name, given in {"unchanged": as_is, **changed}.items()
     }
     before = {each.item.id: _words(each.text) for each in answers["unchanged"]}
-    same: dict[str, Any] = {}
-    equal: dict[str, bool] = {}  # by id, whether the answers under all changes are the same
-    for name in changed:
-        values = [_words(each.text) == before[each.item.id] for each in answers[name]]
-        same[name] = share(values, answers[name], _SAME, **bootstrap)
-        for each, is_same in zip(answers[name], values, strict=True):
-            equal[each.item.id] = equal.get(each.item.id, True) and is_same
-    repeated = [each for each in answers["unchanged"] if each.item.id in equal]
-    always = [equal[each.item.id] for each in repeated]
+    is_same = {  # by the name of the change, whether the answer to each id is the same
+        name: {each.item.id: _words(each.text) == before[each.item.id] for each in answers[name]} for name in changed
+    }
+    same = {name: share(found.values(), answers[name], _SAME, **bootstrap) for name, found in is_same.items()}
+    repeated = [each for each in answers["unchanged"] if any(each.item.id in found for found in is_same.values())]
+    always = [all(found.get(each.item.id, True) for found in is_same.values()) for each in repeated]
     same["all"] = share(always, repeated, f"{_SAME}, under every change", **bootstrap)
     result = {
         "same": same,

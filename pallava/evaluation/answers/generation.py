@@ -68,11 +68,7 @@ class Answerer:
         return Batch(possible, problems, dict(self.processor(texts)) if texts else {}, [*tiles.values()], image_of)
 
     def answer(self, batch: Batch) -> list[str]:
-        """Answer the questions that can be asked, in their order; each image is encoded once.
-
-        Raises:
-            PallavaError: The device has too little memory.
-        """
+        """Answer the questions that can be asked, in their order; each image is encoded once."""
         if not batch.items:
             return []
         try:

@@ -14,7 +14,14 @@ from pallava.evaluation.answers import rules
 from pallava.evaluation.answers.items import Answer, AnswerSet, Kind, Questions
 from pallava.evaluation.answers.rules import class_names, published_form, read_choice, read_class
 from pallava.evaluation.class_sets import ClassSet
-from pallava.evaluation.statistics import UNNAMED, Predictions, as_control, describe_interval, estimate_means
+from pallava.evaluation.statistics import (
+    DEFINITIONS,
+    UNNAMED,
+    Predictions,
+    as_control,
+    describe_interval,
+    estimate_means,
+)
 from pallava.prompts import CHOICE_LETTERS
 
 
@@ -99,11 +106,7 @@ SCORES: dict[str, Score] = {
     ),
 }
 
-CONTROLS = {
-    "majority answer": "the same for the most frequent reference of each kind of question, given as the answer to all",
-    "training answer": "the same for the training set's most frequent answer to the question, or else to its kind",
-    "shuffled images": "the same for the model's answers when it was shown other images",
-}
+CONTROLS = DEFINITIONS["question_controls"]
 _NOT_TRAINED = "question that the training material does not ask: it gives no control"
 
 
@@ -165,10 +168,8 @@ def score_classes(answers: AnswerSet, **bootstrap: int) -> dict[str, Any]:
 def read_classes(answers: Sequence[Answer], *, class_set: ClassSet | None = None) -> Predictions:
     """Read which class each answer names; one that names no class, or several, is `UNNAMED`.
 
-    The names are those of the class set, by default of the known set that has these labels.
-
-    Raises:
-        ValueError: There are no answers, their classes differ, or a reference is not one of them.
+    The names are those of the class set, by default of the known set that has these labels. All answers have the same
+    classes.
     """
     (labels,) = {each.item.choices for each in answers}
     names = class_names(labels, class_set)

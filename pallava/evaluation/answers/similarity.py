@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from pallava.errors import PallavaError
+from pallava.evaluation import statistics
 from pallava.evaluation.answers.items import AS_IS, Answer, AnswerSet, read_predictions
 from pallava.evaluation.answers.scores import CONTROLS, count_answers
 from pallava.evaluation.report import as_estimate, as_json, write_files
-from pallava.evaluation.statistics import UNDEFINED, Counts, Floats, as_control, describe_interval, estimate_means
-from pallava.evaluation.statistics import bootstrap as resample
+from pallava.evaluation.statistics import DEFINITIONS, UNDEFINED, Counts, Floats, as_control, describe_interval
 from pallava.io.store import Store
 from pallava.judging.endpoint import Endpoint
 from pallava.judging.judge import Candidate, Judgement, judge
@@ -28,16 +28,7 @@ from pallava.report.table import Table
 
 _ORDER = 4
 _SMOOTHING = "exp"  # sacrebleu's own choice for a corpus
-_BLEU = f"; sacrebleu, lower case, 13a tokens, {_SMOOTHING} smoothing"
-_ROUGE = "; rouge-score, lower case, no stemming"
-SCORES = {
-    "bleu_1": f"BLEU of single words, over all captions together, with brevity penalty (Papineni et al. 2002){_BLEU}",
-    "bleu_4": f"BLEU of one to four words in a row, over all captions together, with brevity penalty{_BLEU}",
-    "rouge_1": f"ROUGE-1: F1 of the words of two captions, mean of all (Lin 2004){_ROUGE}",
-    "rouge_2": f"ROUGE-2: F1 of the pairs of words of two captions, mean of all{_ROUGE}",
-    "rouge_l": f"ROUGE-L: F1 of the longest common subsequence of words of two captions, mean of all{_ROUGE}",
-}
-"""Definition of each score by its name."""
+SCORES = DEFINITIONS["captions"]
 CONTROL = "another reference"
 _GRADES = "grades.sqlite"
 _SIMILARITY = (
@@ -128,7 +119,7 @@ def score_judgements(judgements: Sequence[Judgement], images: Sequence[str], **b
     verdicts = Counter(each.verdict for each in judgements)
     graded = [(each.grade, image) for each, image in zip(judgements, images, strict=True) if each.grade is not None]
     grades = [grade for grade, _ in graded]
-    (found,) = estimate_means([grades], [image for _, image in graded], **bootstrap)
+    (found,) = statistics.estimate_means([grades], [image for _, image in graded], **bootstrap)
     rounded = Counter(int(grade + 0.5) for grade in grades)
     return {
         "num_questions": len(judgements),
@@ -163,9 +154,9 @@ def similarity_tables(report: Mapping[str, Any]) -> list[Table]:
 def as_candidate(answer: Answer) -> Candidate:
     """Return an answer as the judge takes it: with the text of a lettered choice beside its letter."""
     item, reference = answer.item, answer.item.reference
-    number = CHOICE_LETTERS.find(reference) if item.kind == "choice" and reference else -1
-    if 0 <= number < len(item.choices):
-        reference = f"{reference}: {item.choices[number]}"
+    texts = dict(zip(CHOICE_LETTERS, item.choices, strict=False)) if item.kind == "choice" else {}
+    if reference in texts:
+        reference = f"{reference}: {texts[reference]}"
     return Candidate(item.id, reference, answer.text, "" if item.kind == "caption" else item.question)
 
 
@@ -181,7 +172,7 @@ def _scores(answers: Sequence[Answer], references: list[str], **bootstrap: int) 
             bleu = [[_bleu(row, order) for order in (1, _ORDER)] for row in ngrams.astype(np.int64).tolist()]
             return np.concatenate([bleu, rouge / count], axis=1)
 
-        estimates = resample(statistic, count, **bootstrap)
+        estimates = statistics.bootstrap(statistic, count, **bootstrap)
     return {
         name: estimate.to_dict(count, definition)
         for (name, definition), estimate in zip(SCORES.items(), estimates, strict=True)

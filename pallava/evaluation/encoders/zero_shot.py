@@ -18,13 +18,7 @@ from pallava.evaluation.answers.items import Questions
 from pallava.evaluation.class_sets import ClassSet
 from pallava.evaluation.encoders.embeddings import EmbeddingCache, count_reasons, embed_images, embed_texts
 from pallava.evaluation.encoders.load import Encoder
-from pallava.evaluation.statistics import Predictions
-
-CONTROLS = {
-    "majority answer": "the same for the class with the most images, named of every image",
-    "training answer": "the same for the training set's most frequent answer to the question, given of every image",
-    "shuffled images": "the same for the model's answers when it was shown other images",
-}
+from pallava.evaluation.statistics import DEFINITIONS, Predictions
 
 
 def evaluate(
@@ -97,17 +91,17 @@ def score(predictions: Predictions, **bootstrap: int) -> dict[str, Any]:
             label: {name: float(values[number]) for name, values in classes.items()}
             for number, label in enumerate(predictions.labels)
         },
-        "per_class_definitions": dict(statistics.PER_CLASS),
+        "per_class_definitions": dict(DEFINITIONS["per_class"]),
         "confusion": {"labels": list(predictions.labels), "counts": counts.tolist()},
     }
 
 
 def score_control(control: str, predictions: Predictions, **bootstrap: int) -> dict[str, dict[str, Any]]:
-    """Score predictions that were made without looking at the right image, by one of `CONTROLS`."""
-    return statistics.as_control(_estimates(predictions, **bootstrap), CONTROLS[control])
+    """Score predictions that were made without looking at the right image, by the name of the control."""
+    return statistics.as_control(_estimates(predictions, **bootstrap), DEFINITIONS["class_controls"][control])
 
 
 def _estimates(predictions: Predictions, **bootstrap: int) -> dict[str, dict[str, Any]]:
     estimates = statistics.estimate_all(predictions, **bootstrap)
     count = len(predictions.true)
-    return {name: estimate.to_dict(count, statistics.DEFINITIONS[name]) for name, estimate in estimates.items()}
+    return {name: estimate.to_dict(count, DEFINITIONS["metrics"][name]) for name, estimate in estimates.items()}

@@ -236,7 +236,7 @@ def test_scores_of_classes_say_what_they_are_and_stand_beside_the_majority():
     answered = [ask("class", labels[t], s, choices=labels) for t, s in zip(true, said, strict=True)]
     result = zero_shot.score(read_classes(answered), num_resamples=5)
     majority = result["controls"]["majority answer"]
-    assert list(majority) == list(result["metrics"]) == list(metrics.DEFINITIONS)[:4]  # no area
+    assert list(majority) == list(result["metrics"]) == list(metrics.DEFINITIONS["metrics"])[:4]  # no area
     constant = [0] * 6
     assert {name: each["value"] for name, each in majority.items()} == pytest.approx(
         {
@@ -247,9 +247,9 @@ def test_scores_of_classes_say_what_they_are_and_stand_beside_the_majority():
         }
     )
     for name, each in result["metrics"].items():
-        assert (each["count"], each["definition"]) == (6, metrics.DEFINITIONS[name])
+        assert (each["count"], each["definition"]) == (6, metrics.DEFINITIONS["metrics"][name])
         assert majority[name]["definition"].startswith(each["definition"].rstrip("."))
-        assert zero_shot.CONTROLS["majority answer"] in majority[name]["definition"]
+        assert metrics.DEFINITIONS["class_controls"]["majority answer"] in majority[name]["definition"]
     assert set(result["per_class_definitions"]) == set(result["per_class"]["a"]) - {"support"}
 
 
