@@ -153,7 +153,6 @@ def measure(model: Any, processor: Any, rounds: int, lengths: Sequence[int] | No
         rounds: How often; a round before them warms up.
         lengths: New tokens of each answer; None where the model ends it.
     """
-    from pallava.evaluation.answers.consistency import View
     from pallava.evaluation.answers.generation import Answerer
     from pallava.evaluation.answers.items import Item
 
@@ -161,8 +160,8 @@ def measure(model: Any, processor: Any, rounds: int, lengths: Sequence[int] | No
     with tempfile.TemporaryDirectory() as folder:
         items = [Item(str(n), write_picture(Path(folder), n), QUESTIONS[n % len(QUESTIONS)], "") for n in range(BATCH)]
         answerer = Answerer(model, processor, FORCED)
-        together = answerer.prepare(items, View())
-        single = [answerer.prepare([item], View()) for item in items]
+        together = answerer.prepare(items)
+        single = [answerer.prepare([item]) for item in items]
     tasks: list[Callable[[], tuple[list[dict[str, float]], list[str]]]] = [
         lambda: run(model, processor, [together], lengths and [list(lengths)]),
         lambda: run(model, processor, single, lengths and [[length] for length in lengths]),

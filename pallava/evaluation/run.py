@@ -12,13 +12,7 @@ from pallava.data.material import check_columns, read_columns
 from pallava.data.sources import SOURCES
 from pallava.devices import find_device
 from pallava.errors import PallavaError
-from pallava.evaluation.answers.consistency import (
-    UNCHANGED_MEANING,
-    View,
-    score_consistency,
-    share_by_group,
-    shuffle_images,
-)
+from pallava.evaluation.answers.consistency import UNCHANGED_MEANING, score_consistency, share_by_group, shuffle_images
 from pallava.evaluation.answers.generation import Answerer, ask_all
 from pallava.evaluation.answers.items import AS_IS, SHUFFLED, AnswerSet, EvaluateOptions, Questions
 from pallava.evaluation.answers.questions import read_excluded, read_training_answers, select
@@ -132,15 +126,15 @@ def _ask(
     training: Sequence[tuple[str, str]],
 ) -> AnswerSet:
     """Ask all questions in all views that the options name; those with a stored answer are not asked again."""
-    items, views = questions.items, [(View(), questions.items)]
+    items, views = questions.items, {AS_IS: questions.items}
     if not options.without_shuffled and (others := shuffle_images(items, options.seed)):
-        views.append((View(SHUFFLED), others))
+        views[SHUFFLED] = others
     if options.consistency and (with_image := [item for item in items if item.image]):
-        views += [(view, with_image) for view in UNCHANGED_MEANING]
+        views |= dict.fromkeys(UNCHANGED_MEANING, with_image)
     by_view, problems = {}, dict[str, str]()
-    for view, chosen in views:
+    for view, chosen in views.items():
         size = options.batch_size or _QUESTIONS_AT_ONCE
-        by_view[view.name], found = ask_all(answerer, chosen, store, view=view, batch_size=size)
+        by_view[view], found = ask_all(answerer, chosen, store, view=view, batch_size=size)
         problems |= found
     return AnswerSet(by_view, questions, problems, training)
 
@@ -158,7 +152,7 @@ def _score(task: Task, answers: AnswerSet, options: EvaluateOptions) -> dict[str
     if is_right:
         result["groups"] = share_by_group(answers.as_is, is_right, **how)
     if options.consistency:
-        changed = {name: each for name, each in answers.by_view.items() if name not in (AS_IS, SHUFFLED)}
+        changed = {name: each for name, each in answers.by_view.items() if name in UNCHANGED_MEANING}
         result["consistency"] = score_consistency(answers.as_is, changed, is_right, unopened=answers.problems, **how)
     return result
 

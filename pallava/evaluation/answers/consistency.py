@@ -6,12 +6,12 @@ An answer that changes with the latter is not consistent; to see that needs no r
 import random
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
 
-from pallava.evaluation.answers.items import AS_IS, Answer, Item
+from pallava.evaluation.answers.items import Answer, Item
 from pallava.evaluation.statistics import estimate_means
 from pallava.transforms import ImageChange, resizing, shift_stains, turning
 
@@ -20,25 +20,17 @@ _SAME = "share of answers that equal the one on the unchanged image, case and pu
 _RIGHT = "share of right answers"
 
 
-@dataclass(frozen=True)
-class View:
-    """A way to show images: its name in the files of answers, and the change of the picture, if any."""
-
-    name: str = AS_IS
-    change: ImageChange | None = None
-
-
-UNCHANGED_MEANING: tuple[View, ...] = (
-    View("half_size", resizing(0.5)),
-    View("double_size", resizing(2)),
-    View("rotated_90", turning(Image.Transpose.ROTATE_90)),
-    View("rotated_180", turning(Image.Transpose.ROTATE_180)),
-    View("rotated_270", turning(Image.Transpose.ROTATE_270)),
-    View("mirrored", turning(Image.Transpose.FLIP_LEFT_RIGHT)),
-    View("upside_down", turning(Image.Transpose.FLIP_TOP_BOTTOM)),
-    View("stain_shifted", shift_stains),
-)
-"""Changes after which a question about tissue has the same answer."""
+UNCHANGED_MEANING: dict[str, ImageChange] = {
+    "half_size": resizing(0.5),
+    "double_size": resizing(2),
+    "rotated_90": turning(Image.Transpose.ROTATE_90),
+    "rotated_180": turning(Image.Transpose.ROTATE_180),
+    "rotated_270": turning(Image.Transpose.ROTATE_270),
+    "mirrored": turning(Image.Transpose.FLIP_LEFT_RIGHT),
+    "upside_down": turning(Image.Transpose.FLIP_TOP_BOTTOM),
+    "stain_shifted": shift_stains,
+}
+"""Changes after which a question about tissue has the same answer, by the names of the views."""
 
 
 def shuffle_images(items: Sequence[Item], seed: int = 0) -> list[Item]:

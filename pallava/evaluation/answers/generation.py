@@ -11,8 +11,8 @@ import torch
 from tqdm import tqdm
 
 from pallava.errors import PallavaError
-from pallava.evaluation.answers.consistency import View
-from pallava.evaluation.answers.items import Answer, Item
+from pallava.evaluation.answers.consistency import UNCHANGED_MEANING
+from pallava.evaluation.answers.items import AS_IS, Answer, Item
 from pallava.evaluation.answers.store import AnswerStore
 from pallava.images import ImageError, open_image
 from pallava.io.hashing import hash_text
@@ -51,8 +51,9 @@ class Answerer:
     processor: PALLaVAProcessor
     max_new_tokens: int
 
-    def prepare(self, items: Sequence[Item], view: View) -> Batch:
-        """Open each image once, and write the prompts."""
+    def prepare(self, items: Sequence[Item], view: str = AS_IS) -> Batch:
+        """Open each image once, change it as the view says, and write the prompts."""
+        change = UNCHANGED_MEANING.get(view, lambda image: image)
         tiles, problems = dict[str, torch.Tensor](), dict[str, str]()
         for image in dict.fromkeys(item.image for item in items if item.image):
             try:
@@ -60,7 +61,7 @@ class Answerer:
             except ImageError as error:
                 problems[image] = str(error)
             else:
-                tiles[image] = make_tiles(view.change(opened) if view.change else opened, self.processor.tile_spec)
+                tiles[image] = make_tiles(change(opened), self.processor.tile_spec)
         possible = [item for item in items if item.image not in problems]
         texts = [build_question(item.question, int(bool(item.image))) for item in possible]
         numbers = {image: number for number, image in enumerate(tiles)}
@@ -94,7 +95,7 @@ def plan_batches(items: Sequence[Item], batch_size: int) -> list[list[Item]]:
 
 
 def ask_all(
-    answerer: Answerer, items: Sequence[Item], store: AnswerStore, *, view: View | None = None, batch_size: int = 16
+    answerer: Answerer, items: Sequence[Item], store: AnswerStore, *, view: str = AS_IS, batch_size: int = 16
 ) -> tuple[list[Answer], dict[str, str]]:
     """Ask the questions that have no answer in the store yet, together with the other processes.
 
@@ -105,7 +106,7 @@ def ask_all(
     Raises:
         PallavaError: This process or another failed, or no image can be opened.
     """
-    view, processes = view or View(), store.processes
+    processes = store.processes
     known = {key for key, one in store.read().items() if not one["problem"]}  # an image may be there by now
     waiting = [[item for item in batch if _key(item, view) not in known] for batch in plan_batches(items, batch_size)]
     own = [batch for batch in waiting if batch][processes.rank :: processes.count]
@@ -118,12 +119,12 @@ def ask_all(
     return [Answer(item, one["answer"]) for item, one in found], problems
 
 
-def _key(item: Item, view: View) -> str:
-    return hash_text(item.id, view.name, item.image, item.question)
+def _key(item: Item, view: str) -> str:
+    return hash_text(item.id, view, item.image, item.question)
 
 
-def _ask(answerer: Answerer, batches: Sequence[list[Item]], store: AnswerStore, view: View, *, is_shown: bool) -> None:
-    name, total = (view.name or "questions").replace("_", " "), sum(map(len, batches))
+def _ask(answerer: Answerer, batches: Sequence[list[Item]], store: AnswerStore, view: str, *, is_shown: bool) -> None:
+    name, total = (view or "questions").replace("_", " "), sum(map(len, batches))
     with tqdm(total=total, desc=name, unit="question", disable=None if is_shown and total else True) as bar:
         for items, batch in zip(batches, _prepared(answerer, batches, view), strict=True):
             answers = zip(batch.items, answerer.answer(batch), strict=True)
@@ -135,7 +136,7 @@ def _ask(answerer: Answerer, batches: Sequence[list[Item]], store: AnswerStore, 
             bar.update(len(items))
 
 
-def _prepared(answerer: Answerer, batches: Sequence[list[Item]], view: View) -> Iterator[Batch]:
+def _prepared(answerer: Answerer, batches: Sequence[list[Item]], view: str) -> Iterator[Batch]:
     """Yield the inputs of each batch; a few are made ahead."""
     with ThreadPoolExecutor(1) as pool:
         waiting, futures = iter(batches), deque[Future[Batch]]()

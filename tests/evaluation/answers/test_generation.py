@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from pallava.errors import PallavaError
-from pallava.evaluation.answers.consistency import View
 from pallava.evaluation.answers.generation import Answerer, Batch, ask_all, plan_batches
 from pallava.evaluation.answers.items import Item
 from pallava.evaluation.answers.questions import read_custom
@@ -68,11 +67,11 @@ def test_the_batch_is_what_the_models_own_generate_says(answerer: Answerer, item
     item = items[0]
     inputs = answerer.processor(item.question, item.image)
     ids = answerer.model.generate(**inputs, max_new_tokens=12)
-    assert answerer.answer(answerer.prepare([item], View())) == answerer.processor.batch_decode(ids)
+    assert answerer.answer(answerer.prepare([item])) == answerer.processor.batch_decode(ids)
 
 
 def test_an_image_is_encoded_once_a_batch(answerer: Answerer, items: list[Item]):
-    batch = answerer.prepare(items[:16], View())
+    batch = answerer.prepare(items[:16])
     assert len(batch.tiles) == len({item.image for item in items[:16]}) == 5
     assert len(batch.image_of) == 16
 
