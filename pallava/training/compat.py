@@ -26,7 +26,6 @@ from packaging.version import Version
 
 from pallava.model.versions import block_broken_bitsandbytes
 
-_GATHERS_WITHOUT_GRADIENTS = Version("0.19.0")
 _HISTORY_METHODS = ("min", "max", "mean", "current")
 
 
@@ -125,7 +124,7 @@ def gather_without_gradients() -> bool:
 
     `Output 0 of Split is a view and is being modified inplace`. Only the backend of a CPU gathers in this way.
     """
-    if Version(version("deepspeed")) >= _GATHERS_WITHOUT_GRADIENTS:
+    if Version(version("deepspeed")) >= Version("0.19.0"):
         return False
     from deepspeed.runtime.zero import stage_1_and_2
 
