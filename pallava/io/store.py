@@ -107,7 +107,7 @@ class Store(AbstractContextManager["Store"]):
 
 
 def _has_locks(folder: Path) -> bool:
-    """Tell a file that is in use from a file system where SQLite cannot lock even a file of its own."""
+    """Return whether SQLite can lock a new file: if not, the file system has no locks, and no other run holds them."""
     probe = temporary_beside(folder / "locks")
     try:
         with closing(sqlite3.connect(probe, timeout=0, isolation_level=None)) as database:

@@ -146,7 +146,8 @@ def check_connectors(config: Mapping[str, Any]) -> None:
     if of_model.reads_tiles != of_dataset.reads_tiles:
         differences.append(f"reads_tiles is {of_model.reads_tiles} and {of_dataset.reads_tiles}")
     processor = dataset.get("image_processor")
-    if isinstance(processor, Mapping) and "source" in processor:
+    is_plain = all(type(each).num_visual_tokens is ConnectorConfig.num_visual_tokens for each in (of_model, of_dataset))
+    if not is_plain and isinstance(processor, Mapping) and "source" in processor:
         counts = [_count_visual_tokens(processor, None, connector) for connector in (of_model, of_dataset)]
         if counts[0] != counts[1]:
             differences.append(f"an image has {counts[0]} and {counts[1]} visual tokens")
