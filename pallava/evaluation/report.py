@@ -1,57 +1,42 @@
 """Results of an evaluation as JSON, as tables, and as one page with confusion matrices and some of the questions."""
 
-from __future__ import annotations
-
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from pallava.errors import PallavaError
-from pallava.evaluation.answers.items import AS_IS, Answer, AnswerSet, Questions
+from pallava.evaluation.answers.items import Answer, AnswerSet, Questions
 from pallava.images import ImageError, open_image
 from pallava.io.files import write_text
-from pallava.report.page import ShownAnswer, card, grid, heading, note, page, picture
-from pallava.report.page import answers as answer_list
+from pallava.report.page import render_page
 from pallava.report.plots import confusion_plot
 from pallava.report.table import Table, estimate, percent
 
 _NO_CLASS = "no class"
-_DIRECTIONS = {"image_to_text": "image to text", "text_to_image": "text to image"}
-_CAUTION = (
-    "Images are drawn one by one for the intervals: where several come from one patient or slide, as patches do, "
-    "the true intervals are wider."
-)
 _NUM_SAMPLES = 12
 _THUMBNAIL = 320  # pixels
-_SHOWN_WIDTH = 240
 
+_Report = Mapping[str, Any]  # the whole, or the results on one data set
 _Rule = Callable[[Answer, Questions], bool]
 
 
-def report_text(report: Mapping[str, Any]) -> str:
+def report_text(report: _Report) -> str:
     """Return the tables of a report and the counts of what was left out, for printing."""
     left_out = "left out " if report["kind"] == "encoder" else ""
     lines = [f"{name}: {left_out}{count} x {reason}" for name, count, reason in _reasons(report)]
-    shown = [*_class_tables(report), *_tables(report)]
+    shown = [*_overview(report), *(each for tables in _tables(report).values() for each in tables.values())]
     return "\n".join(["\n\n".join(each.to_text() for each in shown), *lines])
 
 
 def write_report(
-    report: Mapping[str, Any],
-    folder: Path,
-    answers: Mapping[str, AnswerSet] | None = None,
-    is_right: _Rule | None = None,
+    report: _Report, folder: Path, answers: Mapping[str, AnswerSet] | None = None, is_right: _Rule | None = None
 ) -> None:
     """Write ``results.json``, ``index.html``, confusion matrices as SVG files, and the predictions.
 
     An encoder has no `answers`, which have the names of the data; some tasks have no right ones.
-
-    Raises:
-        PallavaError: The folder cannot be written.
     """
     answers = answers or {}
     files = {}
@@ -59,18 +44,14 @@ def write_report(
         records = (answer.as_record() for each in answers.values() for answer in each.by_view.get(view, ()))
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         files[f"predictions{'_' * bool(view)}{view}.jsonl"] = "".join(lines)
-    files["index.html"] = _page(report, answers, is_right)
-    if report["task"] == "zero-shot":
-        files |= {f"confusion_{name}.svg": _confusion_plot(result) for name, result in report["data"].items()}
+    plots = {name: _confusion_plot(result) for name, result in report["data"].items() if "confusion" in result}
+    files["index.html"] = _page(report, plots, answers, is_right)
+    files |= {f"confusion_{name}.svg": plot for name, plot in plots.items()}
     write_files(folder, {**files, "results.json": as_json(report)})
 
 
 def write_files(folder: Path, files: Mapping[str, str]) -> None:
-    """Write texts whole, in their order; with the results last, all else is complete when they exist.
-
-    Raises:
-        PallavaError: The folder cannot be written.
-    """
+    """Write texts whole, in their order; with the results last, all else is complete when they exist."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
@@ -79,25 +60,13 @@ def write_files(folder: Path, files: Mapping[str, str]) -> None:
         raise PallavaError(f"cannot write the results to '{folder}': {error.strerror}") from None
 
 
-def as_json(report: Mapping[str, Any]) -> str:
+def as_json(report: _Report) -> str:
     """Return the content of ``results.json``; numbers that are not defined are null."""
-    return json.dumps(_without_nan(report), indent=2, allow_nan=False) + "\n"
+    defined = json.loads(json.dumps(report), parse_constant=lambda name: None)
+    return json.dumps(defined, indent=2, allow_nan=False) + "\n"
 
 
-def as_estimate(values: Mapping[str, Any]) -> str:
-    """Return a value with its interval in percent."""
-    return estimate(values["value"], values["low"], values["high"])
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nan(each) for key, each in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_without_nan(each) for each in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _reasons(report: Mapping[str, Any]) -> list[tuple[str, int, str]]:
+def _reasons(report: _Report) -> list[tuple[str, int, str]]:
     return [
         (name, count, reason)
         for name, result in report["data"].items()
@@ -105,65 +74,24 @@ def _reasons(report: Mapping[str, Any]) -> list[tuple[str, int, str]]:
     ]
 
 
-def _class_tables(report: Mapping[str, Any]) -> list[Table]:
-    """Zero-shot: one over all data sets, then classes and controls of each."""
-    if report["task"] != "zero-shot":
-        return []
-    shown = [_overview(report)]
-    for name, result in report["data"].items():
-        shown += [_classes(name, result), _scores(name, result)]
-    return shown
-
-
-def _tables(report: Mapping[str, Any]) -> list[Table]:
-    """All but those of `_class_tables`: scores beside their controls, then groups and consistency, if any."""
-    shown = []
-    for name, result in report["data"].items():
-        if report["task"] != "zero-shot":
-            shown.append((_recalls if report["task"] == "retrieval" else _scores)(name, result))
-        if result.get("groups"):
-            rows = [[group, str(each["count"]), as_estimate(each)] for group, each in result["groups"].items()]
-            shown.append(Table(f"{name}: right answers in each group", ["group", "questions", "right"], rows))
-        if result.get("consistency"):
-            shown.append(_consistency(name, result["consistency"]))
-    return shown
-
-
-def _page(report: Mapping[str, Any], answers: Mapping[str, AnswerSet], is_right: _Rule | None) -> str:
-    title, first = f"{report['task']} of {report['model']}", next(iter(report["data"].values()))
-    parts = [heading(title, f"Values with their intervals ({first['interval']}).", level=1), note(_CAUTION)]
-    if report["task"] == "zero-shot":
-        parts += _class_blocks(report)
-    if report["kind"] == "encoder":
-        for (name, result), table in zip(report["data"].items(), _tables(report), strict=False):
-            parts += [heading(name, _left_out(result)), table.to_html()]
-        return page(title, [*parts, *_definitions(report)])
-    parts += [note(f"{name}: {count} x {reason}") for name, count, reason in _reasons(report)]
-    parts += [each.to_html() for each in _tables(report)]
-    parts.append(heading("Samples", "Spread evenly over the data, not chosen."))
-    pairs = [(answer, each.questions) for each in answers.values() for answer in each.by_view[AS_IS]]
+def _page(report: _Report, plots: Mapping[str, str], answers: Mapping[str, AnswerSet], is_right: _Rule | None) -> str:
+    pairs = [(answer, each.questions) for each in answers.values() for answer in each.as_is]
     count = min(_NUM_SAMPLES, len(pairs))
     evenly = [pairs[number * len(pairs) // count] for number in range(count)]
-    parts.append(grid([_sample(answer, questions, is_right) for answer, questions in evenly]))
-    settings = [[name.replace("_", " "), str(value)] for name, value in report["settings"].items()]
-    parts += [*_definitions(report), heading("Settings")]
-    return page(title, [*parts, Table("", ["setting", "value"], settings, is_text=True).to_html()])
+    return render_page(
+        "evaluation/report.html.jinja",
+        report=report,
+        interval=next(iter(report["data"].values()))["interval"],
+        reasons=_reasons(report),
+        overview=_overview(report),
+        tables=_tables(report),
+        plots=plots,
+        samples=[_sample(answer, questions, is_right) for answer, questions in evenly],
+        definitions=_definitions(report),
+    )
 
 
-def _class_blocks(report: Mapping[str, Any]) -> list[str]:
-    parts = [_overview(report).to_html()]
-    for name, result in report["data"].items():
-        matrix = card("Confusion matrix", _confusion_plot(result))
-        parts += [
-            heading(name, _left_out(result)),
-            grid([matrix, card("Classes", _classes(name, result).to_html())], is_wide=True),
-            _scores(name, result).to_html(),
-            _words(result["class_set"], report["kind"]),
-        ]
-    return parts
-
-
-def _definitions(report: Mapping[str, Any]) -> list[str]:
+def _definitions(report: _Report) -> dict[str, str]:
     """Define each score, and each control by its first score."""
     found: dict[str, str] = {}
     for result in report["data"].values():
@@ -174,43 +102,60 @@ def _definitions(report: Mapping[str, Any]) -> list[str]:
             found.setdefault(control, next(iter(estimates.values()))["definition"])
         if result.get("consistency"):
             found["same answer"] = result["consistency"]["same"]["all"]["definition"]
-    if not found:
-        return []
-    return [heading("Definitions"), Table("", ["score", "definition"], list(found.items()), is_text=True).to_html()]
+    return found
 
 
-def _confusion_plot(result: Mapping[str, Any]) -> str:
+def _confusion_plot(result: _Report) -> str:
     """Draw the confusion matrix of one data set; answers without a class, if any, have a column."""
-    labels, counts = result["confusion"]["labels"], result["confusion"]["counts"]
-    if result["num_without_class"]:
-        return confusion_plot(labels, [*labels, _NO_CLASS], counts)
-    return confusion_plot(labels, labels, [row[:-1] for row in counts])
+    columns = result["confusion"]["labels"] + [_NO_CLASS] * bool(result["num_without_class"])
+    return confusion_plot(columns, [row[: len(columns)] for row in result["confusion"]["counts"]])
 
 
-def _left_out(result: Mapping[str, Any]) -> str:
-    reasons = ", ".join(f"{count} x {reason}" for reason, count in result["left_out"].items())
-    return f"{result['num_images']} images" + (f"; left out: {reasons}" if reasons else "; none left out")
-
-
-def _overview(report: Mapping[str, Any]) -> Table:
-    """Make a row for each data set; for a model that answers, with the number of answers without a class."""
+def _overview(report: _Report) -> list[Table]:
+    """Make the one table of all data sets, if they have classes; a model that answers may name no class."""
     data, is_answers = report["data"], report["kind"] == "pallava"
+    if not all("per_class" in result for result in data.values()):
+        return []
     names = list(dict.fromkeys(metric for result in data.values() for metric in result["metrics"]))
     rows = [
         [
             name,
             str(result["num_images"]),
-            *(as_estimate(result["metrics"][metric]) if metric in result["metrics"] else "–" for metric in names),
+            *(estimate(result["metrics"][metric]) if metric in result["metrics"] else "–" for metric in names),
             percent(result["largest_class"]),
             *([str(result["num_without_class"])] if is_answers else []),
         ]
         for name, result in data.items()
     ]
     header = ["data", "images", *(name.replace("_", " ") for name in names), "largest class"]
-    return Table("zero-shot classification", header + [_NO_CLASS] * is_answers, rows)
+    return [Table("zero-shot classification", header + [_NO_CLASS] * is_answers, rows)]
 
 
-def _scores(name: str, result: Mapping[str, Any]) -> Table:
+def _tables(report: _Report) -> dict[str, dict[str, Table]]:
+    """Make the tables of each data set, by what they show."""
+    makers = {
+        "per_class": _classes,
+        "metrics": _scores,
+        "scores": _scores,
+        "image_to_text": _recalls,
+        "groups": _groups,
+        "consistency": _consistency,
+    }
+    return {
+        name: {key: make(name, result) for key, make in makers.items() if result.get(key)}
+        for name, result in report["data"].items()
+    }
+
+
+def _classes(name: str, result: _Report) -> Table:
+    rows = [
+        [label, *(percent(row[key]) for key in ("precision", "recall", "f1")), f"{row['support']:.0f}"]
+        for label, row in result["per_class"].items()
+    ]
+    return Table(f"{name}: classes", ["class", "precision", "recall", "F1", "images"], rows)
+
+
+def _scores(name: str, result: _Report) -> Table:
     """Make a row for each score, with its controls, which may lack some scores, beside it."""
     title, counted, scores = f"{name}: beside its controls", "images", result.get("metrics")
     if scores is None:
@@ -220,62 +165,53 @@ def _scores(name: str, result: Mapping[str, Any]) -> Table:
             title += f", {result['num_unread_choices']} choices that cannot be read"
     columns = [scores, *result["controls"].values()]
     rows = [
-        [score, str(each["count"]), *(as_estimate(column[score]) if score in column else "" for column in columns)]
+        [score, str(each["count"]), *(estimate(column[score]) if score in column else "" for column in columns)]
         for score, each in scores.items()
     ]
     return Table(title, ["score", counted, "model", *result["controls"]], rows)
 
 
-def _classes(name: str, result: Mapping[str, Any]) -> Table:
+def _recalls(name: str, result: _Report) -> Table:
     rows = [
-        [label, *(percent(row[key]) for key in ("precision", "recall", "f1")), f"{row['support']:.0f}"]
-        for label, row in result["per_class"].items()
-    ]
-    return Table(f"{name}: classes", ["class", "precision", "recall", "F1", "images"], rows)
-
-
-def _recalls(name: str, result: Mapping[str, Any]) -> Table:
-    rows = [
-        [f"{direction} @{score.removeprefix('recall_at_')}", as_estimate(values), percent(values["chance"])]
-        for key, direction in _DIRECTIONS.items()
+        [f"{key.replace('_', ' ')} @{score.removeprefix('recall_at_')}", estimate(values), percent(values["chance"])]
+        for key in ("image_to_text", "text_to_image")
         for score, values in result[key].items()
     ]
     size = f"{result['num_images']} images, {result['num_captions']} captions"
     return Table(f"{name}: {size}", ["recall", "value", "by chance"], rows)
 
 
-def _consistency(name: str, result: Mapping[str, Any]) -> Table:
-    same, right = result["same"], result.get("accuracy", {})
+def _groups(name: str, result: _Report) -> Table:
+    rows = [[group, str(each["count"]), estimate(each)] for group, each in result["groups"].items()]
+    return Table(f"{name}: right answers in each group", ["group", "questions", "right"], rows)
+
+
+def _consistency(name: str, result: _Report) -> Table:
+    found = result["consistency"]
+    same, right = found["same"], found.get("accuracy", {})
     rows = []
     for view in dict.fromkeys([*right, *same]):
         count = str((same.get(view) or right[view])["count"])
-        estimates = [as_estimate(column[view]) if view in column else "" for column in (same, right)]
-        rows.append([view.replace("_", " "), count, *estimates, str(result["num_empty"].get(view, ""))])
+        estimates = [estimate(column[view]) if view in column else "" for column in (same, right)]
+        rows.append([view.replace("_", " "), count, *estimates, str(found["num_empty"].get(view, ""))])
     title = f"{name}: consistency"
-    if result["num_left_out"]:
-        title += f"; questions left out whose image cannot be opened: {result['num_left_out']}"
+    if found["num_left_out"]:
+        title += f"; questions left out whose image cannot be opened: {found['num_left_out']}"
     return Table(title, ["image", "questions", "same answer", "right", "empty answers"], rows)
 
 
-def _words(class_set: Mapping[str, Any], kind: str) -> str:
-    rows = [[label, "; ".join(names)] for label, names in class_set["names"].items()]
-    shown = Table("", ["class", "names"], rows).to_html()
-    if kind != "pallava":  # which is asked, and compares no sentences
-        shown += Table("", ["templates"], [[text] for text in class_set["templates"]]).to_html()
-    return card("Words", shown)
-
-
-def _sample(answer: Answer, questions: Questions, is_right: _Rule | None) -> str:
-    item, text, shown = answer.item, answer.text or "(no answer)", ""
-    if item.image:
+def _sample(answer: Answer, questions: Questions, is_right: _Rule | None) -> dict[str, Any]:
+    picture, problem = None, ""
+    if answer.item.image:
         try:
-            image = open_image(item.image)
-            image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BICUBIC)
-            shown = picture(image, width=min(image.width, _SHOWN_WIDTH))
+            picture = open_image(answer.item.image)
+            picture.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BICUBIC)
         except ImageError as error:
-            shown = note(str(error))
-    if is_right is None:
-        shown += Table("", ["", ""], [["model", text], ["reference", item.reference]], is_text=True).to_html()
-    else:
-        shown += answer_list([ShownAnswer(item.kind, text, item.reference, is_right(answer, questions))])
-    return card(item.question, shown)
+            problem = str(error)
+    return {
+        "item": answer.item,
+        "text": answer.text or "(no answer)",
+        "is_right": None if is_right is None else is_right(answer, questions),
+        "picture": picture,
+        "problem": problem,
+    }

@@ -1,8 +1,9 @@
-"""Plots as SVG text for a page, readable on light and dark ground alike."""
+"""Plots as ``<svg>`` elements for a page, readable on light and dark ground alike."""
 
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib
 import numpy as np
@@ -14,63 +15,35 @@ _MAX_SIDE = 9.0  # inches of a confusion matrix
 COLOURS = ("#7c5cc4", "#d0628f", "#2f8f83", "#c98a2b")
 
 
-def line_plot(
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    *,
-    x_label: str,
-    y_label: str,
-    smooth: int = 1,
-    size: tuple[float, float] = (4.6, 2.7),
-) -> str:
-    """Draw lines over steps, as an ``<svg>`` element.
-
-    Args:
-        series: Name of each line and its points (x, y).
-        x_label: Text below the plot.
-        y_label: Text beside it.
-        smooth: Number of points in a running mean; the raw ones stay visible, faint.
-        size: Width and height in inches of 96 pixels.
-    """
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
-    for (name, points), colour in zip(series.items(), COLOURS * len(series), strict=False):
-        xs, ys = [x for x, _ in points], [y for _, y in points]
-        if smooth > 1:
-            axes.plot(xs, ys, color=colour, linewidth=0.8, alpha=0.25)
-        axes.plot(xs, _running_mean(ys, smooth), color=colour, linewidth=1.8, label=as_written(name))
-    _dress(axes, x_label, y_label, has_legend=len(series) > 1)
-    return _svg(figure)
+def line_plot(points: Sequence[tuple[float, float]], *, x_label: str, y_label: str, smooth: int = 1) -> str:
+    """Draw a line through (x, y): a running mean of `smooth` points, over the raw ones in a fainter colour."""
+    figure, axes = _start()
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    if smooth > 1:
+        axes.plot(xs, ys, color=COLOURS[0], linewidth=0.8, alpha=0.25)
+    axes.plot(xs, _running_mean(ys, smooth), color=COLOURS[0], linewidth=1.8)
+    return _finish(figure, axes, x_label, y_label)
 
 
 def histogram(
     series: Mapping[str, Mapping[float, int]],
     *,
     x_label: str,
-    y_label: str = "records",
-    num_bins: int = 40,
     threshold: float | None = None,
     colours: Sequence[str] = COLOURS,
-    size: tuple[float, float] = (4.6, 2.7),
 ) -> str:
-    """Draw how often values occur, as bars in an ``<svg>``; those of several series on top of each other.
+    """Draw how often values occur, as bars; those of several series, each in its colour, on top of each other.
 
     Args:
-        series: Name of each series, and how often each value occurs in it.
+        series: Name of each series, and how often each value occurs in it; `ValueError` if there is no value.
         x_label: Text below the plot.
-        y_label: Text beside it.
-        num_bins: Number of bars; the last one also counts the highest hundredth of the values.
         threshold: Value at which a line is drawn.
         colours: Colours of the series.
-        size: Width and height in inches of 96 pixels.
-
-    Raises:
-        ValueError: The series have no value.
     """
-    edges = _edges(series, num_bins)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
+    edges = _edges(series)
+    figure, axes = _start()
     below = np.zeros(len(edges) - 1)
-    for (name, counts), colour in zip(series.items(), list(colours) * len(series), strict=False):
+    for (name, counts), colour in zip(series.items(), cycle(colours), strict=False):
         values = np.clip(list(counts), edges[0], edges[-1])
         heights, _ = np.histogram(values, edges, weights=list(counts.values()))
         axes.bar(edges[:-1], heights, np.diff(edges), below, align="edge", color=colour, label=as_written(name))
@@ -78,12 +51,13 @@ def histogram(
     if threshold is not None:
         axes.axvline(threshold, color=_INK, linewidth=1.2, linestyle="--", label=f"threshold {threshold:g}")
     axes.set_xlim(edges[0], edges[-1])
-    _dress(axes, x_label, y_label, has_legend=len(series) > 1 or threshold is not None)
-    return _svg(figure)
+    if len(series) > 1 or threshold is not None:
+        axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
+    return _finish(figure, axes, x_label, "records")
 
 
-def confusion_plot(rows: Sequence[str], columns: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
-    """Draw a confusion matrix as an ``<svg>``: true classes in rows, cells shaded by the share of their row."""
+def confusion_plot(columns: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    """Draw a confusion matrix, whose cells are shaded by the share of their row; the first columns name the rows."""
     side = min(2.2 + 0.55 * len(columns), _MAX_SIDE)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.add_subplot()
@@ -92,19 +66,21 @@ def confusion_plot(rows: Sequence[str], columns: Sequence[str], counts: Sequence
             share = count / max(sum(row), 1)
             axes.fill_between([x - 0.47, x + 0.47], y - 0.47, y + 0.47, color=COLOURS[0], alpha=share, linewidth=0)
             axes.text(x, y, str(count), ha="center", va="center", fontsize=9, color="white" if share > 0.7 else _INK)
-    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5), aspect="equal")
+    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(counts) - 0.5, -0.5), aspect="equal")
     axes.set_xticks(range(len(columns)), [as_written(name) for name in columns], rotation=40, ha="right")
-    axes.set_yticks(range(len(rows)), [as_written(name) for name in rows])
+    axes.set_yticks(range(len(counts)), [as_written(name) for name in columns[: len(counts)]])
     axes.set_xlabel("predicted", color=_INK)
     axes.set_ylabel("true", color=_INK)
     axes.tick_params(colors=_INK, labelsize=8, length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
     return _svg(figure).replace(_INK, "currentColor")  # dark on light ground, and the other way round
 
 
-def _edges(series: Mapping[str, Mapping[float, int]], num_bins: int) -> np.ndarray:
-    """Edges of bars from the smallest value to the 99th percentile; each of few whole numbers has its own bar."""
+def _edges(series: Mapping[str, Mapping[float, int]], num_bins: int = 40) -> np.ndarray:
+    """Edges of bars from the smallest value to the 99th percentile, beyond which the last bar counts all.
+
+    Each of few whole numbers has its own bar.
+    """
     total: Counter[float] = Counter()
     for counts in series.values():
         total.update(counts)
@@ -122,17 +98,20 @@ def _edges(series: Mapping[str, Mapping[float, int]], num_bins: int) -> np.ndarr
     return np.linspace(low, high if high > low else low + 1, num_bins + 1)
 
 
-def _dress(axes: Axes, x_label: str, y_label: str, *, has_legend: bool) -> None:
+def _start() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.6, 2.7), layout="constrained")  # inches of 96 pixels
+    return figure, figure.add_subplot()
+
+
+def _finish(figure: Figure, axes: Axes, x_label: str, y_label: str) -> str:
     axes.set_xlabel(x_label, color=_INK)
     axes.set_ylabel(y_label, color=_INK)
     axes.tick_params(colors=_INK, labelsize=8)
     axes.grid(color=_INK, alpha=0.18, linewidth=0.6)
     axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(_INK)
-    if has_legend:
-        axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_INK)
+    return _svg(figure)
 
 
 def _running_mean(values: Sequence[float], width: int) -> list[float]:

@@ -17,14 +17,14 @@ from pallava.errors import PallavaError
 from pallava.evaluation import statistics
 from pallava.evaluation.answers.items import AS_IS, Answer, AnswerSet, read_predictions
 from pallava.evaluation.answers.scores import CONTROLS, count_answers
-from pallava.evaluation.report import as_estimate, as_json, write_files
+from pallava.evaluation.report import as_json, write_files
 from pallava.evaluation.statistics import DEFINITIONS, UNDEFINED, Counts, Floats, as_control, describe_interval
 from pallava.io.store import Store
 from pallava.judging.endpoint import Endpoint
 from pallava.judging.judge import Candidate, Judgement, judge
 from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY, MAX_GRADE
 from pallava.prompts import CHOICE_LETTERS
-from pallava.report.table import Table
+from pallava.report.table import Table, estimate
 
 _ORDER = 4
 _SMOOTHING = "exp"  # sacrebleu's own choice for a corpus
@@ -145,7 +145,7 @@ def similarity_tables(report: Mapping[str, Any]) -> list[Table]:
         shown.append(Table("answers of each grade", list(grades), [list(map(str, grades.values()))]))
     if result := report["words"]:
         control = result["controls"].get(CONTROL) or dict.fromkeys(result["scores"], asdict(UNDEFINED))
-        rows = [[name, *(as_estimate(s[name]) for s in (result["scores"], control))] for name in result["scores"]]
+        rows = [[name, *(estimate(s[name]) for s in (result["scores"], control))] for name in result["scores"]]
         title = f"words of {result['num_questions']} captions, {result['num_unanswered']} of them empty"
         shown.append(Table(title, ("score", "own reference", "another's reference"), rows))
     return shown

@@ -97,6 +97,31 @@ def test_sheets_show_a_draw_of_each_reason(folder: Path) -> None:
     assert "score 0.991" in text
 
 
+def test_a_caption_is_no_tag(folder: Path) -> None:
+    rows = [kept(1, text="<script>alert(1)</script> & more")]
+    shown = section(text_of(save_run(folder, rows, [dropped(2, "words", "<b>", 3)])), "Kept of a")
+    assert "<b>a:1</b><br>\n&lt;script&gt;alert(1)&lt;/script&gt; &amp; more</figcaption>" in shown
+    assert shown.count("<script") == 0
+
+
+def test_bars_show_what_became_of_the_records(folder: Path) -> None:
+    bars = section(text_of(folder), "Where the records went").partition("<table>")[0]
+    assert "<h3>a: 81.1 % kept</h3>" in bars
+    widths = re.findall(r'<i style="width: ([0-9.]+)%; background: (#\w+)"\s+title="([^"]*)"', bars)
+    assert [(width, title) for width, _, title in widths] == [
+        ("81.081", "kept: 30 (81.1 %)"),
+        ("2.703", "words: 1 (2.7 %)"),
+        ("8.108", "image: 3 (8.1 %)"),
+        ("5.405", "duplicates: 2 (5.4 %)"),
+        ("2.703", "unread: 1 (2.7 %)"),
+    ]
+    key = re.findall(r'<i style="background: (#\w+)"></i>(\w+)', bars)
+    assert key == [(colour, title.partition(":")[0]) for _, colour, title in widths]
+    bars = section(text_of(save_run(folder, [], [])), "Where the records went").partition("<table>")[0]
+    assert "unread" in bars
+    assert "kept:" not in bars
+
+
 def test_links_out_of_the_image_folder_are_not_followed(folder: Path) -> None:
     image = folder / "images" / "30.png"
     assert section(text_of(folder), "Dropped by words: few_words").count("data:image/jpeg") == 1
@@ -129,7 +154,8 @@ def test_page_needs_nothing_beside_it_and_is_the_same_again(folder: Path) -> Non
 
 def test_the_draw_depends_on_its_seed_and_not_on_the_order(folder: Path) -> None:
     def drawn(seed: int) -> set[str]:
-        return {row["id"] for row in _collect(folder, seed).samples["kept", "a"]}
+        _, samples, _ = _collect(folder, seed)
+        return {row["id"] for row in samples["kept", "a"]}
 
     first = drawn(0)
     assert len(first) == 12
@@ -140,11 +166,11 @@ def test_the_draw_depends_on_its_seed_and_not_on_the_order(folder: Path) -> None
 
 
 def test_values_are_counted_on_both_sides(folder: Path) -> None:
-    collected = _collect(folder)
-    assert collected.counts["words"]["kept"][49] == 1
-    assert sum(collected.counts["words"]["dropped"].values()) == 6
-    assert collected.counts["sides"]["kept"] == {96: 30}
-    assert collected.counts["image"] == {"dropped": {0.991: 1}}
+    counts, _, _ = _collect(folder)
+    assert counts["words"]["kept"][49] == 1
+    assert sum(counts["words"]["dropped"].values()) == 6
+    assert counts["sides"]["kept"] == {96: 30}
+    assert counts["image"] == {"dropped": {0.991: 1}}
 
 
 def test_a_run_that_kept_nothing(tmp_path: Path) -> None:
