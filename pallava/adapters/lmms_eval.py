@@ -13,6 +13,7 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 from pallava.errors import PallavaError
+from pallava.io.processes import batches
 from pallava.model import answer, load
 
 _MAX_NEW_TOKENS = 256
@@ -85,8 +86,7 @@ class PALLaVA(lmms):
             groups.setdefault(repr(sorted(_options(request.args[2]).items())), []).append(number)
         for numbers in groups.values():
             numbers.sort(key=lambda number: -len(requests[number].args[0]))
-            for start in range(0, len(numbers), self.batch_size):
-                yield numbers[start : start + self.batch_size]
+            yield from batches(numbers, self.batch_size)
 
     def _conversation(self, arguments: tuple[Any, ...]) -> list[Mapping[str, Any]]:
         _, doc_to_messages, _, doc_id, task, split = arguments

@@ -5,7 +5,7 @@ import pickletools
 from collections.abc import Callable, Sized
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pallava.errors import PallavaError
 
@@ -61,9 +61,6 @@ class _PlainUnpickler(pickle.Unpickler):
         if self._num_left < 0:
             raise _Refused("more elements than it holds")
         return _MADE[name](*values)
-
-    def persistent_load(self, pid: Any) -> NoReturn:
-        raise _Refused(f"the object {pid!r} kept elsewhere")
 
 
 def _check_codes(content: bytes) -> None:
