@@ -175,9 +175,9 @@ class ScaleInvariantConnector(PreTrainedModel):
 
         Sizes are inferred from keys and shapes, but for the number of heads; `name` is the state dict's in messages.
         """
-        is_state = isinstance(source, Mapping)
-        name = name or ("the given state dict" if is_state else source)
-        state = own_connector_keys(source if is_state else read_weights(source))  # type: ignore[arg-type]
+        state = source if isinstance(source, Mapping) else read_weights(source)
+        name = name or ("the given state dict" if state is source else source)
+        state = own_connector_keys(state)
         connector = cls(_infer_config(state, num_attention_heads, name))
         load_strictly(connector, state, source=name)
         return connector.eval()

@@ -242,29 +242,26 @@ def read_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str,
         role = message.get("role") if isinstance(message, Mapping) else None
         if role not in _SPEAKERS or "content" not in message:
             raise PallavaError(f"message {position} must have a role (user, assistant or system) and a content")
-        text, count, found = _read_content(message["content"], position)
-        images += found
-        conversation.append({"from": _SPEAKERS[role], "value": build_question(text, count) if count else text})
+        text, pictures = _read_content(message["content"], position)
+        images += [image for part in pictures for image in _named_image(part)]
+        value = build_question(text, len(pictures)) if pictures else text
+        conversation.append({"from": _SPEAKERS[role], "value": value})
     return conversation, images
 
 
-def _read_content(content: Any, position: int) -> tuple[str, int, list[Any]]:
-    """Return the text of a message, the number of its image parts, and their images."""
+def _read_content(content: Any, position: int) -> tuple[str, list[Mapping[str, Any]]]:
+    """Return the text of a message, and its image parts."""
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    texts: list[str] = []
-    images: list[Any] = []
-    count = 0
-    for part in parts if isinstance(parts, Sequence) else [{}]:
-        part = part if isinstance(part, Mapping) else {}
-        kind = part.get("type")
+    texts, pictures = [], []
+    for part in parts if isinstance(parts, Sequence) else [parts]:
+        kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
         elif kind in ("image", "image_url"):
-            count += 1
-            images += _named_image(part)
+            pictures.append(part)
         else:
             raise PallavaError(f"message {position} must have parts that are texts or images, got {part!r:.100}")
-    return "\n".join(texts), count, images
+    return "\n".join(texts), pictures
 
 
 def _named_image(part: Mapping[str, Any]) -> list[Any]:

@@ -103,14 +103,14 @@ def open_timm(
     embeddings are resampled to the size of the tiles, as timm does with its own.
     """
     model = _create(name, model_args, pretrained=pretrained and checkpoint is None)
-    own_args: dict[str, Any] = {}
+    own: dict[str, Any] = {}
     if ":" in name:  # the folder must open without the hub, which adds options to the architecture
         name = model.pretrained_cfg.get("architecture") or name
-        own = getattr(model, "_model_args", {}).items()
-        own_args = {k: v for k, v in own if isinstance(v, (bool, int, float, str)) and k != "num_classes"}
+        own = {k: v for k, v in getattr(model, "_model_args", {}).items() if isinstance(v, (bool, int, float, str))}
+        own.pop("num_classes", None)
     config = TimmEncoderConfig(
         architecture=name,
-        model_args={**own_args, **model_args},
+        model_args={**own, **model_args},
         hidden_size=model.embed_dim,
         num_hidden_layers=len(model.blocks),
         image_size=model.patch_embed.img_size[0],
@@ -138,9 +138,8 @@ def timm_image_processor(description: Mapping[str, Any], **model_args: Any) -> C
 
 def outline_timm(description: Mapping[str, Any], model_args: Mapping[str, Any]) -> Any:
     """Build a model of timm without its weights, from timm's ``config.json``, of which `architecture` is enough."""
-    given = {k: v for k, v in model_args.items() if k not in ("checkpoint", "pretrained", "model_name")}
     with init_empty_weights():
-        return _create(description["architecture"], {**description.get("model_args", {}), **given})
+        return _create(description["architecture"], {**description.get("model_args", {}), **model_args})
 
 
 def _create(name: str, model_args: Mapping[str, Any], *, pretrained: bool = False) -> Any:
