@@ -1,9 +1,11 @@
 """From a training checkpoint or published weights to the one folder that opens with transformers and pallava alone.
 
-One file, if a long one, because what a config may name and what needs consent are judged where the parts are built.
+One file, if a long one, because what a run's config may name and what needs consent are judged where the parts are
+built. Training writes that config into the work directory as JSON; it is written, found, read and described here, too.
 """
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pallava.errors import PallavaError
-from pallava.io.files import read_package_data, whole_folder
+from pallava.io.files import read_package_data, whole_folder, write_json
 from pallava.model import (
     PALLaVAForConditionalGeneration,
     PALLaVAProcessor,
@@ -27,9 +29,12 @@ from pallava.model.card import write_model_card
 from pallava.model.connectors import CONNECTORS, build_connector, import_name, import_path, own_checkpoint_keys
 from pallava.model.loading import add_lora, is_adapted, load_llm, load_tokenizer
 from pallava.model.published import describe_weights, is_archive, is_published_folder, open_published
-from pallava.model.run_config import check_training_config, describe_run, find_training_config, read_training_config
-from pallava.model.weights import load_strictly, read_weights
+from pallava.model.weights import load_strictly, read_json, read_weights
 
+CONFIG_FILE = "training_config.json"
+_NAME = "config_file"  # key of the name of the Python file that the config was
+_DUMPED = re.compile(r"^model = dict\(.*^train_dataloader = dict\(", re.MULTILINE | re.DOTALL)
+_MOST_CHARACTERS = 1 << 20  # of a config
 _OUR_PACKAGES = ("pallava", "peft", "transformers")
 
 
@@ -137,10 +142,10 @@ def convert_run(
 ) -> None:
     """Build the trained model from its config and weights, and write it with its processor; parameters of `convert`.
 
-    `values` is the run's config as `pallava.model.run_config.training_config` returns it, `state` has our keys or the
+    `values` is the run's config as `training_config` returns it, `state` has our keys or the
     published ones, `source` is the origin of the weights for messages, and `save_kwargs` are `save_pretrained`'s.
     """
-    check_training_config(values, source)
+    _check_training_config(values, source)
     dataset = values["train_dataloader"]["dataset"]
     network = _build_network(values["model"], trust_remote_code=trust_remote_code)
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
@@ -252,11 +257,11 @@ def _open_config(checkpoint: Path, config: str | Path | Mapping[str, Any] | None
     if config is None:
         return find_training_config(checkpoint)
     if isinstance(config, Mapping):
-        check_training_config(config, "config")
+        _check_training_config(config, "config")
         return copy.deepcopy(dict(config))
     if Path(config).suffix == ".py":
         raise PallavaError(f"'{config}' is a program; `pallava convert --config` executes it if it exists")
-    return read_training_config(config)
+    return _read_training_config(Path(config))
 
 
 def _set_parts(values: dict[str, Any], llm: str | None, visual_encoder: str | None) -> None:
@@ -298,3 +303,97 @@ def _write(
                 path.chmod((folder / "config.json").stat().st_mode)
     except OSError as error:
         raise PallavaError(f"cannot write '{out}': {error.strerror or error}") from None
+
+
+def _to_json(values: Any) -> Any:
+    """Turn a loaded config into plain JSON values; classes and functions become their import path."""
+    if isinstance(values, Mapping):
+        return {str(key): _to_json(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple, set, frozenset)):
+        return [_to_json(value) for value in values]
+    if values is None or isinstance(values, (bool, int, float, str)):
+        return values
+    owner = getattr(values, "__self__", None)  # of `AutoTokenizer.from_pretrained` the class that it was taken from
+    if isinstance(owner, type):
+        return f"{owner.__module__}.{owner.__qualname__}.{values.__name__}"
+    name = getattr(values, "__qualname__", None)
+    return f"{values.__module__}.{name}" if name else str(values)
+
+
+def training_config(values: Mapping[str, Any], config_file: str | Path | None = None) -> dict[str, Any]:
+    """Turn a run's loaded config into the JSON that `pallava convert` reads, with the name of the file it came from."""
+    return {**_to_json(values), _NAME: Path(config_file).name if config_file else None}
+
+
+def write_training_config(
+    work_dir: str | Path, values: Mapping[str, Any], config_file: str | Path | None = None
+) -> None:
+    """Write what `training_config` returns into a run's work directory."""
+    write_json(Path(work_dir) / CONFIG_FILE, training_config(values, config_file))
+
+
+def _read_training_config(path: Path) -> dict[str, Any]:
+    values = read_json(path)
+    _check_training_config(values, path)
+    return values
+
+
+def _check_training_config(values: Any, source: object) -> None:
+    """Refuse a config without the parts that a model folder is made from."""
+    found = values if isinstance(values, Mapping) else {}
+    loader = found.get("train_dataloader")
+    dataset = loader.get("dataset") if isinstance(loader, Mapping) else None
+    for name, part in (("train_dataloader.dataset", dataset), ("model", found.get("model"))):
+        if not isinstance(part, Mapping):
+            raise PallavaError(f"'{source}' is not the config of a training: {name} must be an object, got {part!r}")
+    if not isinstance(found.get(_NAME), (str, type(None))):
+        raise PallavaError(f"'{source}' is not the config of a training: {_NAME} must be text, got {found[_NAME]!r}")
+
+
+def find_training_config(checkpoint: Path) -> dict[str, Any] | None:
+    """Read the config beside a checkpoint, a file inside one, or in a work directory; None without any.
+
+    One of several is refused, and so is one in Python alone, which is a program.
+    """
+    for folder in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
+        file, programs = folder / CONFIG_FILE, {path.name for path in folder.glob("*.py") if _is_config(path)}
+        if not file.is_file() and programs:
+            raise PallavaError(
+                f"'{folder}' has a config in Python ({', '.join(sorted(programs))}) but no {CONFIG_FILE}; if you trust "
+                "it, name it by --config FILE, which executes it; if it is not the weights' own, move them away from it"
+            )
+        if file.is_file():
+            values = _read_training_config(file)
+            if values.get(_NAME) and programs - {values[_NAME]}:
+                names = ", ".join(sorted({*programs, values[_NAME]}))
+                raise PallavaError(f"'{folder}' holds several configs ({names}); name the checkpoint's own by --config")
+            return values
+    return None
+
+
+def _is_config(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return bool(_DUMPED.search(file.read(_MOST_CHARACTERS)))
+    except OSError:
+        return False
+
+
+def describe_run(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's data and settings for the model card; what its config does not have is left out."""
+    model, loader = values["model"], values["train_dataloader"]
+    dataset, loop = loader["dataset"], values.get("train_cfg") or {}
+    started_from = model.get("pretrained_pth")
+    settings = {
+        "config": values.get(_NAME),
+        "started from": Path(started_from).name if started_from else None,
+        "epochs": loop.get("max_epochs"),
+        "steps": loop.get("max_iters"),
+        "batch size of a process": loader.get("batch_size"),
+        "learning rate": ((values.get("optim_wrapper") or {}).get("optimizer") or {}).get("lr"),
+        "LoRA rank": (model.get("llm_lora") or {}).get("r"),
+        "prompt template": dataset.get("prompt_template"),
+        "context length": dataset.get("context_length"),
+    }
+    data = [dataset["data_path"]] if dataset.get("data_path") else []
+    return {"data": data, **{name: value for name, value in settings.items() if value is not None}}

@@ -20,9 +20,8 @@ from pallava.model.connectors import (
     find_connector,
     own_checkpoint_keys,
 )
-from pallava.model.convert import check_out, convert_run
+from pallava.model.convert import check_out, convert_run, training_config
 from pallava.model.loading import add_lora, loading_errors
-from pallava.model.run_config import training_config
 from pallava.model.weights import load_strictly, read_weights, shorten
 
 Part = dict[str, Any]

@@ -16,8 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from pallava.cli import main
 from pallava.errors import PallavaError
 from pallava.model import MLPConnector, PALLaVAForConditionalGeneration, PALLaVAProcessor
-from pallava.model.convert import _build_network, convert
-from pallava.model.run_config import CONFIG_FILE, write_training_config
+from pallava.model.convert import CONFIG_FILE, _build_network, convert, write_training_config
 from pallava.model.weights import read_weights
 from pallava.training.model import PALLaVAModel
 from tests.model.test_encoders import save_encoder

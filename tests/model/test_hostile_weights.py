@@ -16,9 +16,8 @@ from pallava.cli import main
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, load_encoder
 from pallava.model.clip import convert_encoder
-from pallava.model.convert import convert
+from pallava.model.convert import convert, write_training_config
 from pallava.model.loading import load_llm, load_tokenizer
-from pallava.model.run_config import write_training_config
 from pallava.model.weights import read_weights
 from tests.model.test_convert import run_config
 from tests.model.test_published import CHECKPOINT, UNTOLD, pack, parts, save_deepspeed, save_layout

@@ -15,15 +15,15 @@ from pallava.errors import PallavaError
 from pallava.io.files import read_package_data
 from pallava.model import published
 from pallava.model.card import write_model_card
-from pallava.model.convert import convert_run
-from pallava.model.loading import load_llm
-from pallava.model.run_config import (
+from pallava.model.convert import (
     CONFIG_FILE,
+    convert_run,
     describe_run,
     find_training_config,
     training_config,
     write_training_config,
 )
+from pallava.model.loading import load_llm
 from pallava.training.hooks.config import load_config
 
 DUMPED = "model = dict(type='PALLaVAModel', llm=dict(type='load_llm'))\ntrain_dataloader = dict(dataset=dict())\n"

@@ -8,7 +8,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from pallava.model.run_config import training_config, write_training_config
+from pallava.model.convert import training_config, write_training_config
 from pallava.training.dataset import check_connectors
 
 
