@@ -5,6 +5,7 @@ N tiles, T tokens of a tile, S = N * T tile tokens, D encoder width, K layers wi
 """
 
 import os
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,10 +31,8 @@ def load_eyes(folder: str | os.PathLike[str], *, trust_remote_code: bool = False
         import_connector(path)
     config = PALLaVAConfig.from_pretrained(path)
     state = {key: value.float() for key, value in read_weights(path, ("visual_encoder.", "connector.")).items()}
-    eyes = build_with_weights(
-        lambda config: PALLaVAForConditionalGeneration(config, Placeholder()), config, state, path
-    )
-    return eyes.requires_grad_(False)
+    build = partial(PALLaVAForConditionalGeneration, llm=Placeholder())
+    return build_with_weights(build, config, state, path).requires_grad_(False)
 
 
 def read_tiles(model: PALLaVAForConditionalGeneration, pixel_values: Tensor) -> Tensor:
