@@ -102,7 +102,7 @@ def _environment(processes: int) -> dict[str, str]:
 
 
 def _follow(pattern: re.Pattern[str], tell: Callable[..., str], progress: Progress) -> Progress:
-    """Return a reader of lines that passes on what `tell` makes of the groups of each line with the pattern."""
+    """Return a reader of lines: where one has the pattern, `tell` turns its groups into a line of progress."""
 
     def read(line: str) -> None:
         if found := pattern.search(line):
