@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
+import errno
 import glob
 import json
 import os
@@ -55,7 +56,7 @@ def whole_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     if not replace and path.exists() and not _is_empty_folder(path):
-        raise FileExistsError(17, "File exists", str(path))
+        raise _exists(path)
     temporary = temporary_beside(path)
     try:
         temporary.mkdir(parents=True)
@@ -119,7 +120,12 @@ def remove_leftovers(path: str | Path) -> None:
 
 def _put_in_place(temporary: Path, path: Path, replace: bool) -> None:
     if not replace or not path.exists() or _is_empty_folder(path):  # the first of two runs without `replace` wins
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except OSError as error:
+            if error.errno == errno.ENOTEMPTY:
+                raise _exists(path) from None
+            raise
         return
     old = temporary_beside(path, "old")
     path.rename(old)
@@ -129,6 +135,10 @@ def _put_in_place(temporary: Path, path: Path, replace: bool) -> None:
         old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exists(path: Path) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, "File exists", str(path))
 
 
 def _name_file(error: BaseException, temporary: Path, path: Path) -> None:

@@ -112,7 +112,7 @@ def test_of_two_runs_that_make_one_folder_the_first_wins(tmp_path):
             (folder / name).touch()
             before()
 
-    with pytest.raises(OSError, match="folder"):
+    with pytest.raises(FileExistsError, match="folder"):  # on which callers take the first one's
         write("second", lambda: write("first", lambda: None))
     assert names(tmp_path / "folder") == ["first"]
     assert names(tmp_path) == ["folder"]
