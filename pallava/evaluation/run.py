@@ -4,7 +4,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +91,13 @@ def _evaluate_encoder(model: str, task: Task, sources: _Sources, out: Path | Non
 
 def _evaluate_model(model: str, task: Task, sources: _Sources, out: Path | None, options: EvaluateOptions) -> _Report:
     with Processes.join() as processes:
-        questions, num_excluded, training = processes.agree(lambda: _read(task, sources, options))
+        questions, num_excluded = processes.agree(lambda: _read(task, sources, options))
         settings = processes.agree(lambda: _settings(model, task, options) if processes.rank == 0 else {})
         settings = processes.gather(settings)[0]
         given = nullcontext(str(out)) if out else tempfile.TemporaryDirectory(prefix="pallava-")
         with given as folder, AnswerStore(Path(folder), settings, processes) as store:
             answerer = processes.agree(lambda: _load(model, options, settings["max_new_tokens"], processes.local_rank))
-            answers = {label: _ask(answerer, each, store, options, training) for label, each in questions.items()}
+            answers = {label: _ask(answerer, each, store, options) for label, each in questions.items()}
         if processes.rank > 0:
             return {}
         results = {label: _score(task, each, options) for label, each in answers.items()}
@@ -108,23 +108,16 @@ def _evaluate_model(model: str, task: Task, sources: _Sources, out: Path | None,
         return report
 
 
-def _read(
-    task: Task, sources: _Sources, options: EvaluateOptions
-) -> tuple[dict[str, Questions], int, list[tuple[str, str]]]:
-    """Return the questions by label, the number of those excluded, and questions with answers of the training file."""
+def _read(task: Task, sources: _Sources, options: EvaluateOptions) -> tuple[dict[str, Questions], int]:
+    """Return the questions to ask by label, and the number of those excluded."""
     data = {label: task.read_questions(path, name, options) for label, (name, path) in sources.items()}
     excluded = read_excluded(options.exclude) if options.exclude else []
     training = read_training_answers(options.training) if options.training else []
-    return *select(data, excluded=excluded, limit=options.limit), training
+    chosen, num_excluded = select(data, excluded=excluded, limit=options.limit)
+    return {label: replace(each, training=training) for label, each in chosen.items()}, num_excluded
 
 
-def _ask(
-    answerer: Answerer,
-    questions: Questions,
-    store: AnswerStore,
-    options: EvaluateOptions,
-    training: Sequence[tuple[str, str]],
-) -> AnswerSet:
+def _ask(answerer: Answerer, questions: Questions, store: AnswerStore, options: EvaluateOptions) -> AnswerSet:
     """Ask all questions in all views that the options name; those with a stored answer are not asked again."""
     items, views = questions.items, {AS_IS: questions.items}
     if not options.without_shuffled and (others := shuffle_images(items, options.seed)):
@@ -136,7 +129,7 @@ def _ask(
         size = options.batch_size or _QUESTIONS_AT_ONCE
         by_view[view], found = ask_all(answerer, chosen, store, view=view, batch_size=size)
         problems |= found
-    return AnswerSet(by_view, questions, problems, training)
+    return AnswerSet(by_view, questions, problems)
 
 
 def _score(task: Task, answers: AnswerSet, options: EvaluateOptions) -> dict[str, Any]:

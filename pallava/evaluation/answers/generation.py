@@ -102,9 +102,6 @@ def ask_all(
     Returns:
         In each process: all questions with their answers in the order of `items`, and for each image that cannot be
         opened, the reason. The answer to a question about such an image is empty; the next run asks it again.
-
-    Raises:
-        PallavaError: This process or another failed, or no image can be opened.
     """
     processes = store.processes
     known = {key for key, one in store.read().items() if not one["problem"]}  # an image may be there by now

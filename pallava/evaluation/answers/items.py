@@ -66,11 +66,19 @@ class Answer:
 
 @dataclass
 class Questions:
-    """Questions of one data set, counts of records left out by reason, and its classes in words, if it has classes."""
+    """Questions of one data set.
+
+    Attributes:
+        items: The questions.
+        left_out: Counts of records left out, by reason.
+        class_set: The classes in words, if they are about classes.
+        training: Questions and answers of the training material, for a control.
+    """
 
     items: list[Item]
     left_out: dict[str, int] = field(default_factory=dict)
     class_set: ClassSet | None = None
+    training: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -81,13 +89,11 @@ class AnswerSet:
         by_view: By the name of the view, answers in the order of the questions.
         questions: The questions.
         problems: By image that cannot be opened, the reason.
-        training: Questions and answers of the training material, for a control.
     """
 
     by_view: Mapping[str, Sequence[Answer]]
     questions: Questions = field(default_factory=lambda: Questions([]))
     problems: Mapping[str, str] = field(default_factory=dict)
-    training: Sequence[tuple[str, str]] = ()
 
     @property
     def as_is(self) -> Sequence[Answer]:

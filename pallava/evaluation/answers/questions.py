@@ -38,18 +38,10 @@ def read_questions(path: Path, source: str, options: EvaluateOptions) -> Questio
     if source not in SOURCES:
         return read_custom(path, options.image_folder)
     data = _open(path, source, "questions", options, default_split="test")
-    folder = data.root.resolve()
-    items = [
-        Item(
-            each.id,
-            str(folder / each.image),
-            question_text(each).strip(),
-            each.answer.strip(),
-            _KINDS.get(each.answer_type, "open"),
-            each.options,
-        )
-        for each in data
-    ]
+    folder, items = data.root.resolve(), list[Item]()
+    for each in data:
+        text, kind = question_text(each).strip(), _KINDS.get(each.answer_type, "open")
+        items.append(Item(each.id, str(folder / each.image), text, each.answer.strip(), kind, each.options))
     return Questions(items, data.tally.dropped)
 
 
@@ -145,11 +137,8 @@ def select(
     """Leave out all questions of some ids, and take the first of the rest of each data set, at most `limit`.
 
     Returns:
-        The questions left, each with an id of its own, which begins with the name of the data set if there are
-        several; and the number of those left out by id.
-
-    Raises:
-        PallavaError: No excluded id is in the data, or no question is left.
+        The questions left, with unique ids, which begin with the name of the data set if there are several; and the
+        number of those left out by id. It is an error if no excluded id is in the data, or no question is left.
     """
     unwanted = {each.strip() for each in excluded}
     chosen: dict[str, Questions] = {}

@@ -129,10 +129,10 @@ def score_questions(answers: AnswerSet, **bootstrap: int) -> dict[str, Any]:
         it is a mean over, and its definition; ``controls`` holds, by name of the control, the same scores of answers
         that need no look at the right image.
     """
-    as_is = answers.as_is
+    as_is, training = answers.as_is, answers.questions.training
     given = {
         "majority answer": _majority(as_is),
-        "training answer": _from_training(as_is, answers.training) if answers.training else [],
+        "training answer": _from_training(as_is, training) if training else [],
         "shuffled images": answers.shuffled,
     }
     unread = (each for each in as_is if each.item.kind == "choice" and not read_choice(each.text, each.item.choices))
@@ -156,13 +156,14 @@ def score_classes(answers: AnswerSet, **bootstrap: int) -> dict[str, Any]:
         opened = [each for each in given if each.item.image not in answers.problems]
         return read_classes(opened, class_set=answers.questions.class_set)
 
+    training = answers.questions.training
     result = zero_shot.report(read(answers.as_is), answers.questions, answers.problems, **bootstrap)
-    text = training_answer(answers.as_is[0].item.question, answers.training)
+    text = training_answer(answers.as_is[0].item.question, training)
     trained = [] if text is None else [replace(each, text=text) for each in answers.as_is]
     for name, given in {"training answer": trained, "shuffled images": answers.shuffled}.items():
         if given:
             result["controls"][name] = zero_shot.score_control(name, read(given), **bootstrap)
-    return {"problems": {_NOT_TRAINED: 1} if answers.training and not trained else {}, **result}
+    return {"problems": {_NOT_TRAINED: 1} if training and not trained else {}, **result}
 
 
 def read_classes(answers: Sequence[Answer], *, class_set: ClassSet | None = None) -> Predictions:

@@ -11,7 +11,7 @@ import pytest
 from sklearn import metrics as theirs
 
 from pallava.evaluation import statistics as metrics
-from pallava.evaluation.answers.items import AS_IS, SHUFFLED, Answer, AnswerSet, Item, Kind
+from pallava.evaluation.answers.items import AS_IS, SHUFFLED, Answer, AnswerSet, Item, Kind, Questions
 from pallava.evaluation.answers.scores import CONTROLS, SCORES, read_classes, score_questions, training_answer
 from pallava.evaluation.class_sets import known_sets
 from pallava.evaluation.encoders import zero_shot
@@ -33,7 +33,8 @@ def scored(
     shuffled: Sequence[Answer] = (),
     **bootstrap: int,
 ) -> dict[str, Any]:
-    return score_questions(AnswerSet({AS_IS: answers, SHUFFLED: shuffled}, training=training), **bootstrap)
+    questions = Questions([], training=training)
+    return score_questions(AnswerSet({AS_IS: answers, SHUFFLED: shuffled}, questions), **bootstrap)
 
 
 def mixed(count: int = 60, seed: int = 0) -> list[Answer]:
