@@ -15,8 +15,8 @@ from pallava.cli import main
 from pallava.evaluation.encoders.embeddings import EmbeddingCache, embed_images
 from pallava.evaluation.encoders.load import load_encoder
 from pallava.model import PALLaVAProcessor, load_image_processor
-from pallava.pretraining.hooks import PairDataset
 from pallava.pretraining.pairs import write_pairs
+from pallava.pretraining.trainer import PairDataset
 from pallava.prompts import get_template
 from pallava.training.dataset import PALLaVADataset
 from tests.tiny import golden

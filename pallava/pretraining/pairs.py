@@ -5,10 +5,9 @@ import csv
 import io
 import json
 import math
-import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
+import webdataset
 from tqdm import tqdm
 
 from pallava.data.training_file import TrainingFileSummary, write_training_file
@@ -19,28 +18,15 @@ from pallava.io.hashing import hash_file
 from pallava.io.processes import default_num_workers
 
 TABLE, SHARDS = "pairs.tsv", "shards"
-COLUMNS = ("filepath", "title")
-"""open_clip's own names of the columns."""
+_COLUMNS = ("filepath", "title")  # open_clip's own names
 _NOTE = "pairs.json"  # says what table and shards were made from
-_COPIED_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}  # those that open_clip takes out of a shard
+_COPIED = ("jpg", "jpeg", "png", "webp")  # those that open_clip takes out of a shard
 
 
 def write_pairs(source: Path, image_folder: Path, folder: Path, num_shards: int = 0) -> int:
-    """Write ``pairs.tsv``, and shards on request, unless they exist already.
+    """Write ``pairs.tsv``, and shards on request, unless they exist already; return the number of pairs.
 
     Every picture is decoded once, so that none is found broken in the middle of a training.
-
-    Args:
-        source: A JSON list or JSONL of ``{"image", "caption"}``.
-        image_folder: The folder that image names are relative to.
-        folder: Output folder.
-        num_shards: Number of shards to deal the pairs to in turn; 0 for the table alone.
-
-    Returns:
-        Number of pairs.
-
-    Raises:
-        PallavaError: The source is not JSON, a folder is missing, or no pair is left.
     """
     made_from = {"pairs": hash_pairs(source), "image_folder": str(image_folder.resolve())}
     note = folder / _NOTE
@@ -64,11 +50,7 @@ def read_left_out(folder: Path) -> dict[str, int]:
 
 
 def hash_pairs(source: Path) -> str:
-    """Return the SHA-256 of a file of pairs.
-
-    Raises:
-        PallavaError: The file cannot be read.
-    """
+    """Return the SHA-256 of a file of pairs, which may not exist."""
     try:
         return hash_file(source)
     except OSError as error:
@@ -83,7 +65,7 @@ def _write_table(source: Path, image_folder: Path, folder: Path) -> TrainingFile
         summary = write_training_file(source, rows, image_folder=image_folder, decode_images=True, num_workers=workers)
         with rows.open(encoding="utf-8") as lines, whole_file(folder / TABLE, newline="") as file:
             writer = csv.writer(file, delimiter="\t")
-            writer.writerow(COLUMNS)
+            writer.writerow(_COLUMNS)
             for row in map(json.loads, lines):
                 writer.writerow([root / row["image"], _one_line(row["conversations"][1]["value"])])
     finally:
@@ -107,27 +89,21 @@ def _write_shards(folder: Path, num_shards: int) -> None:
         for number in range(num_shards):
             mine = range(number, len(rows), num_shards)  # in turn: neighbours are often alike
             path = shards / f"{number:05d}.tar"
-            with whole_file(path, "wb") as shard, tarfile.open(None, "w", shard) as tar:  # type: ignore[call-overload]
+            with whole_file(path, "wb") as shard, webdataset.TarWriter(shard, encoder=False, mtime=0) as tar:
                 for index in mine:
-                    for name, content in _members(index, *rows[index]):
-                        member = tarfile.TarInfo(name)
-                        member.size = len(content)
-                        tar.addfile(member, io.BytesIO(content))
+                    tar.write({"__key__": f"{index:08d}", **_members(*rows[index])})
                     bar.update()
             sizes[path.name] = len(mine)
     write_json(shards / "sizes.json", sizes)  # where open_clip looks for the counts
 
 
-def _members(index: int, filepath: str, caption: str) -> Iterator[tuple[str, bytes]]:
-    image = Path(filepath)
-    suffix = image.suffix.lower()
-    if suffix in _COPIED_SUFFIXES:
-        yield f"{index:08d}{suffix}", image.read_bytes()
-    else:
-        picture = io.BytesIO()
-        open_image(image).save(picture, "PNG")
-        yield f"{index:08d}.png", picture.getvalue()
-    yield f"{index:08d}.txt", caption.encode()
+def _members(filepath: str, caption: str) -> dict[str, bytes]:
+    image, picture = Path(filepath), io.BytesIO()
+    kind = image.suffix.lower().removeprefix(".")
+    if kind in _COPIED:
+        return {kind: image.read_bytes(), "txt": caption.encode()}
+    open_image(image).save(picture, "PNG")
+    return {"png": picture.getvalue(), "txt": caption.encode()}
 
 
 def count_steps(num_pairs: int, parsed: argparse.Namespace, processes: int, shards: int) -> int:

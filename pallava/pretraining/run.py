@@ -37,24 +37,13 @@ class TrainerFailed(Exception):
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Settings of a pretraining.
-
-    Attributes:
-        pairs: JSON list or JSONL of ``{"image", "caption"}``.
-        image_folder: Folder that image names are relative to.
-        out: Folder of the training, and of the encoder at the end.
-        model: open_clip's name of a CLIP ViT, or a JSON file that describes one.
-        pretrained: Weights to start from, a tag or a file; empty for random ones.
-        shards: Number of WebDataset shards to write and to train from; 0 trains from a table of files.
-        augment: Whether each picture is turned, flipped and stained at random.
-        options: Options passed on to open_clip_train.
-    """
+    """Settings of a pretraining, as `pallava pretrain` explains them; `options` are passed on to open_clip_train."""
 
     pairs: Path
     image_folder: Path
     out: Path
     model: str = DEFAULT_MODEL
-    pretrained: str = DEFAULT_WEIGHTS
+    pretrained: str = DEFAULT_WEIGHTS  # a tag or a file; empty for random ones
     shards: int = 0
     augment: bool = False
     options: tuple[str, ...] = ()

@@ -1,20 +1,87 @@
-"""One process of the training: open_clip's own trainer with our hooks, and the export after it.
+"""One process of the training: open_clip's own trainer with our code in four places, and the export after it.
 
-Started by `pallava.pretraining.run`, through torchrun for several processes.
+Started by `pallava.pretraining.run`, through torchrun for several processes. Each hook replaces one name that
+`open_clip_train` looks up at run time, and calls what stood there.
 """
 
 import argparse
+import functools
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import open_clip
+import open_clip_train.data as reading
+import open_clip_train.main as training
+import torch
+import webdataset
+from open_clip_train.data import CsvDataset
+from open_clip_train.params import parse_args
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torchvision.transforms import Normalize
+
 from pallava.errors import PallavaError, without_worker
+from pallava.images import open_image
 from pallava.io.processes import end_with_parent
 from pallava.pretraining.model import describe, export
 from pallava.transforms import PathologyAugmentation
 
 _USER_ERROR = 2
+_PICTURES = {f".{name}" for name in ("jpg", "jpeg", "png", "webp")}
+
+
+class PairDataset(CsvDataset):
+    """open_clip's table of pairs, whose pictures are read as we read every picture.
+
+    Its own reader is Pillow's `Image.open` with a conversion to RGB: transparency turns black, 16 bits are clipped,
+    and a picture that a camera turned stays turned.
+    """
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return the pixels (3, P, P) and the token ids (T,) of a pair."""
+        pixels = self.transforms(open_image(str(self.images[index])))
+        return pixels, self.tokenize([str(self.captions[index])])[0]
+
+
+class DataParallelOnCPU(DistributedDataParallel):
+    """The trainer passes ``device_ids=[device]`` always, which PyTorch refuses for modules on a CPU."""
+
+    def __init__(self, module: torch.nn.Module, device_ids: object = None, **options: Any) -> None:
+        super().__init__(module, **options)
+
+
+def read_picture(key: str, data: bytes) -> Any:
+    """Decode a member of a shard by our reader, in place of WebDataset's; None for what is not a picture."""
+    return open_image(data) if key.lower() in _PICTURES else None
+
+
+def install_hooks(*, augmentation: PathologyAugmentation | None, on_cpu: bool, on_model: Callable[[Any], None]) -> None:
+    """Put the hooks in place, once a process; `on_model` receives the model that the trainer built."""
+    reading.CsvDataset = PairDataset
+    decode = webdataset.decode
+    webdataset.decode = lambda *_, **options: decode(read_picture, **options)
+    if on_cpu:
+        torch.nn.parallel.DistributedDataParallel = DataParallelOnCPU  # type: ignore[misc, assignment]
+    create = training.create_model_and_transforms
+
+    @functools.wraps(create)
+    def create_and_extend(*arguments: Any, **options: Any) -> Any:
+        # The trainer sets every existing logger to INFO, those inside PyTorch too: hundreds of lines.
+        for name in logging.root.manager.loggerDict:
+            if name.startswith(("torch", "transformers")):
+                logging.getLogger(name).setLevel(logging.WARNING)
+        model, train, val = create(*arguments, **options)
+        on_model(model)
+        if augmentation is not None:
+            # On cropped and resized tensors, where it costs least and works with timm's augmentation too.
+            place = next(number for number, step in enumerate(train.transforms) if isinstance(step, Normalize))
+            train.transforms.insert(place, augmentation)
+        return model, train, val
+
+    training.create_model_and_transforms = create_and_extend
 
 
 def main(words: Sequence[str]) -> int:
@@ -41,13 +108,6 @@ def train(out: Path, arguments: Sequence[str], description: Path | None, *, augm
     Raises:
         PallavaError: The model is not a CLIP ViT, the weights to start from are unknown, or a picture cannot be read.
     """
-    import open_clip
-    import torch
-    from open_clip_train import main as trainer
-    from open_clip_train.params import parse_args
-
-    from pallava.pretraining import hooks
-
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # The last of an option given twice counts: these are defaults.
     words = ["--device", device, "--precision", "amp" if device == "cuda" else "fp32", *arguments]
@@ -58,12 +118,12 @@ def train(out: Path, arguments: Sequence[str], description: Path | None, *, augm
     if description is not None:
         open_clip.add_model_config(description)
     built: list[Any] = []
-    hooks.install(
+    install_hooks(
         augmentation=PathologyAugmentation() if augment else None,
         on_cpu=parsed.device == "cpu",
         on_model=lambda model: built.append(open_clip.get_model_preprocess_cfg(model)),
     )
-    code = trainer.main(words) or 0
+    code = training.main(words) or 0
     is_first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     if code == 0 and is_first:
         export(out, described, built[0])

@@ -12,7 +12,7 @@ from open_clip_train.params import parse_args
 from PIL import Image
 
 from pallava.evaluation.encoders.load import load_encoder
-from pallava.pretraining import hooks
+from pallava.pretraining import trainer
 from pallava.pretraining.model import describe, image_processor
 from pallava.pretraining.trainer import train
 from tests.tiny.clips import write_open_clip
@@ -35,7 +35,7 @@ def test_the_activation_is_that_of_the_weights(
 ) -> None:
     assert bool(describe(str(model), weights, parse_args([])).get("quick_gelu")) == is_quick
     told: list[list[str]] = []
-    monkeypatch.setattr(hooks, "install", lambda **_: None)
+    monkeypatch.setattr(trainer, "install_hooks", lambda **_: None)
     monkeypatch.setattr(training, "main", lambda words: told.append(words) or 1)
     train(tmp_path, ["--model", "two-kinds", "--pretrained", weights], model, augment=False)
     assert parse_args(told[0]).force_quick_gelu == is_quick

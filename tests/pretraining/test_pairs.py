@@ -13,8 +13,8 @@ from PIL import Image
 
 from pallava.errors import PallavaError
 from pallava.pretraining import pairs as module
-from pallava.pretraining.hooks import read_picture
 from pallava.pretraining.pairs import read_left_out, write_pairs
+from pallava.pretraining.trainer import read_picture
 from tests.tiny.pictures import write_odd_pictures
 from tests.tiny.pretraining import save_pairs
 

@@ -12,7 +12,7 @@ import torch
 import webdataset
 from PIL import Image
 
-from pallava.pretraining import hooks
+from pallava.pretraining.trainer import DataParallelOnCPU, install_hooks
 from pallava.transforms import PathologyAugmentation
 from tests.tiny.pretraining import MODEL, save_pairs
 
@@ -34,7 +34,7 @@ def test_the_augmentation_stands_before_the_normalization(tmp_path: Path, aug_cf
     open_clip.add_model_config(tmp_path / "hooked.json")
     seen: list[object] = []
     augmentation = PathologyAugmentation()
-    hooks.install(augmentation=augmentation, on_cpu=True, on_model=seen.append)
+    install_hooks(augmentation=augmentation, on_cpu=True, on_model=seen.append)
     model, train, val = training.create_model_and_transforms("hooked", aug_cfg=aug_cfg)
     assert seen == [model]
     steps = train.transforms
@@ -42,7 +42,7 @@ def test_the_augmentation_stands_before_the_normalization(tmp_path: Path, aug_cf
     assert type(steps[place + 1]).__name__ == "Normalize"
     assert augmentation not in val.transforms
     assert train(Image.new("RGB", (40, 50), (200, 120, 160))).shape == (3, 32, 32)
-    assert torch.nn.parallel.DistributedDataParallel is hooks.DataParallelOnCPU
+    assert torch.nn.parallel.DistributedDataParallel is DataParallelOnCPU
 
 
 @pytest.mark.usefixtures("originals")
@@ -51,7 +51,7 @@ def test_without_augmentation_or_cpu_they_stay_out(tmp_path: Path) -> None:
     open_clip.add_model_config(tmp_path / "hooked.json")
     before = torch.nn.parallel.DistributedDataParallel
     steps = len(training.create_model_and_transforms("hooked")[1].transforms)
-    hooks.install(augmentation=None, on_cpu=False, on_model=lambda model: None)
+    install_hooks(augmentation=None, on_cpu=False, on_model=lambda model: None)
     assert len(training.create_model_and_transforms("hooked")[1].transforms) == steps
     assert torch.nn.parallel.DistributedDataParallel is before
 
@@ -62,7 +62,7 @@ def test_the_trainer_reads_a_table_through_our_reader(tmp_path: Path) -> None:
     image = Image.new("RGBA", (32, 32), (10, 200, 30, 0))  # transparent: white to a person, green to Pillow
     image.save(tmp_path / "images" / "0.png")
     (tmp_path / "pairs.tsv").write_text(f"filepath\ttitle\n{tmp_path}/images/0.png\ta clear slide\n")
-    hooks.install(augmentation=None, on_cpu=True, on_model=lambda model: None)
+    install_hooks(augmentation=None, on_cpu=True, on_model=lambda model: None)
     settings = SimpleNamespace(
         train_data=str(tmp_path / "pairs.tsv"),
         csv_img_key="filepath",
