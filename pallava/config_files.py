@@ -22,11 +22,7 @@ def config_names() -> list[str]:
 
 
 def find_config(name: str) -> Path:
-    """Return the file of a config: a path, the name of one of ours, or the name of one of xtuner's.
-
-    Raises:
-        PallavaError: None of these exists.
-    """
+    """Return the file of a config: a path, the name of one of ours, or the name of one of xtuner's."""
     if Path(name).is_file():
         return Path(name)
     if name.removesuffix(".py") in config_names():
@@ -40,11 +36,7 @@ def find_config(name: str) -> Path:
 
 
 def check_syntax(config: Path) -> None:
-    """Refuse a config that Python cannot read.
-
-    Raises:
-        PallavaError: Names the file, the line and what is wrong.
-    """
+    """Refuse a config that Python cannot read, by an error that names the file, the line and what is wrong."""
     try:
         ast.parse(config.read_text(encoding="utf-8"), str(config))
     except (SyntaxError, UnicodeDecodeError) as error:

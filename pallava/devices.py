@@ -11,15 +11,7 @@ if TYPE_CHECKING:
 
 
 def find_device(name: str, local_rank: int = 0) -> str:
-    """Return the name of an available device.
-
-    Args:
-        name: Such as ``cpu`` or ``cuda:1``; ``auto`` is a GPU if one is available.
-        local_rank: Number of this process on its machine: each gets its own GPU.
-
-    Raises:
-        PallavaError: The device is not available.
-    """
+    """Return the name of an available device; ``auto`` is a GPU if one is available, for each local rank its own."""
     import torch
 
     if name == "auto":

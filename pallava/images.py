@@ -4,8 +4,6 @@ Pictures come from the internet and from microscopes, so every file is treated a
 header and compared with a cap before a pixel is decoded, and any failure becomes one sentence.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import stat
@@ -22,7 +20,7 @@ from PIL import Image, ImageFile
 
 from pallava.errors import PallavaError
 
-ImageSource: TypeAlias = "str | Path | bytes | BinaryIO | Image.Image"
+ImageSource: TypeAlias = str | Path | bytes | BinaryIO | Image.Image
 
 MAX_PIXELS = 1024**3 // 12
 """Default cap in pixels: a quarter of a GiB as RGB, the size above which Pillow itself starts to warn."""

@@ -76,9 +76,6 @@ def choose_canvas(
     """Return the (width, height) of the canvas that keeps most of the image, and of those needs the least padding.
 
     All sizes are in pixels; of equally good `canvases` (columns, rows) the earlier is chosen.
-
-    Raises:
-        PallavaError: The list of canvases is empty.
     """
     width, height = image_size
     if not canvases:
@@ -118,11 +115,7 @@ def make_tiles(
 
 
 def place_on_canvas(image_size: tuple[int, int], canvas_size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Place an image of (width, height) on its canvas: it fills one direction and is centred in the other.
-
-    Returns:
-        (left, top, width, height) in pixels of the canvas.
-    """
+    """Return (left, top, width, height) of an image on its canvas: it fills one direction, centred in the other."""
     (width, height), (canvas_width, canvas_height) = image_size, canvas_size
     scale_width, scale_height = canvas_width / width, canvas_height / height
     if scale_width < scale_height:

@@ -21,16 +21,10 @@ _STAIN_SCALE, _STAIN_SHIFT = (1 + _STRENGTH, 1 - _STRENGTH, 1.0), (_STRENGTH, -_
 
 
 def change_stains(pixels: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Scale and shift the densities of haematoxylin, eosin and DAB.
+    """Scale and shift, by (3,) each, the densities of haematoxylin, eosin and DAB in pixels (3, H, W) from 0 to 1.
 
-    Args:
-        pixels: (3, H, W), values between 0 and 1.
-        scale: (3,), factor on each stain's density.
-        shift: (3,), in units of natural optical density, -ln of the intensity; a unit of the decimal one is 2.303 of
-            these. The shift of a stain is how much is added of its row in the matrix, which is not normalized further.
-
-    Returns:
-        (3, H, W), between 0 and 1.
+    A shift is in units of natural optical density, -ln of the intensity (a unit of the decimal one is 2.303 of these):
+    how much is added of the stain's row in the matrix, which is not normalized further.
     """
     density = pixels.clamp(min=_DARKEST).log().neg().flatten(1)  # (3, H*W)
     # Separation, change and mixing are linear, so they are one matrix.
@@ -64,11 +58,10 @@ def turning(method: Image.Transpose) -> ImageChange:
 class PathologyAugmentation:
     """A random one of the square's eight symmetries, and a random change of each stain.
 
-    Args:
-        strength: Each stain's density is scaled by up to 1 +- strength, and shifted by up to strength, in natural
-            optical density (as `change_stains` has it): a shift of 0.05 of one stain changes intensities by 5 % at
-            most. It is one number for both as in Tellez et al. 2019 (https://arxiv.org/abs/1902.06543), but not the
-            strength of their "HED-light" of 0.05, since a shift there is in the unit of another separation of stains.
+    Each stain's density is scaled by up to 1 +- strength, and shifted by up to strength, in natural optical density (as
+    `change_stains` has it): a shift of 0.05 of one stain changes intensities by 5 % at most. It is one number for both
+    as in Tellez et al. 2019 (https://arxiv.org/abs/1902.06543), but not the strength of their "HED-light" of 0.05,
+    since a shift there is in the unit of another separation of stains.
     """
 
     def __init__(self, strength: float = _STRENGTH) -> None:

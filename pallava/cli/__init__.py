@@ -40,13 +40,9 @@ _INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
+    """Run the command by the words after ``pallava`` (default: those of this process), and return its exit code.
 
-    Args:
-        arguments: Words after ``pallava`` (default: those of this process).
-
-    Returns:
-        The exit code: that of the subcommand, 2 for bad input, 130 for an interruption.
+    That is the subcommand's own, 2 for bad input, 130 for an interruption.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = _find_command(words)
@@ -80,11 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def load_command(name: str) -> tuple[Callable[[argparse.ArgumentParser], None], Callable[..., Any], str]:
-    """Import a command, whose words are NAME.
+    """Return what declares a command's arguments, what runs it by their values, and its description.
 
-    Returns:
-        What declares its arguments: `add_NAME_arguments`, or else the parameters of `run_NAME`; `run_NAME`, which takes
-        their values; and its docstring, the description.
+    That is `add_NAME_arguments`, or else the parameters of `run_NAME`; `run_NAME`; and the docstring of that.
     """
     module, suffix = importlib.import_module(f"pallava.cli.{COMMANDS[name][0]}"), name.replace(" ", "_")
     run = getattr(module, f"run_{suffix}")

@@ -10,16 +10,16 @@ from pallava.io.processes import default_num_workers
 
 _NUM_WORKERS = default_num_workers()
 _TOKENIZER = "name or folder of the tokenizer: the config's llm_name_or_path"
-_Template = Annotated[str, "name of the chat template (default: %(default)s)"]
-_ContextLength = Annotated[int, "maximum number of tokens in a row (default: %(default)s)"]
-_NumVisualTokens = Annotated[int, "maximum number of tokens per image (default: %(default)s)"]
+_Template = Annotated[str, "name of the chat template"]
+_ContextLength = Annotated[int, "maximum number of tokens in a row"]
+_NumVisualTokens = Annotated[int, "maximum number of tokens per image"]
 
 
 def run_data_unpack(
     archive: Annotated[list[str], "zip, tar or tar.gz file; its content decides which"],
     out: Annotated[str, "folder to make; it must not exist"],
     flat: Annotated[bool, "leave out the folders in the archives"] = False,
-    max_gb: Annotated[float, f"maximum unpacked size in GB (default: {MAX_GB:g})"] = MAX_GB,
+    max_gb: Annotated[float, "maximum unpacked size in GB"] = MAX_GB,
 ) -> None:
     """Unpack downloaded zip, tar or tar.gz files into one new folder, or refuse them as a whole.
 
@@ -45,7 +45,7 @@ def run_data_prepare(
     prompt_template: _Template = "llama3_chat",
     context_length: _ContextLength = 2048,
     num_visual_tokens: _NumVisualTokens = 196,
-    workers: Annotated[int, "number of processes (default: %(default)s)"] = 1,
+    workers: Annotated[int, "number of processes"] = 1,
 ) -> None:
     """Tokenize training files ahead of training into a folder that a config's data_path can name.
 
@@ -61,14 +61,9 @@ def run_data_prepare(
     from pallava.data.training_row import EncodingSettings
     from pallava.model.loading import load_tokenizer
 
-    tokenizer = load_tokenizer(tokenizer)
-    settings = EncodingSettings.make(
-        tokenizer,
-        prompt_template=prompt_template,
-        context_length=context_length,
-        num_visual_tokens=num_visual_tokens,
-    )
-    prepared = prepare(data, tokenizer, settings, num_workers=workers, out=out)
+    loaded = load_tokenizer(tokenizer)
+    settings = EncodingSettings.make(loaded, prompt_template, context_length, num_visual_tokens)
+    prepared = prepare(data, loaded, settings, num_workers=workers, out=out)
     print(f"{Path(out)}: {prepared.describe()}")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 def run_demo(
     scale: Annotated[
-        float, "fraction of the demo's size, above 0 to 1; a small one only shows that all steps run (default: 1)"
+        float, "fraction of the demo's size, above 0 to 1; a small one only shows that all steps run"
     ] = 1.0,
 ) -> None:
     """Train a small PA-LLaVA on this computer, and look at what it learnt.

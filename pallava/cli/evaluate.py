@@ -97,11 +97,11 @@ def run_judge(
     predictions: Annotated[Path, "predictions.jsonl of `pallava evaluate`, or its folder"],
     url: Annotated[str | None, "URL of an OpenAI-compatible endpoint, such as http://localhost:8000/v1"] = None,
     model: Annotated[str | None, "name of the language model there"] = None,
-    concurrency: Annotated[int, "number of requests at a time (default: %(default)s)"] = 8,
+    concurrency: Annotated[int, "number of requests at a time"] = 8,
     out: Annotated[
         Path | None, "output folder (default: judge beside PREDICTIONS; for a file NAME.jsonl judge_NAME)"
     ] = None,
-    seed: Annotated[int, "seed of the bootstrap (default: %(default)s)"] = 0,
+    seed: Annotated[int, "seed of the bootstrap"] = 0,
 ) -> None:
     """Compare generated captions, or answers to questions, with their references.
 
@@ -132,7 +132,7 @@ def run_look(
     clip: Annotated[str | None, "whole CLIP, such as `pallava pretrain` writes (default: the encoder's own)"] = None,
     model_name: Annotated[str, "open_clip's name of the model of an open_clip checkpoint"] = "",
     trust_remote_code: TrustRemoteCode = False,
-    out: Annotated[Path, "picture to write (default: %(default)s)"] = Path("look.png"),
+    out: Annotated[Path, "picture to write"] = Path("look.png"),
 ) -> None:
     """Draw what a model looks at in an image: overview, tiles, and which of them the connector's attention read.
 

@@ -109,12 +109,12 @@ def run_chat(
     model: Annotated[str, "model folder that `pallava convert` wrote"],
     image: Annotated[Sequence[str], "image file to ask about (repeatable)"] = (),
     question: Annotated[Sequence[str], "question; several make a conversation (repeatable)"] = (),
-    max_new_tokens: Annotated[int, "maximum tokens of an answer (default: 256)"] = 256,
+    max_new_tokens: Annotated[int, "maximum tokens of an answer"] = 256,
     base_llm: Annotated[
         str | None, "base language model of a folder with an adapter (default: the one it was trained on)"
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
-    device: Annotated[str, "device: auto, cpu, cuda or cuda:N (default: auto)"] = "auto",
+    device: Annotated[str, "device: auto, cpu, cuda or cuda:N"] = "auto",
 ) -> None:
     """Ask a model folder about an image; for research only, not for diagnosis.
 

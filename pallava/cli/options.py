@@ -18,8 +18,9 @@ def add_parameters(
     """Add an argument for each parameter that has a help text, of all or of some names.
 
     A parameter is ``Annotated[type, help, *more]``, where more are flags other than its name, or a dictionary of
-    further settings for argparse. What has a default, or is keyword-only, becomes an option. An argument that is not
-    given is left out of the result of parsing, so that the function alone has the defaults.
+    further settings for argparse. What has a default, or is keyword-only, becomes an option; the help shows the default
+    if the text does not. An argument that is not given is left out of the result of parsing, so that the function alone
+    has the defaults.
     """
     hints = get_type_hints(function, include_extras=True)
     for each in inspect.signature(function).parameters.values():
@@ -30,8 +31,11 @@ def add_parameters(
 def _add_argument(
     parser: argparse.ArgumentParser, parameter: inspect.Parameter, hint: Any, text: str, *more: str | dict[str, Any]
 ) -> None:
-    name, has_default = parameter.name, parameter.default is not parameter.empty
-    settings = {**_read_type(hint), "help": text.replace("%(default)s", str(parameter.default))}
+    name, default = parameter.name, parameter.default
+    has_default = default is not parameter.empty
+    if has_default and hint is not bool and default not in (None, "", ()) and "(default: " not in text:
+        text += f" (default: {f'{default:g}' if isinstance(default, float) else default})"
+    settings = {**_read_type(hint), "help": text}
     for each in more:
         settings |= each if isinstance(each, dict) else {}
     if settings.get("nargs") == "?" or not (has_default or parameter.kind is parameter.KEYWORD_ONLY):

@@ -73,7 +73,7 @@ def run_data_instruct(
     columns: str | None,
     out: Annotated[str, "JSONL file to write; an older one is replaced at the end"],
     weights: Annotated[str, "number of times to take each row, such as path-vqa=2,pmc-vqa=0.5 (default: 1)"] = "",
-    seed: Annotated[int, "seed of the order and of fractions (default: %(default)s)"] = 0,
+    seed: Annotated[int, "seed of the order and of fractions"] = 0,
     image_folder: Annotated[
         str | None, "folder to which image names become relative (default: the one above all roots)"
     ] = None,
@@ -124,8 +124,8 @@ def run_data_leak(
     train_split: Annotated[str | None, "split of TRAIN, if that is NAME=ROOT (default: train, for questions)"] = None,
     test_split: Annotated[str | None, "split of TEST, if that is NAME=ROOT (default: test, for questions)"] = None,
     columns: Annotated[str | None, COLUMNS_HELP, {"metavar": "KEY=COLUMN,..."}] = None,
-    out: Annotated[str, "JSON file for the report (default: %(default)s)"] = "leak.json",
-    distance: Annotated[int, "maximum distance of 64-bit hashes in bits, 0 to 10 (default: 4)"] = 4,
+    out: Annotated[str, "JSON file for the report"] = "leak.json",
+    distance: Annotated[int, "maximum distance of 64-bit hashes in bits, 0 to 10"] = 4,
     with_turns: Annotated[
         bool, "search for mirrored test images and those turned by right angles, too", "--turned"
     ] = False,

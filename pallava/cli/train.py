@@ -66,7 +66,7 @@ def run_pretrain(
         {"metavar": "TAG|FILE"},
     ] = None,
     augment: Annotated[bool, "random turns, flips and stains of each picture"] = False,
-    shards: Annotated[int, "number of WebDataset shards; 0 reads files (default: 0)", {"metavar": "N"}] = 0,
+    shards: Annotated[int, "number of WebDataset shards; 0 reads files", {"metavar": "N"}] = 0,
     passed_on: Sequence[str] = (),
 ) -> int:
     """Train the encoder, PLIP, by contrast on pairs of image and caption, with open_clip's own trainer.
@@ -86,18 +86,10 @@ def run_pretrain(
     from pallava.io.launch import read_launch
     from pallava.pretraining.run import DEFAULT_MODEL, DEFAULT_WEIGHTS, Pretraining, TrainerFailed, pretrain
 
-    default_weights = "" if model_name else DEFAULT_WEIGHTS
-    weights = default_weights if pretrained is None else pretrained
-    settings = Pretraining(
-        pairs,
-        image_folder,
-        out,
-        model=model_name or DEFAULT_MODEL,
-        pretrained="" if weights == "none" else weights,
-        shards=shards,
-        augment=augment,
-        options=tuple(passed_on),
-    )
+    if pretrained is None:
+        pretrained = "" if model_name else DEFAULT_WEIGHTS
+    weights, model = "" if pretrained == "none" else pretrained, model_name or DEFAULT_MODEL
+    settings = Pretraining(pairs, image_folder, out, model, weights, shards, augment, tuple(passed_on))
     try:
         encoder = pretrain(settings, read_launch(os.environ), sys.stderr.write)
     except TrainerFailed as failed:
@@ -120,7 +112,7 @@ def run_config_list() -> None:
 
 def run_config_copy(
     name: Annotated[str, "name from `pallava config list`", {"metavar": "NAME"}],
-    destination: Annotated[str, "file or folder (default: .)", {"metavar": "DEST", "nargs": "?"}] = ".",
+    destination: Annotated[str, "file or folder", {"metavar": "DEST", "nargs": "?"}] = ".",
     overwrite: Annotated[bool, "replacement of an existing file"] = False,
 ) -> None:
     """Copy a config to change it.

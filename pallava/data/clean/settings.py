@@ -7,16 +7,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+from pallava.data.clean import judges
 from pallava.data.clean.filters import BOTH_KINDS, CAPTIONS, Filter, WordsFilter
 from pallava.data.clean.images import MAX_BACKGROUND, DuplicateFilter, ImageFilter
-from pallava.data.clean.judges import (
-    CLIP_THRESHOLD,
-    PathologyClip,
-    PathologyEndpoint,
-    PathologyMetadata,
-    SpeciesEndpoint,
-)
 from pallava.data.clean.published_index import PublishedIndexFilter
+from pallava.data.clean.species import SpeciesRules
 from pallava.data.material import SourceSpec
 from pallava.data.sources.base import IMAGE_POLICIES
 from pallava.errors import PallavaError
@@ -37,39 +32,33 @@ class CleanSettings:
     image_folder: Annotated[
         str | None, "folder to which image paths are relative (default: the one above all roots)"
     ] = None
-    image_policy: Annotated[
-        str, "treatment of rows with several images (default: %(default)s)", {"choices": IMAGE_POLICIES}
-    ] = "first"
+    image_policy: Annotated[str, "treatment of rows with several images", {"choices": IMAGE_POLICIES}] = "first"
     filters: Annotated[
         tuple[str, ...],
         "filters, separated by commas (default: all but published-index, or published-index,image with a list)",
         {"type": _split},
     ] = ()
-    min_words: Annotated[int, "minimum number of words in a caption (default: %(default)s)"] = 20  # as in PA-LLaVA
-    max_background: Annotated[float, "maximum share of an image without tissue, 0 to 1 (default: %(default)s)"] = (
-        MAX_BACKGROUND
-    )
+    min_words: Annotated[int, "minimum number of words in a caption"] = 20  # as in PA-LLaVA
+    max_background: Annotated[float, "maximum share of an image without tissue, 0 to 1"] = MAX_BACKGROUND
     published_index: Annotated[str | None, "list of image names, as PA-LLaVA published it", {"metavar": "FILE"}] = None
-    pathology: Annotated[str, "judge of images (default: metadata)", {"choices": JUDGES["pathology"]}] = "metadata"
+    pathology: Annotated[str, "judge of images", {"choices": JUDGES["pathology"]}] = "metadata"
     model_name: Annotated[
         str | None, "open_clip's name of the judging model, such as ViT-B-16 or hf-hub:ORGANIZATION/NAME"
     ] = None
     pretrained: Annotated[str | None, "open_clip's tag of its weights, or a checkpoint"] = None
-    clip_threshold: Annotated[float, "minimum share of the pathology captions, 0 to 1 (default: %(default)s)"] = (
-        CLIP_THRESHOLD
-    )
+    clip_threshold: Annotated[float, "minimum share of the pathology captions, 0 to 1"] = judges.CLIP_THRESHOLD
     pathology_url: Annotated[
         str | None, "OpenAI-compatible endpoint that judges images, such as http://localhost:8000/v1"
     ] = None
     pathology_model: Annotated[str | None, "name of the vision-language model at that endpoint"] = None
-    species: Annotated[str, "judge of captions (default: rules)", {"choices": JUDGES["species"]}] = "rules"
+    species: Annotated[str, "judge of captions", {"choices": JUDGES["species"]}] = "rules"
     species_url: Annotated[str | None, "OpenAI-compatible endpoint that judges captions"] = None
     species_model: Annotated[str | None, "name of the language model at that endpoint"] = None
     drop_unanswered: Annotated[bool, "drop rows that an endpoint fails to answer; a later run asks again"] = False
     num_workers: Annotated[
         int, "number of processes that decode images (default: one for each core, at most 16)", "--workers"
     ] = field(default_factory=default_num_workers)
-    concurrency: Annotated[int, "number of requests to an endpoint at a time (default: %(default)s)"] = 8
+    concurrency: Annotated[int, "number of requests to an endpoint at a time"] = 8
 
     @classmethod
     def create(cls, sources: Iterable[SourceSpec], values: Mapping[str, Any]) -> CleanSettings:
@@ -144,13 +133,7 @@ def _make_image(settings: CleanSettings) -> Filter:
 def _make_clip(settings: CleanSettings) -> Filter:
     if not settings.model_name:
         raise PallavaError("the judge 'clip' needs --model-name, open_clip's name of a model, and --pretrained")
-    return PathologyClip(settings.model_name, settings.pretrained, threshold=settings.clip_threshold)
-
-
-def _make_rules(settings: CleanSettings) -> Filter:
-    from pallava.data.clean.species import SpeciesRules  # compiles hundreds of regular expressions
-
-    return SpeciesRules()
+    return judges.PathologyClip(settings.model_name, settings.pretrained, threshold=settings.clip_threshold)
 
 
 def _endpoint(settings: CleanSettings, name: str) -> Endpoint:
@@ -165,14 +148,14 @@ def _endpoint(settings: CleanSettings, name: str) -> Endpoint:
 
 JUDGES: dict[str, dict[str, _Make]] = {
     "pathology": {
-        "metadata": lambda settings: PathologyMetadata(),
+        "metadata": lambda settings: judges.PathologyMetadata(),
         "clip": _make_clip,
-        "endpoint": lambda settings: PathologyEndpoint(_endpoint(settings, "pathology")),
+        "endpoint": lambda settings: judges.PathologyEndpoint(_endpoint(settings, "pathology")),
         "none": lambda settings: None,
     },
     "species": {
-        "rules": _make_rules,
-        "endpoint": lambda settings: SpeciesEndpoint(_endpoint(settings, "species")),
+        "rules": lambda settings: SpeciesRules(),
+        "endpoint": lambda settings: judges.SpeciesEndpoint(_endpoint(settings, "species")),
         "none": lambda settings: None,
     },
 }
