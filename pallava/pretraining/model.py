@@ -32,8 +32,7 @@ _RESAMPLE = {"bicubic": 3, "bilinear": 2, "random": 3}  # Pillow's numbers
 def describe(model: str, pretrained: str, parsed: argparse.Namespace) -> dict[str, Any]:
     """Return the description of a model (name or file) as the weights and the trainer's options change it.
 
-    Raises:
-        PallavaError: The model is not a plain CLIP ViT, which the encoder must be, or the weights do not exist.
+    Refuse weights that do not exist, and whatever is not a plain CLIP ViT, which the encoder must be.
     """
     described: dict[str, Any] = json.loads(json.dumps(read_description(model)))  # a deep copy
     name = Path(model).stem if model.endswith(".json") else model

@@ -109,10 +109,7 @@ def _members(filepath: str, caption: str) -> dict[str, bytes]:
 def count_steps(num_pairs: int, parsed: argparse.Namespace, processes: int, shards: int) -> int:
     """Return the number of optimizer steps of the whole training, as the trainer will count them.
 
-    `processes` are those on all nodes; 0 `shards` mean a table.
-
-    Raises:
-        PallavaError: There are fewer pairs than a batch, for any reader of shards too, or fewer shards than readers.
+    `processes` are those on all nodes; 0 `shards` mean a table. Each reader needs a shard, and a batch of pairs.
     """
     batch, readers = parsed.batch_size, max(1, parsed.workers)
     if shards:

@@ -52,11 +52,8 @@ class Pretraining:
 def pretrain(settings: Pretraining, launch: Launch, on_line: Callable[[str], object]) -> Path:
     """Train, or resume a training with the same settings after its last finished epoch; return the encoder's folder.
 
-    The trainer's output goes to `on_line` line by line.
-
-    Raises:
-        PallavaError: The settings or the data have a mistake, or another run trains in the folder now.
-        TrainerFailed: The trainer failed otherwise.
+    The trainer's output goes to `on_line` line by line. A failure of its own is a `TrainerFailed`; a mistake in
+    settings or data, or another run that trains in the folder now, is a `PallavaError`.
     """
     out = settings.out
     parsed = _parse(settings)

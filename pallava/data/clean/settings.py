@@ -62,11 +62,7 @@ class CleanSettings:
 
     @classmethod
     def create(cls, sources: Iterable[SourceSpec], values: Mapping[str, Any]) -> CleanSettings:
-        """Make settings of given values; None means the default, and paths become absolute.
-
-        Raises:
-            PallavaError: A filter or a judge is unknown, or a judge's filter is not among the filters.
-        """
+        """Make settings of given values; None means the default, and paths become absolute."""
         values = {name: value for name, value in values.items() if value is not None}
         for name in ("image_folder", "published_index"):
             if name in values:
@@ -96,18 +92,15 @@ def make_filters(settings: CleanSettings) -> list[Filter]:
 
     Those that read no image come first, and duplicates last: only among what all others keep is the first of several
     chosen.
-
-    Raises:
-        PallavaError: A filter lacks what it needs.
     """
     names = settings.filters
     looks = settings.pathology in ("clip", "endpoint")
     needing = [name for name in names if name == "duplicates" or (name == "pathology" and looks)]
     if needing and "image" not in names:
         raise PallavaError(f"the filter '{needing[0]}' needs what the filter 'image' reads; add 'image' to the filters")
-    if ("published-index" in names) != (settings.published_index is not None):
+    if (_INDEX in names) != (settings.published_index is not None):
         raise PallavaError("the filter 'published-index' and the list (--published-index FILE) go together; give both")
-    cheap = {"published-index": True, "words": True, "pathology": settings.pathology == "metadata"}
+    cheap = {_INDEX: True, "words": True, "pathology": settings.pathology == "metadata"}
     cheap["species"] = settings.species == "rules"
     order = sorted((name for name in FILTERS if name in names), key=lambda name: not cheap.get(name))
     makes = [FILTERS[name].make or JUDGES[name][getattr(settings, name)] for name in order]
