@@ -45,10 +45,10 @@ def pretrain_plip(folder: Path, settings: DemoSettings, progress: Progress) -> N
     environment = _environment(1)
     environment["OMP_NUM_THREADS"] = str(min(_MAX_THREADS, int(environment["OMP_NUM_THREADS"])))
 
-    def tell(epoch: str, seen: str, size: str, loss: str) -> str:
+    def describe(epoch: str, seen: str, size: str, loss: str) -> str:
         return f"epoch {int(epoch) + 1} of {settings.plip_epochs}, {seen} of {size} views, loss {loss}"
 
-    on_line, done = _follow(_BATCH, tell, progress), folder / "plip" / "encoder" / "config.json"
+    on_line, done = _follow(_BATCH, describe, progress), folder / "plip" / "encoder" / "config.json"
     _run(command, environment, on_line, log=folder / "logs" / "plip.log", done=done)
 
 
@@ -101,12 +101,12 @@ def _environment(processes: int) -> dict[str, str]:
     return environment
 
 
-def _follow(pattern: re.Pattern[str], tell: Callable[..., str], progress: Progress) -> Progress:
-    """Return a reader of lines: where one has the pattern, `tell` turns its groups into a line of progress."""
+def _follow(pattern: re.Pattern[str], describe: Callable[..., str], progress: Progress) -> Progress:
+    """Return a reader of lines: where one has the pattern, `describe` turns its groups into a line of progress."""
 
     def read(line: str) -> None:
         if found := pattern.search(line):
-            progress(tell(*found.groups()))
+            progress(describe(*found.groups()))
 
     return read
 
