@@ -176,8 +176,16 @@ def test_values_are_counted_on_both_sides(folder: Path) -> None:
 def test_a_run_that_kept_nothing(tmp_path: Path) -> None:
     text = text_of(save_run(tmp_path, [], [dropped(1, "image", "missing")]))
     assert "<b>0</b><span>kept</span>" in text
-    text = text_of(save_run(tmp_path, [], []))
-    assert "Distributions" in text
+    assert "<td>image: missing</td>" in section(text, "Reasons")
+
+
+def test_a_run_that_read_nothing(tmp_path: Path) -> None:
+    summary = json.loads((save_run(tmp_path, [], []) / "summary.json").read_text())
+    summary["sources"]["a"] |= {"num_records": 0, "unread": {}, "unread_examples": {}}
+    (tmp_path / "summary.json").write_text(json.dumps({**summary, "num_records": 0}))
+    text = text_of(tmp_path)
+    assert "No record was dropped." in section(text, "Reasons")
+    assert "No record has a value to show." in section(text, "Distributions")
 
 
 def test_cleaning_writes_it(tmp_path: Path) -> None:
