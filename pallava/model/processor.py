@@ -318,5 +318,5 @@ def jinja_template(template: PromptTemplate) -> str:
         "suffix_as_eos": template.suffix_as_eos,
         "sep": template.sep,
     }
-    settings = "".join(f"{{% set {name} = {json.dumps(text)} %}}\n" for name, text in texts.items())
+    settings = "".join(f"{{%- set {name} = {json.dumps(text)} -%}}\n" for name, text in texts.items())
     return settings + Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")

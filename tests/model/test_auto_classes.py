@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import torch
 from PIL import Image
@@ -235,6 +236,8 @@ def test_the_jinja_template_writes_the_same(processor: Any, name: str) -> None:
     rendered = processor.tokenizer.apply_chat_template(messages, chat_template=jinja_template(template), tokenize=False)
     turns = [Turn("<image><image>\nQ?", "A", "S"), Turn("R")]
     assert rendered == render_prompt(turns, template, processor.tokenizer.eos_token)
+    elsewhere = jinja2.Template(jinja_template(template))  # where line breaks after blocks stay
+    assert elsewhere.render(messages=messages, eos_token=processor.tokenizer.eos_token) == rendered
 
 
 def test_images_of_messages_in_all_forms() -> None:
