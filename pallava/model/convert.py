@@ -313,6 +313,8 @@ def _to_json(values: Any) -> Any:
         return [_to_json(value) for value in values]
     if values is None or isinstance(values, (bool, int, float, str)):
         return values
+    if isinstance(values, torch.dtype):
+        return str(values).removeprefix("torch.")  # transformers looks the name up in torch
     owner = getattr(values, "__self__", None)  # of `AutoTokenizer.from_pretrained` the class that it was taken from
     if isinstance(owner, type):
         return f"{owner.__module__}.{owner.__qualname__}.{values.__name__}"

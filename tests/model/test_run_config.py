@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
-from transformers import AutoTokenizer, LlamaConfig
+from transformers import AutoTokenizer, BitsAndBytesConfig, LlamaConfig
 
 from pallava.config_files import find_config
 from pallava.errors import PallavaError
@@ -57,6 +57,11 @@ def test_callables_become_their_import_paths() -> None:
     assert found["b"] == ["transformers.models.auto.tokenization_auto.AutoTokenizer.from_pretrained", {"1": [2]}]
     assert found["c"] == "x"
     assert found["d"] == [None, True, 1.5]
+
+
+def test_types_of_a_quantized_language_model_can_be_read_back() -> None:
+    found = training_config({"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.bfloat16})
+    assert BitsAndBytesConfig(**found).bnb_4bit_compute_dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("is_json_there", [True, False])
