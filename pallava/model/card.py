@@ -3,10 +3,11 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader
 
 from pallava import __version__
@@ -20,6 +21,8 @@ from pallava.report.table import escape_markdown
 CARD = "README.md"
 _SCORES_BEGIN, _SCORES_END = "<!-- scores -->", "<!-- end of scores -->"
 _TASK_HEADING = "### "
+# In front matter: its line and those below that belong to it, without comments that stand before the next key.
+_INDEX = re.compile(r"^model-index:.*\n(?:[ \t-].*\n|\n|#.*\n(?=(?:#.*\n|\n)*[ \t-]))*", re.MULTILINE)
 
 
 def _estimate(score: Mapping[str, Any]) -> str:
@@ -92,20 +95,29 @@ def add_scores(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> Pa
 
 
 def _with_index(text: str, results: Mapping[str, Any]) -> str:
-    """Put the results into the ``model-index`` of a card, unless its front matter was removed or cannot be read."""
-    if not text.startswith("---"):
+    """Put the results into the ``model-index`` of a card, unless its front matter was removed or cannot be read.
+
+    The rest of the front matter stays as it was written, with its comments.
+    """
+    new = list(_index(results))
+    if not new or not text.startswith("---"):
         return text
     try:
         card = ModelCard(text)
     except Exception:  # of YAML by hand
         return text
     data: Any = card.data
-    new = list(_index(results))
     replaced = {(each.task_name, each.dataset_name) for each in new}
     old = [each for each in data.eval_results or [] if (each.task_name, each.dataset_name) not in replaced]
     heading = re.search(r"^# (.+)$", card.text, re.MULTILINE)
     data.model_name = data.model_name or (heading[1].strip() if heading else "PA-LLaVA")
-    data.eval_results = old + new or None
+    data.eval_results = old + new
+    index = ModelCardData(model_name=data.model_name, eval_results=data.eval_results).to_yaml()
+    front, _, rest = text.partition("\n---\n")
+    written = _INDEX.sub("", front + "\n") + index + "\n---\n" + rest
+    with suppress(Exception):  # front matter of another layout, such as {license: mit}
+        if ModelCard(written).data.to_dict() == data.to_dict():
+            return written
     return str(card)
 
 

@@ -139,6 +139,34 @@ def test_the_hub_sees_the_scores(folder: Path) -> None:
     assert card.data.license_name == "see-licences-below"
 
 
+def test_the_rest_of_the_front_matter_stays(folder: Path) -> None:
+    card = folder / "README.md"
+    front = "# mine\nlicense: mit # of the weights\ntags: [b,   a]\n"
+    body = card.read_text().split("---\n", 2)[2]
+    index = "model-index: # old\n# of another run\n- name: PA\n  results: []\n\n# of the data\n"
+    card.write_text(f"---\n{front}{index}datasets: ['x']\n---\n{body}")
+    for value in (0.9, 0.8):
+        score = {"exact_match": {**SCORE, "value": value}}
+        add_scores(folder, {**RESULTS, "data": {"test": {"scores": score}}})
+    text = card.read_text()
+    assert text.startswith(f"---\n{front}# of the data\ndatasets: ['x']\nmodel-index:\n- name: PA\n")
+    assert [each.metric_value for each in ModelCard(text).data.eval_results] == [0.8]
+
+
+def test_front_matter_of_another_layout_gets_the_scores(folder: Path) -> None:
+    card = folder / "README.md"
+    card.write_text("---\n{license: mit}\n---\n" + card.read_text().split("---\n", 2)[2])
+    add_scores(folder, RESULTS)
+    data = ModelCard.load(card).data
+    assert (data.license, data.eval_results[0].metric_value) == ("mit", 0.5)
+
+
+def test_an_adapter_without_a_rank_is_named(folder: Path) -> None:
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    assert "rank ?, alpha ?; the language model is not" in write_model_card(folder).read_text()
+
+
 @pytest.mark.parametrize("front", ["", "---\nlicense: [\n---\n", "---\nmodel-index: nonsense\n---\n"])
 def test_front_matter_by_hand_stays(front: str, folder: Path) -> None:
     card = folder / "README.md"
