@@ -48,13 +48,13 @@ def score_captions(answers: AnswerSet, **bootstrap: int) -> dict[str, Any]:
         captions), ``count`` and ``definition``; ``controls`` has the same scores by name of the control.
     """
     references = [each.item.reference for each in answers.as_is]
-    half, controls, shuffled = len(references) // 2, dict[str, Any](), "shuffled images"
-    if half:
+    controls: dict[str, Any] = {}
+    if half := len(references) // 2:
         others = references[half:] + references[:half]  # neighbours may come from one slide
         controls[CONTROL] = as_control(_scores(answers.as_is, others, **bootstrap), "reference of another item")
     if given := answers.shuffled:
         scores = _scores(given, [each.item.reference for each in given], **bootstrap)
-        controls[shuffled] = as_control(scores, CONTROLS[shuffled])
+        controls["shuffled images"] = as_control(scores, CONTROLS["shuffled images"])
     return {
         **count_answers(answers.as_is),
         "scores": _scores(answers.as_is, references, **bootstrap),
@@ -69,7 +69,8 @@ def judge_predictions(
     """Compare predictions with their references: captions word by word, and all by a language model if one is named.
 
     `predictions` are a ``predictions.jsonl`` of `pallava evaluate`, or its folder. Grades in `out` are not asked for
-    again. The `model` answers at the `url` of an OpenAI-compatible endpoint, so many requests at a time.
+    again. The `model` answers at the `url` of an OpenAI-compatible endpoint, `concurrency` requests at a time; `seed`
+    is that of the bootstrap.
 
     Returns:
         The content of ``results.json``: ``predictions``, ``counts``, ``similarity`` and ``words``; numbers that are

@@ -37,7 +37,10 @@ def evaluate(
 def report(
     predictions: Predictions, data: Questions, unreadable: Mapping[str, str], **bootstrap: int
 ) -> dict[str, Any]:
-    """Return the result of `score` with the class set and the number of images left out."""
+    """Return the result of `score` with the class set and the number of images left out.
+
+    `unreadable` has the reason for each image that could not be read.
+    """
     words = data.class_set
     assert words
     return {
