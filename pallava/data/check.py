@@ -58,22 +58,24 @@ def check_training_file(
     *,
     decode_images: bool = False,
     tokenizer: str | Path | None = None,
+    prompt_template: str = "llama3_chat",
+    context_length: int = 2048,
+    num_visual_tokens: int = 196,
     num_workers: int = 1,
-    **settings: Any,
 ) -> CheckReport:
     """Check every row of a training file and the images it names; the report does not depend on the workers.
 
     To decode images, as training does, finds damage behind their headers. The length is checked only with a tokenizer
-    (its name or folder), by the settings that `EncodingSettings.make` takes with it.
+    (its name or folder), by the other settings of `EncodingSettings.make`.
     """
     path, image_folder = Path(path), Path(image_folder)
     if not path.is_file():
         raise PallavaError(f"the training file '{path}' does not exist")
     if not image_folder.is_dir():
         raise PallavaError(f"the image folder '{image_folder}' is not a folder")
-    room = {"name": str(tokenizer), **settings} if tokenizer else None
+    room = (str(tokenizer), prompt_template, context_length, num_visual_tokens) if tokenizer else None
     if room is not None:
-        _open_room(**room)
+        _open_room(*room)
     report, first_positions = CheckReport(), dict[bytes, str]()  # ids as eight bytes, since there are millions
     check = _Checker(image_folder, decode_images, room)
     with tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc="check", mininterval=1, disable=None) as bar:
@@ -103,7 +105,7 @@ class _Checker:
 
     image_folder: Path
     decode_images: bool
-    room: dict[str, Any] | None  # arguments of `_open_room`
+    room: tuple[str, str, int, int] | None  # arguments of `_open_room`
 
     def __call__(self, rows: list[Entry | RowDropped]) -> list[tuple[str, str | None, list[RowDropped]]]:
         return [self._check(row) for row in rows]
@@ -125,7 +127,7 @@ class _Checker:
                 yield fault
         yield from find_faults(row)
         if self.room is not None:
-            _, num_tokens, left = encode_turns(row, *_open_room(**self.room))
+            _, num_tokens, left = encode_turns(row, *_open_room(*self.room))
             if num_tokens > left:
                 yield RowDropped("over_room", f"{num_tokens} tokens of text, and there is room for {left}")
 
@@ -142,7 +144,7 @@ def _image_fault(folder: Path, name: str, decode_images: bool) -> RowDropped | N
 
 
 @lru_cache(1)
-def _open_room(name: str, **settings: Any) -> tuple[Any, EncodingSettings]:
+def _open_room(name: str, *settings: Any) -> tuple[Any, EncodingSettings]:
     """Open the tokenizer once in each process."""
     from transformers import AutoTokenizer
 
@@ -150,4 +152,4 @@ def _open_room(name: str, **settings: Any) -> tuple[Any, EncodingSettings]:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise PallavaError(f"cannot open the tokenizer '{name}': {' '.join(str(error).split())}") from None
-    return tokenizer, EncodingSettings.make(tokenizer, **settings)
+    return tokenizer, EncodingSettings.make(tokenizer, *settings)

@@ -150,3 +150,5 @@ def test_what_cannot_be_checked(folder: Path) -> None:
     ]:
         with pytest.raises(PallavaError, match=message):
             check_training_file(*arguments, **options)
+    with pytest.raises(TypeError, match="context_lenght"):
+        check_training_file(path, folder, context_lenght=30)
