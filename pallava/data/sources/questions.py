@@ -183,12 +183,12 @@ class PMCVQA(Source):
         is_table = file.path.suffix == ".csv"
         value, row_id = as_object(row.value), f"{file.split}-{row.index:06d}"
         question, image = text_of(value, "question"), text_of(value, "figure_path" if is_table else "image")
+        answer = "" if is_table else text_of(value, "answer")
         if not question:
             raise RowDropped("empty_question", f"the question about {image!r} is empty")
         if is_table:
             answer, options = _answer_and_options(value, question)
             return [Question(self.name, row_id, image, question, answer, options, "choice", {"split": file.split})]
-        answer = text_of(value, "answer")
         if answer not in tuple(_LETTERS):
             raise RowDropped("bad_label", f"the answer {answer!r} must be one of {', '.join(_LETTERS)}")
         metadata = {"split": file.split, "options_in_question": True}

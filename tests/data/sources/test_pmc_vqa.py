@@ -143,12 +143,15 @@ def test_a_table_without_choices(tmp_path: Path):
 
 def test_published_evaluation_file(tmp_path: Path):
     row = {"question": "Which? A:CT B:MRI C:X-ray D:PET", "image": "PMC1_F1.jpg", "answer": "B"}
-    write_json(tmp_path / "pmcvqa_test.json", {"7": row, "8": row | {"answer": "CT"}, "9": 1})
+    write_json(
+        tmp_path / "pmcvqa_test.json",
+        {"7": row, "8": row | {"answer": "CT"}, "9": 1, "10": {"question": "", "image": ""}},
+    )
     touch(tmp_path, "images/images/PMC1_F1.jpg")
     metadata = {"split": "pmcvqa_test", "options_in_question": True}
     image = "images/images/PMC1_F1.jpg"
     expected = Question("pmc-vqa", "7", image, row["question"], "B", (), "choice", metadata)
-    assert read("pmc-vqa", tmp_path) == ([expected], {"bad_label": 1, "malformed": 1})
+    assert read("pmc-vqa", tmp_path) == ([expected], {"bad_label": 1, "malformed": 2})
     write_csv(tmp_path / "train.csv", VERSION_1, [row_1()])
     assert [record.id for record in read("pmc-vqa", tmp_path)[0]] == ["train-000000"]
     assert [record.id for record in read("pmc-vqa", tmp_path, split="pmcvqa_test")[0]] == ["7"]
