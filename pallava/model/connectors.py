@@ -262,7 +262,7 @@ def find_connector(kind: Any) -> Any:
     if isinstance(found, type):
         return register_connector(found)
     if not callable(found):
-        raise PallavaError(f"connector {kind!r} must be a class, got {found!r}")
+        raise PallavaError(f"connector {kind!r} must be a class, or a function that builds one, got {found!r:.100}")
     return found
 
 

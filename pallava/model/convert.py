@@ -142,8 +142,8 @@ def convert_run(
 ) -> None:
     """Build the trained model from its config and weights, and write it with its processor; parameters of `convert`.
 
-    `values` is the run's config as `training_config` returns it, `state` has our keys or the
-    published ones, `source` is the origin of the weights for messages, and `save_kwargs` are `save_pretrained`'s.
+    `values` is the run's config as `training_config` returns it, `state` has our keys or the published ones, `source`
+    is the origin of the weights for messages, and `save_kwargs` are `save_pretrained`'s.
     """
     _check_training_config(values, source)
     dataset = values["train_dataloader"]["dataset"]

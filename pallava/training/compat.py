@@ -2,7 +2,7 @@
 
 `apply` runs when `pallava.training` is imported, which our configs do while they are parsed: before xtuner reads a
 checkpoint's seed, chooses the precision of DeepSpeed, or starts the processes' group. A work-around returns whether it
-was needed. It imports xtuner and DeepSpeed itself: peft, below them, must not meet a broken bitsandbytes.
+was needed. It imports xtuner itself, not this module: peft, below xtuner, must not meet a broken bitsandbytes.
 """
 
 import functools

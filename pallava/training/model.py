@@ -189,7 +189,7 @@ class PALLaVAModel(BaseModel):
 
 def build(part: Any) -> Any:
     """Build a part from its config; return one that is built already itself."""
-    return BUILDER.build(part) if isinstance(part, (Mapping, str)) else part  # which refuses a text
+    return BUILDER.build(part) if isinstance(part, (Mapping, str)) else part  # the builder refuses a text
 
 
 def _build_llm(part: Part | nn.Module) -> Any:
