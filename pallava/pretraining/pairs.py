@@ -20,6 +20,7 @@ from pallava.io.processes import default_num_workers
 TABLE, SHARDS = "pairs.tsv", "shards"
 _COLUMNS = ("filepath", "title")  # open_clip's own names
 _NOTE = "pairs.json"  # says what table and shards were made from
+_PLAIN = {"encoder": False, "user": "", "group": "", "mode": 0o644, "mtime": 0}  # bytes, of nobody and of no date
 _COPIED = ("jpg", "jpeg", "png", "webp")  # those that open_clip takes out of a shard
 
 
@@ -50,7 +51,7 @@ def read_left_out(folder: Path) -> dict[str, int]:
 
 
 def hash_pairs(source: Path) -> str:
-    """Return the SHA-256 of a file of pairs, which may not exist."""
+    """Return the SHA-256 of a file of pairs; one that cannot be read is a `PallavaError`."""
     try:
         return hash_file(source)
     except OSError as error:
@@ -89,7 +90,7 @@ def _write_shards(folder: Path, num_shards: int) -> None:
         for number in range(num_shards):
             mine = range(number, len(rows), num_shards)  # in turn: neighbours are often alike
             path = shards / f"{number:05d}.tar"
-            with whole_file(path, "wb") as shard, webdataset.TarWriter(shard, encoder=False, mtime=0) as tar:
+            with whole_file(path, "wb") as shard, webdataset.TarWriter(shard, **_PLAIN) as tar:
                 for index in mine:
                     tar.write({"__key__": f"{index:08d}", **_members(*rows[index])})
                     bar.update()

@@ -50,6 +50,7 @@ def test_the_same_shards_every_time(pictures: Path) -> None:
         assert shard.read_bytes() == (pictures / "b" / "shards" / shard.name).read_bytes()
     with tarfile.open(pictures / "a" / "shards" / "00000.tar") as tar:
         copied = tar.extractfile("00000000.png").read()
+        assert {(each.mode, each.uname, each.gname, each.mtime) for each in tar} == {(0o644, "", "", 0)}
     assert copied == (pictures / "images" / "alpha.png").read_bytes()
     assert Image.open(io.BytesIO(copied)).mode == "RGBA"
 
