@@ -93,10 +93,10 @@ class Demo:
     def _steps(self) -> list[Step]:
         folder, data, given = self.folder, self._data, (self.settings, self._progress)
         drawing = _code("demo/__init__.py", "demo/material.py", "demo/micrographs.py", "demo/questions.*")
-        plip = _code("pretraining/**/*.py", "demo/stages.py")
-        asking = _code("demo/exam.py", "demo/stages.py", "evaluation/**/*.py")
+        plip = _code("pretraining/**/*.*", "demo/stages.py")
+        asking = _code("demo/exam.py", "demo/stages.py", "evaluation/**/*.*")
         configs = [find_config(ALIGNMENT), find_config(INSTRUCTION)]
-        parts = _code("model/**/*.py", "training/**/*.py", "data/**/*.py") + configs
+        parts = _code("model/**/*.*", "training/**/*.*", "data/**/*.*") + configs
         draw, pretrain = partial(write_material, data, *given), partial(pretrain_plip, folder, *given)
         align = partial(train_stage, ALIGNMENT, folder / "stage1", *given)
         instruct = partial(train_stage, INSTRUCTION, folder / "stage2", *given)
@@ -106,10 +106,10 @@ class Demo:
             Step("draw", draw, sizes, drawing, data / "questions.jsonl"),
             Step("plip", pretrain, PLIP_MODEL, plip, folder / "plip" / "encoder" / "config.json"),
             Step("plip_report", self._examine_plip, None, asking, folder / "plip_report.json"),
-            Step("dataformat", self._format, None, _code("data/**/*.py"), data / "domain_alignment.jsonl"),
+            Step("dataformat", self._format, None, _code("data/**/*.*"), data / "domain_alignment.jsonl"),
             Step("stage1", align, None, parts, folder / "stage1" / done),
             Step("stage2", instruct, None, parts, folder / "stage2" / done),
-            Step("convert", self._convert, None, _code("training/**/*.py"), folder / "model" / "config.json"),
+            Step("convert", self._convert, None, _code("training/**/*.*"), folder / "model" / "config.json"),
             Step("questions", self._examine, None, asking, folder / "answers_without_tiles.json"),
         ]
 
@@ -158,9 +158,10 @@ class Demo:
 
 
 def _code(*patterns: str) -> list[Path]:
-    """Return the files of the package that have these patterns."""
+    """Return the files of the package that have these patterns, but for what Python compiles."""
     package = Path(pallava.__file__).parent
-    return [path for pattern in patterns for path in sorted(package.glob(pattern))]
+    found = [path for pattern in patterns for path in sorted(package.glob(pattern))]
+    return [path for path in found if path.is_file() and path.suffix != ".pyc"]
 
 
 @contextlib.contextmanager

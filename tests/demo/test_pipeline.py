@@ -1,6 +1,7 @@
 import contextlib
 
-from pallava.demo.pipeline import Step, run_steps
+from pallava.demo import DemoSettings
+from pallava.demo.pipeline import Demo, Step, run_steps
 
 
 def steps(tmp_path, ran, settings=(1, 1), code="a"):
@@ -51,3 +52,13 @@ def test_a_failed_step_is_not_taken_for_done(tmp_path):
     with contextlib.suppress(RuntimeError):
         run_steps([first, broken], tmp_path / "stamps", lambda line: None)
     assert run(tmp_path) == ["two"]
+
+
+def test_steps_depend_on_data_files_as_on_code(tmp_path):
+    sources = {
+        step.name: {path.name for path in step.sources} for step in Demo(tmp_path, DemoSettings(), print)._steps()
+    }
+    assert {"fetch.py", "fetch.yaml"} == sources["fetch"]
+    assert {"questions.py", "questions.yaml"} <= sources["draw"]
+    assert {"rules.py", "rules.yaml", "class_sets.json", "statistics.yaml"} <= sources["questions"]
+    assert {"clip.py", "clip.yaml", "chat_template.jinja"} <= sources["stage1"]
