@@ -281,6 +281,18 @@ def test_every_package_is_in_the_wheel():
     assert listed == names
 
 
+def test_every_data_file_is_in_the_wheel():
+    root = configs_dir().parent
+    patterns = re.findall(
+        r'"(\*\..*?)"', (root / "pyproject.toml").read_text().split("\npackage-data = ")[1].split("\n")[0]
+    )
+    files = {path for top in ("pallava", "configs") for path in (root / top).rglob("*.*") if path.is_file()}
+    data = {path for path in files if path.suffix not in (".py", ".pyc")}
+    assert data, "no file beside the code"
+    assert not [path for path in data if not any(path.match(pattern) for pattern in patterns)]
+    assert not [path for path in data if not (path.parent / "__init__.py").is_file()]  # only packages have data
+
+
 def test_an_installed_copy_finds_its_configs(tmp_path, monkeypatch):
     shutil.copytree(configs_dir(), tmp_path / "pallava" / "configs")
     monkeypatch.setattr("pallava.__file__", str(tmp_path / "pallava" / "__init__.py"))
