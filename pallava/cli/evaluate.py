@@ -58,7 +58,6 @@ def run_evaluate(
       pallava evaluate clip.pt zero-shot --model-name ViT-B-16-quickgelu --data tissue --template "an H&E image of {}."
       pallava evaluate ViT-B-16-quickgelu retrieval --pretrained openai --data pairs.jsonl --image-folder images
     """
-
     from pallava.evaluation.encoders.load import model_kind
     from pallava.evaluation.report import report_text
     from pallava.evaluation.run import evaluate

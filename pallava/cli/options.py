@@ -49,12 +49,12 @@ def _add_argument(
 
 def _read_type(hint: Any) -> dict[str, Any]:
     """Return what argparse must know of a type: a sequence is a repeatable option, a list takes several words."""
-    if get_origin(hint) in (Union, UnionType):  # with None
+    if get_origin(hint) in (Union, UnionType):  # with None, or with what only Python can give
         hint = get_args(hint)[0]
     if get_origin(hint) is Literal:
         return {"choices": get_args(hint)}
     if get_origin(hint) is list:
-        return {"nargs": "+"}
+        return {"nargs": "+", "type": get_args(hint)[0]}
     if get_origin(hint) is Sequence:
-        return {"action": "append"}
+        return {"action": "append", "type": get_args(hint)[0]}
     return {"action": "store_true"} if hint is bool else {"type": hint}

@@ -41,7 +41,7 @@ def run_train(config: str, cfg_options: list[str], local_rank: int | None, **opt
     path = find_config(config)
     check_syntax(path)
     given = {f"--{name.replace('_', '-')}": value for name, value in options.items()} | {"--local_rank": local_rank}
-    words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
+    words = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
     words += ["--cfg-options", *cfg_options] if cfg_options else []
     launch = read_launch(os.environ, options["launcher"])
     words += ["--launcher", "pytorch"] if launch.processes > 1 else []
@@ -88,8 +88,16 @@ def run_pretrain(
 
     if pretrained is None:
         pretrained = "" if model_name else DEFAULT_WEIGHTS
-    weights, model = "" if pretrained == "none" else pretrained, model_name or DEFAULT_MODEL
-    settings = Pretraining(pairs, image_folder, out, model, weights, shards, augment, tuple(passed_on))
+    settings = Pretraining(
+        pairs,
+        image_folder,
+        out,
+        model=model_name or DEFAULT_MODEL,
+        pretrained="" if pretrained == "none" else pretrained,
+        shards=shards,
+        augment=augment,
+        options=tuple(passed_on),
+    )
     try:
         encoder = pretrain(settings, read_launch(os.environ), sys.stderr.write)
     except TrainerFailed as failed:
