@@ -22,7 +22,11 @@ def config_names() -> list[str]:
 
 
 def find_config(name: str) -> Path:
-    """Return the file of a config: a path, the name of one of ours, or the name of one of xtuner's."""
+    """Return the file of a config: a path, the name of one of ours, or the name of one of xtuner's.
+
+    Raises:
+        PallavaError: None of these exists.
+    """
     if Path(name).is_file():
         return Path(name)
     if name.removesuffix(".py") in config_names():

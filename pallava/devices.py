@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 
 
 def find_device(name: str, local_rank: int = 0) -> str:
-    """Return the name of an available device; ``auto`` is a GPU if one is available, for each local rank its own."""
+    """Return the name of an available device; ``auto`` is a GPU if one is available, for each local rank its own.
+
+    Raises:
+        PallavaError: The device is not available.
+    """
     import torch
 
     if name == "auto":

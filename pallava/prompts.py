@@ -41,7 +41,11 @@ class PromptTemplate:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PromptTemplate:
-        """Build a template from the values of `to_dict`, which a config may hold: they are checked."""
+        """Build a template from the values of `to_dict`, which a config may hold: they are checked.
+
+        Raises:
+            PallavaError: A key is unknown, a required one is missing, or ``instruction`` has no ``{input}``.
+        """
         known = sorted(field.name for field in dataclasses.fields(cls))
         if unknown := sorted(set(values).difference(known)):
             raise PallavaError(f"prompt template cannot have keys {', '.join(unknown)}; choose {', '.join(known)}")
@@ -78,7 +82,11 @@ class Encoded:
 
 
 def get_template(template: str | Mapping[str, Any] | PromptTemplate) -> PromptTemplate:
-    """Return the template of a name, or of a dictionary of `PromptTemplate.to_dict`; a template is unchanged."""
+    """Return the template of a name, or of a dictionary of `PromptTemplate.to_dict`; a template is unchanged.
+
+    Raises:
+        PallavaError: No template has that name, or the dictionary is not that of a template.
+    """
     if isinstance(template, PromptTemplate):
         return template
     if isinstance(template, Mapping):
@@ -101,7 +109,11 @@ def build_question(text: str, num_images: int = 1) -> str:
 
 
 def build_choice_question(question: str, options: Sequence[str]) -> str:
-    """Put the options below a question, one a line behind its letter, and say how to answer."""
+    """Put the options below a question, one a line behind its letter, and say how to answer.
+
+    Raises:
+        PallavaError: It has fewer than two options, or more than ten.
+    """
     if not 2 <= len(options) <= len(CHOICE_LETTERS):
         raise PallavaError(f"a choice must have 2 to {len(CHOICE_LETTERS)} options, got {len(options)}")
     lines = (f"{letter}. {option.strip()}" for letter, option in zip(CHOICE_LETTERS, options, strict=False))
@@ -109,7 +121,11 @@ def build_choice_question(question: str, options: Sequence[str]) -> str:
 
 
 def build_class_question(names: Sequence[str]) -> str:
-    """Build the question which of some classes, by their names in words, an image shows."""
+    """Build the question which of some classes, by their names in words, an image shows.
+
+    Raises:
+        PallavaError: It has fewer than two classes.
+    """
     if len(names) < 2:
         raise PallavaError(f"a question for a class must have at least two classes, got {len(names)}")
     return CLASS_QUESTION.format(f"{', '.join(names[:-1])} or {names[-1]}")
@@ -121,6 +137,9 @@ def turns_from_conversations(conversations: Sequence[Mapping[str, str]]) -> list
     As xtuner's ``llava_map_fn``: leading answers are skipped, human messages that follow each other are
     joined, markers go to the front of their message. Beyond it, the first message may be from "system", a
     message may have several markers, and a human message at the end gives a turn without an answer.
+
+    Raises:
+        PallavaError: A message lacks ``from`` or a text as ``value``, or its speaker is none of the three.
     """
     turns: list[Turn] = []
     question: str | None = None
@@ -155,7 +174,11 @@ def _read_message(message: Any, position: int) -> tuple[str, str]:
 
 
 def encode_conversation(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> Encoded:
-    """Return the ids and labels that a conversation is trained on, equal to those of xtuner's ``encode_fn``."""
+    """Return the ids and labels that a conversation is trained on, equal to those of xtuner's ``encode_fn``.
+
+    Raises:
+        PallavaError: A turn has no answer, or the template needs an end token that the tokenizer lacks.
+    """
     input_ids: list[int] = []
     labels: list[int] = []
     for round_, turn in enumerate(turns, start=1):
@@ -174,7 +197,11 @@ def encode_conversation(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBas
 
 
 def encode_prompt(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> list[int]:
-    """Return the ids before the answer to the last turn, the same that training has before it."""
+    """Return the ids before the answer to the last turn, the same that training has before it.
+
+    Raises:
+        PallavaError: The list of turns is empty, or one before the last has no answer.
+    """
     if not turns:
         raise PallavaError("a conversation must have a question to answer")
     history = encode_conversation(turns[:-1], tokenizer, template).input_ids

@@ -76,6 +76,9 @@ def choose_canvas(
     """Return the (width, height) of the canvas that keeps most of the image, and of those needs the least padding.
 
     All sizes are in pixels; of equally good `canvases` (columns, rows) the earlier is chosen.
+
+    Raises:
+        PallavaError: The list of canvases is empty.
     """
     width, height = image_size
     if not canvases:

@@ -31,6 +31,9 @@ class PALLaVA(lmms):
         batch_size: Number of questions at once.
         max_batch_size: Not used.
         trust_remote_code: Whether a module that the folder names for its connector may be imported.
+
+    Raises:
+        PallavaError: The folder cannot be opened, or the batch size is not a positive number.
     """
 
     is_simple = False
@@ -58,7 +61,11 @@ class PALLaVA(lmms):
         self.device = torch.device(self._model.device)
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """Answer each request, in order; those with equal options share batches."""
+        """Answer each request, in order; those with equal options share batches.
+
+        Raises:
+            PallavaError: A request has a part that is neither a text nor an image.
+        """
         answers: dict[int, str] = {}
         with tqdm(total=len(requests), desc="pallava", disable=self.rank != 0) as bar:
             for numbers in self._batches(requests):

@@ -27,6 +27,9 @@ class PALLaVA(BaseModel):
         base_llm: Base language model of a folder with an adapter (default: the one that the folder names).
         trust_remote_code: Whether a module that the folder names for its connector may be imported.
         **generate: Options of transformers' `generate` (default: greedy, at most 256 tokens).
+
+    Raises:
+        PallavaError: The folder cannot be opened.
     """
 
     INSTALL_REQ = False
@@ -54,7 +57,11 @@ def register(model_path: str, **options: Any) -> None:
 
 
 def main(arguments: Sequence[str]) -> Any:
-    """Run VLMEvalKit on a folder, the first of the arguments; all others are for VLMEvalKit's ``run.py``."""
+    """Run VLMEvalKit on a folder, the first of the arguments; all others are for VLMEvalKit's ``run.py``.
+
+    Raises:
+        PallavaError: The folder is missing among them, or ``run.py`` cannot be found.
+    """
     if not arguments or arguments[0].startswith("-") or "--model" in arguments:
         raise PallavaError(
             f"arguments must be a model folder and options of VLMEvalKit, got {' '.join(arguments)!r}; such as "

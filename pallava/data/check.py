@@ -67,6 +67,9 @@ def check_training_file(
 
     To decode images, as training does, finds damage behind their headers. The length is checked only with a tokenizer
     (its name or folder), by the other settings of `EncodingSettings.make`.
+
+    Raises:
+        PallavaError: The file, the folder, the tokenizer or the template does not exist.
     """
     path, image_folder = Path(path), Path(image_folder)
     if not path.is_file():

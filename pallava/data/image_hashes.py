@@ -88,6 +88,9 @@ def hash_images(
     """Yield absolute path and hashes of each image, in order; `with_turns` for the hashes of all `TURNS`.
 
     The store keeps them with size and date of change: a known file is opened only if it changed.
+
+    Raises:
+        PallavaError: A worker process was killed.
     """
     files = (_look_up(batch, store, len(TURNS) if with_turns else 1) for batch in batches(paths, _BATCH))
     for results in map_in_order(partial(_hash_missing, with_turns=with_turns), files, num_workers):

@@ -95,6 +95,9 @@ def write_leak_report(
     Each set is a training file or a table with its image folder, the kept.jsonl of cleaning, or NAME=ROOT of a data
     set. Hashes of equal images may differ in `distance` bits, 0 to 10; `with_turns` finds turned test images too. A
     repeated run takes the hashes from ``.image_hashes.sqlite`` beside the report.
+
+    Raises:
+        PallavaError: One of the sets cannot be read, or the distance is out of range.
     """
     out = Path(out)
     if out.is_dir():

@@ -62,7 +62,11 @@ def add_source_options(
 
 
 def read_columns(given: str | Mapping[str, str] | None) -> dict[str, str]:
-    """Return the value of ``--columns``, or columns given in Python, as a dictionary."""
+    """Return the value of ``--columns``, or columns given in Python, as a dictionary.
+
+    Raises:
+        PallavaError: A part of the text is not KEY=COLUMN.
+    """
     if not isinstance(given, str):
         return dict(given or {})
     columns: dict[str, str] = {}
@@ -91,6 +95,9 @@ def read_sources(
     """Return the data sets that the values of ``--source``, ``--split`` and ``--columns`` name.
 
     The sets that always have the default split are read in it, unless ``--split`` names another.
+
+    Raises:
+        PallavaError: A value does not name a source or file, or ``--split`` or ``--columns`` has no source to apply to.
     """
     names, split_of = [text.partition("=")[0] for text in sources], dict[str, str]()
     for text in splits:
@@ -113,7 +120,11 @@ def read_source(
     columns: str | Mapping[str, str] | None = None,
     default_split: str | None = None,
 ) -> SourceSpec:
-    """Return the data set that one value, NAME=ROOT or the path of a file, names; see `read_sources`."""
+    """Return the data set that one value, NAME=ROOT or the path of a file, names; see `read_sources`.
+
+    Raises:
+        PallavaError: It is neither a source nor a file.
+    """
     name, equals, root = text.partition("=")
     if equals and root and name in SOURCES:
         reader = SOURCES[name]
@@ -162,6 +173,9 @@ def open_records(spec: SourceSpec | str, *, image_folder: str | Path | None = No
 
     A training file needs its image folder; a table and kept records do if it is not the usual one. Records of a data
     set bear the `label` instead of its name, if one is given.
+
+    Raises:
+        PallavaError: The data is of none of these kinds, or a training file comes without its image folder.
     """
     spec = read_source(spec) if isinstance(spec, str) else spec
     if spec.name:

@@ -58,6 +58,11 @@ def prepare(
 
     The data are a JSONL or JSON file, a folder of such files, or a prepared folder. The cache is ``pallava`` in that of
     `datasets` by default; a folder `out` is written instead, which must not exist.
+
+    Raises:
+        PallavaError: The data do not exist, are not JSON, have no row to train on, or were prepared with other
+            settings.
+        OSError: The folder cannot be written, or exists already.
     """
     path = Path(data_path)
     if _is_prepared(path) and out is None:

@@ -168,7 +168,11 @@ def write_training_file(
 
 
 def read_prompts(path: str | Path) -> tuple[str, ...]:
-    """Read question wordings, one a line; none may hold an image marker."""
+    """Read question wordings, one a line; none may hold an image marker.
+
+    Raises:
+        PallavaError: The file cannot be read, has no wording, or a wording with an image marker.
+    """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:

@@ -67,7 +67,11 @@ def check_image(path: str | Path, max_pixels: int, *, decode: bool) -> None:
 
 
 def read_row(value: Any) -> TrainingRow:
-    """Read a row of ``{"image", "conversations"}``; "image" is a name, a list of names, or absent."""
+    """Read a row of ``{"image", "conversations"}``; "image" is a name, a list of names, or absent.
+
+    Raises:
+        RowDropped: The row is malformed.
+    """
     try:
         found = as_object(value).get("image")
         images = [] if found in (None, "") else found if isinstance(found, list) else [found]
@@ -117,7 +121,11 @@ class EncodingSettings:
         context_length: int = 2048,
         num_visual_tokens: int = 196,
     ) -> EncodingSettings:
-        """Make the settings for a tokenizer and a template (its name, or itself)."""
+        """Make the settings for a tokenizer and a template (its name, or itself).
+
+        Raises:
+            PallavaError: The template does not exist, or one image fills the context.
+        """
         if not 0 < num_visual_tokens < context_length:
             raise PallavaError(
                 f"num_visual_tokens must be at least 1 and leave room for text in context_length {context_length}, got "

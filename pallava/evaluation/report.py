@@ -37,6 +37,9 @@ def write_report(
     """Write ``results.json``, ``index.html``, confusion matrices as SVG files, and the predictions.
 
     An encoder has no `answers`, which have the names of the data; some tasks have no right ones.
+
+    Raises:
+        PallavaError: The folder cannot be written.
     """
     answers = answers or {}
     files = {}
@@ -51,7 +54,11 @@ def write_report(
 
 
 def write_files(folder: Path, files: Mapping[str, str]) -> None:
-    """Write texts whole, in their order; with the results last, all else is complete when they exist."""
+    """Write texts whole, in their order; with the results last, all else is complete when they exist.
+
+    Raises:
+        PallavaError: The folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():

@@ -16,7 +16,11 @@ def hash_bytes(content: bytes) -> str:
 
 
 def hash_file(path: str | Path) -> str:
-    """Return the SHA-256 of a file's content as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file's content as 64 hexadecimal digits.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
     digest = hashlib.sha256()
     with open(path, "rb") as file:  # noqa: PTH123 - a path may be a string all the way
         while chunk := file.read(_CHUNK_BYTES):
@@ -40,7 +44,11 @@ def short_hash(*parts: str | int) -> bytes:
 
 
 def hash_folder(folder: str | Path, patterns: Iterable[str] = ("*",)) -> str:
-    """Return a key of 32 hexadecimal digits for names and contents of a folder's files, at any depth."""
+    """Return a key of 32 hexadecimal digits for names and contents of a folder's files, at any depth.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
     root = Path(folder)
     paths = sorted({path for pattern in patterns for path in root.rglob(pattern) if path.is_file()})
     with ThreadPoolExecutor(4) as pool:

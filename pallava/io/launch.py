@@ -30,6 +30,9 @@ def read_launch(environment: Mapping[str, str], launcher: str | None = None) -> 
 
     The launchers slurm and mpi start the processes themselves. Processes that share a machine's cores share them
     evenly: by itself torchrun would give each a single thread.
+
+    Raises:
+        PallavaError: A variable is not an integer, or several nodes lack an address or a port.
     """
     processes = _integer(environment, "NPROC_PER_NODE", 1)
     if processes > 1:

@@ -49,6 +49,9 @@ class WorkerPool:
 
         The function is at the top level of a module, since it is sent to the processes, and a value, such as a batch,
         is worth sending; a single one stays in this process.
+
+        Raises:
+            PallavaError: A worker was killed.
         """
         iterator = iter(values)
         head = list(islice(iterator, 2))
@@ -79,7 +82,11 @@ class WorkerPool:
 
 
 def map_in_order(function: Callable[[Value], Result], values: Iterable[Value], num_workers: int) -> Iterator[Result]:
-    """Yield function(value) for each value, in order; see `WorkerPool`, which is closed at the end."""
+    """Yield function(value) for each value, in order; see `WorkerPool`, which is closed at the end.
+
+    Raises:
+        PallavaError: There are fewer workers than one, or a worker was killed.
+    """
     with closing(WorkerPool(num_workers)) as pool:
         yield from pool.map(function, values)
 
@@ -107,6 +114,9 @@ def run_child(
     Each line of its stdout and stderr goes to `on_line`, with the line break, and to the file `log`. The child does
     not outlive this process: SIGTERM is passed on to it and its process group, an exception here terminates them, and
     a child that calls `end_with_parent` ends even if this process is killed.
+
+    Raises:
+        OSError: The program cannot be started, or the log cannot be written.
     """
     variables = {**(os.environ if environment is None else environment), "PYTHONUNBUFFERED": "1", _ENDS_WITH_STDIN: "1"}
     process = subprocess.Popen(

@@ -68,7 +68,11 @@ class RecordFile:
             raise PallavaError(f"'{self.path}', {problem}; {_EXPECTED}") from None
 
     def first_character(self) -> str:
-        """Return the first character that is not a space; an empty text if the file has none."""
+        """Return the first character that is not a space; an empty text if the file has none.
+
+        Raises:
+            PallavaError: The file cannot be read.
+        """
         with self._open() as file:
             while chunk := file.read(_CHUNK_BYTES):
                 if text := chunk.lstrip(b" \t\r\n"):

@@ -25,6 +25,10 @@ def load_eyes(folder: str | os.PathLike[str], *, trust_remote_code: bool = False
     """Open a model folder in float32, without its language model, which is neither read nor needed by `read_tiles`.
 
     A connector that does not come with pallava is imported with `trust_remote_code` only.
+
+    Raises:
+        PallavaError: The folder is not a model folder, a weight is missing, unexpected or reshaped, or the connector
+            cannot be imported.
     """
     path = find_folder(folder, {})
     if trust_remote_code:
@@ -43,6 +47,9 @@ def read_tiles(model: PALLaVAForConditionalGeneration, pixel_values: Tensor) -> 
     Returns:
         (K, T, N, T): by layer, overview token, tile and its token; averaged over the heads; sums to 1 over the last
         two dimensions.
+
+    Raises:
+        PallavaError: The connector has no cross-attention, or the image has no tile.
     """
     if len(pixel_values) < 2:
         raise PallavaError(f"an image must have its overview and at least one tile, got {len(pixel_values)} row(s)")
@@ -56,6 +63,9 @@ def cross_attention(connector: Any, overview: Tensor, tiles: Tensor) -> Tensor:
     """Return a connector's attention (B, K, T, S) to the tiles, averaged over the heads; sums to 1 over S.
 
     `overview` is (B, T, D), `tiles` (B, S, D) without padding.
+
+    Raises:
+        PallavaError: The connector has no cross-attention.
     """
     if not (isinstance(connector, ScaleInvariantConnector) and connector.config.reads_tiles):
         raise PallavaError("the connector must have cross-attention to the tiles; this one has none to show")

@@ -42,6 +42,9 @@ def write_model_card(
 
     `training` has `data`, names of files or sets, or mappings of `name`, `terms` and `num_records`; any other key is a
     setting by its name. `title` is by default the folder's name.
+
+    Raises:
+        PallavaError: The folder is not a model folder.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -75,6 +78,9 @@ def add_scores(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> Pa
     """Add a ``results.json`` of ``pallava evaluate`` to a folder's model card, in its text and in its ``model-index``.
 
     Scores of the same task and data are replaced; everything else stays as it is. A card is written if there is none.
+
+    Raises:
+        PallavaError: The results have another form, or the card has lost its place for scores.
     """
     path = Path(folder) / CARD
     shown = dict(_score_sections(results))

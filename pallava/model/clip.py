@@ -63,6 +63,9 @@ def convert_encoder(
 
     `source` is a Hugging Face or the published folder, a folder with ``open_clip.json`` and ``open_clip.pt``, or an
     open_clip checkpoint, which `model_name` names or a JSON file of that name describes.
+
+    Raises:
+        PallavaError: The source is none of these, the other form has no room for it, or `out` exists.
     """
     source, out = Path(source), Path(out)
     if out.exists():
@@ -81,7 +84,11 @@ def convert_encoder(
 def load_projected_vision(
     source: str | os.PathLike[str], model_name: str = ""
 ) -> tuple[CLIPVisionModelWithProjection, TileSpec]:
-    """Open a whole CLIP's vision tower with projection, and its preprocessing; takes what `convert_encoder` takes."""
+    """Open a whole CLIP's vision tower with projection, and its preprocessing; takes what `convert_encoder` takes.
+
+    Raises:
+        PallavaError: There is no such source, it is a vision tower alone, or its weights do not fit.
+    """
     state, config = _read_clip(Path(source), model_name)
     vision = getattr(config, "vision_config", config)
     vision.projection_dim = config.projection_dim
@@ -123,6 +130,9 @@ def read_description(model_name: str, *, has_text: bool = True) -> dict[str, Any
     """Read the description of an open_clip model, by open_clip's name of it or from a JSON file.
 
     With `has_text` the file must describe a text tower, which a vision tower alone has not.
+
+    Raises:
+        PallavaError: There is no such name, or the file is not such a description.
     """
     if not model_name.endswith(".json"):
         import open_clip  # takes seconds to import

@@ -77,6 +77,9 @@ class ScaleInvariantConnectorConfig(ConnectorConfig):
         projection_depth: Number of linear layers from D to H, with GELU between them.
         dropout: Dropout of hidden states and attention probabilities in training.
         initializer_range: Standard deviation of new weights.
+
+    Raises:
+        PallavaError: The heads do not divide the width.
     """
 
     model_type = "pallava_connector"
@@ -174,6 +177,9 @@ class ScaleInvariantConnector(PreTrainedModel):
         """Open a connector under the published keys, with or without their prefix, from a folder, file or state dict.
 
         Sizes are inferred from keys and shapes, but for the number of heads; `name` is the state dict's in messages.
+
+        Raises:
+            PallavaError: The weights cannot be read, or are not those of a connector.
         """
         state = source if isinstance(source, Mapping) else read_weights(source)
         name = name or ("the given state dict" if state is source else source)
@@ -257,6 +263,9 @@ def find_connector(kind: Any) -> Any:
     """Return a connector's class, registered, or a function that builds a connector.
 
     `kind` is either of them, its import path (the module is imported), or the `model_type` of a class.
+
+    Raises:
+        PallavaError: Nothing has that name, or it is not a connector.
     """
     found = CONNECTORS.get(kind) or import_name(kind) if isinstance(kind, str) else kind
     if isinstance(found, type):
@@ -267,7 +276,11 @@ def find_connector(kind: Any) -> Any:
 
 
 def import_name(name: str) -> Any:
-    """Return what has an import path, such as ``my_connector.MyConnector``; runs its module."""
+    """Return what has an import path, such as ``my_connector.MyConnector``; runs its module.
+
+    Raises:
+        PallavaError: It cannot be imported.
+    """
     try:
         return pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -284,6 +297,9 @@ def build_connector(
 
     `kind` is what `find_connector` takes, `sizes` are the other fields of the connector's configuration;
     `num_attention_heads` is chosen by `choose_heads` by default.
+
+    Raises:
+        PallavaError: There is no such connector or field.
     """
     widths = {"visual_hidden_size": visual_hidden_size, "llm_hidden_size": llm_hidden_size}
     connector_class = find_connector(kind)
@@ -311,7 +327,11 @@ def choose_heads(width: int) -> int:
 
 
 def make_connector_config(values: Mapping[str, Any], class_name: str | None = None) -> Any:
-    """Build a connector's configuration from its dictionary, by default the published one's; imports nothing."""
+    """Build a connector's configuration from its dictionary, by default the published one's; imports nothing.
+
+    Raises:
+        PallavaError: Its class is not registered.
+    """
     kind = values.get("model_type", ScaleInvariantConnectorConfig.model_type)
     if kind in CONNECTORS:
         return CONNECTORS[kind].config_class(**values)
@@ -354,7 +374,11 @@ def check_reopenable(connector: Any) -> None:
 
 
 def import_connector(folder: str | os.PathLike[str]) -> None:
-    """Import the module of a model folder's connector, if it does not come with pallava."""
+    """Import the module of a model folder's connector, if it does not come with pallava.
+
+    Raises:
+        PallavaError: The folder has no ``config.json``, or the connector cannot be imported.
+    """
     if isinstance(name := read_json(Path(folder) / "config.json").get("connector_class"), str):
         register_connector(find_connector(name))
 
@@ -381,6 +405,9 @@ def own_checkpoint_keys(state: Mapping[str, Tensor], config: PretrainedConfig, s
     """Return a training checkpoint's weights under our keys, from ours or the published ones, for a connector.
 
     Weights that were trained with cross-attention do not fit a published connector without it, nor the reverse.
+
+    Raises:
+        PallavaError: They were trained with cross-attention and the connector has none, or the reverse.
     """
     connector = own_connector_keys({k: v for k, v in state.items() if k.startswith(CONNECTOR_PREFIXES)})
     has = any(".crossattention." in key for key in connector)

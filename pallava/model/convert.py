@@ -144,6 +144,9 @@ def convert_run(
 
     `values` is the run's config as `training_config` returns it, `state` has our keys or the published ones, `source`
     is the origin of the weights for messages, and `save_kwargs` are `save_pretrained`'s.
+
+    Raises:
+        PallavaError: The config names parts that are not known, or the weights do not fit the config's model.
     """
     _check_training_config(values, source)
     dataset = values["train_dataloader"]["dataset"]

@@ -98,7 +98,11 @@ def register_encoder(adapter: EncoderAdapter) -> EncoderAdapter:
 
 
 def adapter_of(config: PretrainedConfig | Mapping[str, Any]) -> EncoderAdapter:
-    """Return the adapter for an encoder's configuration; its kind must be registered."""
+    """Return the adapter for an encoder's configuration; its kind must be registered.
+
+    Raises:
+        PallavaError: Its kind is not registered.
+    """
     kind = config.get("model_type", _CLIP) if isinstance(config, Mapping) else config.model_type
     if kind not in ENCODERS:
         raise PallavaError(f"visual encoder type must be one of {', '.join(ENCODERS)}, got {kind!r}")
@@ -121,6 +125,9 @@ def patch_tokens(encoder: Any, pixel_values: Tensor, layer: int = -2) -> Tensor:
     """Turn normalized tiles (N, 3, P, P) into a layer's hidden states (N, T, D), patches alone; run no later layer.
 
     `layer` is an index into the hidden states, of which the first is the embeddings'; -2 is the last but one layer.
+
+    Raises:
+        PallavaError: The tiles are not of the encoder's size, or it has no such layer.
     """
     config: Any = encoder.config
     if pixel_values.shape[-1] != config.image_size:
@@ -175,6 +182,9 @@ def load_plip(source: str | os.PathLike[str], model_name: str | None = None) -> 
 
     `source` is the published folder (``config.json`` and ``plip_80w_196token.bin``), a Hugging Face CLIP or CLIPVision
     folder, or the checkpoint of an open_clip ViT, which open_clip knows as `model_name`.
+
+    Raises:
+        PallavaError: The path is none of these, or a key is missing, unexpected or reshaped.
     """
     path = Path(source)
     if path.exists() and model_name is not None:
@@ -190,7 +200,11 @@ def load_plip(source: str | os.PathLike[str], model_name: str | None = None) -> 
 
 
 def load_image_processor(source: str | os.PathLike[str], **options: Any) -> CLIPImageProcessor:
-    """Open an encoder's preprocessing: size, normalization and filter of its tiles; takes what `load_encoder` takes."""
+    """Open an encoder's preprocessing: size, normalization and filter of its tiles; takes what `load_encoder` takes.
+
+    Raises:
+        PallavaError: The encoder does not exist, or its tiles are not square.
+    """
     path, description = Path(source), _description(source)
     is_timm = "architecture" in description
     if (path / "preprocessor_config.json").is_file() and (is_timm or _kind(description) == _CLIP):
@@ -203,7 +217,11 @@ def load_image_processor(source: str | os.PathLike[str], **options: Any) -> CLIP
 
 
 def count_tokens(source: str | os.PathLike[str], **options: Any) -> int:
-    """Return the number of patch tokens of a tile without opening weights; takes what `load_encoder` takes."""
+    """Return the number of patch tokens of a tile without opening weights; takes what `load_encoder` takes.
+
+    Raises:
+        PallavaError: The encoder does not exist.
+    """
     size = TileSpec.from_image_processor(load_image_processor(source, **options)).size
     values = _description(source)
     if "architecture" in values:

@@ -37,6 +37,9 @@ def find_folder(folder: str | os.PathLike[str], options: dict[str, Any]) -> Path
     """Return the model folder itself, or the local copy of a repository (``owner/name``) on the Hugging Face hub.
 
     The hub's options are removed from `options`.
+
+    Raises:
+        PallavaError: The folder does not exist, or is not a model folder.
     """
     path, hub = Path(folder), {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
     if not path.exists() and str(folder).count("/") == 1 and not str(folder).startswith((".", "/", "~")):
@@ -55,7 +58,11 @@ def find_folder(folder: str | os.PathLike[str], options: dict[str, Any]) -> Path
 
 
 def open_whole(opener: Any, path: Path, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    """Open a folder strictly and from safetensors alone by `opener`, transformers' own `from_pretrained`."""
+    """Open a folder strictly and from safetensors alone by `opener`, transformers' own `from_pretrained`.
+
+    Raises:
+        PallavaError: Weights cannot be read, or one is missing, unexpected, reshaped or not finite.
+    """
     options = {"use_safetensors": True, "ignore_mismatched_sizes": True, **options}
     with_info = options.pop("output_loading_info", False)
     try:
@@ -73,6 +80,9 @@ def open_beside_llm(
     """Open encoder and connector from a folder as `open_whole` does, and its adapter beside the base language model.
 
     Options of placement and quantization go to the language model; `base_llm` is by default the one the folder names.
+
+    Raises:
+        PallavaError: As in `open_whole`, or the base language model cannot be opened.
     """
     config = options.pop("config")
     llm_options = {key: options.pop(key) for key in _LLM_OPTIONS if options.get(key) is not None}
@@ -132,6 +142,9 @@ def open_llm(name_or_path: str | os.PathLike[str], **options: Any) -> Any:
 
     transformers alone would draw missing weights at random. The options are those of `from_pretrained`; code from the
     folder runs only with `trust_remote_code`.
+
+    Raises:
+        PallavaError: The model does not exist, cannot be read, or is incomplete.
     """
     options = {"trust_remote_code": False, **options}
     with loading_errors(name_or_path):
@@ -160,7 +173,11 @@ def load_llm(
 
 
 def load_tokenizer(pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Any:
-    """Load a language model's tokenizer; arguments as in `open_llm`."""
+    """Load a language model's tokenizer; arguments as in `open_llm`.
+
+    Raises:
+        PallavaError: The tokenizer does not exist, or cannot be read.
+    """
     with loading_errors(pretrained_model_name_or_path, "tokenizer"):
         return AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **{"trust_remote_code": False, **options})
 

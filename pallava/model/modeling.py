@@ -120,6 +120,9 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Build the whole from a causal language model (with or without LoRA), an encoder and a connector that fit.
 
         `vision_feature_layer` is the index of the encoder's hidden states that the connector reads.
+
+        Raises:
+            PallavaError: The widths of the parts do not fit, or the encoder's kind is not registered.
         """
         for field, part in (("visual_hidden_size", encoder), ("llm_hidden_size", llm)):
             width, expected = part.config.hidden_size, getattr(connector.config, field)
@@ -206,6 +209,9 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         The vocabulary's scores are needed for the answer alone: with 128,256 words, those of the question and the
         visual tokens would take most of the memory, and in the backward pass twice. The loss is the mean cross-entropy
         over the labels that are not -100; arguments as in `forward`.
+
+        Raises:
+            PallavaError: The number of image markers is not the number of images.
         """
         visual_tokens = None if pixel_values is None else self.encode_images(pixel_values, tiles_per_image)
         fused = self.fuse(input_ids, visual_tokens, attention_mask, labels)
@@ -267,6 +273,9 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Returns:
             `inputs_embeds` (B, L', H), `attention_mask` and `position_ids` (B, L'), and `labels` if given.
+
+        Raises:
+            PallavaError: The number of markers is not the number of images.
         """
         input_ids, embed = input_ids.to(self.device), self.llm.get_input_embeddings()
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids)

@@ -236,6 +236,9 @@ def read_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str,
 
     Returns:
         Messages of ``from`` and ``value``, and the images in reading order; a part without one is a marker alone.
+
+    Raises:
+        PallavaError: A message has another role or shape.
     """
     conversation, images = [], []
     for position, message in enumerate(messages, start=1):
@@ -284,7 +287,11 @@ def render_prompt(turns: Sequence[Turn], template: PromptTemplate, end_token: st
 
 
 def parse_prompt(text: str, template: PromptTemplate, end_token: str | None) -> list[Turn] | None:
-    """Return the turns of a text that `render_prompt` or the Jinja template rendered; None for another text."""
+    """Return the turns of a text that `render_prompt` or the Jinja template rendered; None for another text.
+
+    Raises:
+        PallavaError: The text ends with an answer.
+    """
     before, after = template.instruction.split("{input}")
     system_before, system_after = template.system.split("{system}")
     system = rf"{re.escape(system_before)}(?P<system>.*?){re.escape(system_after)}"

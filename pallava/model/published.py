@@ -64,6 +64,9 @@ def open_published(
 
     Takes what `pallava.model.convert.convert` takes. Unless `merge` needs them, the base language model's weights stay
     on the meta device and take no memory, which is enough to write a folder with an adapter.
+
+    Raises:
+        PallavaError: A part is not named, cannot be read safely or does not fit.
     """
     with _unpacked(path, out) as source:
         state, recorded = _read(source)

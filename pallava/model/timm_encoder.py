@@ -101,6 +101,9 @@ def open_timm(
     Weights are those of `checkpoint`, a file or folder, or those that timm downloads; without `pretrained` and a
     checkpoint they are random. With `resamples` (default: with the option ``img_size``), a checkpoint's position
     embeddings are resampled to the size of the tiles, as timm does with its own.
+
+    Raises:
+        PallavaError: timm has no such vision transformer, cannot download it, or the checkpoint does not fit.
     """
     model = _create(name, model_args, pretrained=pretrained and checkpoint is None)
     own: dict[str, Any] = {}
@@ -137,7 +140,11 @@ def timm_image_processor(description: Mapping[str, Any], **model_args: Any) -> C
 
 
 def outline_timm(description: Mapping[str, Any], model_args: Mapping[str, Any]) -> Any:
-    """Build a model of timm without its weights, from timm's ``config.json``, of which `architecture` is enough."""
+    """Build a model of timm without its weights, from timm's ``config.json``, of which `architecture` is enough.
+
+    Raises:
+        PallavaError: timm has no such vision transformer.
+    """
     with init_empty_weights():
         return _create(description["architecture"], {**description.get("model_args", {}), **model_args})
 

@@ -51,6 +51,9 @@ def read_weights(source: str | os.PathLike[str], prefixes: tuple[str, ...] = (""
             folder with ``model.safetensors`` (sharded or not) or one weights file; a run's work directory (its newest
             checkpoint).
         prefixes: Beginnings of the keys to return; of safetensors, nothing else is read.
+
+    Raises:
+        PallavaError: The source does not exist, is truncated, has no weights, or holds code or objects.
     """
     path = Path(source)
     if not path.exists():
@@ -62,7 +65,11 @@ def read_weights(source: str | os.PathLike[str], prefixes: tuple[str, ...] = (""
 
 
 def read_json(path: Path) -> Any:
-    """Read a description of weights, such as ``config.json``."""
+    """Read a description of weights, such as ``config.json``.
+
+    Raises:
+        PallavaError: The file does not exist, or is not JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -166,7 +173,11 @@ def _tensors_of(content: Any, path: Path) -> StateDict:
 
 
 def rename_keys(state: Mapping[str, Tensor], renames: Renames | Callable[[str], str | None]) -> StateDict:
-    """Rename every key by every row of a table, in order, or by a function; None drops it, two must not become one."""
+    """Rename every key by every row of a table, in order, or by a function; None drops it, two must not become one.
+
+    Raises:
+        PallavaError: Two keys become one.
+    """
     rename = renames if callable(renames) else partial(_rename, renames=renames)
     renamed = {}
     for key, value in state.items():
@@ -205,6 +216,9 @@ def load_strictly(
 
     A module on the meta device takes the tensors themselves. `expected` are the weights that must come (default: all of
     the module's), and `source` is the origin for the message.
+
+    Raises:
+        PallavaError: Keys are missing, unexpected or reshaped, or hold numbers that are not finite; it lists them.
     """
     own = module.state_dict()
     if report := compare_keys(own if expected is None else expected, state):
@@ -217,7 +231,11 @@ def load_strictly(
 
 
 def build_with_weights(build: Callable[[Any], Any], config: Any, state: Mapping[str, Tensor], source: object) -> Any:
-    """Build a module from its configuration and exactly these weights, without memory for others, for evaluation."""
+    """Build a module from its configuration and exactly these weights, without memory for others, for evaluation.
+
+    Raises:
+        PallavaError: As `load_strictly`.
+    """
     with init_empty_weights(include_buffers=False):
         module = build(config)
     with torch.device("cpu"):  # weights are real even where the caller builds on the meta device

@@ -28,6 +28,9 @@ def write_pairs(source: Path, image_folder: Path, folder: Path, num_shards: int 
     """Write ``pairs.tsv``, and shards on request, unless they exist already; return the number of pairs.
 
     Every picture is decoded once, so that none is found broken in the middle of a training.
+
+    Raises:
+        PallavaError: The source is not JSON, a folder is missing, or no pair is left.
     """
     made_from = {"pairs": hash_pairs(source), "image_folder": str(image_folder.resolve())}
     note = folder / _NOTE
@@ -111,6 +114,9 @@ def count_steps(num_pairs: int, parsed: argparse.Namespace, processes: int, shar
     """Return the number of optimizer steps of the whole training, as the trainer will count them.
 
     `processes` are those on all nodes; 0 `shards` mean a table. Each reader needs a shard, and a batch of pairs.
+
+    Raises:
+        PallavaError: There are fewer pairs than a batch, for any reader of shards too, or fewer shards than readers.
     """
     batch, readers = parsed.batch_size, max(1, parsed.workers)
     if shards:

@@ -104,6 +104,9 @@ def train(out: Path, arguments: Sequence[str], description: Path | None, *, augm
     """Run open_clip's trainer in this process and return its exit code; the first process exports.
 
     `description` is a JSON file of a model that open_clip does not know; the others are as in `Pretraining`.
+
+    Raises:
+        PallavaError: The model is not a CLIP ViT, the weights to start from are unknown, or a picture cannot be read.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # The last of an option given twice counts: these are defaults.

@@ -39,6 +39,9 @@ def histogram(
         x_label: Text below the plot.
         threshold: Value at which a line is drawn.
         colours: Colours of the series.
+
+    Raises:
+        ValueError: The series have no value.
     """
     edges = _edges(series)
     figure, axes = _start()

@@ -185,7 +185,11 @@ def keep_float32_in_conversion() -> bool:
 
 
 def history_method(owner: type, name: str) -> Callable[..., Any]:
-    """Stand in for `builtins.getattr` in a checkpoint, through which a HistoryBuffer pickles four of its methods."""
+    """Stand in for `builtins.getattr` in a checkpoint, through which a HistoryBuffer pickles four of its methods.
+
+    Raises:
+        ValueError: The checkpoint asks for anything else.
+    """
     if owner is not HistoryBuffer or name not in _HISTORY_METHODS:
         raise ValueError(f"a training checkpoint must not ask for {name!r} of {owner!r}")
     return getattr(HistoryBuffer, name)

@@ -48,6 +48,10 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
             an image has (default: the published one).
         num_proc: Number of processes that tokenize.
         cache_dir: Folder of tokenized rows (default: ``pallava`` in the cache of `datasets`).
+
+    Raises:
+        PallavaError: The data are missing, broken or prepared with other settings, or the number of visual tokens is
+            not the encoder's, or missing where no encoder is named.
     """
 
     def __init__(
@@ -134,6 +138,9 @@ def check_connectors(config: Mapping[str, Any]) -> None:
     """Check that the rows of a config's `PALLaVADataset` have the tiles and visual tokens that the model takes.
 
     The config names the connector twice; where a user's function builds it, only the function knows these.
+
+    Raises:
+        PallavaError: The two differ in whether tiles are read, or in the number of visual tokens.
     """
     model, dataset = config.get("model") or {}, (config.get("train_dataloader") or {}).get("dataset") or {}
     kinds = [part.get("type") for part in (model, dataset)]

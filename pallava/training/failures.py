@@ -66,6 +66,9 @@ def check_options(config: Mapping[str, Any], options: Mapping[str, Any]) -> None
     A config is executed before it is changed: what it has computed from a name at its top keeps the old value. Keys
     are full ones, such as ``optim_wrapper.optimizer.lr``. What the trainer reads may get new settings, and new parts by
     their `type`; whatever takes a setting judges its name.
+
+    Raises:
+        PallavaError: The trainer does not read a key; names keys that it does read.
     """
     read = dict(_values_by_key({name: config[name] for name in sorted(_READ & config.keys())}))
     holders = {key for key, value in read.items() if isinstance(value, Mapping)} | (_READ - read.keys())

@@ -29,7 +29,11 @@ Part = dict[str, Any]
 
 
 def connector_settings(part: Mapping[str, Any] | None) -> ConnectorConfig:
-    """Return the configuration of `model.connector` (None: the published one) before its widths are known."""
+    """Return the configuration of `model.connector` (None: the published one) before its widths are known.
+
+    Raises:
+        PallavaError: The part's connector does not exist.
+    """
     sizes = _connector_arguments(part)
     found = find_connector(sizes.pop("kind", "pallava_connector"))
     if not hasattr(found, "config_class"):
@@ -62,6 +66,9 @@ class PALLaVAModel(BaseModel):
         pretrained_pth: Weights to start from: a checkpoint of ours or a published one, a file or a folder.
         use_activation_checkpointing: Whether to save memory at the price of a second forward pass.
         vision_feature_layer: Index of the encoder's hidden states that the connector reads; -2 is the last but one.
+
+    Raises:
+        PallavaError: A part cannot be opened, or the weights to start from do not fit.
     """
 
     def __init__(
@@ -149,7 +156,11 @@ class PALLaVAModel(BaseModel):
         return OrderedDict((key, value) for key, value in state.items() if key in trained)
 
     def load_pretrained(self, source: str) -> None:
-        """Load trained weights strictly, whose keys and shapes must be those of this model."""
+        """Load trained weights strictly, whose keys and shapes must be those of this model.
+
+        Raises:
+            PallavaError: The file cannot be read safely, or its keys and shapes are not those of this model.
+        """
         state = own_checkpoint_keys(read_weights(source), self.connector.config, source)
         load_strictly(self, state, source=source, expected=self.state_dict())
         print_log(f"Loaded pretrained weights from {source}", "current")
@@ -167,6 +178,9 @@ class PALLaVAModel(BaseModel):
 
         The frozen parts, here on the meta device, are opened again as `cfg` names them. The format ``"xtuner"`` keeps
         LoRA as an adapter, ``"huggingface"`` merges it; of `save_pretrained_kwargs` only `max_shard_size` counts.
+
+        Raises:
+            PallavaError: The format is unknown, the checkpoint lacks a trained weight, or the folder is not a model.
         """
         if save_format not in ("xtuner", "huggingface"):
             raise PallavaError(f"--save-format must be xtuner or huggingface (LoRA merged), got {save_format}")

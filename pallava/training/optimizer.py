@@ -30,6 +30,9 @@ def grouped_adamw(
         lr: Learning rate of every group that `lr_mults` does not name.
         lr_mults: Factor on `lr` by group. A name without parameters is ignored: a connector may be frozen.
         **options: Options of AdamW: betas, weight_decay, eps.
+
+    Raises:
+        PallavaError: Nothing is trainable, or AdamW does not have an option.
     """
     members: dict[str, list[nn.Parameter]] = {}
     for parameter in params:
@@ -56,6 +59,9 @@ def precise_optim_wrapper(optimizer: torch.optim.Optimizer, precision: str = "au
     "bfloat16", "float16" (with a dynamic loss scale) or "float32" insist on it. The other options are those of
     mmengine's OptimWrapper: clip_grad, accumulative_counts. Only the plain runner uses it; under `--deepspeed` xtuner
     makes the same choice.
+
+    Raises:
+        PallavaError: The precision is unknown, or half precision on a CPU.
     """
     if precision not in _PRECISIONS:
         raise PallavaError(f"precision must be one of {', '.join(_PRECISIONS)}, got {precision!r}")

@@ -36,7 +36,11 @@ class Candidate:
 
     @property
     def image_key(self) -> str:
-        """Return a hash of the image file, from the image filter's findings where that ran before."""
+        """Return a hash of the image file, from the image filter's findings where that ran before.
+
+        Raises:
+            PallavaError: The file cannot be read.
+        """
         if found := self.shared.get("sha256"):
             return str(found)
         try:

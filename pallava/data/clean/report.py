@@ -54,7 +54,11 @@ def describe(summary: _Row, out: str) -> str:
 
 
 def write_report(folder: Path) -> None:
-    """Write ``index.html`` from the files of a run, which always give the same page."""
+    """Write ``index.html`` from the files of a run, which always give the same page.
+
+    Raises:
+        PallavaError: A file cannot be read.
+    """
     summary = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
     counts, samples, firsts = _collect(folder)
     settings = {

@@ -62,7 +62,11 @@ class CleanSettings:
 
     @classmethod
     def create(cls, sources: Iterable[SourceSpec], values: Mapping[str, Any]) -> CleanSettings:
-        """Make settings of given values; None means the default, and paths become absolute."""
+        """Make settings of given values; None means the default, and paths become absolute.
+
+        Raises:
+            PallavaError: A filter or a judge is unknown, or a judge's filter is not among the filters.
+        """
         values = {name: value for name, value in values.items() if value is not None}
         for name in ("image_folder", "published_index"):
             if name in values:
@@ -92,6 +96,9 @@ def make_filters(settings: CleanSettings) -> list[Filter]:
 
     Those that read no image come first, and duplicates last: only among what all others keep is the first of several
     chosen.
+
+    Raises:
+        PallavaError: A filter lacks what it needs.
     """
     names = settings.filters
     looks = settings.pathology in ("clip", "endpoint")

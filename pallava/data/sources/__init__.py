@@ -28,6 +28,9 @@ def open_source(name: str, root: str | Path, **options: Any) -> Source:
 
     Options are `split` (docs/data_sets.md says the default of each set), `image_policy`, `columns` and `image_folder`,
     see `Source`.
+
+    Raises:
+        PallavaError: The set, split, policy or columns do not exist, or the folder does not look like the set.
     """
     if name not in SOURCES:
         raise PallavaError(f"{name!r} is not a data set; choose {', '.join(SOURCES)}")

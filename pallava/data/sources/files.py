@@ -65,6 +65,9 @@ def csv_rows(path: Path, progress: Progress, *, columns: Collection[str] = ()) -
     """Yield each row as a dict of its cells by the names in the first line (see `column_name`).
 
     Cells are strings as they stand: ``N/A`` and ``None`` are text like any other. Each of the `columns` must be there.
+
+    Raises:
+        PallavaError: The file cannot be read, or one of the `columns` is missing.
     """
     csv.field_size_limit(max(csv.field_size_limit(), _MAX_ROW))
     try:
@@ -105,7 +108,11 @@ def _table_rows(reader: Any, names: Sequence[str], file: str) -> Iterator[Entry 
 
 
 def parquet_rows(path: Path, progress: Progress) -> Iterator[Entry]:
-    """Yield the rows of a parquet file as dicts, a few at a time."""
+    """Yield the rows of a parquet file as dicts, a few at a time.
+
+    Raises:
+        PallavaError: The file cannot be read.
+    """
     import pyarrow
     from pyarrow import parquet
 
@@ -126,6 +133,10 @@ def save_image(image: Any, root: Path, folder: str) -> str:
     """Write an image of a parquet file, ``{"bytes", "path"}`` or bytes, to a folder of the root unless it exists.
 
     Its name is the hash of its bytes, so that each is written once. Return its path relative to the root.
+
+    Raises:
+        RowDropped: The row holds no image.
+        PallavaError: The image cannot be written.
     """
     content = image.get("bytes") if isinstance(image, dict) else image
     if not isinstance(content, bytes) or not content:

@@ -69,7 +69,11 @@ class Answerer:
         return Batch(possible, problems, dict(self.processor(texts)) if texts else {}, [*tiles.values()], image_of)
 
     def answer(self, batch: Batch) -> list[str]:
-        """Answer the questions that can be asked, in their order; each image is encoded once."""
+        """Answer the questions that can be asked, in their order; each image is encoded once.
+
+        Raises:
+            PallavaError: The device has too little memory.
+        """
         if not batch.items:
             return []
         try:
@@ -102,6 +106,9 @@ def ask_all(
     Returns:
         In each process: all questions with their answers in the order of `items`, and for each image that cannot be
         opened, the reason. The answer to a question about such an image is empty; the next run asks it again.
+
+    Raises:
+        PallavaError: This process or another failed, or no image can be opened.
     """
     processes = store.processes
     known = {key for key, one in store.read().items() if not one["problem"]}  # an image may be there by now

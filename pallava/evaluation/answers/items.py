@@ -139,7 +139,11 @@ class EvaluateOptions:
 
 
 def read_predictions(path: Path) -> list[Answer]:
-    """Return all answers of a ``predictions.jsonl`` of `pallava evaluate`, or of that in a folder, in order."""
+    """Return all answers of a ``predictions.jsonl`` of `pallava evaluate`, or of that in a folder, in order.
+
+    Raises:
+        PallavaError: The file cannot be read, is empty, holds something else, or holds an id twice.
+    """
     path = path / "predictions.jsonl" if path.is_dir() else path
     answers: dict[str, Answer] = {}
     for record in RecordFile(path):

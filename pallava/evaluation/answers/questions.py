@@ -119,7 +119,11 @@ def read_captions(path: Path, source: str, options: EvaluateOptions) -> Question
 
 
 def read_training_answers(path: Path) -> list[tuple[str, str]]:
-    """Read questions and answers of a training file (id, image, conversations), the questions as items have them."""
+    """Read questions and answers of a training file (id, image, conversations), the questions as items have them.
+
+    Raises:
+        PallavaError: The file cannot be read, or has no conversation.
+    """
     pairs: list[tuple[str, str]] = []
     for record in RecordFile(path):
         conversation = record.value.get("conversations") if isinstance(record.value, dict) else None
@@ -162,7 +166,11 @@ def select(
 
 
 def read_excluded(path: Path) -> list[str]:
-    """Return the ids of a text file, one a line, as `pallava data leak` writes them."""
+    """Return the ids of a text file, one a line, as `pallava data leak` writes them.
+
+    Raises:
+        PallavaError: The file cannot be read.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:

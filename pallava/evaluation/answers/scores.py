@@ -171,6 +171,9 @@ def read_classes(answers: Sequence[Answer], *, class_set: ClassSet | None = None
 
     The names are those of the class set, by default of the known set that has these labels. All answers have the same
     classes.
+
+    Raises:
+        ValueError: There are no answers, their classes differ, or a reference is not one of them.
     """
     (labels,) = {each.item.choices for each in answers}
     names = class_names(labels, class_set)

@@ -75,6 +75,9 @@ def judge_predictions(
     Returns:
         The content of ``results.json``: ``predictions``, ``counts``, ``similarity`` and ``words``; numbers that are
         not defined are NaN.
+
+    Raises:
+        PallavaError: The predictions cannot be read or compared, the endpoint fails, or the results cannot be written.
     """
     if bool(url) != bool(model):
         raise PallavaError("a judge needs both --url and --model; without either, words alone are compared")

@@ -35,7 +35,11 @@ def default_cache() -> Path:
 
 
 class EmbeddingCache:
-    """Vectors by content; below `folder` each encoder, and each preprocessing, has a folder of its own."""
+    """Vectors by content; below `folder` each encoder, and each preprocessing, has a folder of its own.
+
+    Raises:
+        PallavaError: The folder cannot be written.
+    """
 
     def __init__(self, folder: Path, encoder: Encoder) -> None:
         self.folder = folder / encoder.identity
@@ -108,7 +112,11 @@ class ImageEmbeddings:
 def embed_images(
     encoder: Encoder, paths: Sequence[Path], cache: EmbeddingCache, *, batch_size: int = 64
 ) -> ImageEmbeddings:
-    """Embed image files; those that cannot be read are left out with their reasons, but not all of them."""
+    """Embed image files; those that cannot be read are left out with their reasons, but not all of them.
+
+    Raises:
+        PallavaError: None of them can be read, or an embedding is not finite.
+    """
     with ThreadPoolExecutor(num_cores(at_most=16)) as pool:
         hashes = list(tqdm(pool.map(_hash_file, paths), total=len(paths), desc="read", disable=None, unit="image"))
         first = {h: p for p, h in zip(reversed(paths), reversed(hashes), strict=True) if isinstance(h, str)}

@@ -46,6 +46,9 @@ class SampleChatHook(Hook):
         every_n_iters: Number of iterations from one chat to the next.
         max_new_tokens: Largest number of tokens in an answer.
         system: System message before each question; only if the training has it.
+
+    Raises:
+        PallavaError: An image is missing or unreadable, or the images are neither one nor as many as the questions.
     """
 
     priority = "LOW"

@@ -17,7 +17,11 @@ class TrainingConfigHook(Hook):
     """Write the config as JSON into the work directory, which a conversion reads and does not execute."""
 
     def before_run(self, runner: Any) -> None:
-        """Check that the config names one connector, then write the file, on the main process."""
+        """Check that the config names one connector, then write the file, on the main process.
+
+        Raises:
+            PallavaError: The data are made for another connector than the model's.
+        """
         check_connectors(runner.cfg.to_dict())
         if is_main_process():
             write_training_config(runner.work_dir, runner.cfg.to_dict(), runner.cfg.filename)
