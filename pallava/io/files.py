@@ -91,7 +91,8 @@ def read_package_data(module_file: str) -> Any:
     """Read the YAML file beside a module of this package that has the module's name; give its ``__file__``."""
     import yaml  # most commands need none
 
-    return yaml.safe_load(Path(module_file).with_suffix(".yaml").read_text(encoding="utf-8"))
+    text = Path(module_file).with_suffix(".yaml").read_text(encoding="utf-8")
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # libyaml's, where it was compiled in
 
 
 def real_path(path: str) -> str:
