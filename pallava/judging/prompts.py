@@ -13,6 +13,7 @@ _WORDINGS = read_package_data(__file__)
 
 MAX_GRADE: int = _WORDINGS["GRADES"]["best"]  # the worst is 0
 _SCALE, _GRADE = "|".join(_WORDINGS["GRADES"]["scale"]), "".join(_WORDINGS["GRADES"]["grade"])
+_REPLIES = {name: re.compile(pattern, re.IGNORECASE | re.DOTALL) for name, pattern in _WORDINGS["REPLIES"].items()}
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class JudgePrompt(Prompt):
 
     def read(self, reply: str) -> str | None:
         """Return the label in a reply, the one at its beginning before others; None if it has none or several."""
-        text = re.sub(r"^[\s\W]*(?:(?:the )?(?:final )?answer(?: is)?\b)?[\s\W]*", "", _answer_in(reply))
+        text = re.sub(r"^[\s\W]*(?:(?:the )?(?:final )?answer(?: is)?\b)?[\s\W]*", "", final_answer(reply).lower())
         for label, pattern in self.labels.items():
             if re.match(rf"(?:{pattern})\b", text):
                 return label
@@ -48,15 +49,21 @@ def read_grade(reply: str) -> float | None:
 
     The grade is at the beginning, or alone in the last line: pathology is full of other numbers ("grade 3").
     """
-    lines = re.sub(_SCALE, " ", _answer_in(reply)).strip().splitlines()
+    lines = re.sub(_SCALE, " ", final_answer(reply).lower()).strip().splitlines()
     found = lines and (re.match(_GRADE, lines[0]) or re.fullmatch(rf"{_GRADE}\W*", lines[-1]))
     return float(found[1]) if found and float(found[1]) <= MAX_GRADE else None
 
 
-def _answer_in(reply: str) -> str:
-    """Return a reply in lower case without a reasoning model's thoughts; nothing if it ends within them."""
-    text = reply.lower().rpartition("</think>")[2]
-    return "" if "<think>" in text else text
+def final_answer(text: str) -> str:
+    """Return what a reply says in the end, without thoughts, special tokens, and what follows an end token.
+
+    A reply that ends within its thoughts has no answer; of one with answer tags, only what they hold is the answer.
+    """
+    pieces = (_REPLIES["special"].sub("", piece) for piece in _REPLIES["end"].split(text))
+    text = next((piece for piece in pieces if piece.strip()), "")
+    *_, text = _REPLIES["end_of_thoughts"].split(text)
+    tagged = dict.fromkeys(match[2].strip() for match in _REPLIES["tagged"].finditer(text))
+    return "" if _REPLIES["thoughts"].search(text) else "\n".join(tagged) or text
 
 
 SPECIES = JudgePrompt(**_WORDINGS["SPECIES"])

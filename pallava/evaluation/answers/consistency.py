@@ -67,9 +67,9 @@ def score_consistency(
         name: [each for each in given if each.item.image not in unopened]
         for name, given in {"unchanged": as_is, **changed}.items()
     }
-    before = {each.item.id: _words(each.text) for each in answers["unchanged"]}
+    before = {each.item.id: _words(each.final) for each in answers["unchanged"]}
     is_same = {  # by the name of the change, whether the answer to each id is the same
-        name: {each.item.id: _words(each.text) == before[each.item.id] for each in answers[name]} for name in changed
+        name: {each.item.id: _words(each.final) == before[each.item.id] for each in answers[name]} for name in changed
     }
     same = {name: share(found.values(), answers[name], _SAME, **bootstrap) for name, found in is_same.items()}
     repeated = [each for each in answers["unchanged"] if any(each.item.id in found for found in is_same.values())]
@@ -77,7 +77,7 @@ def score_consistency(
     same["all"] = share(always, repeated, f"{_SAME}, under every change", **bootstrap)
     result = {
         "same": same,
-        "num_empty": {name: sum(not each.text.strip() for each in given) for name, given in answers.items()},
+        "num_empty": {name: sum(not each.final.strip() for each in given) for name, given in answers.items()},
         "num_left_out": len(as_is) - len(before),
     }
     if is_right is not None:

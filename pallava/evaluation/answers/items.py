@@ -12,6 +12,7 @@ from pallava.data.material import COLUMNS_HELP
 from pallava.errors import PallavaError
 from pallava.evaluation.class_sets import ClassSet
 from pallava.io.records import RecordFile
+from pallava.judging.prompts import final_answer
 
 Kind = Literal["open", "closed", "choice", "class", "caption"]
 """Kind of a reference: free words, yes or no, one of lettered choices, one of some classes, or a caption."""
@@ -47,10 +48,15 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A question with the text that a model answered; an empty text is an answer too, and wrong."""
+    """A question with the text that a model answered; an empty one is an answer too, and wrong."""
 
     item: Item
     text: str
+
+    @property
+    def final(self) -> str:
+        """Return the part of the text that is judged, without thoughts and end tokens."""
+        return final_answer(self.text)
 
     def as_record(self) -> dict[str, Any]:
         """Return one line of ``predictions.jsonl``."""

@@ -22,6 +22,7 @@ from typing import Any
 
 from pallava.evaluation.class_sets import ClassSet, known_sets
 from pallava.io.files import read_package_data
+from pallava.judging.prompts import final_answer
 from pallava.prompts import CHOICE_LETTERS
 
 _DELETED_AS_PUBLISHED = str.maketrans("", "", ",.'!?\"()*#:;~")
@@ -124,7 +125,8 @@ Names = Sequence[Sequence[str]]
 
 def read_choice(answer: str, choices: Sequence[str]) -> str | None:
     """Return the letter of the choice that an answer names, or None; without `choices` only letters are read."""
-    number = _read(answer, [(choice,) for choice in choices], (_alone, _whole, _labelled, _stated, _mentioned))
+    names = [(choice,) for choice in choices]
+    number = _read(answer, names, (_alone, _whole, _set_apart, _labelled, _stated, _mentioned))
     return None if number is None else CHOICE_LETTERS[number]
 
 
@@ -155,7 +157,7 @@ def _separate_words(label: str) -> str:
 
 def _read(answer: str, names: Names, readers: Sequence[Callable[[str, Names], set[int]]]) -> int | None:
     """Try one reader after the other; the first that finds anything decides, if it finds one option."""
-    lines = unicodedata.normalize("NFKC", answer).splitlines()
+    lines = unicodedata.normalize("NFKC", final_answer(answer)).splitlines()
     text = "\n".join(" ".join(line.split()) for line in lines if line.strip())
     for reader in readers:
         if found := reader(text, names):
@@ -174,6 +176,16 @@ def _whole(text: str, names: Names) -> set[int]:
         if found := {number for number, own in enumerate(names) if formed and formed in map(form, own)}:
             return found
     return set()
+
+
+def _set_apart(text: str, names: Names) -> set[int]:
+    """Find a letter in a line of its own; another option in such a line, or stated elsewhere, contradicts it."""
+    found = _numbers(_pattern("apart").findall(text), names)
+    named = set[int]().union(*(_whole(line, names) for line in _pattern("apart").sub("", text).split("\n")))
+    if not found or not (named or _pattern("set_apart").search(text)):
+        return set()
+    stated = [match[1] for name in _data()["contradictions"] for match in _pattern(name).finditer(text)]
+    return found | named | _numbers(stated, names)
 
 
 def _labelled(text: str, names: Names) -> set[int]:

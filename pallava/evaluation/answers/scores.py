@@ -52,15 +52,15 @@ def is_right(answer: Answer, questions: Questions | None = None) -> bool:
     if item.kind == "class":
         number = read_class(answer.text, class_names(item.choices, questions.class_set if questions else None))
         return number is not None and item.choices[number] == item.reference
-    return rules.is_exact_match(answer.text, item.reference)
+    return rules.is_exact_match(answer.final, item.reference)
 
 
 def _pair(rule: Callable[[str, str], float]) -> Callable[[Answer], float]:
-    return lambda answer: float(rule(answer.text, answer.item.reference))
+    return lambda answer: float(rule(answer.final, answer.item.reference))
 
 
 def _overlap(number: int) -> Callable[[Answer], float]:
-    return lambda answer: rules.token_overlap(answer.text, answer.item.reference)[number]
+    return lambda answer: rules.token_overlap(answer.final, answer.item.reference)[number]
 
 
 _PUBLISHED, _EXACT = _pair(rules.is_published_match), _pair(rules.is_exact_match)
@@ -115,14 +115,15 @@ def count_answers(answers: Sequence[Answer]) -> dict[str, Any]:
     return {
         "num_questions": len(answers),
         "counts": dict(Counter(each.item.kind for each in answers)),
-        "num_unanswered": sum(not each.text.strip() for each in answers),
+        "num_unanswered": sum(not each.final.strip() for each in answers),
     }
 
 
 def score_questions(answers: AnswerSet, **bootstrap: int) -> dict[str, Any]:
     """Score answers to open, yes/no and multiple-choice questions; those of other kinds are counted only.
 
-    An empty answer is wrong. Questions of the training material are known again if they are worded as in `answers`.
+    An empty answer is wrong, and thoughts are not part of one. Questions of the training material are known again if
+    they are worded as in `answers`.
 
     Returns:
         Counts, and by name the scores that the questions allow, each with its interval, the number of questions that

@@ -161,13 +161,13 @@ def as_candidate(answer: Answer) -> Candidate:
     texts = dict(zip(CHOICE_LETTERS, item.choices, strict=False)) if item.kind == "choice" else {}
     if reference in texts:
         reference = f"{reference}: {texts[reference]}"
-    return Candidate(item.id, reference, answer.text, "" if item.kind == "caption" else item.question)
+    return Candidate(item.id, reference, answer.final, "" if item.kind == "caption" else item.question)
 
 
 def _scores(answers: Sequence[Answer], references: list[str], **bootstrap: int) -> dict[str, dict[str, Any]]:
     count, estimates = len(answers), [UNDEFINED] * len(SCORES)
     if count:
-        generated = [each.text for each in answers]
+        generated = [each.final for each in answers]
         summands = np.concatenate([_ngrams(generated, references), _rouge(generated, references)], axis=1)
 
         def statistic(weights: Counts) -> Floats:

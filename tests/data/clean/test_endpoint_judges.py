@@ -139,6 +139,7 @@ def test_are_filters_whose_key_names_model_and_prompt() -> None:
         ("The text mentions no species, so human", "human"),
         ("Human, not non-human", "human"),
         ("<think>non-human? no.</think>\n\nhuman", "human"),
+        ("<THINKING>non-human?</THINKING><answer>human</answer></s>", "human"),
         ("<think>is it human or", None),
         ("It may be human or non-human.", None),
         ("mouse", None),

@@ -144,6 +144,7 @@ def test_answers_about_one_image_are_not_taken_for_independent() -> None:
         ("The candidate is close.\n**8**", 8),
         ("<think>5? or 6?</think> 4", 4),
         ("5? or 6?</think>\n4", 4),
+        ("<answer>4</answer><|im_end|>", 4),
         ("<think>5", None),
         ("11", None),
         ("-3", None),
