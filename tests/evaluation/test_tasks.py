@@ -116,6 +116,13 @@ RIGHT = {"image": "", "question": "q", "answer": "a"}
         ({**RIGHT, "answer": "K", "kind": "choice"}, "a letter from A to J, got 'K'"),
         ({"img": "a.png", "question": "q", "answer": "a"}, '\'image\' is missing; expected {"image" ("" for none)'),
         ({**RIGHT, "image": None}, "'image'"),
+        ({**RIGHT, "chioces": ["x", "y"]}, "'chioces' is not a known key; did you mean 'choices'?"),
+        ({**RIGHT, "Kind": "open"}, "'kind'"),
+        ({"Image": "a.png", "question": "q", "answer": "a"}, "'image'?"),
+        ({**RIGHT, "A": "x", "B": "y"}, "'A' is not a known key; did you mean 'choices'?"),
+        ({**RIGHT, "option_2": "y"}, "'option_2' is not"),
+        ({**RIGHT, "choices": {"A": "x", "C": "y"}}, "'choices' must be a list of texts"),
+        ({**RIGHT, "options": ["a", "y"], "choices": []}, "'options' is not a known key; did you mean 'choices'?"),
         ({**RIGHT, "id": None}, "'id' must be a text or a number, got null"),
         ({**RIGHT, "id": ["a"]}, 'got ["a"]'),
     ],
@@ -125,6 +132,30 @@ def test_a_wrong_record_is_told_with_its_place(tmp_path: Path, row: object, reas
     with pytest.raises(PallavaError, match="line 2") as error:
         read_custom(write_lines(tmp_path / "q.jsonl", rows))
     assert reason in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["options", "Options", "Choices", "choice", "answer_choices", "candidates", "A"])
+@pytest.mark.parametrize("choices", [["H&E", "PAS"], {"A": "H&E", "B": "PAS"}, "H&E"], ids=repr)
+def test_choices_under_another_name_are_not_lost(tmp_path: Path, key: str, choices: object):
+    with pytest.raises(PallavaError, match=f"line 1: '{key}' .*did you mean 'choices'"):
+        read_custom(write_lines(tmp_path / "q.jsonl", [{**RIGHT, key: choices}]))
+
+
+def test_further_keys_of_a_record_are_let_alone(tmp_path: Path):
+    row = {
+        **RIGHT,
+        "answers": ["a"],
+        "questions": 1,
+        "idx": 4,
+        "source": "x",
+        "image_id": 7,
+        "choices": [],
+        "options": None,
+    }
+    (item,) = read_custom(write_lines(tmp_path / "q.jsonl", [row])).items
+    assert (item.kind, item.choices) == ("open", ())
+    (item,) = read_custom(write_lines(tmp_path / "q.jsonl", [{**row, "choices": ["a", "b"], "options": ["a"]}])).items
+    assert item.choices == ("a", "b")
 
 
 def test_a_choice_whose_question_holds_the_choices(tmp_path: Path):

@@ -3,7 +3,9 @@
 Each takes a path, the name of a public set or table ("" for a file or folder of the user's own), and the options.
 """
 
+import difflib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +28,8 @@ _EXPECTED = (
     '{"image" ("" for none), "question", "answer"}, and optionally "id", "kind" (open, closed, choice), "choices" and '
     '"group"'
 )
+_KEYS = ("image", "question", "answer", "id", "kind", "choices", "group")
+_CHOICES = re.compile(r"((answer|multiple)[\W_]?)?(option|choice)s?([\W_]?([a-j]|\d))?|candidates?|alternatives|[ab]")
 _KINDS: dict[str, Kind] = {"choice": "choice", "yes/no": "closed"}
 _SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".ppm", ".pgm", ".avif"
@@ -219,6 +223,7 @@ def _read_records(path: Path, folder: Path) -> Questions:
 def _custom_item(value: Any, index: int, folder: Path) -> Item:
     if not isinstance(value, Mapping):
         raise PallavaError(f"expected a JSON object, got a {type(value).__name__}")
+    _check_keys(value)
     texts = {}
     for key in ("image", "question", "answer"):
         if key not in value:  # with a misspelt "image", the question would be asked without it
@@ -241,6 +246,16 @@ def _custom_item(value: Any, index: int, folder: Path) -> Item:
         raise PallavaError(f"'id' must be a text or a number, got {json.dumps(item_id)}")
     path = str(folder / texts["image"]) if texts["image"] else ""
     return Item(str(item_id), path, question, answer, kind, tuple(choices), "" if group is None else str(group))
+
+
+def _check_keys(value: Mapping[str, Any]) -> None:
+    """Refuse other names of a key that is missing: without it, another question would be asked."""
+    missing = [key for key in _KEYS if not value.get(key)]
+    for key in sorted(key for key in value if key not in _KEYS and value[key]):
+        name = key.strip().casefold()
+        is_choices = "choices" in missing and _CHOICES.fullmatch(name)
+        if near := ["choices"] if is_choices else difflib.get_close_matches(name, missing, 1, cutoff=0.85):
+            raise PallavaError(f"{key!r} is not a known key; did you mean {near[0]!r}?")
 
 
 def _check_kind(kind: Any, answer: str, choices: Sequence[str]) -> None:
