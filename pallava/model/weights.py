@@ -127,7 +127,7 @@ def _read_file(path: Path, prefixes: tuple[str, ...]) -> StateDict:
     return _tensors_of(_unpickle_safely(path), path)
 
 
-def _damaged(path: Path, kind: str, reason: object) -> PallavaError:
+def _damaged(path: object, kind: str, reason: object) -> PallavaError:
     return PallavaError(f"'{path}' is not a readable {kind} file ({reason}); copy or download it again")
 
 
@@ -142,13 +142,18 @@ def _unpickle_safely(path: Path) -> Any:
         with torch.serialization.safe_globals([(_Ignored, name) for name in ignored]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file makes the unpickler raise
-        reason = str(error).split("Please file an issue")[0].strip() or type(error).__name__
-        if named := [line.strip() for line in reason.splitlines() if "GLOBAL" in line or "Unsupported" in line]:
-            raise PallavaError(
-                f"'{path}' was not opened, and nothing in it was executed: it holds more than tensors ({named[0]}); "
-                "ask its author for a .safetensors file"
-            ) from None
-        raise _damaged(path, "PyTorch", reason.splitlines()[0]) from None
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: object, error: Exception) -> PallavaError:
+    """Return why a file in PyTorch's format cannot be read, from what torch raised."""
+    reason = str(error).split("Please file an issue")[0].strip() or type(error).__name__
+    if named := [line.strip() for line in reason.splitlines() if "GLOBAL" in line or "Unsupported" in line]:
+        return PallavaError(
+            f"'{path}' was not opened, and nothing in it was executed: it holds more than tensors "
+            f"({named[0][:200].split(' was not an allowed')[0]}); ask its author for a .safetensors file"
+        )
+    return _damaged(path, "PyTorch", reason.splitlines()[0].split(". ")[0][:120])
 
 
 def _tensors_of(content: Any, path: Path) -> StateDict:

@@ -8,6 +8,7 @@ from pallava.training import compat, failures
 end_with_parent()
 failures.print_sentences()
 failures.refuse_ineffective_options()
+failures.refuse_other_launches()
 compat.apply()  # before the imports below: peft must not meet a broken bitsandbytes
 
 from xtuner.registry import BUILDER  # noqa: E402

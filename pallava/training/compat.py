@@ -25,6 +25,7 @@ from mmengine.runner import checkpoint
 from packaging.version import Version
 
 from pallava.model.versions import block_broken_bitsandbytes
+from pallava.model.weights import unreadable
 
 _HISTORY_METHODS = ("min", "max", "mean", "current")
 
@@ -146,9 +147,20 @@ class _TorchLoadingSafely(types.ModuleType):
 
     @staticmethod
     def load(file: Any, map_location: Any = None, **_: Any) -> Any:
-        """Load with `weights_only=True`, but admit, for this call alone, what mmengine and DeepSpeed write."""
-        with torch.serialization.safe_globals(_admitted()):
-            return torch.load(file, map_location=map_location, weights_only=True)
+        """Load with `weights_only=True`, but admit, for this call alone, what mmengine and DeepSpeed write.
+
+        Raises:
+            PallavaError: The file is cut, empty or something else.
+        """
+        try:
+            with torch.serialization.safe_globals(_admitted()):
+                return torch.load(file, map_location=map_location, weights_only=True)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a damaged file makes the unpickler raise
+            if getattr(error, "filename", None):  # the system's, not the file's
+                raise
+            raise unreadable(file, error) from None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
@@ -160,13 +172,15 @@ def load_checkpoints_safely() -> bool:
     mmengine (`--resume` of a file) and xtuner (the seed of a resumed run) use torch's default, which refuses their logs
     (`Unsupported global: mmengine.logging.history_buffer.HistoryBuffer`). xtuner's `guess_load_checkpoint` and its
     reader of DeepSpeed folders (`xtuner convert`) turn safety off. Scripts import these functions by name before we
-    can replace them; what they see as `torch` can be replaced.
+    can replace them; what they see as `torch` can be replaced. DeepSpeed, too,
+    executes what is in a file, and does not name a damaged one.
     """
+    from deepspeed.runtime.checkpoint_engine import torch_checkpoint_engine
     from xtuner.model import utils as model_utils
     from xtuner.tools import utils as tool_utils
     from xtuner.utils import zero_to_any_dtype
 
-    for module in (checkpoint, tool_utils, model_utils, zero_to_any_dtype):
+    for module in (checkpoint, tool_utils, model_utils, zero_to_any_dtype, torch_checkpoint_engine):
         module.torch = _TorchLoadingSafely("torch")
     return True
 

@@ -2,20 +2,24 @@
 
 import functools
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner, find_latest_checkpoint
 
 from pallava.errors import PallavaError, without_worker
+from pallava.io.files import read_package_data
 
 # What the runner and xtuner's trainer read of a config; other names at its top only help to write it.
 _READ = {*inspect.signature(Runner.__init__).parameters} - {"self", "cfg"}
 _READ |= {"strategy", "runner_type", "framework", "sequence_parallel_size", "use_varlen_attn", "compile"}
+_KNOWN: dict[str, str] = read_package_data(__file__)  # by words of an error, what a user did wrong
 
 
 def print_sentences() -> None:
@@ -43,9 +47,48 @@ def user_message(error: BaseException, trace: TracebackType | None = None) -> st
     calls = [frame.name for frame in traceback.extract_tb(trace)]
     if isinstance(error, (TypeError, KeyError)) and calls[-1:] == ["build_from_cfg"]:
         return f"a part of the config cannot be built: {error.args[0]}; correct its type or its settings"
-    if isinstance(error, ValueError) and "end should be larger than begin" in str(error):  # of mmengine's schedulers
-        return "the warm-up must be at least one step; give more rows or epochs, or set a larger warmup_ratio"
-    return None
+    if isinstance(error, (TypeError, KeyError, IndexError)) and calls[-1:] == ["get_seed_from_checkpoint"]:
+        *_, (frame, _) = traceback.walk_tb(trace)
+        path = frame.f_locals["pth_model"]
+        return f"'{path}' is not a checkpoint of a training; resume from one, or load it by model.pretrained_pth"
+    return next((message for words, message in _KNOWN.items() if words in str(error)), None)
+
+
+def refuse_other_launches() -> None:
+    """Make mmengine refuse a checkpoint that this launch cannot load, before it builds the model."""
+    for runner in (Runner, FlexibleRunner):
+        runner.from_cfg = classmethod(functools.partial(_check_and_build, runner.from_cfg.__func__))  # type: ignore
+
+
+def _check_and_build(build: Any, runner: Any, config: Config) -> Any:
+    check_launch(config)
+    return build(runner, config)
+
+
+def check_launch(config: Mapping[str, Any]) -> None:
+    """Check that the checkpoint to resume or to load was written by a launch like this one.
+
+    Raises:
+        PallavaError: DeepSpeed wrote it, or did not, or another number of processes.
+    """
+    is_resumed, given = config.get("resume"), config.get("load_from")
+    latest = find_latest_checkpoint(config["work_dir"]) if is_resumed is True and not given else None
+    path = Path(is_resumed if isinstance(is_resumed, str) else given or latest or "")
+    if path == Path() or not path.exists():  # not a local one, or reported as missing
+        return
+    has_deepspeed = "DeepSpeed" in str((config.get("optim_wrapper") or {}).get("type"))
+    is_theirs = path.name.endswith("_states.pt") or any(path.glob("*_states.pt"))
+    advice = "or start from its weights by model.pretrained_pth"
+    if is_theirs and not has_deepspeed:
+        raise PallavaError(f"'{path}' must be resumed with --deepspeed, which wrote it; add that, {advice}")
+    if has_deepspeed and not (is_theirs and path.is_dir()):
+        raise PallavaError(f"'{path}' is not a folder that --deepspeed wrote; give one, leave that out, {advice}")
+    wrote, here = len([*path.glob("*_optim_states.pt")]), int(os.environ.get("WORLD_SIZE", 1))
+    if is_resumed and wrote not in (0, here) and config.get("launcher") in (None, "none", "pytorch"):
+        raise PallavaError(
+            f"'{path}' must be resumed by as many processes as wrote its optimizer, {wrote}, got {here}; start as many "
+            f"(NPROC_PER_NODE), {advice}"
+        )
 
 
 def refuse_ineffective_options() -> None:

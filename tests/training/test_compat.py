@@ -185,11 +185,27 @@ def test_malicious_checkpoints_execute_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = save_like_mmengine(tmp_path / "bad.pth", extra=Malicious())
     for read in (guess_load_checkpoint, get_seed_from_checkpoint, _load_checkpoint):
-        with pytest.raises(pickle.UnpicklingError, match="mkdir"):
+        with pytest.raises(PallavaError, match=r"bad\.pth.*mkdir"):
             read(str(path))
     assert not (tmp_path / "pwned").exists()
     torch.load(path, weights_only=False)
     assert (tmp_path / "pwned").exists(), "the file does nothing, and the test proves nothing"
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", "cut"])
+def test_a_damaged_checkpoint_is_named(tmp_path, content):
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+    from mmengine.runner.checkpoint import _load_checkpoint
+    from xtuner.tools.utils import get_seed_from_checkpoint
+
+    path = save_like_mmengine(tmp_path / "bad.pth")
+    path.write_bytes(path.read_bytes()[:900] if content == "cut" else content)
+    for read in (get_seed_from_checkpoint, _load_checkpoint, TorchCheckpointEngine().load):
+        with pytest.raises(PallavaError, match=r"bad\.pth' is not a readable") as refused:
+            read(str(path))
+        assert len(str(refused.value)) < 300
+    with pytest.raises(FileNotFoundError):
+        _load_checkpoint(str(tmp_path / "none.pth"))
 
 
 def test_other_loading_is_as_strict_as_before():

@@ -8,9 +8,10 @@ import torch
 from mmengine.optim import LinearLR
 from torch.utils.data import DataLoader, Dataset
 from xtuner.registry import BUILDER
+from xtuner.tools.utils import get_seed_from_checkpoint
 
 from pallava.errors import PallavaError
-from pallava.training.failures import user_message
+from pallava.training.failures import check_launch, user_message
 
 
 def caught(call):
@@ -40,6 +41,82 @@ def test_a_part_that_the_config_describes_wrongly(settings, said):
 
 def test_a_path_that_is_not_there():
     assert "nowhere.pth'" in caught(lambda: open("nowhere.pth"))  # noqa: PTH123, SIM115
+
+
+@pytest.mark.parametrize("content", [{"w": torch.ones(1)}, {"meta": {"epoch": 1}}, [1], torch.ones(2)])
+def test_a_file_to_resume_that_no_training_wrote(content, tmp_path):
+    torch.save(content, tmp_path / "foreign.pth")
+    sentence = caught(lambda: get_seed_from_checkpoint(str(tmp_path / "foreign.pth")))
+    assert "foreign.pth' is not a checkpoint of a training" in sentence
+
+
+def test_a_checkpoint_of_another_model():
+    optimizers = [torch.optim.SGD(torch.nn.Linear(1, 1, bias).parameters(), lr=1.0) for bias in (True, False)]
+    assert "config" in caught(lambda: optimizers[0].load_state_dict(optimizers[1].state_dict()))
+
+
+DEEPSPEED, PLAIN = ({"optim_wrapper": {"type": kind}} for kind in ("DeepSpeedOptimWrapper", "AmpOptimWrapper"))
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Checkpoints of two processes under ZeRO-2 and of one process without DeepSpeed, as two folders of runs."""
+    for name in ("model_states", *(f"zero_pp_rank_{rank}_mp_rank_00_optim_states" for rank in (0, 1))):
+        path = tmp_path / "zero2" / "iter_2.pth" / (f"mp_rank_00_{name}.pt" if name == "model_states" else f"{name}.pt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "iter_2.pth").touch()
+    for run in ("zero2", "plain"):
+        (tmp_path / run / "last_checkpoint").write_text(str(tmp_path / run / "iter_2.pth"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("how", ["given", "text", "latest"])
+@pytest.mark.parametrize(
+    ("launch", "run", "processes", "said"),
+    [
+        (PLAIN, "zero2", "2", "with --deepspeed"),
+        (DEEPSPEED, "plain", "1", "not a folder that --deepspeed wrote"),
+        (DEEPSPEED, "zero2", "1", "wrote its optimizer, 2, got 1"),
+        (DEEPSPEED, "zero2", "3", "wrote its optimizer, 2, got 3"),
+    ],
+)
+def test_a_checkpoint_of_another_launch(written, monkeypatch, how, launch, run, processes, said):
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    path = str(written / run / "iter_2.pth")
+    ways = {"given": {"resume": True, "load_from": path}, "text": {"resume": path}, "latest": {"resume": True}}
+    config = {**launch, "work_dir": str(written / run), **ways[how]}
+    with pytest.raises(PallavaError) as refused:
+        check_launch(config)
+    assert said in str(refused.value)
+    assert path in str(refused.value)
+
+
+@pytest.mark.parametrize(("launch", "run"), [(DEEPSPEED, "zero2"), (PLAIN, "plain")])
+def test_a_checkpoint_of_a_launch_like_this_one(written, monkeypatch, launch, run):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_launch({**launch, "resume": True, "load_from": str(written / run / "iter_2.pth"), "work_dir": "x"})
+
+
+def test_what_only_weights_are_taken_from_may_be_of_any_number_of_processes(written, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    config = {**DEEPSPEED, "work_dir": str(written), "load_from": str(written / "zero2" / "iter_2.pth")}
+    check_launch(config)
+    check_launch({**config, "load_from": None, "resume": True})
+    check_launch({**config, "load_from": "https://host/iter_2.pth"})
+    with pytest.raises(PallavaError, match="--deepspeed"):
+        check_launch({**config, **PLAIN, "load_from": config["load_from"] + "/mp_rank_00_model_states.pt"})
+
+
+def test_the_launch_is_checked_before_anything_is_built(written):
+    from mmengine.runner import FlexibleRunner, Runner
+
+    config = {"work_dir": str(written), "resume": True, "load_from": str(written / "zero2" / "iter_2.pth")}
+    with pytest.raises(PallavaError, match="with --deepspeed"):
+        Runner.from_cfg({**config, **PLAIN})
+    with pytest.raises(PallavaError, match="optimizer, 2, got 1"):
+        FlexibleRunner.from_cfg({**config, **DEEPSPEED})
 
 
 def test_a_run_that_is_shorter_than_its_warm_up():
