@@ -52,6 +52,43 @@ def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], monkeypat
     assert capsys.readouterr().err == "error: found this, expected that\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("judge p.jsonl --concurrency 0", "--concurrency must be at least 1, got 0"),
+        ("judge p.jsonl --seed -1", "--seed must be at least 0, got -1"),
+        ("data prepare d.jsonl out --tokenizer none --workers 0", "--workers"),
+        ("data check d.jsonl --image-folder . --workers -2", "--workers"),
+        ("data check d.jsonl --image-folder . --context-length 0", "--context-length"),
+        ("data check d.jsonl --image-folder . --num-visual-tokens -1", "--num-visual-tokens"),
+        ("data leak train.jsonl test.jsonl --workers 0", "--workers"),
+        ("data clean out --source csv=a.csv --columns image=a,caption=b --max-background 2", "--max-background"),
+        ("data clean out --source csv=a.csv --columns image=a,caption=b --clip-threshold nan", "--clip-threshold"),
+        ("data clean out --source csv=a.csv --columns image=a,caption=b --workers 0", "--workers"),
+        ("data unpack a.zip out --max-gb 0", "--max-gb"),
+        ("convert a.pth out --lora-alpha 0", "--lora-alpha"),
+        ("convert a.pth out --connector-heads 0", "--connector-heads"),
+        ("demo --scale nan", "scale"),
+        ("pretrain p.jsonl out --image-folder . --shards -1", "--shards"),
+        ("pretrain p.jsonl out --image-folder . -- --batch-size 0", "--batch-size"),
+        ("pretrain p.jsonl out --image-folder . -- --accum-freq 0", "--accum-freq"),
+        ("pretrain p.jsonl out --image-folder . -- --epochs 0", "--epochs"),
+    ],
+)
+def test_numbers_out_of_range_are_one_sentence(
+    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is read: the files do not exist."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.csv", "train.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text("a,b\n")
+    assert main(words.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert said in error
+
+
 @pytest.mark.smoke
 @pytest.mark.parametrize(
     ("arguments", "reason"),

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pallava.cli.options import Workers
-from pallava.errors import PallavaError
+from pallava.errors import PallavaError, check_at_least
 from pallava.io.archives import MAX_GB, unpack
 from pallava.io.processes import default_num_workers
 
@@ -61,6 +61,7 @@ def run_data_prepare(
     from pallava.data.training_row import EncodingSettings
     from pallava.model.loading import load_tokenizer
 
+    check_at_least(1, workers=workers)
     loaded = load_tokenizer(tokenizer)
     settings = EncodingSettings.make(loaded, prompt_template, context_length, num_visual_tokens)
     prepared = prepare(data, loaded, settings, num_workers=workers, out=out)
@@ -87,6 +88,7 @@ def run_data_check(
     """
     from pallava.data.check import check_training_file
 
+    check_at_least(1, workers=num_workers, context_length=context_length, num_visual_tokens=num_visual_tokens)
     report = check_training_file(
         path,
         image_folder,

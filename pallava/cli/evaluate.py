@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pallava.cli.options import TrustRemoteCode, add_parameters
-from pallava.errors import PallavaError
+from pallava.errors import PallavaError, check_at_least
 
 _FAILED = 2
 
@@ -117,6 +117,8 @@ def run_judge(
     """
     from pallava.evaluation.answers.similarity import judge_predictions, results_folder, similarity_tables
 
+    check_at_least(1, concurrency=concurrency)
+    check_at_least(0, seed=seed)
     out = out or results_folder(predictions)
     report = judge_predictions(predictions, out, url=url, model=model, concurrency=concurrency, seed=seed)
     print("\n\n".join(table.to_text() for table in similarity_tables(report)))

@@ -45,8 +45,12 @@ def run_convert(config: str | None, dtype: str | None, **values: Any) -> None:
     """
     import torch
 
+    from pallava.errors import PallavaError, check_at_least
     from pallava.model.convert import convert
 
+    check_at_least(1, connector_heads=values["connector_heads"])
+    if values["lora_alpha"] is not None and not values["lora_alpha"] > 0:
+        raise PallavaError(f"--lora-alpha must be above 0, got {values['lora_alpha']:g}")
     values |= {"config": config, "dtype": getattr(torch, dtype) if dtype else None}
     if config is not None and Path(config).suffix == ".py" and Path(config).is_file():
         from pallava.training.hooks.config import load_config
@@ -122,9 +126,13 @@ def run_chat(
       pallava chat demo/model --image slide.png --question "Is necrosis present?"
       pallava chat demo/model --image slide.png         (asks for questions until an empty line)
     """
+    from pallava.errors import PallavaError, check_at_least
     from pallava.images import open_image
     from pallava.model import ask, load
 
+    check_at_least(1, max_new_tokens=max_new_tokens)
+    if not all(map(str.strip, question)):
+        raise PallavaError("--question must not be empty; leave it out to type questions")
     images = [open_image(path) for path in image]  # before the model, which takes its time
     loaded, processor = load(model, device, base_llm=base_llm, trust_remote_code=trust_remote_code)
     history: list[tuple[str, str]] = []

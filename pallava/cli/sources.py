@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pallava.cli.options import Workers, add_parameters
 from pallava.data.material import COLUMNS_HELP, add_source_options, read_columns, read_source, read_sources
-from pallava.errors import PallavaError
+from pallava.errors import PallavaError, check_at_least
 from pallava.io.files import write_json
 from pallava.io.processes import default_num_workers
 
@@ -145,6 +145,7 @@ def run_data_leak(
     """
     from pallava.data.leak import write_leak_report
 
+    check_at_least(1, workers=num_workers)
     read = read_columns(columns)
     report = write_leak_report(
         read_source(train, split=train_split, columns=read, default_split="train"),

@@ -11,7 +11,7 @@ from typing import Any
 from pallava.data.material import check_columns, read_columns
 from pallava.data.sources import SOURCES
 from pallava.devices import find_device
-from pallava.errors import PallavaError
+from pallava.errors import PallavaError, check_at_least
 from pallava.evaluation.answers.consistency import UNCHANGED_MEANING, score_consistency, share_by_group, shuffle_images
 from pallava.evaluation.answers.generation import Answerer, ask_all
 from pallava.evaluation.answers.items import AS_IS, SHUFFLED, AnswerSet, EvaluateOptions, Questions
@@ -163,8 +163,8 @@ def _check(model: str, kind: str, task: Task, options: EvaluateOptions) -> None:
         value, flag = getattr(options, field.name), f"--{field.name.replace('_', '-')}"
         if value not in (field.default, (), []) and field.name not in task.option_names(kind):
             raise PallavaError(f"{flag} does not go with the task {task.name} of '{model}', which is {what}")
-        if field.name in ("batch_size", "limit", "max_new_tokens") and value is not None and value < 1:
-            raise PallavaError(f"{flag} must be at least 1, got {value}")
+    check_at_least(1, **{name: getattr(options, name) for name in ("batch_size", "limit", "max_new_tokens")})
+    check_at_least(0, seed=options.seed)
 
 
 def _name_data(data: Sequence[str]) -> dict[str, tuple[str, Path]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pallava.errors import PallavaError
+from pallava.errors import PallavaError, check_at_least
 from pallava.io.files import write_json
 from pallava.io.launch import Launch
 from pallava.io.processes import hold_lock, run_child
@@ -93,6 +93,8 @@ def _parse(settings: Pretraining) -> argparse.Namespace:
             flag = "--" + name.replace("_", "-")
             place = f"give {_FIRST[name]} before the `--`" if name in _FIRST else "pallava sets it; leave it out"
             raise PallavaError(f"{flag} cannot follow the `--`; {place}")
+    check_at_least(1, epochs=parsed.epochs, batch_size=parsed.batch_size, accum_freq=parsed.accum_freq)
+    check_at_least(0, shards=settings.shards, workers=parsed.workers)
     if parsed.image_resize_mode == "longest":
         raise PallavaError("--image-resize-mode must be shortest or squash, which an encoder can express, got longest")
     return parsed

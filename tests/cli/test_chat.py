@@ -44,3 +44,32 @@ def test_a_wrong_device_is_one_sentence(
     error = capsys.readouterr().err
     assert "'cud'" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--max-new-tokens", "0"], "--max-new-tokens must be at least 1, got 0"),
+        (["--max-new-tokens", "-3"], "got -3"),
+        (["--device", "gpu"], "'gpu'"),
+        (["--device", "meta"], "'meta'"),
+        (["--device", "cuda:99"], "'cuda:99'"),
+        (["--device", "x" * 500], "xxx"),
+        (["--question", " "], "--question must not be empty"),
+        (["--image", "nowhere.png"], "nowhere.png"),
+    ],
+)
+def test_wrong_values_are_one_sentence_each(
+    folder: Path,
+    parts: dict[str, Path],
+    words: list[str],
+    said: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = words_of(folder, tmp_path_factory.getbasetemp(), "--question", "what ?", "--base-llm", str(parts["llm"]))
+    assert main([*asked, *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert len(error) < 320

@@ -109,6 +109,8 @@ def test_what_one_process_cannot_read_fails_in_all(
         ),  # read, not refused
         ("pathvqa", ["PathVQA"], {"split": "train"}, "PathVQA"),
         ("custom", ["path-vqa=PathVQA", "q.jsonl"], {"split": "train"}, "PathVQA"),
+        ("custom", ["q.jsonl"], {"seed": -1}, "--seed must be at least 0, got -1"),
+        ("custom", ["q.jsonl"], {"limit": 0}, "--limit must be at least 1, got 0"),
     ],
 )
 def test_columns_and_splits_that_nothing_has_are_refused(

@@ -77,6 +77,12 @@ def test_a_variable_that_is_not_an_integer():
         launch.read_launch({"NPROC_PER_NODE": "two"})
 
 
+@pytest.mark.parametrize("name", ["NPROC_PER_NODE", "NNODES"])
+def test_a_number_of_processes_or_nodes_below_one(name):
+    with pytest.raises(PallavaError, match=f"{name} .* '0'"):
+        launch.read_launch({name: "0"})
+
+
 def test_processes_share_the_cores(monkeypatch):
     monkeypatch.setattr(launch, "num_cores", lambda: 8)
 

@@ -14,7 +14,7 @@ from pallava.data.clean.published_index import PublishedIndexFilter
 from pallava.data.clean.species import SpeciesRules
 from pallava.data.material import SourceSpec
 from pallava.data.sources.base import IMAGE_POLICIES
-from pallava.errors import PallavaError
+from pallava.errors import PallavaError, check_at_least
 from pallava.io.processes import default_num_workers
 from pallava.judging.endpoint import Endpoint
 
@@ -82,6 +82,10 @@ class CleanSettings:
                 raise PallavaError(f"'{judge}' is not a judge of {name}; choose from {', '.join(known)}")
             if values.get(name, "none") != "none" and name not in filters:
                 raise PallavaError(f"the judge '{judge}' is not used: add {name} to the filters (--filters)")
+        check_at_least(1, workers=values.get("num_workers"), concurrency=values.get("concurrency"))
+        for name in ("max_background", "clip_threshold"):
+            if not 0 <= values.get(name, 0) <= 1:
+                raise PallavaError(f"--{name.replace('_', '-')} must be from 0 to 1, got {values[name]:g}")
         specs = (replace(each, root=_absolute(each.root)) for each in sources)
         return cls(tuple(specs), filters=filters, **values)
 
