@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pallava.errors import PallavaError
 from pallava.io.files import read_package_data
+from pallava.open_clip_weights import unwrap_key
 
 StateDict = dict[str, Tensor]
 Renames = tuple[tuple[str, str | None], ...]
@@ -45,6 +46,8 @@ class _Ignored(dict):
 
 def read_weights(source: str | os.PathLike[str], prefixes: tuple[str, ...] = ("",)) -> StateDict:
     """Read the tensors of a weights file, a checkpoint, a DeepSpeed folder or a Hugging Face folder; run no code in it.
+
+    Keys lose what DDP, torch.compile and the like put before them, such as ``module._orig_mod.``.
 
     Args:
         source: ``.safetensors``, ``.pth``, ``.pt`` or ``.bin``; a DeepSpeed checkpoint folder or a file in it; a
@@ -118,7 +121,8 @@ def _read_file(path: Path, prefixes: tuple[str, ...]) -> StateDict:
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as tensors:
-                return {k: tensors.get_tensor(k) for k in tensors.keys() if k.startswith(prefixes)}  # noqa: SIM118
+                named = [key for key in tensors.keys() if unwrap_key(key).startswith(prefixes)]  # noqa: SIM118
+                return rename_keys({key: tensors.get_tensor(key) for key in named}, unwrap_key)
         except SafetensorError as error:
             raise _damaged(path, "safetensors", error) from None
     whole = path.with_name(_MODEL_STATES)
@@ -163,7 +167,7 @@ def _tensors_of(content: Any, path: Path) -> StateDict:
             break
     if not isinstance(content, dict) or not content:
         raise PallavaError(f"no weights in '{path}': expected a state dict, got {type(content).__name__}")
-    tensors = {str(key).removeprefix("module."): v for key, v in content.items() if isinstance(v, Tensor)}
+    tensors = rename_keys({str(key): v for key, v in content.items() if isinstance(v, Tensor)}, unwrap_key)
     if not tensors:
         raise PallavaError(f"no weights in '{path}': none of its {len(content)} entries is a tensor")
     for key, value in tensors.items():

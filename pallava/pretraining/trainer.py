@@ -1,4 +1,4 @@
-"""One process of the training: open_clip's own trainer with our code in four places, and the export after it.
+"""One process of the training: open_clip's own trainer with our code in five places, and the export after it.
 
 Started by `pallava.pretraining.run`, through torchrun for several processes. Each hook replaces one name that
 `open_clip_train` looks up at run time, and calls what stood there.
@@ -26,6 +26,7 @@ from torchvision.transforms import Normalize
 from pallava.errors import PallavaError, without_worker
 from pallava.images import open_image
 from pallava.io.processes import end_with_parent
+from pallava.open_clip_weights import read_wrapped_keys
 from pallava.pretraining.model import describe, export
 from pallava.transforms import PathologyAugmentation
 
@@ -65,6 +66,7 @@ def install_hooks(*, augmentation: PathologyAugmentation | None, on_cpu: bool, o
     webdataset.decode = lambda *_, **options: decode(read_picture, **options)
     if on_cpu:
         torch.nn.parallel.DistributedDataParallel = DataParallelOnCPU  # type: ignore[misc, assignment]
+    read_wrapped_keys()
     create = training.create_model_and_transforms
 
     @functools.wraps(create)
@@ -73,7 +75,13 @@ def install_hooks(*, augmentation: PathologyAugmentation | None, on_cpu: bool, o
         for name in logging.root.manager.loggerDict:
             if name.startswith(("torch", "transformers")):
                 logging.getLogger(name).setLevel(logging.WARNING)
-        model, train, val = create(*arguments, **options)
+        try:
+            model, train, val = create(*arguments, **options)
+        except Exception as error:  # whatever a damaged file, or one of another model, makes torch raise
+            if len(arguments) < 2 or not Path(str(arguments[1])).is_file():
+                raise
+            reason = " ".join(str(error).split())[:150]
+            raise PallavaError(f"weights '{arguments[1]}' cannot be loaded into {arguments[0]}: {reason}") from None
         on_model(model)
         if augmentation is not None:
             # On cropped and resized tensors, where it costs least and works with timm's augmentation too.

@@ -145,6 +145,36 @@ def test_loading_in_place_keeps_dtype() -> None:
     assert layer.weight.dtype == torch.bfloat16
 
 
+WRAPPED = {
+    "module._orig_mod.visual.proj": "visual.proj",
+    "_orig_mod.module.visual.proj": "visual.proj",
+    "_orig_mod._orig_mod.a": "a",
+    "visual_encoder._orig_mod.layers.0.weight": "visual_encoder.layers.0.weight",
+    "connector.module.a": "connector.module.a",  # a name that a part may have
+    "modules.a": "modules.a",
+}
+
+
+@pytest.mark.parametrize("kind", ["bare.pth", "checkpoint.pth", "weights.safetensors"])
+@pytest.mark.parametrize("key", WRAPPED)
+def test_keys_lose_what_trainers_wrap_models_in(key: str, kind: str, tmp_path: Path) -> None:
+    state = {key: torch.ones(1)}
+    if kind.endswith("safetensors"):
+        save_file(state, tmp_path / kind)
+    else:
+        torch.save(state if kind == "bare.pth" else {"state_dict": state}, tmp_path / kind)
+    assert list(read_weights(tmp_path / kind)) == [WRAPPED[key]]
+    assert list(read_weights(tmp_path / kind, prefixes=(WRAPPED[key][:3],))) == [WRAPPED[key]]
+
+
+@pytest.mark.parametrize("kind", ["a.pth", "a.safetensors"])
+def test_two_names_of_one_weight_are_refused(kind: str, tmp_path: Path) -> None:
+    state = {"module.a": torch.ones(1), "_orig_mod.a": torch.zeros(1)}
+    (torch.save if kind.endswith("pth") else save_file)(state, tmp_path / kind)
+    with pytest.raises(PallavaError, match="a under two names"):
+        read_weights(tmp_path / kind)
+
+
 def test_a_work_directory_stands_for_its_newest_checkpoint(tmp_path: Path) -> None:
     for step in (1, 2):
         torch.save({"state_dict": {"step": torch.tensor(step)}}, tmp_path / f"iter_{step}.pth")

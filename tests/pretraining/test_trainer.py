@@ -10,8 +10,10 @@ import open_clip_train.main as training
 import pytest
 import torch
 import webdataset
+from open_clip import factory
 from PIL import Image
 
+from pallava.errors import PallavaError
 from pallava.pretraining.trainer import DataParallelOnCPU, install_hooks
 from pallava.transforms import PathologyAugmentation
 from tests.tiny.pretraining import MODEL, save_pairs
@@ -20,6 +22,7 @@ from tests.tiny.pretraining import MODEL, save_pairs
 @pytest.fixture
 def originals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts back afterwards what `install` replaces."""
+    monkeypatch.setattr(factory, "load_state_dict", factory.load_state_dict)
     monkeypatch.setattr(reading, "CsvDataset", reading.CsvDataset)
     monkeypatch.setattr(webdataset, "decode", webdataset.decode)
     monkeypatch.setattr(training, "create_model_and_transforms", training.create_model_and_transforms)
@@ -77,3 +80,20 @@ def test_the_trainer_reads_a_table_through_our_reader(tmp_path: Path) -> None:
     pixels, texts = next(iter(data.dataloader))
     assert pixels.min() == 1.0
     assert texts.shape == (1, 77)
+
+
+@pytest.mark.usefixtures("originals")
+def test_weights_of_a_compiled_model_are_read_and_others_refused(tmp_path: Path) -> None:
+    (tmp_path / "hooked.json").write_text(json.dumps(MODEL))
+    open_clip.add_model_config(tmp_path / "hooked.json")
+    state = open_clip.create_model("hooked").state_dict()
+    torch.save({f"_orig_mod.{key}": value for key, value in state.items()}, tmp_path / "compiled.pt")
+    torch.save({"epoch": 1, "state_dict": {"other": torch.ones(1)}}, tmp_path / "other.pt")
+    (tmp_path / "damaged.pt").write_bytes(b"PK\x03\x04cut")
+    install_hooks(augmentation=None, on_cpu=True, on_model=lambda model: None)
+    model, _, _ = training.create_model_and_transforms("hooked", str(tmp_path / "compiled.pt"))
+    torch.testing.assert_close(dict(model.state_dict()), dict(state))
+    for name in ("other.pt", "damaged.pt"):
+        with pytest.raises(PallavaError, match=rf"{name}.*hooked") as error:
+            training.create_model_and_transforms("hooked", str(tmp_path / name))
+        assert len(str(error.value).replace(str(tmp_path), "")) < 300

@@ -16,7 +16,7 @@ from pallava.io.hashing import hash_file, hash_json
 from pallava.io.processes import batches, num_cores
 from pallava.judging.endpoint import MAX_REPLY, Endpoint, Request
 from pallava.judging.prompts import CLIP_VERSION, OTHER_CAPTIONS, PATHOLOGY, PATHOLOGY_CAPTIONS, SPECIES, JudgePrompt
-from pallava.open_clip_weights import made_with_quick_gelu
+from pallava.open_clip_weights import made_with_quick_gelu, read_wrapped_keys
 
 if TYPE_CHECKING:
     import torch
@@ -119,6 +119,7 @@ class PathologyClip(Filter):
         import torch
 
         name, pretrained, device = self._model_name, self._pretrained or None, find_device("auto")
+        read_wrapped_keys()
         try:
             # open_clip reads checkpoints with weights_only, which runs no code of theirs.
             network, _, preprocess = open_clip.create_model_and_transforms(

@@ -20,7 +20,7 @@ from pallava.model import load_image_processor
 from pallava.model.clip import DESCRIPTION, WEIGHTS, find_image_processor, read_description
 from pallava.model.loading import load_tokenizer
 from pallava.model.weights import build_with_weights, load_strictly, read_json, read_weights, rename_keys
-from pallava.open_clip_weights import made_with_quick_gelu
+from pallava.open_clip_weights import made_with_quick_gelu, read_wrapped_keys
 from pallava.tiling import TileSpec
 
 _OPEN_CLIP_SCHEMAS = ("hf-hub:", "local-dir:")
@@ -151,6 +151,7 @@ def _named_open_clip(source: str, pretrained: str | None, device: str) -> Encode
                 f"{source} needs --pretrained, got {pretrained or 'none'}; choose {', '.join(tags) or 'another model'}"
             )
         what = {"pretrained": pretrained, "force_quick_gelu": made_with_quick_gelu(source, pretrained)}
+    read_wrapped_keys()
     try:
         model = open_clip.create_model(source, require_pretrained=True, **what)
     except (OSError, RuntimeError, ValueError) as error:  # what downloading and reading weights raise
