@@ -188,8 +188,7 @@ def load_plip(source: str | os.PathLike[str], model_name: str | None = None) -> 
     """
     path = Path(source)
     if path.exists() and model_name is not None:
-        described = clip.read_description(model_name, has_text=False)
-        return clip.open_clip_vision(described, read_weights(path), path)
+        return clip.open_clip_vision(_open_clip(model_name), read_weights(path), path)
     if not (path / "config.json").is_file():
         found = "must be a folder with a config.json" if path.exists() else "does not exist"
         raise PallavaError(
@@ -211,8 +210,13 @@ def load_image_processor(source: str | os.PathLike[str], **options: Any) -> CLIP
         return CLIPImageProcessor.from_pretrained(path)
     if is_timm:
         return timm_image_processor(description, **options)
+    if path.exists() and (model_name := options.get("model_name")):
+        return clip.make_image_processor(clip.huggingface_vision_config(_open_clip(model_name)).image_size)
     if not description:
-        raise PallavaError(f"visual encoder '{path}' must be a folder with a config.json")
+        raise PallavaError(
+            f"visual encoder '{path}' must be a folder with a config.json, or a checkpoint of open_clip with its "
+            "model_name beside each use of its source"
+        )
     return _image_processor(path, description)
 
 
@@ -226,9 +230,15 @@ def count_tokens(source: str | os.PathLike[str], **options: Any) -> int:
     values = _description(source)
     if "architecture" in values:
         return (size // outline_timm(values, options).patch_embed.patch_size[0]) ** 2
+    if model_name := options.get("model_name"):
+        return num_tokens(clip.huggingface_vision_config(_open_clip(model_name)))
     config = encoder_config({**values.get("vision_config", values), "model_type": _kind(values)})
     config.image_size = size
     return num_tokens(config)
+
+
+def _open_clip(model_name: str) -> dict[str, Any]:
+    return clip.read_description(model_name, has_text=False)
 
 
 def _description(source: str | os.PathLike[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import timm
 import torch
@@ -41,7 +42,12 @@ TIMM_ARGS = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_
 TIMM_ARGS |= {"init_values": 1e-1, "mlp_layer": "SwiGLUPacked", "act_layer": "silu", "dynamic_img_size": True}
 NAME = "vit_tiny_patch16_224"
 NUM_LAYERS = 3
-KINDS = ("clip", "dinov2", "dinov2_registers", "siglip", "timm_folder", "timm_name")
+KINDS = ("clip", "open_clip", "dinov2", "dinov2_registers", "siglip", "timm_folder", "timm_name")
+OPEN_CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"layers": NUM_LAYERS, "width": 24, "head_width": 6, "patch_size": 8, "image_size": 32},
+    "text_cfg": {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1},
+}
 
 
 def save_encoder(kind: str, folder: Path) -> tuple[str, dict[str, Any]]:
@@ -49,6 +55,8 @@ def save_encoder(kind: str, folder: Path) -> tuple[str, dict[str, Any]]:
     torch.manual_seed(0)
     if kind == "clip":
         CLIPVisionModel(CLIPVisionConfig(intermediate_size=48, **SIZES)).save_pretrained(folder)
+    elif kind == "open_clip":
+        return save_open_clip(folder)
     elif kind == "dinov2":
         Dinov2Model(Dinov2Config(mlp_ratio=2, **SIZES)).save_pretrained(folder)
     elif kind == "dinov2_registers":
@@ -60,6 +68,13 @@ def save_encoder(kind: str, folder: Path) -> tuple[str, dict[str, Any]]:
     else:
         return save_timm(kind, folder)
     return str(folder), {}
+
+
+def save_open_clip(folder: Path) -> tuple[str, dict[str, Any]]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.json").write_text(json.dumps(OPEN_CLIP))
+    torch.save({"epoch": 1, "state_dict": open_clip.CLIP(**OPEN_CLIP).state_dict()}, folder / "epoch_1.pt")
+    return str(folder / "epoch_1.pt"), {"model_name": str(folder / "model.json")}
 
 
 def save_timm(kind: str, folder: Path) -> tuple[str, dict[str, Any]]:
@@ -85,6 +100,11 @@ def hidden_states(kind: str, folder: Path, pixels: torch.Tensor) -> list[torch.T
         model.load_state_dict(timm.create_model(NAME, num_classes=5, **classes).state_dict())
         tokens = model.forward_intermediates(pixels, output_fmt="NLC", intermediates_only=True)
         return [torch.empty(0), *tokens]
+    if kind == "open_clip":
+        clip = open_clip.CLIP(**OPEN_CLIP).eval()
+        clip.load_state_dict(torch.load(folder / "epoch_1.pt")["state_dict"])
+        tokens = clip.visual.forward_intermediates(pixels, intermediates_only=True, output_fmt="NLC")
+        return [torch.empty(0), *tokens["image_intermediates"]]
     makers: dict[str, tuple[Any, int]] = {
         "clip": (CLIPVisionModel, 1),
         "dinov2": (Dinov2Model, 1),
@@ -308,3 +328,12 @@ def test_tokens_are_counted_without_weights(kind: str, tmp_path: Path) -> None:
     for file in (*tmp_path.glob("*.safetensors"), *tmp_path.glob("*.bin")):
         file.unlink()
     assert count_tokens(source, **options) == 16
+
+
+def test_a_checkpoint_of_open_clip_without_its_name(tmp_path: Path) -> None:
+    source, options = save_encoder("open_clip", tmp_path)
+    for opener in (load_encoder, load_image_processor, count_tokens):
+        with pytest.raises(PallavaError, match=r"epoch_1\.pt.*model_name|model name"):
+            opener(source)
+        with pytest.raises(PallavaError, match="does not exist|must be a folder"):
+            opener("nowhere.pt", **options)
