@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from pallava.devices import device_dtype
 from pallava.errors import PallavaError
-from pallava.model.versions import block_broken_bitsandbytes
+from pallava.model.versions import block_broken_bitsandbytes, keep_attention_cap
 from pallava.model.weights import check_finite, list_keys, read_json, read_weights, shorten
 
 ADAPTER_FOLDER = "adapter"
@@ -134,14 +134,18 @@ def _load_adapter(base_llm: str | None, adapter: Path, **options: Any) -> Any:
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
     if missing := sorted(expected.keys() - state.keys()):  # peft itself leaves them as they were drawn
         raise PallavaError(f"adapter '{adapter}' lacks {len(missing)} weights: {shorten(missing)}")
+    if options.get("torch_dtype") == "auto":  # peft reads LoRA into float32, whatever its file holds
+        for name, parameter in model.named_parameters():
+            if (stored := state.get(name.replace(".default.", "."))) is not None:
+                parameter.data = parameter.data.to(stored.dtype)
     return model
 
 
 def open_llm(name_or_path: str | os.PathLike[str], **options: Any) -> Any:
     """Open a causal language model without a missing, unexpected, reshaped or broken weight.
 
-    transformers alone would draw missing weights at random. The options are those of `from_pretrained`; code from the
-    folder runs only with `trust_remote_code`.
+    transformers alone would draw missing weights at random, and leave out the cap of Gemma 2's attention. The options
+    are those of `from_pretrained`; code from the folder runs only with `trust_remote_code`.
 
     Raises:
         PallavaError: The model does not exist, cannot be read, or is incomplete.
@@ -156,6 +160,7 @@ def open_llm(name_or_path: str | os.PathLike[str], **options: Any) -> Any:
     on_meta = set() if is_intended else {key for key, value in weights.items() if value.is_meta}
     _check_complete(report, f"language model '{name_or_path}'", on_meta)
     check_finite(weights, name_or_path)
+    keep_attention_cap(model)
     return model
 
 
@@ -170,6 +175,16 @@ def load_llm(
     if isinstance(torch_dtype, str):
         torch_dtype = device_dtype() if torch_dtype == "auto" else torch_dtype.removeprefix("torch.")
     return open_llm(pretrained_model_name_or_path, torch_dtype=torch_dtype, **options)
+
+
+def check_reopenable_part(part: Any, name: str) -> None:
+    """Refuse a language model or tokenizer with code of its own, which no model folder could open again."""
+    kind = type(part.get_base_model() if is_adapted(part) else part)
+    if not kind.__module__.startswith("transformers."):
+        raise PallavaError(
+            f"{name} must be of a class that comes with transformers, or no model folder could open it, got "
+            f"{kind.__qualname__} of its own code; give one that opens without trust_remote_code"
+        )
 
 
 def load_tokenizer(pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Any:

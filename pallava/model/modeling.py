@@ -23,7 +23,7 @@ from pallava.model.card import CARD, write_model_card
 from pallava.model.connectors import CONNECTORS, ConnectorConfig, import_connector, import_path, make_connector_config
 from pallava.model.encoders import adapter_of, encoder_config, num_tokens, patch_tokens
 from pallava.model.loading import ADAPTER_FOLDER, find_folder, greedy, is_adapted, open_beside_llm, open_whole
-from pallava.model.versions import fill_defaults
+from pallava.model.versions import fill_defaults, keep_attention_cap
 from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from pallava.tiling import MAX_TILES
 
@@ -103,6 +103,8 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         if llm is None:
             llm = AutoModelForCausalLM.from_config(config.text_config)
+        if hasattr(llm, "config"):  # a placeholder has none
+            keep_attention_cap(llm)
         if visual_encoder is None:
             visual_encoder = adapter_of(config.vision_config).build(config.vision_config)
         if connector is None:

@@ -47,6 +47,21 @@ def fill_defaults(config: GenerationConfig) -> None:
             setattr(config, name, value)
 
 
+def keep_attention_cap(llm: Any) -> bool:
+    """Use eager attention where a language model caps its scores (Gemma 2), and return whether sdpa was to be used.
+
+    transformers, 4.48 and 5 alike, leaves the cap out in sdpa, its default, without a word.
+    """
+    config = llm.config
+    if not getattr(config, "attn_logit_softcapping", None) or config._attn_implementation != "sdpa":
+        return False
+    config._attn_implementation = "eager"
+    logging.getLogger(__name__).warning(
+        "%s caps the scores of its attention, which sdpa leaves out: eager attention is used", type(llm).__name__
+    )
+    return True
+
+
 def block_broken_bitsandbytes() -> bool:
     """Hide a bitsandbytes that is installed but broken from peft and transformers; return whether it was hidden.
 

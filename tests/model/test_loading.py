@@ -2,11 +2,22 @@
 
 import pytest
 import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from pallava.devices import device_dtype
 from pallava.errors import PallavaError
-from pallava.model.loading import load_llm, load_tokenizer
+from pallava.model import MLPConnector, PALLaVAForConditionalGeneration
+from pallava.model.loading import add_lora, check_reopenable_part, load_llm, load_tokenizer, open_llm
+from tests.tiny import folders, golden
 from tests.tiny.training import save_parts
+
+IDS = torch.arange(4, 40)[None]
 
 
 @pytest.fixture(scope="module")
@@ -29,3 +40,98 @@ def test_no_such_folder(load):
 def test_a_folder_that_is_no_model(tmp_path):
     with pytest.raises(PallavaError, match="language model .* cannot be opened"):
         load_llm(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory):
+    """A Gemma 2 whose scores of attention are beyond their cap, and its logits with the cap."""
+    folder = tmp_path_factory.mktemp("gemma")
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "head_dim": 8,
+    }
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(Gemma2Config(attn_implementation="eager", **sizes)).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "q_proj" in name or "k_proj" in name:
+                weight.normal_(0, 1.5)
+        logits = model(IDS).logits
+    model.save_pretrained(folder)
+    return folder, logits
+
+
+@torch.no_grad()
+def test_the_cap_of_attention_is_kept_and_said(gemma, caplog):
+    folder, capped = gemma
+    model = open_llm(folder)
+    assert model.config._attn_implementation == "eager"
+    assert "Gemma2" in caplog.text
+    torch.testing.assert_close(model(IDS).logits, capped, atol=1e-5, rtol=0)
+    assert "eager" not in caplog.text.replace(caplog.messages[0], "")  # once
+
+
+@torch.no_grad()
+def test_sdpa_still_leaves_the_cap_out(gemma):
+    folder, capped = gemma
+    bare = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa")
+    different = (bare(IDS).logits - capped).abs().max()
+    assert different > 0.1, "sdpa keeps the cap now: drop keep_attention_cap"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("has_lora", [False, True])
+def test_a_model_folder_keeps_the_cap(gemma, tmp_path, has_lora):
+    folder, capped = gemma
+    parts = golden.model(tmp_path / "plip")
+    connector = MLPConnector(MLPConnector.config_class(visual_hidden_size=24, llm_hidden_size=32))
+    llm = AutoModelForCausalLM.from_pretrained(folder)  # as another loader than ours opens it
+    assert llm.config._attn_implementation == "sdpa"
+    if has_lora:
+        llm = add_lora(llm, {"r": 2, "task_type": "CAUSAL_LM"})
+    model = PALLaVAForConditionalGeneration.from_parts(llm, parts.visual_encoder, connector).eval()
+    model.save_pretrained(tmp_path / "model")
+    for each in (model, PALLaVAForConditionalGeneration.from_pretrained(tmp_path / "model")):
+        torch.testing.assert_close(each(IDS).logits, capped, atol=1e-5, rtol=0)
+
+
+def test_a_model_without_a_cap_keeps_sdpa(folder, caplog):
+    assert open_llm(folder).config._attn_implementation == "sdpa"
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("base_type", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("own_type", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_folder_with_an_adapter_opens_in_the_type_of_its_files(tmp_path, base_type, own_type):
+    parts = save_parts(tmp_path)
+    load_llm(str(parts["llm"])).to(base_type).save_pretrained(parts["llm"])
+    model = folders.build(parts, folders.open_llm(parts, has_lora=True)).to(own_type)
+    folders.save(parts, model, tmp_path / "model")
+    opened = PALLaVAForConditionalGeneration.from_pretrained(tmp_path / "model")
+    types = {name: value.dtype for name, value in opened.named_parameters()}
+    assert {kind for name, kind in types.items() if name.startswith("llm.") and ".lora_" not in name} == {base_type}
+    assert {kind for name, kind in types.items() if not name.startswith("llm.")} == {own_type}
+    lora = {name: value for name, value in opened.named_parameters() if ".lora_" in name}
+    assert {value.dtype for value in lora.values()} == {own_type}
+    assert all(torch.equal(value, model.get_parameter(name)) for name, value in lora.items())
+
+
+class OwnLlama(LlamaForCausalLM):
+    """A class that does not come with transformers."""
+
+
+class OwnTokenizer(PreTrainedTokenizerFast):
+    """A class that does not come with transformers."""
+
+
+def test_what_no_folder_could_open_again_is_refused(folder):
+    adapted = add_lora(OwnLlama.from_pretrained(folder), {"r": 2})
+    for part in (OwnLlama.from_pretrained(folder), adapted, OwnTokenizer.from_pretrained(folder)):
+        name = "OwnTokenizer" if isinstance(part, OwnTokenizer) else "OwnLlama"
+        with pytest.raises(PallavaError, match=f"the part must be .*{name}"):
+            check_reopenable_part(part, "the part")
+    check_reopenable_part(load_tokenizer(folder), "the part")
+    check_reopenable_part(add_lora(open_llm(folder), {"r": 2}), "the part")
