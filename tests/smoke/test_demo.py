@@ -64,7 +64,7 @@ def every_further_command(folder: Path) -> None:
     for name, options in (("apart", ()), ("merged", ("--merge",))):
         run(folder, "convert", "demo/stage2", name, "--dtype", "float32", *options)
         run(folder, "evaluate", name, *questions, "--without-shuffled", "--out", f"of_{name}")
-        answers.append([each.answer for each in read_predictions(folder / f"of_{name}")])
+        answers.append([each.text for each in read_predictions(folder / f"of_{name}")])
     assert (folder / "apart" / "adapter").is_dir()
     assert not (folder / "merged" / "adapter").exists()
     assert answers[0] == answers[1]
