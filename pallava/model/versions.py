@@ -50,7 +50,7 @@ def fill_defaults(config: GenerationConfig) -> None:
 def keep_attention_cap(llm: Any) -> bool:
     """Use eager attention where a language model caps its scores (Gemma 2), and return whether sdpa was to be used.
 
-    transformers, 4.48 and 5 alike, leaves the cap out in sdpa, its default, without a word.
+    transformers 4.48 leaves the cap out in sdpa, its default, without a word; newer ones (5.24) refuse sdpa for it.
     """
     config = llm.config
     if not getattr(config, "attn_logit_softcapping", None) or config._attn_implementation != "sdpa":

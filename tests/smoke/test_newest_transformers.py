@@ -99,7 +99,5 @@ def test_every_work_around_is_still_needed(newest: dict[str, Any]) -> None:
     here, there = describe(), newest["about"]
     assert here.pop("version").startswith("4.48.")
     assert there.pop("version").startswith("5.")
-    assert here.pop("sdpa uncaps")  # Gemma 2
-    assert there.pop("sdpa uncaps")
-    assert here == {"tower inside": True, "open settings": False, "needs class names": True}
-    assert there == {"tower inside": False, "open settings": True, "needs class names": False}
+    assert here == {"tower inside": True, "open settings": False, "needs class names": True, "caps by sdpa": True}
+    assert there == {"tower inside": False, "open settings": True, "needs class names": False, "caps by sdpa": False}
