@@ -177,16 +177,6 @@ def load_llm(
     return open_llm(pretrained_model_name_or_path, torch_dtype=torch_dtype, **options)
 
 
-def check_reopenable_part(part: Any, name: str) -> None:
-    """Refuse a language model or tokenizer with code of its own, which no model folder could open again."""
-    kind = type(part.get_base_model() if is_adapted(part) else part)
-    if not kind.__module__.startswith("transformers."):
-        raise PallavaError(
-            f"{name} must be of a class that comes with transformers, or no model folder could open it, got "
-            f"{kind.__qualname__} of its own code; give one that opens without trust_remote_code"
-        )
-
-
 def load_tokenizer(pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Any:
     """Load a language model's tokenizer; arguments as in `open_llm`.
 
