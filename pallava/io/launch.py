@@ -93,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
 def _integer(environment: Mapping[str, str], name: str, default: int) -> int:
     value = environment.get(name) or str(default)
     if not value.isdecimal() or int(value) < default:
-        raise PallavaError(f"{name} must be an integer from {default}, got {value!r} (unset means {default})")
+        raise PallavaError(f"{name} must be an integer of at least {default}, got {value!r} (unset means {default})")
     return int(value)
 
 

@@ -34,7 +34,7 @@ class Request:
     """A prompt, and the image that goes with it, if any."""
 
     text: str
-    image: "ImageSource | None" = None
+    image: ImageSource | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ def histogram(
     """Draw how often values occur, as bars; those of several series, each in its colour, on top of each other.
 
     Args:
-        series: Name of each series, and how often each value occurs in it; `ValueError` if there is no value.
+        series: Name of each series, and how often each value occurs in it.
         x_label: Text below the plot.
         threshold: Value at which a line is drawn.
         colours: Colours of the series.

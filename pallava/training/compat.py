@@ -172,8 +172,8 @@ def load_checkpoints_safely() -> bool:
     mmengine (`--resume` of a file) and xtuner (the seed of a resumed run) use torch's default, which refuses their logs
     (`Unsupported global: mmengine.logging.history_buffer.HistoryBuffer`). xtuner's `guess_load_checkpoint` and its
     reader of DeepSpeed folders (`xtuner convert`) turn safety off. Scripts import these functions by name before we
-    can replace them; what they see as `torch` can be replaced. DeepSpeed, too,
-    executes what is in a file, and does not name a damaged one.
+    can replace them; what they see as `torch` can be replaced. DeepSpeed, too, executes what is in a file, and does not
+    name a damaged one.
     """
     from deepspeed.runtime.checkpoint_engine import torch_checkpoint_engine
     from xtuner.model import utils as model_utils
