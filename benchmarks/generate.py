@@ -205,7 +205,7 @@ def timed(model: Any, batch: Any, lengths: list[int] | None) -> tuple[dict[str, 
     begin = time.perf_counter()
     visual = model.encode_images(batch.tiles)
     encoded = time.perf_counter()
-    ids = model.generate(**batch.prompts, visual_tokens=visual, **options)
+    ids = model.generate(**batch.prompts, visual_tokens=visual, **options)[:, batch.prompts["input_ids"].shape[1] :]
     finished = time.perf_counter()
     hook.remove()
     return {"encoder": encoded - begin, "prefill": marks[0] - encoded, "decode": finished - marks[0]}, ids

@@ -35,7 +35,8 @@ def ask_without_tiles(folder: Path, answered: Sequence[Answer], batch_size: int,
         inputs = processor([each.item.question for each in batch], [each.item.image for each in batch])
         inputs["pixel_values"] = repeat_overview(inputs["pixel_values"], inputs["tiles_per_image"])
         with torch.inference_mode():
-            answers = processor.batch_decode(model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS))
+            ids = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS)
+        answers = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :])
         again += [replace(each, text=answer) for each, answer in zip(batch, answers, strict=True)]
         progress(f"{len(again)} of {len(fine)} questions without tiles")
     return again

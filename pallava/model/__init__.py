@@ -94,4 +94,5 @@ def answer(
     The options are those of transformers' `generate`.
     """
     inputs = processor.apply_chat_template(conversations, tokenize=True, return_dict=True)
-    return processor.batch_decode(model.generate(**inputs, **options))
+    ids = model.generate(**inputs, **options)
+    return processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :])

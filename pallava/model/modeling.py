@@ -242,10 +242,12 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         The first arguments are as in `forward`; `visual_tokens`, as `encode_images` returns them, take the place of
         `pixel_values`, so that an image with several questions is encoded once. Other arguments are options of
-        transformers' `generate`, such as `max_new_tokens` or `streamer`.
+        transformers' `generate`, such as `max_new_tokens` or `streamer`, which gets the new tokens alone.
 
         Returns:
-            (B, new tokens), the answers alone, each with its end token, then padding.
+            (B, L + new tokens): `input_ids` as they were given, and behind them the answers, each with its end token,
+            then padding. Of `num_return_sequences` those of a sample follow each other, and
+            `return_dict_in_generate` has them as `sequences`.
 
         Raises:
             PallavaError: The number of image markers is not the number of images.
@@ -257,7 +259,14 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         config = copy.deepcopy(generate_kwargs.pop("generation_config", None) or self.generation_config)
         fill_defaults(config)
         rest = config.update(**generate_kwargs)
-        return self.llm.generate(**fused, generation_config=config, **rest)
+        output = self.llm.generate(**fused, generation_config=config, **rest)  # new tokens alone, from embeddings
+        answers = output if isinstance(output, Tensor) else output.sequences
+        prompts = input_ids.to(answers).repeat_interleave(len(answers) // len(input_ids), dim=0)
+        sequences = torch.cat([prompts, answers], dim=1)
+        if isinstance(output, Tensor):
+            return sequences
+        output.sequences = sequences
+        return output
 
     def fuse(
         self,

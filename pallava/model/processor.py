@@ -182,12 +182,27 @@ class PALLaVAProcessor(ProcessorMixin):
         return inputs if return_dict else inputs["input_ids"]
 
     def batch_decode(self, ids: LongTensor, skip_special_tokens: bool = True, **kwargs: Any) -> list[str]:  # type: ignore[override]
-        """Turn ids (B, L) into texts without padding, end tokens and image markers."""
+        """Turn ids (B, L) into texts without padding, end tokens and image markers; a row of `generate` has both parts.
+
+        Cut the prompt off, ``ids[:, input_ids.shape[1] :]``, for the answers alone.
+        """
         rows = [[int(index) for index in row if index != IMAGE_TOKEN_INDEX] for row in ids]
         decoded = self.tokenizer.batch_decode(rows, skip_special_tokens=skip_special_tokens, **kwargs)
         return [answer.strip() for answer in decoded]
 
-    post_process_image_text_to_text = batch_decode  # type: ignore[assignment]  # its name in transformers' pipeline
+    def post_process_image_text_to_text(self, ids: LongTensor, **kwargs: Any) -> list[str]:  # type: ignore[override]
+        """Turn ids (B, L) into texts in which no space is between the prompt and its answer.
+
+        transformers' pipelines cut off the prompt by its text, and the answer alone is left as `batch_decode` has it.
+        """
+        answer_begin = self.template.instruction.split("{input}")[1]
+        mark = self.tokenizer.encode(answer_begin, add_special_tokens=False)
+        texts = []
+        for row in ids.tolist():
+            ends = [end for end in range(len(mark), len(row) + 1) if row[end - len(mark) : end] == mark]
+            end = ends[-1] if ends else len(row)
+            texts.append("".join(self.batch_decode([row[:end], row[end:]], **kwargs)))  # type: ignore[arg-type]
+        return texts
 
     def _turns(self, text: Text, num_images: int, system: str | None) -> list[Turn]:
         if not isinstance(text, str):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
+from tests.tiny.folders import answers
 from tests.tiny.harnesses import Instance, put_lmms_eval
 
 QUESTIONS = [
@@ -50,9 +51,7 @@ def test_answers_are_the_models_own_in_the_order_of_requests(
     model = PALLaVAForConditionalGeneration.from_pretrained(model_folder)
     processor = PALLaVAProcessor.from_pretrained(model_folder)
     alone = [
-        processor.batch_decode(
-            model.generate(**processor(d["question"], d["images"] or None), max_new_tokens=o["max_new_tokens"])
-        )[0]
+        answers(model, processor, processor(d["question"], d["images"] or None), max_new_tokens=o["max_new_tokens"])[0]
         for d, o in zip(documents, options, strict=True)
     ]
     assert len(set(alone)) > 3

@@ -8,6 +8,7 @@ import pytest
 
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
+from tests.tiny.folders import answers
 from tests.tiny.harnesses import Run, put_vlmevalkit
 
 
@@ -28,7 +29,7 @@ def test_answers_are_the_models_own(kit: Any, model_folder: Path, images: list[P
     for shown in (images[:1], images[1:2], images[:2], []):
         question = "what is shown here ?"
         inputs = processor(question, [str(path) for path in shown] or None)
-        alone = processor.batch_decode(model.generate(**inputs, max_new_tokens=5))[0]
+        alone = answers(model, processor, inputs, max_new_tokens=5)[0]
         message = [{"type": "image", "value": str(path)} for path in shown] + [{"type": "text", "value": question}]
         assert asked.generate(message, dataset="PathVQA_VAL") == alone != ""
     with pytest.raises(AssertionError):

@@ -65,7 +65,7 @@ def processor(folder: Path) -> PALLaVAProcessor:
 
 
 def answer(model: Any, processor: Any, image: Image.Image, text: str = QUESTION) -> str:
-    return processor.batch_decode(model.generate(**processor(text, images=image), **NEW))[0]
+    return tiny_folders.answers(model, processor, processor(text, images=image), **NEW)[0]
 
 
 def test_auto_classes_open_the_folder(folder: Path, model: Any, processor: Any) -> None:
@@ -127,6 +127,29 @@ def test_the_language_models_own_sampling_is_left_alone(adapter_folder: Path, fo
         assert len(answers) == 1
 
 
+def test_generate_returns_prompts_and_answers(model: Any, processor: Any) -> None:
+    """Harnesses, and `transformers serve`, cut the prompt off by its length."""
+    inputs = processor([QUESTION, f"{QUESTION} few nuclei ?"], images=[picture(), picture(turned=True)])
+    prompts = inputs["input_ids"]
+    assert (prompts == IMAGE_TOKEN_INDEX).sum() == 2
+    assert inputs["attention_mask"].min() == 0
+    greedy = model.generate(**inputs, **NEW)
+    assert torch.equal(greedy[:, : prompts.shape[1]], prompts)
+    texts = processor.batch_decode(greedy)
+    replies = tiny_folders.answers(model, processor, inputs, **NEW)
+    for text, reply, question in zip(texts, replies, (QUESTION, f"{QUESTION} few nuclei ?"), strict=True):
+        assert reply
+        assert question in text.removesuffix(reply)
+    for options in ({"num_beams": 3}, {"do_sample": True, "top_k": 50}):
+        several = model.generate(**inputs, num_return_sequences=2, **options, **NEW)
+        assert torch.equal(several[:, : prompts.shape[1]], prompts.repeat_interleave(2, dim=0))
+    found = model.generate(**inputs, return_dict_in_generate=True, output_scores=True, **NEW)
+    assert torch.equal(found.sequences, greedy)
+    assert len(found.scores) == greedy.shape[1] - prompts.shape[1]
+    beams = model.generate(**inputs, num_beams=2, return_dict_in_generate=True, **NEW)
+    assert torch.equal(beams.sequences, model.generate(**inputs, num_beams=2, **NEW))
+
+
 def test_a_call_may_sample(model: Any, processor: Any) -> None:
     inputs = processor(QUESTION, images=picture())
     torch.manual_seed(0)
@@ -163,7 +186,7 @@ def test_the_pipeline_goes_on_with_a_conversation(folder: Path, model: Any, proc
         {"from": "gpt", "value": "yes"},
         {"from": "human", "value": "few nuclei ?"},
     ]
-    expected = processor.batch_decode(model.generate(**processor(conversation, images=picture()), **NEW))[0]
+    expected = tiny_folders.answers(model, processor, processor(conversation, images=picture()), **NEW)[0]
     given = ask(text=message(picture()) + more, return_full_text=False, **NEW)
     assert given[0]["generated_text"] == expected
 
@@ -180,7 +203,7 @@ def test_streaming(model: Any, processor: Any) -> None:
         told.clear()
         streamer = Streamer(processor.tokenizer, skip_prompt=skip_prompt, skip_special_tokens=True)
         ids = model.generate(**inputs, streamer=streamer, **NEW)
-        assert "".join(told).strip() == processor.batch_decode(ids)[0]
+        assert "".join(told).strip() == processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :])[0]
         assert len(told) > 1
 
 

@@ -113,6 +113,7 @@ def test_greedy_answers_of_a_batch_equal_those_alone(model: PALLaVAForConditiona
     together = model.generate(**batch, max_new_tokens=6)
     for row, answer in zip(rows, together, strict=True):
         alone = model.generate(row["input_ids"][None], pixel_values=[row["tiles"]], max_new_tokens=6)
+        answer = answer[batch["input_ids"].shape[1] - len(row["input_ids"]) :]
         torch.testing.assert_close(alone[0], answer[: alone.shape[1]])
 
 
@@ -121,18 +122,20 @@ def test_padding_side_does_not_change_answers(model: PALLaVAForConditionalGenera
     for left in (False, True):
         batch = golden.batch(golden.samples(), left=left)
         batch.pop("labels")
-        answers.append(model.generate(**batch, max_new_tokens=6))
+        answers.append(model.generate(**batch, max_new_tokens=6)[:, batch["input_ids"].shape[1] :])
     torch.testing.assert_close(*answers)
 
 
 def test_every_end_token_ends_an_answer(model: PALLaVAForConditionalGeneration) -> None:
     row = golden.samples()[0]
-    free = model.generate(row["input_ids"][None], pixel_values=[row["tiles"]], max_new_tokens=5)[0].tolist()
+    prompt = row["input_ids"].tolist()
+    whole = model.generate(row["input_ids"][None], pixel_values=[row["tiles"]], max_new_tokens=5)[0].tolist()
+    free = whole[len(prompt) :]
     before = GenerationConfig.from_dict(model.generation_config.to_dict())
     for end in (free[0], free[1]):
         model.use_end_tokens([end, 96])
         stopped = model.generate(row["input_ids"][None], pixel_values=[row["tiles"]], max_new_tokens=5)[0].tolist()
-        assert stopped == free[: free.index(end) + 1]
+        assert stopped == prompt + free[: free.index(end) + 1]
         model.generation_config = GenerationConfig.from_dict(before.to_dict())
 
 

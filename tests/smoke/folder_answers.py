@@ -32,15 +32,16 @@ def ask(folder: Path) -> dict[str, Any]:
     parts = [{"type": "image", "image": image}, {"type": "text", "text": "what is shown here ?"}]
     say = pipeline("image-text-to-text", model=model, processor=processor)
     said = say(text=[{"role": "user", "content": parts}], max_new_tokens=6, return_full_text=False)
+    whole = model.generate(**inputs, max_new_tokens=6)
     alone = processor("what is shown here ?", images=image)
     streamed = model.generate(**alone, max_new_tokens=6, streamer=TextStreamer(processor.tokenizer, skip_prompt=True))
     return {
         "ids": inputs["input_ids"],
         "pixels": inputs["pixel_values"],
         "logits": logits,
-        "answers": processor.batch_decode(model.generate(**inputs, max_new_tokens=6)),
+        "answers": processor.batch_decode(whole[:, inputs["input_ids"].shape[1] :]),
         "pipeline": said[0]["generated_text"],
-        "streamed": processor.batch_decode(streamed)[0],
+        "streamed": processor.batch_decode(streamed[:, alone["input_ids"].shape[1] :])[0],
         "chat template": processor.chat_template,
     }
 

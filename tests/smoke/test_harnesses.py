@@ -12,6 +12,7 @@ import pytest
 
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 from tests.tiny.answering_model import write_model, write_questions
+from tests.tiny.folders import answers
 
 pytestmark = [pytest.mark.smoke, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
@@ -82,7 +83,7 @@ def run(command: list[str], packages: Path, **variables: str) -> None:
 def own_answers(folder: Path, rows: list[dict[str, str]], **options: Any) -> list[str]:
     model, processor = PALLaVAForConditionalGeneration.from_pretrained(folder), PALLaVAProcessor.from_pretrained(folder)
     inputs = [processor(row["question"], row["image"]) for row in rows]
-    return [processor.batch_decode(model.generate(**each, **options))[0] for each in inputs]
+    return [answers(model, processor, each, **options)[0] for each in inputs]
 
 
 def test_lmms_eval(tmp_path: Path, rows: list[dict[str, str]]) -> None:

@@ -76,6 +76,12 @@ def make_processor(parts: dict[str, Path]) -> PALLaVAProcessor:
     return PALLaVAProcessor(load_image_processor(parts["plip"]), tokenizer, "qwen_chat")
 
 
+def answers(model: Any, processor: Any, inputs: Any, **options: Any) -> list[str]:
+    """What the model says behind its prompts."""
+    ids = model.generate(**inputs, **options)
+    return processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :])
+
+
 def save(parts: dict[str, Path], model: PALLaVAForConditionalGeneration, folder: Path) -> Path:
     model.save_pretrained(folder)
     make_processor(parts).save_pretrained(folder)

@@ -86,7 +86,7 @@ class Answerer:
                 f"{self.model.device} has too little memory for {len(batch.items)} questions at once; lower "
                 "--batch-size, and the same command resumes the evaluation"
             ) from None
-        return self.processor.batch_decode(ids)
+        return self.processor.batch_decode(ids[:, batch.prompts["input_ids"].shape[1] :])
 
 
 def plan_batches(items: Sequence[Item], batch_size: int) -> list[list[Item]]:

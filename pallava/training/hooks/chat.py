@@ -117,7 +117,7 @@ class SampleChatHook(Hook):
         inputs = self.processor(question, images=image, system=self.system).to(network.device)
         network.use_end_tokens(self.processor.end_token_ids)  # as conversion does
         ids = network.generate(**inputs, max_new_tokens=max_new_tokens)
-        return self.processor.batch_decode(ids)[0]
+        return self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :])[0]
 
 
 @contextmanager
