@@ -45,8 +45,7 @@ def run_evaluate(
 
     Or it is a CLIP, measured without any training on the data: zero-shot classification, and retrieval. It is a folder
     of `pallava pretrain`, a Hugging Face CLIP folder, an open_clip checkpoint, or an open_clip name. Embeddings are
-    stored by content and model below PALLAVA_CACHE (default: ~/.cache/pallava): a second run, or other templates, take
-    seconds.
+    stored by content and model in --cache: a second run, or other templates, take seconds.
 
     Examples:
       pallava evaluate pa-llava pathvqa --data PathVQA --exclude leak.exclude.txt --training instruction.jsonl

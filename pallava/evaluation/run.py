@@ -80,7 +80,7 @@ def _evaluate_encoder(model: str, task: Task, sources: _Sources, out: Path | Non
     data = {label: task.read(path, name, options) for label, (name, path) in sources.items()}
     device = find_device(options.device)
     encoder = load_encoder(model, model_name=options.model_name, pretrained=options.pretrained, device=device)
-    cache = EmbeddingCache(default_cache(), encoder)
+    cache = EmbeddingCache(options.cache or default_cache(), encoder)
     how = {"batch_size": options.batch_size or _IMAGES_AT_ONCE, "seed": options.seed}
     results = {label: task.measure(encoder, each, cache, **how) for label, each in data.items()}
     report = {"model": model, "task": task.name, "kind": "encoder", "data": results}

@@ -19,7 +19,7 @@ from pallava.prompts import CAPTION_PROMPTS, build_class_question
 
 _FOR_ALL = {"split", "batch_size", "seed", "device"}
 _FOR_MODEL = {"limit", "exclude", "max_new_tokens", "consistency", "without_shuffled", "base_llm", "trust_remote_code"}
-_FOR_ENCODER = {"model_name", "pretrained"}
+_FOR_ENCODER = {"model_name", "pretrained", "cache"}
 
 
 @dataclass(frozen=True, kw_only=True)

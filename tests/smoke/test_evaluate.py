@@ -50,8 +50,10 @@ def test_another_template_and_two_sets_at_once(work: Path, capsys: pytest.Captur
 def test_retrieval(work: Path, capsys: pytest.CaptureFixture[str]):
     rows = [{"image": f"fat/{n}.png", "captions": [f"fat {n}", f"adipose tissue {n}"]} for n in range(3)]
     (work / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    options = ["--data", "pairs.jsonl", "--image-folder", "tissue", "--out", "out"]
+    options = ["--data", "pairs.jsonl", "--image-folder", "tissue", "--out", "out", "--cache", "elsewhere"]
     assert main(["evaluate", "plip", "retrieval", *options]) == 0
+    assert list((work / "elsewhere").rglob("*.npy"))
+    assert not (work / "cache").exists()
     result = json.loads((work / "out" / "results.json").read_text())["data"]["pairs"]
     assert (result["num_images"], result["num_captions"]) == (3, 6)
     assert result["image_to_text"]["recall_at_5"]["value"] == 1.0

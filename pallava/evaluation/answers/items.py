@@ -139,6 +139,7 @@ class EvaluateOptions:
     ] = False
     model_name: Annotated[str | None, "open_clip's name of a checkpoint's model, or a JSON description"] = None
     pretrained: Annotated[str | None, "open_clip's name of the weights of a named model"] = None
+    cache: Annotated[Path | None, "folder of an encoder's embeddings (default: below PALLAVA_CACHE or ~/.cache)"] = None
     batch_size: Annotated[int | None, "questions (default: 16) or images of an encoder (default: 64) at once"] = None
     seed: Annotated[int, "seed of the bootstrap and of the order of shuffled images (default: 0)"] = 0
     device: Annotated[str, "device: auto (a GPU if available), cpu, cuda, ... (default: auto)"] = "auto"
