@@ -24,11 +24,13 @@ from pallava.model.connectors import (
 from pallava.model.encoders import load_encoder, load_image_processor, load_plip, register_encoder
 from pallava.model.modeling import PALLaVAConfig, PALLaVAForConditionalGeneration
 from pallava.model.processor import Image, PALLaVAProcessor
+from pallava.model.versions import register_by_name
 
 AutoConfig.register(PALLaVAConfig.model_type, PALLaVAConfig, exist_ok=True)
 AutoModel.register(PALLaVAConfig, PALLaVAForConditionalGeneration, exist_ok=True)
 AutoModelForImageTextToText.register(PALLaVAConfig, PALLaVAForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(PALLaVAConfig, PALLaVAProcessor, exist_ok=True)
+register_by_name(PALLaVAForConditionalGeneration)
 
 
 def load(

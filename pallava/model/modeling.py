@@ -264,7 +264,7 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         prompts = input_ids.to(answers).repeat_interleave(len(answers) // len(input_ids), dim=0)
         sequences = torch.cat([prompts, answers], dim=1)
         if isinstance(output, Tensor):
-            return sequences
+            return sequences  # type: ignore[return-value]
         output.sequences = sequences
         return output
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import LongTensor
+from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -181,7 +181,7 @@ class PALLaVAProcessor(ProcessorMixin):
         inputs = self([messages for messages, _ in read], images=images if any(images) else None)
         return inputs if return_dict else inputs["input_ids"]
 
-    def batch_decode(self, ids: LongTensor, skip_special_tokens: bool = True, **kwargs: Any) -> list[str]:  # type: ignore[override]
+    def batch_decode(self, ids: Tensor, skip_special_tokens: bool = True, **kwargs: Any) -> list[str]:  # type: ignore[override]
         """Turn ids (B, L) into texts without padding, end tokens and image markers; a row of `generate` has both parts.
 
         Cut the prompt off, ``ids[:, input_ids.shape[1] :]``, for the answers alone.
@@ -190,7 +190,7 @@ class PALLaVAProcessor(ProcessorMixin):
         decoded = self.tokenizer.batch_decode(rows, skip_special_tokens=skip_special_tokens, **kwargs)
         return [answer.strip() for answer in decoded]
 
-    def post_process_image_text_to_text(self, ids: LongTensor, **kwargs: Any) -> list[str]:  # type: ignore[override]
+    def post_process_image_text_to_text(self, ids: Tensor, **kwargs: Any) -> list[str]:  # type: ignore[override]
         """Turn ids (B, L) into texts in which no space is between the prompt and its answer.
 
         transformers' pipelines cut off the prompt by its text, and the answer alone is left as `batch_decode` has it.
@@ -221,7 +221,8 @@ def _read_question(messages: Sequence[Mapping[str, str]]) -> list[Turn]:
 
 
 def _check_options(options: Mapping[str, Any], return_tensors: Any) -> None:
-    if unknown := sorted(set(options) - _IGNORED_OPTIONS):
+    asked_for = {name for name, value in options.items() if value not in (None, False)}
+    if unknown := sorted(asked_for - _IGNORED_OPTIONS):
         raise PallavaError(f"the processor of PA-LLaVA does not take {', '.join(unknown)}")
     if return_tensors not in (None, "pt"):
         raise PallavaError(f"return_tensors must be pt (PyTorch), got {return_tensors}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import transformers
 from transformers import GenerationConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from pallava.errors import PallavaError
 
@@ -34,6 +35,13 @@ def check_version(version: tuple[int, ...]) -> None:
 def vision_tower(encoder: Any) -> Any:
     """Return what has `embeddings` and `encoder`: 4.x wraps them as `vision_model`, in 5.x it is the model itself."""
     return getattr(encoder, "vision_model", encoder)
+
+
+def register_by_name(model_class: Any) -> None:
+    """Let `transformers serve` find a model: it looks a class up by its name, whatever is registered."""
+    # Not the module imported above: in 5.x an import of one of its parts loads the package a second time.
+    setattr(importlib.import_module("transformers"), model_class.__name__, model_class)
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_class.config_class.model_type] = model_class.__name__
 
 
 def fill_defaults(config: GenerationConfig) -> None:

@@ -3,9 +3,15 @@
 The second environment shares all but what the newest transformers needs newer; it stands in front of the first.
 """
 
+import base64
+import json
 import os
+import re
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,17 +20,20 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
+from pallava.model import ask as ask_model
+from pallava.model import load
 from tests.smoke.folder_answers import ask, describe
 from tests.tiny import folders as tiny_folders
+from tests.tiny.answering_model import write_model, write_questions
 
 pytestmark = pytest.mark.smoke
 ROOT = Path(__file__).parents[2]
 KINDS = ("clip", "clip tied", "clip adapter", "dinov2", "dinov2 adapter", "siglip", "timm")
 
 
-def install_newest(target: Path) -> None:
-    """Installs the newest transformers and whatever it needs newer than what is here, and nothing else."""
-    wanted = ["transformers"]
+def install_newest(target: Path, *others: str) -> None:
+    """Installs the newest transformers, others, and whatever they need newer than what is here, and nothing else."""
+    wanted = ["transformers", *others]
     while wanted:
         command = [
             sys.executable,
@@ -101,3 +110,54 @@ def test_every_work_around_is_still_needed(newest: dict[str, Any]) -> None:
     assert there.pop("version").startswith("5.")
     assert here == {"tower inside": True, "open settings": False, "needs class names": True, "caps by sdpa": True}
     assert there == {"tower inside": False, "open settings": True, "needs class names": False, "caps by sdpa": False}
+
+
+SERVE = "import pallava.model; from transformers.cli.transformers import app; app()"  # as docs/python.md has it
+QUESTION = "what is shown here ?"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of `transformers serve` for a folder, in the newest transformers."""
+    install_newest(tmp_path / "packages", "fastapi", "uvicorn", "openai", "rich")
+    write_model(tmp_path / "model")
+    path = os.pathsep.join([str(tmp_path / "packages"), str(ROOT)])
+    command = [sys.executable, "-c", SERVE, "serve", str(tmp_path / "model"), "--port", "0", "--device", "cpu"]
+    with (tmp_path / "log").open("w") as log:
+        running = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdout=log, stderr=log)
+    try:
+        for _ in range(120):
+            time.sleep(1)
+            said = (tmp_path / "log").read_text()
+            if (found := re.search(r"running on (http://\S+)", said)) or running.poll() is not None:
+                break
+        assert found, said[-2000:]
+        yield f"{found[1]}/v1/chat/completions"
+    finally:
+        running.kill()
+        running.wait()
+
+
+def complete(url: str, model: str, image: str, **options: Any) -> str:
+    content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": QUESTION}]
+    body = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": 8, **options}
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        text = answer.read().decode()
+    if not options.get("stream"):
+        return json.loads(text)["choices"][0]["message"]["content"]
+    chunks = [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: {")]
+    return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+
+
+@pytest.mark.slow
+def test_transformers_serve_answers_as_we_do(server: str, tmp_path: Path) -> None:
+    images = sorted(write_questions(tmp_path / "questions", 1).parent.glob("*.png"))
+    model, processor = load(tmp_path / "model", "cpu")
+    expected = [ask_model(model, processor, image, QUESTION, max_new_tokens=8) for image in images]
+    assert len(set(expected)) > 1
+    for image, answer in zip(images, expected, strict=True):
+        url = "data:image/png;base64," + base64.b64encode(image.read_bytes()).decode()
+        for given in (str(image), url):
+            for options in ({}, {"stream": True}):
+                assert complete(server, str(tmp_path / "model"), given, **options).strip() == answer
