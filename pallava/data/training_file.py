@@ -22,7 +22,7 @@ from pallava.data.sources.base import Question, Record
 from pallava.data.sources.files import RowDropped, as_object, printable
 from pallava.data.training_row import check_image, is_file_name
 from pallava.errors import PallavaError
-from pallava.io.files import real_path, whole_file
+from pallava.io.files import whole_file
 from pallava.io.hashing import short_hash
 from pallava.io.processes import batches, map_in_order
 from pallava.io.records import Entry, RecordFile
@@ -257,12 +257,13 @@ class _CaptionRows:
         return _line(_row(f"{self.id_prefix}{record.index:08d}", name, self._question(record.index), caption))
 
     def _name_in_folder(self, image: str) -> str:
-        """Return the image's name relative to the folder; it must not leave it, by a link either."""
+        """Return the image's name relative to the folder, which it must not leave; links in the folder are followed."""
         path = os.path.normpath(os.path.join(self.root, image))  # noqa: PTH118 - a tenth of the time of Path
-        real = real_path(path)
-        if not real.startswith(self.root):
+        if not path.startswith(self.root):
+            path = os.path.realpath(path)  # an absolute name may use a link to the folder
+        if not path.startswith(self.root):
             raise RowDropped("outside_folder", f"'{image}' leaves the image folder")
-        return (path if path.startswith(self.root) else real).removeprefix(self.root)
+        return path.removeprefix(self.root)
 
     def _question(self, index: int) -> str:
         draw, is_image_first = divmod(int.from_bytes(short_hash(f"{self.seed}:{index}"), "big"), 2)

@@ -8,7 +8,6 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -95,17 +94,16 @@ def read_package_data(module_file: str) -> Any:
     return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # libyaml's, where it was compiled in
 
 
-def real_path(path: str) -> str:
-    """Return a path without links, for one in its simplest form; a folder is looked up once for all of its files."""
-    folder, name = os.path.split(path)
-    real = os.path.join(real_folder(folder), name)  # noqa: PTH118 - a tenth of the time of Path
-    return os.path.realpath(real) if os.path.islink(real) else real  # noqa: PTH114
-
-
-@lru_cache(1 << 12)
-def real_folder(folder: str) -> str:
-    """Return the path of a folder without links."""
-    return os.path.realpath(folder)
+def walk_files(root: Path) -> list[Path]:
+    """Return all files below a folder, sorted, those of linked folders too; a folder that holds itself is read once."""
+    found, seen = list[Path](), set[str]()
+    for folder, inner, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        found += [Path(folder, name) for name in names]
+    return sorted(found)
 
 
 def temporary_beside(path: Path, ending: str = "unfinished") -> Path:

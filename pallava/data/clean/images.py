@@ -3,7 +3,6 @@
 import os
 import sqlite3
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,6 @@ from pallava.data.sources.base import Question
 from pallava.data.training_file import MAX_PIXELS
 from pallava.errors import PallavaError
 from pallava.images import ImageError, image_size, open_image
-from pallava.io.files import real_folder, real_path
 from pallava.io.hashing import hash_file, short_hash
 from pallava.io.processes import WorkerPool, batches
 
@@ -32,8 +30,6 @@ _CHUNK = 8
 class ImageFilter(Filter):
     """Drop images that are missing, unreadable, truncated, too large or nearly empty.
 
-    Links from a source's root may lead into the image folder, if there is one, and nowhere else.
-
     Findings hold either "problem", or "sha256" of the file, "width", "height", "background" (share of the pixels
     without tissue, 0 to 1) and "perceptual_hash".
     """
@@ -41,33 +37,25 @@ class ImageFilter(Filter):
     name = "image"
     key = f"image-2:{MAX_PIXELS}"
 
-    def __init__(
-        self, max_background: float = MAX_BACKGROUND, *, num_workers: int = 1, image_folder: Path | None = None
-    ) -> None:
+    def __init__(self, max_background: float = MAX_BACKGROUND, *, num_workers: int = 1) -> None:
         if not 0 <= max_background <= 1:
             raise PallavaError(f"the maximum share of background must be between 0 and 1, got {max_background}")
         self._max_background = max_background
-        self._image_folder = [] if image_folder is None else [os.path.realpath(image_folder)]
         self._pool = WorkerPool(num_workers)
 
     def item_key(self, candidate: Candidate) -> str:
-        """Return source and name of the image with the file's size and date: a file that is replaced is judged again.
-
-        For a link that leads out of the folders, the key says so instead: another image folder means another decision.
-        """
+        """Return source and name of the image with the file's size and date, by which a new file is judged again."""
         try:
-            state = "outside_folder"
-            if _is_inside(str(candidate.path), self._folders(candidate)):
-                status = os.stat(candidate.path)  # noqa: PTH116 - half the cost of candidate.path.stat()
-                state = f"{status.st_size}|{int(status.st_mtime)}"
+            status = os.stat(candidate.path)  # noqa: PTH116 - half the cost of candidate.path.stat()
+            state = f"{status.st_size}|{int(status.st_mtime)}"
         except (OSError, ValueError):
             state = "missing"
         key = f"{candidate.record.source}:{candidate.record.image}|{state}"
         return key.encode(errors="backslashreplace").decode()  # halves of surrogate pairs cannot be stored
 
     def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
-        tasks = [(str(each.path), self._folders(each)) for each in candidates]
-        return [found for part in self._pool.map(_check_images, batches(tasks, _CHUNK)) for found in part]
+        paths = [str(each.path) for each in candidates]
+        return [found for part in self._pool.map(_check_images, batches(paths, _CHUNK)) for found in part]
 
     def decide(self, candidate: Candidate, findings: Findings) -> Decision:
         if "problem" in findings:
@@ -78,19 +66,14 @@ class ImageFilter(Filter):
     def close(self) -> None:
         self._pool.close()
 
-    def _folders(self, candidate: Candidate) -> list[str]:
-        return [str(candidate.path).removesuffix(candidate.record.image), *self._image_folder]
+
+def _check_images(paths: Sequence[str]) -> list[Findings]:
+    return [_check_image(path) for path in paths]
 
 
-def _check_images(tasks: Sequence[tuple[str, list[str]]]) -> list[Findings]:
-    return [_check_image(path, folders) for path, folders in tasks]
-
-
-def _check_image(path: str, folders: Sequence[str]) -> Findings:
-    """Decode and measure an image, which must be in one of the folders once all links are followed."""
+def _check_image(path: str) -> Findings:
+    """Decode and measure an image."""
     try:
-        if not _is_inside(path, folders):
-            return {"problem": "outside_folder"}
         width, height = image_size(path)
         if width * height > MAX_PIXELS:
             return {"problem": "too_large", "width": width, "height": height}
@@ -113,11 +96,6 @@ def _background_share(image: Image.Image) -> float:
     is_black = high <= _MAX_BLACK
     is_even = (np.abs(pixels - np.median(pixels, axis=0)) <= _EVEN).all(1)
     return round(float(max(is_glass.mean(), is_black.mean(), is_even.mean())), 4)
-
-
-def _is_inside(path: str, folders: Sequence[str]) -> bool:
-    real = real_path(path)
-    return any(os.path.commonpath([root := real_folder(folder), real]) == root for folder in folders)
 
 
 class _First(NamedTuple):

@@ -217,12 +217,11 @@ def _cell(row: _Row, firsts: dict[str, _Row], folder: Path) -> dict[str, Any]:
 
 
 def _thumbnail(folder: Path, row: _Row) -> Image.Image | None:
-    """Return the image made small, or None if it cannot be opened or is a link that leaves the image folder."""
-    path = (folder / row["path"]).resolve()
-    if row.get("reason") == "missing" or not path.is_relative_to(folder.resolve()):
+    """Return the image made small, or None if it cannot be opened, or could not when it was judged."""
+    if row.get("reason") == "missing":
         return None
     try:
-        image = open_image(path)
+        image = open_image(folder / row["path"])
     except ImageError:
         return None
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))

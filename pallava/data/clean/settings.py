@@ -130,8 +130,7 @@ class FilterRow(NamedTuple):
 
 
 def _make_image(settings: CleanSettings) -> Filter:
-    folder = Path(settings.image_folder) if settings.image_folder else None
-    return ImageFilter(settings.max_background, num_workers=settings.num_workers, image_folder=folder)
+    return ImageFilter(settings.max_background, num_workers=settings.num_workers)
 
 
 def _make_clip(settings: CleanSettings) -> Filter:

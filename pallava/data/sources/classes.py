@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from pallava.data.sources.base import Labelled, Record, Source, SourceFile, register_source
 from pallava.data.sources.files import RowDropped, tidy
 from pallava.errors import PallavaError
+from pallava.io.files import walk_files
 from pallava.io.records import Entry
 
 _BACH_TABLE = "microscopy_ground_truth.csv"
@@ -71,8 +72,8 @@ class OSCC(Source):
         return [SourceFile(self.root)] if any(_OSCC_FOLDER.fullmatch(path.parent.name) for path in pictures) else []
 
     def _paths(self) -> Iterator[Path]:
-        for path in sorted(self.root.rglob("*")):
-            if "__MACOSX" not in path.relative_to(self.root).parts and not path.is_dir():
+        for path in walk_files(self.root):
+            if "__MACOSX" not in path.relative_to(self.root).parts:
                 yield path
 
     def read_rows(self, file: SourceFile) -> Iterator[Entry | RowDropped]:

@@ -19,6 +19,7 @@ from pallava.data.training_file import question_text
 from pallava.errors import PallavaError
 from pallava.evaluation.answers.items import EvaluateOptions, Item, Kind, Questions, is_texts
 from pallava.evaluation.class_sets import known_sets, read_class_set, set_of_labels
+from pallava.io.files import walk_files
 from pallava.io.records import RecordFile
 from pallava.prompts import CHOICE_LETTERS, IMAGE_TOKEN, build_choice_question, turns_from_conversations
 
@@ -196,7 +197,7 @@ def _open(path: Path, name: str, kind: str, options: EvaluateOptions, *, default
 def _read_folders(root: Path) -> Questions:
     items, left_out = list[Item](), Counter[str]()
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))):
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        for path in walk_files(folder):
             if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."):
                 items.append(Item(path.relative_to(root).as_posix(), str(path), "", folder.name, "class"))
             else:

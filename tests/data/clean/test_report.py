@@ -122,14 +122,6 @@ def test_bars_show_what_became_of_the_records(folder: Path) -> None:
     assert "kept:" not in bars
 
 
-def test_links_out_of_the_image_folder_are_not_followed(folder: Path) -> None:
-    image = folder / "images" / "30.png"
-    assert section(text_of(folder), "Dropped by words: few_words").count("data:image/jpeg") == 1
-    image.rename(folder.parent / "secret.png")
-    image.symlink_to(folder.parent / "secret.png")
-    assert section(text_of(folder), "Dropped by words: few_words").count("data:image/jpeg") == 0
-
-
 def test_a_duplicate_stands_beside_the_one_that_is_kept(folder: Path) -> None:
     text = text_of(folder)
     for reason, detail in [("near duplicate", "of a:2 (distance 3)"), ("exact duplicate", "of a:7")]:
