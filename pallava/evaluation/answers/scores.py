@@ -65,45 +65,22 @@ def _overlap(number: int) -> Callable[[Answer], float]:
 
 _PUBLISHED, _EXACT = _pair(rules.is_published_match), _pair(rules.is_exact_match)
 _OPEN, _CLOSED, _CHOICE = ("open",), ("closed",), ("choice",)
-_OF_OPEN, _OF_CLOSED, _OF_CHOICES = (f"Share of {kind} questions" for kind in ("open", "yes/no", "multiple-choice"))
-_BY_PUBLISHED = (
-    "with answers that equal their reference by PA-LLaVA's rule: lower case, without , . ' ! ? \" ( ) * # : ; ~ and "
-    "outer spaces."
-)
-_EQUAL = "with answers that equal their reference but for case, spaces and a final full stop."
-_TOKENS = "mean over open questions; tokens are made as the VQA challenge does, and compared as sets."
-_BLEU = "BLEU of single tokens, made as the VQA challenge does, of each answer: mean over open questions."
+_MEANING = DEFINITIONS["questions"]
 
 SCORES: dict[str, Score] = {
-    "published_open": Score(_OPEN, _PUBLISHED, f"{_OF_OPEN} {_BY_PUBLISHED}"),
-    "published_closed": Score(_CLOSED, _PUBLISHED, f"{_OF_CLOSED} {_BY_PUBLISHED}"),
-    "published_overall": Score(("open", "closed"), _PUBLISHED, f"Share of open and yes/no questions {_BY_PUBLISHED}"),
-    "published_choice": Score(
-        _CHOICE,
-        _pair(rules.is_published_choice),
-        f"{_OF_CHOICES} right by PA-LLaVA's rule: the text before the first colon is the letter.",
-    ),
-    "choice_accuracy": Score(
-        _CHOICE,
-        lambda answer: float(is_right(answer)),
-        f"{_OF_CHOICES} whose answer names the right choice and no other, by letter or by text.",
-    ),
-    "exact_match_open": Score(_OPEN, _EXACT, f"{_OF_OPEN} {_EQUAL}"),
-    "token_recall": Score(_OPEN, _overlap(1), f"Share of the reference's tokens that the answer has: {_TOKENS}"),
-    "token_precision": Score(_OPEN, _overlap(0), f"Share of the answer's tokens that the reference has: {_TOKENS}"),
-    "token_f1": Score(_OPEN, _overlap(2), f"Harmonic mean of each answer's token precision and recall: {_TOKENS}"),
-    "bleu_1": Score(_OPEN, _pair(rules.bleu_1), _BLEU),
-    "exact_match_closed": Score(_CLOSED, _EXACT, f"{_OF_CLOSED} {_EQUAL}"),
-    "llava_med_closed": Score(
-        _CLOSED,
-        _pair(rules.is_right_by_llava_med),
-        f"{_OF_CLOSED} right by LLaVA-Med's rule: the reference occurs in the answer, even inside a word.",
-    ),
-    "quilt_llava_closed": Score(
-        _CLOSED,
-        _pair(rules.is_right_by_quilt_llava),
-        f"{_OF_CLOSED} right by Quilt-LLaVA's rule: the word no or not means no, all other words mean yes.",
-    ),
+    "published_open": Score(_OPEN, _PUBLISHED, _MEANING["published_open"]),
+    "published_closed": Score(_CLOSED, _PUBLISHED, _MEANING["published_closed"]),
+    "published_overall": Score(("open", "closed"), _PUBLISHED, _MEANING["published_overall"]),
+    "published_choice": Score(_CHOICE, _pair(rules.is_published_choice), _MEANING["published_choice"]),
+    "choice_accuracy": Score(_CHOICE, lambda answer: float(is_right(answer)), _MEANING["choice_accuracy"]),
+    "exact_match_open": Score(_OPEN, _EXACT, _MEANING["exact_match_open"]),
+    "token_recall": Score(_OPEN, _overlap(1), _MEANING["token_recall"]),
+    "token_precision": Score(_OPEN, _overlap(0), _MEANING["token_precision"]),
+    "token_f1": Score(_OPEN, _overlap(2), _MEANING["token_f1"]),
+    "bleu_1": Score(_OPEN, _pair(rules.bleu_1), _MEANING["bleu_1"]),
+    "exact_match_closed": Score(_CLOSED, _EXACT, _MEANING["exact_match_closed"]),
+    "llava_med_closed": Score(_CLOSED, _pair(rules.is_right_by_llava_med), _MEANING["llava_med_closed"]),
+    "quilt_llava_closed": Score(_CLOSED, _pair(rules.is_right_by_quilt_llava), _MEANING["quilt_llava_closed"]),
 }
 
 CONTROLS = DEFINITIONS["question_controls"]
