@@ -12,27 +12,11 @@ from typing import Any
 from pallava import __version__
 from pallava.cli.options import add_parameters
 from pallava.errors import PallavaError
+from pallava.io.files import read_package_data
 
-COMMANDS = {  # words: (module, help)
-    "demo": ("demo", "train a small PA-LLaVA on this computer, and look at what it learnt"),
-    "train": ("train", "train by a config, as `xtuner train` does, with the trainer's true exit code"),
-    "convert": ("model", "turn a training checkpoint into a model folder"),
-    "pretrain": ("train", "train the encoder, PLIP, by contrast on pairs of image and caption"),
-    "encoder convert": ("model", "turn a CLIP into another form: open_clip's, Hugging Face's or PLIP's"),
-    "card": ("model", "write a model folder's card, or put scores into it"),
-    "chat": ("model", "ask a model folder about an image"),
-    "evaluate": ("evaluate", "measure what a model folder or an encoder knows: questions, captions, classes"),
-    "judge": ("evaluate", "compare generated captions or answers with references, by a model or by words"),
-    "look": ("evaluate", "draw which tiles of an image the model reads, and where a text is true"),
-    "data unpack": ("data", "unpack a downloaded archive, with checks"),
-    "data prepare": ("data", "tokenize a training file ahead of training"),
-    "data clean": ("sources", "drop what does not belong into training, and say why"),
-    "data instruct": ("sources", "turn sources of questions into one training file"),
-    "data check": ("data", "check a training file before training"),
-    "data leak": ("sources", "find what training material and an evaluation set share"),
-    "config list": ("train", "list the configs"),
-    "config copy": ("train", "copy a config to change it"),
-}
+COMMANDS: dict[str, list[str]] = read_package_data(__file__)
+"""Module and help of each command, by its words."""
+
 _PASSES_ON = ("pretrain",)  # what follows ``--`` is for another program
 _STARTS_AGAIN = ("evaluate",)  # in several processes
 _USER_ERROR = 2
@@ -78,12 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def load_command(name: str) -> tuple[Callable[[argparse.ArgumentParser], None], Callable[..., Any], str]:
     """Return what declares a command's arguments, what runs it by their values, and its description.
 
-    That is `add_NAME_arguments`, or else the parameters of `run_NAME`; `run_NAME`; and the docstring of that.
+    That is `add_NAME_arguments`, or else the parameters of `run_NAME`; `run_NAME`; and the docstring of that, followed
+    by the text in the data file of its module.
     """
     module, suffix = importlib.import_module(f"pallava.cli.{COMMANDS[name][0]}"), name.replace(" ", "_")
     run = getattr(module, f"run_{suffix}")
     add = getattr(module, f"add_{suffix}_arguments", partial(add_parameters, function=run))
-    return add, run, inspect.getdoc(run) or ""
+    return add, run, f"{inspect.getdoc(run)}\n\n{read_package_data(str(module.__file__))[name]}"
 
 
 def _find_command(words: list[str]) -> str | None:

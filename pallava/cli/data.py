@@ -21,16 +21,7 @@ def run_data_unpack(
     flat: Annotated[bool, "leave out the folders in the archives"] = False,
     max_gb: Annotated[float, "maximum unpacked size in GB"] = MAX_GB,
 ) -> None:
-    """Unpack downloaded zip, tar or tar.gz files into one new folder, or refuse them as a whole.
-
-    An archive is refused if a member would leave the folder, is a link, a device or encrypted, or if it unpacks to more
-    than it declares, than is plausible for its size, or than --max-gb. Archives inside of an archive are left packed.
-    Files get the dates that the archive records.
-
-    Examples:
-      pallava data unpack downloads/images_2.zip data/PMC-VQA/images_2
-      pallava data unpack downloads/images_*.zip data/PubMedVision/images --flat
-    """
+    """Unpack downloaded zip, tar or tar.gz files into one new folder, or refuse them as a whole."""
     if not max_gb > 0:
         raise PallavaError(f"--max-gb must be above 0, got {max_gb:g}")
     unpacked = unpack(archive, out, max_gb=max_gb, is_flat=flat)
@@ -47,14 +38,7 @@ def run_data_prepare(
     num_visual_tokens: _NumVisualTokens = 196,
     workers: Annotated[int, "number of processes"] = 1,
 ) -> None:
-    """Tokenize training files ahead of training into a folder that a config's data_path can name.
-
-    Training does the same by itself and keeps the result in a cache; do it ahead for a large set, or where the nodes
-    share no cache. The settings must be those of the config.
-
-    Example:
-      pallava data prepare data/align.jsonl data/align --tokenizer meta-llama/Meta-Llama-3-8B-Instruct
-    """
+    """Tokenize training files ahead of training into a folder that a config's data_path can name."""
     if Path(out).exists():
         raise PallavaError(f"'{out}' exists already; give another folder, or remove it")
     from pallava.data.tokenize import prepare
@@ -79,13 +63,7 @@ def run_data_check(
     num_visual_tokens: _NumVisualTokens = 196,
     num_workers: Workers = _NUM_WORKERS,
 ) -> int:
-    """Check a training file before training: images, markers, turns, answers, ids and, with a tokenizer, the length.
-
-    The exit code is 0 if no row has a fault, 1 if any has, 2 if the check could not be made.
-
-    Example:
-      pallava data check instruction.jsonl --image-folder /data --decode --tokenizer meta-llama/Meta-Llama-3-8B-Instruct
-    """
+    """Check a training file before training: images, markers, turns, answers, ids and, with a tokenizer, the length."""
     from pallava.data.check import check_training_file
 
     check_at_least(1, workers=num_workers, context_length=context_length, num_visual_tokens=num_visual_tokens)

@@ -10,15 +10,7 @@ def run_demo(
         float, "fraction of the demo's size, above 0 to 1; a small one only shows that all steps run"
     ] = 1.0,
 ) -> None:
-    """Train a small PA-LLaVA on this computer, and look at what it learnt.
-
-    Draws synthetic micrographs, trains a small encoder and both stages of PA-LLaVA on a small language model, and asks
-    the result held-out questions. It takes about 20 minutes on two cores; results, a page among them, are written to
-    ./demo. A second run resumes where the first one stopped. For research only: nothing here is fit for diagnosis.
-
-    Example:
-      pallava demo && pallava chat demo/model --image demo/data/images/test-00000.png --question "Is necrosis present?"
-    """
+    """Train a small PA-LLaVA on this computer, and look at what it learnt."""
     from pallava.demo import DemoSettings
 
     settings = DemoSettings().scaled(scale)

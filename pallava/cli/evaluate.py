@@ -32,31 +32,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 def run_evaluate(
     model: str, task: str, data: list[str], out: Path | None, words: Sequence[str] = (), **options: Any
 ) -> int:
-    """Measure what a model knows.
-
-    MODEL is a folder of a whole PA-LLaVA, whose answers are scored: PathVQA, PMC-VQA, captions, classes of images, or
-    questions of your own, JSONL of {"image" ("" for none), "question", "answer"} and optionally "id", "kind" (open,
-    closed or choice), "choices" and "group". Every score stands beside its controls: the majority answer, with
-    --training the training material's most frequent answer to the question, and answers about shuffled images;
-    captions, which are hardly ever equal, are compared with another image's caption in the place of the first two. The
-    same command resumes a stopped evaluation, and asks again about images that could not be opened. Several processes
-    and nodes, which must share the output folder, are started by NPROC_PER_NODE, NNODES, NODE_RANK, ADDR and PORT, as
-    `pallava train` does.
-
-    Or it is a CLIP, measured without any training on the data: zero-shot classification, and retrieval. It is a folder
-    of `pallava pretrain`, a Hugging Face CLIP folder, an open_clip checkpoint, or an open_clip name. Embeddings are
-    stored by content and model in --cache: a second run, or other templates, take seconds.
-
-    Examples:
-      pallava evaluate pa-llava pathvqa --data PathVQA --exclude leak.exclude.txt --training instruction.jsonl
-      pallava evaluate pa-llava pmc-vqa --data PMC-VQA --split test_clean --batch-size 32
-      pallava evaluate pa-llava custom --data questions.jsonl --consistency --out mine
-      pallava evaluate pa-llava custom --data csv=mine.csv --columns image=file,question=asked,answer=said
-      pallava evaluate pa-llava zero-shot --data bach=BACH --out bach
-      pallava evaluate plip zero-shot --data bach=BACH --data nct-crc-he=CRC-VAL-HE-7K --out evaluation
-      pallava evaluate clip.pt zero-shot --model-name ViT-B-16-quickgelu --data tissue --template "an H&E image of {}."
-      pallava evaluate ViT-B-16-quickgelu retrieval --pretrained openai --data pairs.jsonl --image-folder images
-    """
+    """Measure what a model knows."""
     from pallava.evaluation.encoders.load import model_kind
     from pallava.evaluation.report import report_text
     from pallava.evaluation.run import evaluate
@@ -101,19 +77,7 @@ def run_judge(
     ] = None,
     seed: Annotated[int, "seed of the bootstrap"] = 0,
 ) -> None:
-    """Compare generated captions, or answers to questions, with their references.
-
-    PREDICTIONS is the predictions.jsonl of `pallava evaluate`, or its folder. A language model behind an
-    OpenAI-compatible endpoint grades how near each answer comes in meaning, from 0 to 10; captions are also compared
-    word by word (BLEU, ROUGE), and by words alone without --url. The key is read from PALLAVA_API_KEY, else
-    OPENAI_API_KEY. Grades are stored in OUT as they come: the same command resumes a stopped run, and nothing is asked
-    twice. As a control, have predictions_shuffled.jsonl judged, too: the answers about other images.
-
-    Examples:
-      pallava judge evaluation/caption/predictions.jsonl
-      pallava judge evaluation/caption --url http://localhost:8000/v1 --model Qwen2.5-72B-Instruct --concurrency 16
-      pallava judge evaluation/caption/predictions_shuffled.jsonl --url http://localhost:8000/v1 --model Qwen2.5-72B
-    """
+    """Compare generated captions, or answers to questions, with their references."""
     from pallava.evaluation.answers.similarity import judge_predictions, results_folder, similarity_tables
 
     check_at_least(1, concurrency=concurrency)
@@ -134,17 +98,7 @@ def run_look(
     trust_remote_code: TrustRemoteCode = False,
     out: Annotated[Path, "picture to write"] = Path("look.png"),
 ) -> None:
-    """Draw what a model looks at in an image: overview, tiles, and which of them the connector's attention read.
-
-    With --text also where on the image the text is true, patch by patch; several texts are shown by what tells each
-    from the others. That takes a whole CLIP: MODEL itself, or the one that the model's encoder is part of, found where
-    `pallava convert` took the encoder from or as plip beside MODEL, or --clip. Attention tells where the model read,
-    not why it answers as it does. For research only, not for diagnosis.
-
-    Example:
-      pallava look pa-llava --image slide.png --text "an H&E image of necrosis" --text "an H&E image of stroma"
-      pallava look pa-llava --image slide.png --text "necrosis" --clip plip
-    """
+    """Draw what a model looks at in an image: overview, tiles, and which of them the connector's attention read."""
     from pallava.evaluation.encoders.look import look
 
     used = look(model, image, out, texts=texts, clip=clip, model_name=model_name, trust_remote_code=trust_remote_code)

@@ -31,18 +31,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_convert(config: str | None, dtype: str | None, **values: Any) -> None:
-    """Turn a training checkpoint or published weights into one folder that opens with transformers and pallava alone.
-
-    For a checkpoint of your own training, its work directory names config, language model and encoder. Published
-    weights need no config: CHECKPOINT is a .pth file, a DeepSpeed folder, a folder with projector/ and llm_adapter/, or
-    a .tar.gz of one of them; name the base language model and the encoder (the folder plip, or its archive). The
-    command prints what it finds in them, and every key must be known.
-
-    Example:
-      pallava convert work_dirs/pallava_instruction_tuning/iter_17772.pth pa-llava
-      pallava convert work_dirs/pallava_instruction_tuning/iter_17772.pth pa-llava --merge --dtype bfloat16
-      pallava convert instruction_tuning_weight.pth.tar.gz pa-llava --llm Meta-Llama-3-8B-Instruct --visual-encoder plip
-    """
+    """Turn a training checkpoint or published weights into one folder that opens with transformers and pallava only."""
     import torch
 
     from pallava.errors import PallavaError, check_at_least
@@ -66,16 +55,7 @@ def run_encoder_convert(
     to: Annotated[Form, "form to write"],
     model_name: Annotated[str, "open_clip's name of a checkpoint's model, or a JSON file that describes it"] = "",
 ) -> None:
-    """Turn a CLIP ViT into a folder of another form: open_clip's, Hugging Face's, or the published PLIP's.
-
-    SOURCE is a Hugging Face folder, the published `plip` folder, the folder that `pallava pretrain` wrote, or an
-    open_clip checkpoint (with --model-name). The published form holds the vision tower alone; a vision tower without
-    its text tower becomes an open_clip state dict of the `visual.` keys.
-
-    Example:
-      pallava encoder convert plip plip-hf --to huggingface
-      pallava encoder convert epoch_32.pt plip-published --to published --model-name ViT-B-16-quickgelu
-    """
+    """Turn a CLIP ViT into a folder of another form: open_clip's, Hugging Face's, or the published PLIP's."""
     from pallava.model.clip import convert_encoder
 
     print(f"wrote {convert_encoder(source, out, to, model_name)}")
@@ -85,15 +65,7 @@ def run_card(
     model: Annotated[str, "folder that `pallava convert` wrote"],
     scores: Annotated[Sequence[str], "results.json of `pallava evaluate` (repeatable)"] = (),
 ) -> None:
-    """Write the model card of a model folder, or put scores into it.
-
-    What was written into the card by hand stays: only the scores of the same task and data are replaced. A folder
-    without a card gets one.
-
-    Example:
-      pallava card pa-llava
-      pallava card pa-llava --scores evaluation/results.json
-    """
+    """Write the model card of a model folder, or put scores into it."""
     from pallava.errors import PallavaError
     from pallava.model.card import CARD, add_scores, write_model_card
     from pallava.model.weights import read_json
@@ -120,12 +92,7 @@ def run_chat(
     trust_remote_code: TrustRemoteCode = False,
     device: Annotated[str, "device: auto, cpu, cuda or cuda:N"] = "auto",
 ) -> None:
-    """Ask a model folder about an image; for research only, not for diagnosis.
-
-    Example:
-      pallava chat demo/model --image slide.png --question "Is necrosis present?"
-      pallava chat demo/model --image slide.png         (asks for questions until an empty line)
-    """
+    """Ask a model folder about an image; for research only, not for diagnosis."""
     from pallava.errors import PallavaError, check_at_least
     from pallava.images import open_image
     from pallava.model import ask, load

@@ -29,23 +29,7 @@ def add_data_clean_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_data_clean(source: list[str], split: list[str], out: str, **settings: Any) -> int:
-    """Drop what does not belong into the training of a human pathology model, and say why.
-
-    Sources are public data sets, or captions and questions of your own (csv, pairs). The output folder holds
-    kept.jsonl, dropped.jsonl, pairs.json (the captions), summary.json and index.html, a report to look at. Scores are
-    stored there as well: the same command resumes a stopped run, and with another threshold nothing is judged again.
-
-    Judges of pathology: "metadata" is what a source says about its images; "clip" compares each image with captions by
-    an open_clip model; "endpoint" asks a vision-language model. Judges of species: "rules" on the words of a caption;
-    "endpoint" asks a language model. An endpoint's key is read from PALLAVA_API_KEY.
-
-    The species rules have precision 0.969 and recall 0.969 for non-human on 193 captions held back from their tuning,
-    by `pytest -s tests/data/clean/test_species.py`.
-
-    Examples:
-      pallava data clean clean --source pubmedvision=/data/pubmedvision --source quilt-1m=/data/quilt
-      pallava data clean clean --source pmc-oa=/data/oa --pathology clip --model-name ViT-B-16 --pretrained openai
-    """
+    """Drop what does not belong into the training of a human pathology model, and say why."""
     from pallava.data.clean.report import describe
     from pallava.data.clean.run import clean
 
@@ -79,15 +63,7 @@ def run_data_instruct(
     ] = None,
     report: Annotated[str | None, "JSON file for the counts", {"metavar": "FILE"}] = None,
 ) -> None:
-    """Write the training file of instruction tuning from sources of questions.
-
-    Each source is NAME=ROOT, csv=FILE with --columns, or the kept.jsonl of `pallava data clean`. All training questions
-    of PathVQA and the 15,788 of PMC-VQA that PA-LLaVA kept make its 35,543 rows.
-
-    Examples:
-      pallava data instruct instruction.jsonl --source path-vqa=/data/pathvqa --source clean/kept.jsonl
-      pallava data instruct mine.jsonl --source csv=mine.csv --columns image=file,question=text,answer=diagnosis
-    """
+    """Write the training file of instruction tuning from sources of questions."""
     from pallava.data.training_file import write_training_file
 
     summary = write_training_file(
@@ -131,18 +107,7 @@ def run_data_leak(
     ] = False,
     num_workers: Workers = _NUM_WORKERS,
 ) -> None:
-    """Find test rows whose image or question is in the training material, and list which to exclude.
-
-    TRAIN and TEST are each a training file (JSONL), the kept.jsonl of `pallava data clean`, or NAME=ROOT of a data set
-    (csv=FILE with --columns). Images are compared by perceptual hash, so that size and compression do not hide them.
-    Questions are compared without case, punctuation and options; short ones ("What is this?") match by chance, so look
-    at the counts before excluding: the report lists for each row which of the two it shares. Hashes are kept in a file
-    beside the report, from which a stopped or repeated run resumes. Rows of a kept.jsonl of several sources are listed
-    as SOURCE:ID; `pallava evaluate --exclude` takes the ids of one set.
-
-    Example:
-      pallava data leak instruction.jsonl path-vqa=/data/pathvqa --train-images /data
-    """
+    """Find test rows whose image or question is in the training material, and list which to exclude."""
     from pallava.data.leak import write_leak_report
 
     check_at_least(1, workers=num_workers)

@@ -25,16 +25,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(config: str, cfg_options: list[str], local_rank: int | None, **options: Any) -> None:
-    """Train by a config, with the arguments and the launch variables of `xtuner train`.
-
-    Example:
-      NPROC_PER_NODE=8 pallava train pallava_domain_alignment --deepspeed deepspeed_zero2 --seed 1024
-
-    CONFIG is a file, the name of one of our configs (`pallava config list`) or of one of xtuner's. The launch variables
-    are NPROC_PER_NODE, NNODES, NODE_RANK, ADDR and PORT. --cfg-options takes keys that the trainer reads, such as
-    optim_wrapper.optimizer.lr=1e-5; any that would change nothing are refused, but under xtuner's own configs they are
-    ignored. The exit code is the trainer's own.
-    """
+    """Train by a config, with the arguments and the launch variables of `xtuner train`."""
     from pallava.config_files import check_syntax, find_config, train_script
     from pallava.io.launch import read_launch
 
@@ -69,20 +60,7 @@ def run_pretrain(
     shards: Annotated[int, "number of WebDataset shards; 0 reads files", {"metavar": "N"}] = 0,
     passed_on: Sequence[str] = (),
 ) -> int:
-    """Train the encoder, PLIP, by contrast on pairs of image and caption, with open_clip's own trainer.
-
-    Example:
-      pallava pretrain captions.json plip --image-folder images --augment -- --epochs 10 --batch-size 256 --lr 1e-5
-
-    PAIRS is a JSON list or JSONL of {"image", "caption"}. OUT gets encoder/, which every config and command of pallava
-    opens as a visual encoder, and the whole model with its text tower as open_clip.json and open_clip.pt. Each picture
-    is decoded once before the training; broken ones are left out and counted. The same command resumes an interrupted
-    training after its last finished epoch.
-
-    What follows `--` goes to open_clip_train as it is: --epochs, --batch-size (of a process), --lr, --precision,
-    --siglip, --workers, --grad-checkpointing and whatever else `python -m open_clip_train.main --help` lists. Several
-    processes and nodes are started by NPROC_PER_NODE, NNODES, NODE_RANK, ADDR and PORT, as `pallava train` does.
-    """
+    """Train the encoder, PLIP, by contrast on pairs of image and caption, with open_clip's own trainer."""
     from pallava.io.launch import read_launch
     from pallava.pretraining.run import DEFAULT_MODEL, DEFAULT_WEIGHTS, Pretraining, TrainerFailed, pretrain
 
@@ -108,11 +86,7 @@ def run_pretrain(
 
 
 def run_config_list() -> None:
-    """List the names of our configs, which `pallava train` and `pallava config copy` take.
-
-    Example:
-      pallava config copy pallava_domain_alignment
-    """
+    """List the names of our configs, which `pallava train` and `pallava config copy` take."""
     from pallava.config_files import config_names
 
     print("\n".join(config_names()))
@@ -123,11 +97,7 @@ def run_config_copy(
     destination: Annotated[str, "file or folder", {"metavar": "DEST", "nargs": "?"}] = ".",
     overwrite: Annotated[bool, "replacement of an existing file"] = False,
 ) -> None:
-    """Copy a config to change it.
-
-    Example:
-      pallava config copy pallava_domain_alignment my_experiment.py
-    """
+    """Copy a config to change it."""
     from pallava.config_files import find_config
     from pallava.io.files import write_bytes
 
