@@ -33,6 +33,11 @@ _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
 _ARTICLES = frozenset({"a", "an", "the"})
 
+_DATA: dict[str, Any] = read_package_data(__file__)
+_FULL = [word + ending for ending, words in _DATA["contracted"].items() for word in words.split()]
+_SPELLED: dict[str, str] = {word.replace("'", ""): word for word in _FULL} | _DATA["spelled"]
+"""How the VQA challenge spells words: numbers as digits, contractions with their apostrophe."""
+
 
 def published_form(text: str) -> str:
     """Return a text as PA-LLaVA compares it: lower case, without ``, . ' ! ? " ( ) * # : ; ~``; no outer spaces."""
@@ -91,16 +96,7 @@ def tokens(text: str) -> list[str]:
     are_deleted = bool(_COMMA_IN_NUMBER.search(text))
     is_loose = {mark: are_deleted or f"{mark} " in text or f" {mark}" in text for mark in _MARKS}
     text = text.translate({ord(mark): "" if loose else " " for mark, loose in is_loose.items()})
-    spelled = _spelled()
-    return [spelled.get(word, word) for word in _FULL_STOP.sub("", text).split() if word not in _ARTICLES]
-
-
-@cache
-def _spelled() -> dict[str, str]:
-    """How the challenge spells words: numbers as digits, contractions with their apostrophe."""
-    contracted = _data()["contracted"].items()
-    full = [word + ending for ending, words in contracted for word in words.split()]
-    return {word.replace("'", ""): word for word in full} | _data()["spelled"]
+    return [_SPELLED.get(word, word) for word in _FULL_STOP.sub("", text).split() if word not in _ARTICLES]
 
 
 def token_overlap(answer: str, reference: str) -> tuple[float, float, float]:
@@ -184,7 +180,7 @@ def _set_apart(text: str, names: Names) -> set[int]:
     named = set[int]().union(*(_whole(line, names) for line in _pattern("apart").sub("", text).split("\n")))
     if not found or not (named or _pattern("set_apart").search(text)):
         return set()
-    stated = [match[1] for name in _data()["contradictions"] for match in _pattern(name).finditer(text)]
+    stated = [match[1] for name in _DATA["contradictions"] for match in _pattern(name).finditer(text)]
     return found | named | _numbers(stated, names)
 
 
@@ -197,7 +193,7 @@ def _labelled(text: str, names: Names) -> set[int]:
 
 
 def _stated(text: str, names: Names) -> set[int]:
-    for patterns in _data()["statements"]:
+    for patterns in _DATA["statements"]:
         matches = [match for name in patterns for match in _pattern(name).finditer(text)]
         further = [_pattern("another").match(text, match.end()) for match in matches]
         if found := _numbers([match[1] for match in (*matches, *further) if match], names):
@@ -230,10 +226,5 @@ def _plain(text: str) -> str:
 @cache
 def _pattern(name: str) -> re.Pattern[str]:
     """Compile a pattern of ``rules.yaml``, in which {name} stands for another one."""
-    text = _data()["patterns"][name]
+    text = _DATA["patterns"][name]
     return re.compile(re.sub(r"\{(\w+)\}", lambda match: _pattern(match[1]).pattern, text))
-
-
-@cache
-def _data() -> dict[str, Any]:
-    return read_package_data(__file__)
