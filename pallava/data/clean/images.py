@@ -126,7 +126,9 @@ class DuplicateFilter(Filter):
 
     def decide(self, candidate: Candidate, findings: Findings) -> Decision:
         """Compare a candidate with those before it, which needs the image filter's findings."""
-        first = self._first_of_file(candidate)
+        file = ("file", candidate.kind, candidate.record.source, candidate.record.image)
+        first = self._seen.get(*file) or self._compare(candidate)
+        self._seen.put(first, *file)
         if first.how and candidate.kind == "captions":
             tail = f" (distance {first.distance})" if first.how == "near" else ""
             return Decision(f"{first.how} duplicate of {first.record}{tail}", float(first.distance))
@@ -136,12 +138,6 @@ class DuplicateFilter(Filter):
             return Decision(f"repetition of {row.record}", float(first.distance))
         self._seen.put(_First(first.number, _name(candidate)), *text)
         return KEEP
-
-    def _first_of_file(self, candidate: Candidate) -> _First:
-        file = ("file", candidate.kind, candidate.record.source, candidate.record.image)
-        first = self._seen.get(*file) or self._compare(candidate)
-        self._seen.put(first, *file)
-        return first
 
     def _compare(self, candidate: Candidate) -> _First:
         if not candidate.shared.get("sha256") or not candidate.shared.get("perceptual_hash"):

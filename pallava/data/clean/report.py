@@ -19,7 +19,7 @@ from tqdm import tqdm
 from pallava.data.clean.settings import DROPPED, KEPT
 from pallava.data.material import SUMMARY_NAME
 from pallava.images import ImageError, open_image
-from pallava.io.files import write_text
+from pallava.io.files import read_package_data, write_text
 from pallava.io.hashing import short_hash
 from pallava.io.records import RecordFile
 from pallava.report.page import render_page
@@ -36,13 +36,7 @@ _DIGITS = 3  # of scores, so that a million different ones take no more memory t
 _KEPT, _UNREAD = "kept", "unread"  # beside the filters' names
 _KEPT_COLOUR, _UNREAD_COLOUR = "#2f8f83", "#8a8f98"
 _FILTER_COLOURS = ("#d0628f", "#c98a2b", "#4c86c6", "#b0584a", "#9a6fb0", "#6c8f3c")
-_HISTOGRAMS = {
-    "words": ("Words of the captions", "words", "min_words"),
-    "sides": ("Longer sides of the images", "pixels", ""),
-    "duplicates": ("Duplicates: distance from the image that is kept", "bits of the hash", ""),
-    "image": ("Background of the images", "share of the pixels", "max_background"),
-    "pathology": ("Scores of the filter pathology", "score", "clip_threshold"),
-}  # title, axis, and the setting that is the threshold
+_HISTOGRAMS: dict[str, list[str]] = read_package_data(__file__)
 
 
 def describe(summary: _Row, out: str) -> str:
@@ -190,7 +184,7 @@ def _histograms(counts: _Counts, settings: _Row) -> Iterator[tuple[str, str]]:
 
     fates = {_KEPT: _KEPT_COLOUR, "dropped": COLOURS[1]}
     for name in [*(name for name in _HISTOGRAMS if name in counts), *sorted(counts.keys() - _HISTOGRAMS.keys())]:
-        title, x_label, threshold = _HISTOGRAMS.get(name, (f"Scores of the filter {name}", "score", ""))
+        title, x_label, threshold = _HISTOGRAMS.get(name, [f"Scores of the filter {name}", "score", ""])
         series = {fate: counts[name][fate] for fate in fates if fate in counts[name]}
         colours = [fates[fate] for fate in series]
         yield title, histogram(series, x_label=x_label, threshold=settings.get(threshold), colours=colours)
