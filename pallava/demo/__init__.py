@@ -5,21 +5,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pallava.errors import PallavaError
+from pallava.io.files import read_package_data
 
 Progress = Callable[[str], None]
 """Receiver of a line on how far a step is."""
 
-TILE_SIZE = 64
-PIXEL_MEAN, PIXEL_STD = (0.7, 0.6, 0.7), (0.25, 0.25, 0.25)
-
-PLIP_MODEL: dict[str, Any] = {
-    "embed_dim": 128,
-    "vision_cfg": {
-        "layers": 4, "width": 192, "head_width": 48, "patch_size": 16, "image_size": TILE_SIZE
-    },
-    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 96, "heads": 2, "layers": 2},
-}  # fmt: skip
+PLIP_MODEL: dict[str, Any] = read_package_data(__file__)
 """The small PLIP, as open_clip describes a model."""
+TILE_SIZE: int = PLIP_MODEL["vision_cfg"]["image_size"]
+PIXEL_MEAN, PIXEL_STD = (0.7, 0.6, 0.7), (0.25, 0.25, 0.25)
 
 
 @dataclass(frozen=True)

@@ -54,20 +54,20 @@ def write_material(folder: Path, settings: DemoSettings, progress: Progress = la
     real = _cut_real(folder, settings)
     rng = np.random.default_rng([settings.seed, _QUESTIONS])
     drawn = islice(cycle(train), settings.alignment_rows - len(real))
-    pairs = [{"image": record["name"], "caption": caption(_facts(record))} for record in drawn]
+    pairs = [{"image": record["name"], "caption": caption(Facts(**record["facts"]))} for record in drawn]
     pairs += [{"image": record["name"], "caption": record["caption"]} for record in real]
     write_json(folder / "train.json", train + real, indent=1)
     write_json(folder / "test.json", test, indent=1)
     write_text(folder / "prompts.txt", "\n".join(CAPTION_PROMPTS) + "\n")
     write_json(folder / "captions.json", [pairs[i] for i in rng.permutation(len(pairs))], indent=1)
     rows = (
-        _conversation(number, record, training_turns(_facts(record), rng, settings.turns))
+        _conversation(number, record, training_turns(Facts(**record["facts"]), rng, settings.turns))
         for number, record in enumerate(islice(cycle(train), settings.instruction_rows))
     )
     _write_lines(folder / "instruction_tuning.jsonl", rows)
     shutil.copy(folder / "images" / test[0]["name"], folder / "sample.png")  # what the trainings chat about
     sizes = {"closed_per_kind": settings.closed_per_kind, "open_per_kind": settings.open_per_kind}
-    questions = held_out_questions({record["name"]: _facts(record) for record in test}, rng, **sizes)
+    questions = held_out_questions({record["name"]: Facts(**record["facts"]) for record in test}, rng, **sizes)
     _write_views(folder, settings, progress)
     _write_lines(folder / "questions.jsonl", questions)
 
@@ -77,7 +77,7 @@ def read_pictures(folder: Path, name: str) -> list[Picture]:
     pictures = []
     for record in json.loads((folder / f"{name}.json").read_text()):
         path = folder / "images" / record["name"]
-        facts = _facts(record) if "facts" in record else None
+        facts = Facts(**record["facts"]) if "facts" in record else None
         regions = tuple(Region(**region) for region in record["regions"])
         pictures.append(Picture(open_image(path), facts, regions, record["columns"], record.get("stain", ""), path))
     return pictures
@@ -181,10 +181,6 @@ def _conversation(number: int, record: dict[str, Any], turns: Iterable[tuple[str
         marker = "" if messages else "<image>\n"
         messages += [{"from": "human", "value": marker + question}, {"from": "gpt", "value": answer}]
     return {"id": f"demo-{number:06d}", "image": record["name"], "conversations": messages}
-
-
-def _facts(record: dict[str, Any]) -> Facts:
-    return Facts(**record["facts"])
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
