@@ -22,18 +22,13 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel, PretrainedConfig
 from transformers.activations import ACT2FN
 
 from pallava.errors import PallavaError
+from pallava.io.files import read_package_data
 from pallava.model.weights import Renames, compare_keys, list_keys, load_strictly, read_json, read_weights, rename_keys
 
 CONNECTOR_PREFIXES = ("projector.", "connector.")
 """Prefixes of its keys in a checkpoint: the published one, and ours."""
 
-_PUBLISHED_RENAMES: Renames = (
-    ("model.bert.embeddings.position_ids", None),  # never read: the queries are embeddings
-    (".self.", ".attention."),
-    ("model.bert.", "qformer."),
-    ("model.mlp.model.", "projection."),
-    ("model.norm.", "norm."),
-)
+_PUBLISHED_RENAMES: Renames = tuple(read_package_data(__file__)["published"].items())
 _EPS = 1e-12  # of every norm in the published connector
 _HEAD_WIDTH, _MOST_HEADS = 64, 12  # as published: 768 = 12 * 64
 ConnectorClass = TypeVar("ConnectorClass", bound=type[PreTrainedModel])
