@@ -8,16 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pallava.errors import PallavaError
+from pallava.io.files import read_package_data
 
 _MAX_BYTES = 1 << 30  # the largest pickle of PathVQA has some megabytes
 
-# Codes that bring objects from outside of the pickle, and one that reserves memory before it has the bytes.
-_REFUSED_CODES = {
-    **dict.fromkeys(["EXT1", "EXT2", "EXT4"], "an object by its code in a registry"),
-    **dict.fromkeys(["PERSID", "BINPERSID"], "an object kept elsewhere"),
-    **dict.fromkeys(["NEXT_BUFFER", "READONLY_BUFFER"], "a buffer kept elsewhere"),
-    "BYTEARRAY8": "a bytearray",
-}
+_REFUSED_CODES: dict[str, str] = read_package_data(__file__)
 _MADE: dict[str, Callable[..., Any]] = {"set": set, "frozenset": frozenset, "complex": complex}
 _EXPECTED = "a pickle must hold only dicts, lists, tuples, sets, text, numbers, booleans and None"
 
