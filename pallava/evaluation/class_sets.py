@@ -12,6 +12,7 @@ from pallava.errors import PallavaError
 _SET_FORM = (
     '{"classes": [{"label": "TUM", "names": ["adenocarcinoma", ...]}, ...], "templates": ["an H&E image of {}.", ...]}'
 )
+_DATA: dict[str, Any] = json.loads(Path(__file__).with_name("class_sets.json").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class ClassSet:
 @cache
 def known_sets() -> Mapping[str, ClassSet]:
     """Return the class sets of the package by name."""
-    return {name: _class_set(name, values) for name, values in _package_data()["sets"].items()}
+    return {name: _class_set(name, values) for name, values in _DATA["sets"].items()}
 
 
 def read_class_set(path: Path) -> ClassSet:
@@ -82,10 +83,5 @@ def _class_set(name: str, values: Mapping[str, Any]) -> ClassSet:
     labels = [label for label, _ in classes]
     if len(set(labels)) < max(2, len(labels)) or not all(names for _, names in classes):
         raise PallavaError(f"class set {name!r} must have at least two classes, each once and with a name")
-    templates = values.get("templates") or _package_data()["templates"]["texts"]
+    templates = values.get("templates") or _DATA["templates"]["texts"]
     return ClassSet(name, classes, (), values.get("source", "")).with_templates(templates)
-
-
-@cache
-def _package_data() -> dict[str, Any]:
-    return json.loads(Path(__file__).with_name("class_sets.json").read_text(encoding="utf-8"))
