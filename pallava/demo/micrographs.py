@@ -14,21 +14,17 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from pallava.io.files import read_package_data
+
 Floats = NDArray[np.float32]
 
 UNIT = 72  # side in pixels of a part that fills one tile
 GRIDS = ((3, 2), (2, 3))  # columns and rows of tiles of a picture
 
-DYES = {
-    "H&E": ((1.18, 1.35, 0.78), (0.23, 0.58, 0.26)),
-    "IHC": ((0.93, 1.23, 1.30), (0.29, 0.34, 0.13)),
-    "PAS": ((1.10, 1.15, 0.75), (0.33, 0.77, 0.28)),
-    "trichrome": ((1.20, 1.27, 0.95), (0.61, 0.47, 0.15)),
-}
-"""Optical density of red, green and blue for a nucleus and for the matrix, at concentration 1.
-
-The stains differ less than real ones do, so that colour does not outweigh what is drawn."""
-STAIN_SHARES = {"H&E": 0.4, "IHC": 0.2, "PAS": 0.2, "trichrome": 0.2}  # of all pictures; H&E is the usual one
+_STAINS = read_package_data(__file__)
+DYES: dict[str, list[list[float]]] = {name: stain["dyes"] for name, stain in _STAINS.items()}
+"""Optical density of red, green and blue for a nucleus and for the matrix, at concentration 1."""
+STAIN_SHARES: dict[str, float] = {name: stain["share"] for name, stain in _STAINS.items()}  # of all pictures
 DENSITIES = {"sparse": 1.6, "moderate": 4.6, "dense": 11.0}  # nuclei for each 1,000 square pixels
 GLAND_COUNTS = {0: "none", 1: "one", 4: "four"}  # possible numbers of glands, and the word for each
 

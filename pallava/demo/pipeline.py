@@ -96,7 +96,7 @@ class Demo:
 
     def _steps(self) -> list[Step]:
         folder, data, given = self.folder, self._data, (self.settings, self._progress)
-        drawing = _code("demo/__init__.*", "demo/material.py", "demo/micrographs.py", "demo/questions.*")
+        drawing = _code("demo/__init__.*", "demo/material.py", "demo/micrographs.*", "demo/questions.*")
         plip = _code("pretraining/**/*.*", "demo/stages.py")
         asking = _code("demo/exam.py", "demo/stages.py", "evaluation/**/*.*")
         configs = [find_config(ALIGNMENT), find_config(INSTRUCTION)]
