@@ -55,7 +55,6 @@ def run_evaluate(
 
 
 def _launch(words: Sequence[str]) -> int:
-    """Start several processes that run the same command."""
     from pallava.io.launch import read_launch, run_processes
 
     launch = read_launch(os.environ)

@@ -147,7 +147,6 @@ def _draw_set(folder: Path, name: str, count: int, stream: list[int], progress: 
 
 
 def _write_views(folder: Path, settings: DemoSettings, progress: Progress) -> None:
-    """Write pairs of a view and its caption, all of one size."""
     (folder / "views").mkdir(exist_ok=True)
     rng = np.random.default_rng([settings.seed, _VIEWS])
     pictures = read_pictures(folder, "train")

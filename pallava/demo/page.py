@@ -59,7 +59,6 @@ def _samples(answered: Sequence[Answer]) -> Iterator[dict[str, Any]]:
 
 
 def _curves(folder: Path) -> list[tuple[str, str]]:
-    """Return the title and the plot of each training."""
     curves = (
         ("PLIP: contrastive loss", "view", plip_losses(folder / "logs" / "plip.log")),
         ("Stage 1, domain alignment: loss", "step", read_losses(folder / "stage1")),

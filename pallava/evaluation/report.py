@@ -139,7 +139,6 @@ def _overview(report: _Report) -> list[Table]:
 
 
 def _tables(report: _Report) -> dict[str, dict[str, Table]]:
-    """Make the tables of each data set, by what they show."""
     makers = {
         "per_class": _classes,
         "metrics": _scores,

@@ -180,8 +180,6 @@ class _Metered:
 
 
 class _MemberWriter:
-    """Writes the members of one archive below a folder, and counts them and their bytes."""
-
     def __init__(self, archive: Path, folder: Path, max_bytes: int, *, is_flat: bool) -> None:
         self.archive, self._folder, self._is_flat = archive, folder, is_flat
         self.num_files = self.num_bytes = self._num_members = 0

@@ -150,7 +150,6 @@ def read_description(model_name: str, *, has_text: bool = True) -> dict[str, Any
 
 
 def _read_clip(source: Path, model_name: str = "") -> tuple[StateDict, _Config]:
-    """Read weights, in the form that they have, and their Hugging Face configuration."""
     if not source.exists():
         raise PallavaError(f"no encoder at '{source}': the path does not exist")
     if (source / DESCRIPTION).is_file():

@@ -50,8 +50,6 @@ class EncoderAdapter(Protocol):
 
 @dataclass(frozen=True)
 class _Transformers:
-    """An encoder of transformers: embeddings, then a list of layers."""
-
     config_class: type[PretrainedConfig]
     build: Any
     embed: Callable[[Any, Tensor], Tensor] = lambda tower, pixels: tower.embeddings(pixels)

@@ -179,7 +179,6 @@ def _rows(path: Path) -> Iterator[_Row]:
 
 
 def _histograms(counts: _Counts, settings: _Row) -> Iterator[tuple[str, str]]:
-    """Yield the title and the plot of each value."""
     from pallava.report.plots import COLOURS, histogram  # imports matplotlib, which takes a second
 
     fates = {_KEPT: _KEPT_COLOUR, "dropped": COLOURS[1]}
