@@ -4,7 +4,6 @@ Both are computed beside the model and not in it, so that the ordinary path is n
 N tiles, T tokens of a tile, S = N * T tile tokens, D encoder width, K layers with cross-attention.
 """
 
-import os
 from functools import partial
 from typing import Any
 
@@ -18,10 +17,10 @@ from pallava.model.connectors import ScaleInvariantConnector, import_connector
 from pallava.model.encoders import first_layers, patch_tokens
 from pallava.model.loading import Placeholder, find_folder
 from pallava.model.modeling import PALLaVAConfig, PALLaVAForConditionalGeneration
-from pallava.model.weights import build_with_weights, read_weights
+from pallava.model.weights import StrPath, build_with_weights, read_weights
 
 
-def load_eyes(folder: str | os.PathLike[str], *, trust_remote_code: bool = False) -> PALLaVAForConditionalGeneration:
+def load_eyes(folder: StrPath, *, trust_remote_code: bool = False) -> PALLaVAForConditionalGeneration:
     """Open a model folder in float32, without its language model, which is neither read nor needed by `read_tiles`.
 
     A connector that does not come with pallava is imported with `trust_remote_code` only.

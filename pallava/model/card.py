@@ -1,6 +1,5 @@
 """The model card, README.md of a model folder: what the model is, its data, scores, licences and limits."""
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -15,7 +14,7 @@ from pallava.errors import PallavaError
 from pallava.io.files import write_text
 from pallava.model.connectors import describe_connector
 from pallava.model.loading import ADAPTER_FOLDER
-from pallava.model.weights import read_json
+from pallava.model.weights import StrPath, read_json
 from pallava.report.table import escape_markdown
 
 CARD = "README.md"
@@ -35,9 +34,7 @@ _ENVIRONMENT = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_
 _ENVIRONMENT.filters |= {"cell": escape_markdown, "estimate": _estimate}
 
 
-def write_model_card(
-    folder: str | os.PathLike[str], *, title: str | None = None, training: Mapping[str, Any] | None = None
-) -> Path:
+def write_model_card(folder: StrPath, *, title: str | None = None, training: Mapping[str, Any] | None = None) -> Path:
     """Write the model card of a model folder, over an existing one, and return its path.
 
     `training` has `data`, names of files or sets, or mappings of `name`, `terms` and `num_records`; any other key is a
@@ -74,7 +71,7 @@ def write_model_card(
     return folder / CARD
 
 
-def add_scores(folder: str | os.PathLike[str], results: Mapping[str, Any]) -> Path:
+def add_scores(folder: StrPath, results: Mapping[str, Any]) -> Path:
     """Add a ``results.json`` of ``pallava evaluate`` to a folder's model card, in its text and in its ``model-index``.
 
     Scores of the same task and data are replaced; everything else stays as it is. A card is written if there is none.

@@ -5,7 +5,6 @@ round trip gives back every bit. Keys, descriptions and files of a form change t
 the table of its names. D is the width of a tower.
 """
 
-import os
 import shutil
 from collections.abc import Mapping
 from functools import cache
@@ -30,6 +29,7 @@ from pallava.model.weights import (
     PLIP_RENAMES,
     Renames,
     StateDict,
+    StrPath,
     build_with_weights,
     read_json,
     read_weights,
@@ -56,9 +56,7 @@ _CLIP_VOCABULARY = 49408
 _HARMLESS = {"patch_dropout", "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs", "eos_id", "pad_id"}
 
 
-def convert_encoder(
-    source: str | os.PathLike[str], out: str | os.PathLike[str], to: Form, model_name: str = ""
-) -> Path:
+def convert_encoder(source: StrPath, out: StrPath, to: Form, model_name: str = "") -> Path:
     """Convert a CLIP, or a vision tower alone, into a new folder of another form, with its preprocessing.
 
     `source` is a Hugging Face or the published folder, a folder with ``open_clip.json`` and ``open_clip.pt``, or an
@@ -81,9 +79,7 @@ def convert_encoder(
     return out
 
 
-def load_projected_vision(
-    source: str | os.PathLike[str], model_name: str = ""
-) -> tuple[CLIPVisionModelWithProjection, TileSpec]:
+def load_projected_vision(source: StrPath, model_name: str = "") -> tuple[CLIPVisionModelWithProjection, TileSpec]:
     """Open a whole CLIP's vision tower with projection, and its preprocessing; takes what `convert_encoder` takes.
 
     Raises:
@@ -119,7 +115,7 @@ def make_image_processor(size: int, *, squash: bool = False, **values: Any) -> C
     return CLIPImageProcessor(size={"shortest_edge": size}, crop_size=square, **values)
 
 
-def find_image_processor(source: str | os.PathLike[str]) -> CLIPImageProcessor | None:
+def find_image_processor(source: StrPath) -> CLIPImageProcessor | None:
     """Open the preprocessing beside a CLIP's weights, or in the ``encoder`` folder of a training; None without any."""
     places = (Path(source), Path(source) / "encoder")
     found = [place for place in places if (place / "preprocessor_config.json").is_file()]

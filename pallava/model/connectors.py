@@ -399,10 +399,8 @@ def _strip_prefix(key: str) -> str:
 def own_checkpoint_keys(state: Mapping[str, Tensor], config: PretrainedConfig, source: object) -> dict[str, Tensor]:
     """Return a training checkpoint's weights under our keys, from ours or the published ones, for a connector.
 
-    Weights that were trained with cross-attention do not fit a published connector without it, nor the reverse.
-
     Raises:
-        PallavaError: They were trained with cross-attention and the connector has none, or the reverse.
+        PallavaError: They were trained with cross-attention and the published connector has none, or the reverse.
     """
     connector = own_connector_keys({k: v for k, v in state.items() if k.startswith(CONNECTOR_PREFIXES)})
     has = any(".crossattention." in key for key in connector)

@@ -4,7 +4,6 @@ Kinds and their opening are one file, if a long one, because to add a kind is to
 """
 
 import copy
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pallava.errors import PallavaError
 from pallava.model import clip
 from pallava.model.timm_encoder import TimmEncoder, TimmEncoderConfig, open_timm, outline_timm, timm_image_processor
 from pallava.model.versions import vision_tower
-from pallava.model.weights import PLIP_RENAMES, build_with_weights, read_json, read_weights, rename_keys
+from pallava.model.weights import PLIP_RENAMES, StrPath, build_with_weights, read_json, read_weights, rename_keys
 from pallava.tiling import TileSpec
 
 _SCHEME = "timm:"
@@ -96,11 +95,7 @@ def register_encoder(adapter: EncoderAdapter) -> EncoderAdapter:
 
 
 def adapter_of(config: PretrainedConfig | Mapping[str, Any]) -> EncoderAdapter:
-    """Return the adapter for an encoder's configuration; its kind must be registered.
-
-    Raises:
-        PallavaError: Its kind is not registered.
-    """
+    """Return the adapter for an encoder's configuration; a `PallavaError` if its kind is not registered."""
     kind = config.get("model_type", _CLIP) if isinstance(config, Mapping) else config.model_type
     if kind not in ENCODERS:
         raise PallavaError(f"visual encoder type must be one of {', '.join(ENCODERS)}, got {kind!r}")
@@ -150,7 +145,7 @@ def first_layers(trunk: nn.Module, name: str, layer: int) -> Any:
     return shorter
 
 
-def load_encoder(source: str | os.PathLike[str], **options: Any) -> Any:
+def load_encoder(source: StrPath, **options: Any) -> Any:
     """Open a visual encoder, in evaluation mode.
 
     Args:
@@ -175,7 +170,7 @@ def load_encoder(source: str | os.PathLike[str], **options: Any) -> Any:
     return _open_transformers(path, kind, description)
 
 
-def load_plip(source: str | os.PathLike[str], model_name: str | None = None) -> CLIPVisionModel:
+def load_plip(source: StrPath, model_name: str | None = None) -> CLIPVisionModel:
     """Open a CLIP vision encoder, in evaluation mode.
 
     `source` is the published folder (``config.json`` and ``plip_80w_196token.bin``), a Hugging Face CLIP or CLIPVision
@@ -196,7 +191,7 @@ def load_plip(source: str | os.PathLike[str], model_name: str | None = None) -> 
     return _open_transformers(path, _CLIP, _description(path))
 
 
-def load_image_processor(source: str | os.PathLike[str], **options: Any) -> CLIPImageProcessor:
+def load_image_processor(source: StrPath, **options: Any) -> CLIPImageProcessor:
     """Open an encoder's preprocessing: size, normalization and filter of its tiles; takes what `load_encoder` takes.
 
     Raises:
@@ -218,7 +213,7 @@ def load_image_processor(source: str | os.PathLike[str], **options: Any) -> CLIP
     return _image_processor(path, description)
 
 
-def count_tokens(source: str | os.PathLike[str], **options: Any) -> int:
+def count_tokens(source: StrPath, **options: Any) -> int:
     """Return the number of patch tokens of a tile without opening weights; takes what `load_encoder` takes.
 
     Raises:
@@ -239,7 +234,7 @@ def _open_clip(model_name: str) -> dict[str, Any]:
     return clip.read_description(model_name, has_text=False)
 
 
-def _description(source: str | os.PathLike[str]) -> dict[str, Any]:
+def _description(source: StrPath) -> dict[str, Any]:
     """Read ``config.json``, or of a timm model its name; empty where it is missing, which `load_plip` reports."""
     if str(source).startswith(_SCHEME):
         return {"architecture": str(source).removeprefix(_SCHEME)}

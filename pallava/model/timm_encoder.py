@@ -1,7 +1,6 @@
 """Vision transformers of timm as encoders: UNI, Virchow2, H-optimus and others are timm names."""
 
 import math
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from transformers import CLIPImageProcessor, PretrainedConfig, PreTrainedModel
 
 from pallava.errors import PallavaError
 from pallava.model.clip import make_image_processor
-from pallava.model.weights import load_strictly, read_weights
+from pallava.model.weights import StrPath, load_strictly, read_weights
 
 _HEADS = ("head.", "fc_norm.", "head_drop.", "attn_pool.")  # layers after the tokens
 _LAYER_CLASSES = ("mlp_layer", "norm_layer", "embed_layer", "block_fn")  # by name: a config cannot hold classes
@@ -91,7 +90,7 @@ class TimmEncoder(PreTrainedModel):
 def open_timm(
     name: str,
     *,
-    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint: StrPath | None = None,
     pretrained: bool = True,
     resamples: bool | None = None,
     **model_args: Any,
@@ -177,7 +176,7 @@ def _create(name: str, model_args: Mapping[str, Any], *, pretrained: bool = Fals
     return model
 
 
-def _load(model: nn.Module, source: str | os.PathLike[str], *, resamples: bool) -> None:
+def _load(model: nn.Module, source: StrPath, *, resamples: bool) -> None:
     state = {key.removeprefix("timm_model."): value for key, value in read_weights(source).items()}
     own = model.state_dict().keys()
     state = {key: value for key, value in state.items() if key in own or not key.startswith(_HEADS)}

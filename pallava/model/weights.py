@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import init_empty_weights
@@ -21,6 +21,7 @@ from pallava.errors import PallavaError
 from pallava.io.files import read_package_data
 from pallava.open_clip_weights import unwrap_key
 
+StrPath: TypeAlias = str | os.PathLike[str]
 StateDict = dict[str, Tensor]
 Renames = tuple[tuple[str, str | None], ...]
 """(part of a published key, its replacement in ours); None drops the key."""
@@ -44,7 +45,7 @@ class _Ignored(dict):
         pass
 
 
-def read_weights(source: str | os.PathLike[str], prefixes: tuple[str, ...] = ("",)) -> StateDict:
+def read_weights(source: StrPath, prefixes: tuple[str, ...] = ("",)) -> StateDict:
     """Read the tensors of a weights file, a checkpoint, a DeepSpeed folder or a Hugging Face folder; run no code in it.
 
     Keys lose what DDP, torch.compile and the like put before them, such as ``module._orig_mod.``.
@@ -182,11 +183,7 @@ def _tensors_of(content: Any, path: Path) -> StateDict:
 
 
 def rename_keys(state: Mapping[str, Tensor], renames: Renames | Callable[[str], str | None]) -> StateDict:
-    """Rename every key by every row of a table, in order, or by a function; None drops it, two must not become one.
-
-    Raises:
-        PallavaError: Two keys become one.
-    """
+    """Rename keys by every row of a table in order, or by a function; None drops a key, one name for two is refused."""
     rename = renames if callable(renames) else partial(_rename, renames=renames)
     renamed = {}
     for key, value in state.items():
