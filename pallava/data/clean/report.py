@@ -136,7 +136,9 @@ def _collect(folder: Path, seed: int = 0) -> tuple[_Counts, _Samples, dict[str, 
             for name, value in _values(row).items():
                 counts[name][fate][value] += 1
             group = (_KEPT, row["source"]) if fate == _KEPT else (row["filter"], row["reason"])
-            _draw(row, samples[group], seed)
+            row["rank"] = short_hash(f"{seed}:{_name(row)}")
+            insort(samples[group], row, key=itemgetter("rank"))
+            del samples[group][_NUM_SHOWN:]  # the smallest hashes: a draw that needs no count beforehand
             if fate == _KEPT and _name(row) in wanted:
                 firsts[_name(row)] = row
     return counts, samples, firsts
@@ -150,13 +152,6 @@ def _values(row: _Row) -> dict[str, float]:
     if "image_size" in row:
         values["sides"] = max(row["image_size"])
     return values
-
-
-def _draw(row: _Row, drawn: list[_Row], seed: int) -> None:
-    """Keep the rows whose hashes are smallest: a draw that needs no count beforehand."""
-    row["rank"] = short_hash(f"{seed}:{_name(row)}")
-    insort(drawn, row, key=itemgetter("rank"))
-    del drawn[_NUM_SHOWN:]
 
 
 def _name(row: _Row) -> str:
