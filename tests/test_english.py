@@ -30,6 +30,8 @@ def error_messages() -> Iterator[tuple[str, str]]:
     """Every literal message of a `PallavaError` or a subclass, its values written as X, with its place."""
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "report_os_errors":
+                yield f"{path.relative_to(PACKAGE)}:{node.lineno}", text_of(node.args[0])
             if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args):
                 continue
             name = node.exc.func.id if isinstance(node.exc.func, ast.Name) else ""

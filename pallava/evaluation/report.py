@@ -7,10 +7,9 @@ from typing import Any
 
 from PIL import Image
 
-from pallava.errors import PallavaError
 from pallava.evaluation.answers.items import Answer, AnswerSet, Questions
 from pallava.images import ImageError, open_image
-from pallava.io.files import write_text
+from pallava.io.files import report_os_errors, write_text
 from pallava.report.page import render_page
 from pallava.report.plots import confusion_plot
 from pallava.report.table import Table, estimate, percent
@@ -59,12 +58,10 @@ def write_files(folder: Path, files: Mapping[str, str]) -> None:
     Raises:
         PallavaError: The folder cannot be written.
     """
-    try:
+    with report_os_errors(f"cannot write the results to '{folder}'"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
             write_text(folder / name, text, errors="replace")
-    except OSError as error:
-        raise PallavaError(f"cannot write the results to '{folder}': {error.strerror}") from None
 
 
 def as_json(report: _Report) -> str:

@@ -25,7 +25,7 @@ from typing import IO, Any, BinaryIO, NamedTuple
 from tqdm import tqdm
 
 from pallava.errors import PallavaError
-from pallava.io.files import whole_folder
+from pallava.io.files import report_os_errors, whole_folder
 
 MAX_GB = 200.0
 """Default limit of the unpacked size of an archive, in GB of 10^9 bytes."""
@@ -63,23 +63,17 @@ def unpack(
         raise PallavaError(f"'{out}' exists already; give another folder, or remove it")
     readers = {Path(archive): _reader(Path(archive)) for archive in archives}
     num_files = num_bytes = 0
-    try:
-        with whole_folder(out) as folder:
-            for archive, read in readers.items():
-                writer = _MemberWriter(archive, folder, int(max_gb * 1e9) - num_bytes, is_flat=is_flat)
-                _unpack_one(read, writer)
-                num_files, num_bytes = num_files + writer.num_files, num_bytes + writer.num_bytes
-    except OSError as error:
-        raise PallavaError(f"cannot write '{out}': {error.strerror}") from None
+    with report_os_errors(f"cannot write '{out}'"), whole_folder(out) as folder:
+        for archive, read in readers.items():
+            writer = _MemberWriter(archive, folder, int(max_gb * 1e9) - num_bytes, is_flat=is_flat)
+            _unpack_one(read, writer)
+            num_files, num_bytes = num_files + writer.num_files, num_bytes + writer.num_bytes
     return Unpacked(num_files, num_bytes)
 
 
 def _reader(archive: Path) -> Callable[[_MemberWriter], None]:
-    try:
-        with archive.open("rb") as file:
-            head = file.read(tarfile.BLOCKSIZE)
-    except OSError as error:
-        raise PallavaError(f"cannot read '{archive}': {error.strerror}") from None
+    with report_os_errors(f"cannot read '{archive}'"), archive.open("rb") as file:
+        head = file.read(tarfile.BLOCKSIZE)
     if head.startswith(b"\x1f\x8b"):
         return partial(_unpack_tar, open_archive=gzip.open)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):

@@ -12,7 +12,18 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from pallava.errors import PallavaError
+
 _MANY_FILES = 1000
+
+
+@contextmanager
+def report_os_errors(what: str) -> Iterator[None]:
+    """Raise a `PallavaError` for what the system refuses within the context: `what` failed, and the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise PallavaError(f"{what}: {error.strerror}") from None
 
 
 @contextmanager

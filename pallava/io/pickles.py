@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pallava.errors import PallavaError
-from pallava.io.files import read_package_data
+from pallava.io.files import read_package_data, report_os_errors
 
 _MAX_BYTES = 1 << 30  # the largest pickle of PathVQA has some megabytes
 
@@ -20,12 +20,10 @@ _EXPECTED = "a pickle must hold only dicts, lists, tuples, sets, text, numbers, 
 def load_plain(path: str | Path) -> Any:
     """Read a pickle; refuse one that asks for more than builtin containers and scalars, by the name of that."""
     path = Path(path)
-    try:
+    with report_os_errors(f"cannot read '{path}'"):
         if path.stat().st_size > _MAX_BYTES:
             raise PallavaError(f"'{path}' must have at most {_MAX_BYTES} bytes, got {path.stat().st_size} bytes")
         content = path.read_bytes()
-    except OSError as error:
-        raise PallavaError(f"cannot read '{path}': {error.strerror}") from None
     try:
         _check_codes(content)
         return _PlainUnpickler(content).load()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pallava.errors import PallavaError
-from pallava.io.files import temporary_beside
+from pallava.io.files import report_os_errors, temporary_beside
 from pallava.io.processes import batches
 
 _VERSION = 1
@@ -29,10 +29,8 @@ class Store(AbstractContextManager["Store"]):
     def __init__(self, path: str | Path) -> None:
         """Open the file, or create it with its folder; a file system without locks, as some clusters have, will do."""
         self.path = Path(path)
-        try:
+        with report_os_errors(f"cannot create '{self.path.parent}'"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise PallavaError(f"cannot create '{self.path.parent}': {error.strerror}") from None
         with self._sqlite_errors():
             try:
                 self._open(sqlite3.connect(self.path, timeout=1))

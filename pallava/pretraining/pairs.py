@@ -13,7 +13,7 @@ from tqdm import tqdm
 from pallava.data.training_file import TrainingFileSummary, write_training_file
 from pallava.errors import PallavaError
 from pallava.images import open_image
-from pallava.io.files import temporary_beside, whole_file, write_json
+from pallava.io.files import report_os_errors, temporary_beside, whole_file, write_json
 from pallava.io.hashing import hash_file
 from pallava.io.processes import default_num_workers
 
@@ -55,10 +55,8 @@ def read_left_out(folder: Path) -> dict[str, int]:
 
 def hash_pairs(source: Path) -> str:
     """Return the SHA-256 of a file of pairs; one that cannot be read is a `PallavaError`."""
-    try:
+    with report_os_errors(f"cannot read the pairs '{source}'"):
         return hash_file(source)
-    except OSError as error:
-        raise PallavaError(f"cannot read the pairs '{source}': {error.strerror}") from None
 
 
 def _write_table(source: Path, image_folder: Path, folder: Path) -> TrainingFileSummary:

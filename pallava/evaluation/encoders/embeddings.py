@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pallava.errors import PallavaError
 from pallava.evaluation.encoders.load import Encoder
 from pallava.images import ImageError, open_image
-from pallava.io.files import whole_file
+from pallava.io.files import report_os_errors, whole_file
 from pallava.io.hashing import hash_file, hash_text
 from pallava.io.processes import batches, num_cores
 
@@ -46,10 +46,8 @@ class EmbeddingCache:
         self._vectors: dict[str, np.ndarray] = {}
         self._new: dict[str, np.ndarray] = {}
         self._last_write = time.monotonic()
-        try:
+        with report_os_errors(f"cannot keep embeddings in '{self.folder}'"):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise PallavaError(f"cannot keep embeddings in '{self.folder}': {error.strerror}") from None
         for path in self.folder.glob(".*.unfinished"):  # of killed runs
             if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                 path.unlink(missing_ok=True)
@@ -79,11 +77,9 @@ class EmbeddingCache:
         width = len(next(iter(self._new.values())))
         rows = np.empty(len(self._new), dtype=[("key", "S64"), ("vector", np.float32, (width,))])
         rows["key"], rows["vector"] = list(self._new), list(self._new.values())
-        try:
-            with whole_file(self.folder / f"{hash_text(*self._new)}.npy", "wb") as file:
-                np.save(file, rows, allow_pickle=False)
-        except OSError as error:
-            raise PallavaError(f"cannot write embeddings to '{self.folder}': {error.strerror}") from None
+        path = self.folder / f"{hash_text(*self._new)}.npy"
+        with report_os_errors(f"cannot write embeddings to '{self.folder}'"), whole_file(path, "wb") as file:
+            np.save(file, rows, allow_pickle=False)
         self._new = {}
 
     def _read(self, path: Path) -> None:
