@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pallava.cli.options import TrustRemoteCode, add_parameters
 from pallava.errors import PallavaError, check_at_least
+from pallava.io.launch import read_launch, run_processes
 
 _FAILED = 2
 
@@ -36,7 +37,6 @@ def run_evaluate(
     from pallava.evaluation.encoders.load import model_kind
     from pallava.evaluation.report import report_text
     from pallava.evaluation.run import evaluate
-    from pallava.io.launch import read_launch
 
     is_encoder = model_kind(model) == "encoder"
     if not is_encoder and "RANK" not in os.environ and read_launch(os.environ).processes > 1:
@@ -55,8 +55,6 @@ def run_evaluate(
 
 
 def _launch(words: Sequence[str]) -> int:
-    from pallava.io.launch import read_launch, run_processes
-
     launch = read_launch(os.environ)
     os.environ.update(launch.environment)  # torchrun passes its own on to the processes
     failed = run_processes([*launch.torchrun, "-m", "pallava", "evaluate", *words])

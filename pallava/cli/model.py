@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pallava.cli.options import TrustRemoteCode
+from pallava.errors import PallavaError, check_at_least
 
 Form = Literal["open_clip", "huggingface", "published"]  # as in model.clip, which takes seconds to import
 
@@ -34,7 +35,6 @@ def run_convert(config: str | None, dtype: str | None, **values: Any) -> None:
     """Turn a training checkpoint or published weights into one folder that opens with transformers and pallava only."""
     import torch
 
-    from pallava.errors import PallavaError, check_at_least
     from pallava.model.convert import convert
 
     check_at_least(1, connector_heads=values["connector_heads"])
@@ -66,7 +66,6 @@ def run_card(
     scores: Annotated[Sequence[str], "results.json of `pallava evaluate` (repeatable)"] = (),
 ) -> None:
     """Write the model card of a model folder, or put scores into it."""
-    from pallava.errors import PallavaError
     from pallava.model.card import CARD, add_scores, write_model_card
     from pallava.model.weights import read_json
 
@@ -93,7 +92,6 @@ def run_chat(
     device: Annotated[str, "device: auto, cpu, cuda or cuda:N"] = "auto",
 ) -> None:
     """Ask a model folder about an image; for research only, not for diagnosis."""
-    from pallava.errors import PallavaError, check_at_least
     from pallava.images import open_image
     from pallava.model import ask, load
 

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from pallava.config_files import check_syntax, config_names, find_config, train_script
 from pallava.errors import PallavaError
+from pallava.io.files import write_bytes
+from pallava.io.launch import read_launch
 
 
 def run_demo(
@@ -69,9 +72,6 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_train(config: str, cfg_options: list[str], local_rank: int | None, **options: Any) -> None:
     """Train by a config, with the arguments and the launch variables of `xtuner train`."""
-    from pallava.config_files import check_syntax, find_config, train_script
-    from pallava.io.launch import read_launch
-
     path = find_config(config)
     check_syntax(path)
     given = {f"--{name.replace('_', '-')}": value for name, value in options.items()} | {"--local_rank": local_rank}
@@ -104,7 +104,6 @@ def run_pretrain(
     passed_on: Sequence[str] = (),
 ) -> int:
     """Train the encoder, PLIP, by contrast on pairs of image and caption, with open_clip's own trainer."""
-    from pallava.io.launch import read_launch
     from pallava.pretraining.run import DEFAULT_MODEL, DEFAULT_WEIGHTS, Pretraining, TrainerFailed, pretrain
 
     if pretrained is None:
@@ -130,8 +129,6 @@ def run_pretrain(
 
 def run_config_list() -> None:
     """List the names of our configs, which `pallava train` and `pallava config copy` take."""
-    from pallava.config_files import config_names
-
     print("\n".join(config_names()))
 
 
@@ -141,9 +138,6 @@ def run_config_copy(
     overwrite: Annotated[bool, "replacement of an existing file"] = False,
 ) -> None:
     """Copy a config to change it."""
-    from pallava.config_files import find_config
-    from pallava.io.files import write_bytes
-
     source, target = find_config(name), Path(destination)
     if "read_base" in source.read_text(encoding="utf-8"):
         raise PallavaError(
