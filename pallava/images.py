@@ -4,22 +4,28 @@ Pictures come from the internet and from microscopes, so every file is treated a
 header and compared with a cap before a pixel is decoded, and any failure becomes one sentence.
 """
 
-import io
 import os
 import stat
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, ClassVar, TypeAlias
+from typing import BinaryIO, ClassVar
 
 from PIL import Image, ImageFile
 
-from pallava.errors import PallavaError
-
-ImageSource: TypeAlias = str | Path | bytes | BinaryIO | Image.Image
+from pallava.image_sources import ImageError, ImageSource, name_of, to_readable
+from pallava.pillow_gaps import (
+    complete_jpeg,
+    declared_maximum,
+    describe_tiff,
+    essential_png,
+    find_wrong_kind,
+    is_unsigned_32,
+    raw_mode,
+)
 
 MAX_PIXELS = 1024**3 // 12
 """Default cap in pixels: a quarter of a GiB as RGB, the size above which Pillow itself starts to warn."""
@@ -29,37 +35,41 @@ _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000", "PPM", "AVI
 _ORIENTATION_TAG, _PHOTOMETRIC_TAG = 0x0112, 0x0106
 # From orientation 2 on.
 _TRANSPOSE = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow spreads few bits over 0 to 255, and not the transparent value
 _FRAMES, _START_OF_SCAN = (0xC0, 0xC1, 0xC2), 0xDA
 _TABLES = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})
 _FRAME = struct.Struct(">BHHB")
 _HEADER_BYTES = 4096
 
 
-class ImageError(PallavaError):
-    """A picture that cannot be used: the message names it and the reason."""
-
-
-def open_image(source: ImageSource, *, max_pixels: int | None = MAX_PIXELS) -> Image.Image:
+def open_image(source: ImageSource, *, max_pixels: int | None = MAX_PIXELS, allow_urls: bool = False) -> Image.Image:
     """Open a picture as a person sees it.
 
     The stored orientation is applied, transparency is laid on white, deep greyscale is scaled to 8 bits and not
     clipped. Of several frames the first is used. An image that this function has returned passes through unchanged.
 
     Args:
-        source: A path, the bytes of a file, an open binary file (stays open), or a Pillow image.
+        source: A path, the bytes of a file, an open binary file (stays open), a Pillow image, an array, a tensor, or a
+            URL; see `pallava.image_sources.ImageSource`.
         max_pixels: Maximum of width times height, checked before decoding; None for no maximum.
+        allow_urls: Whether to fetch a picture that an ``http:`` or ``https:`` URL names.
 
     Returns:
         A decoded image of mode RGB without metadata.
 
     Raises:
-        ImageError: The file is missing, empty, truncated, not a picture, or too large.
+        ImageError: The file is missing, empty, truncated, not a picture, too large, or would be shown wrongly.
     """
     if type(source) is Image.Image and source.mode == "RGB" and not source.info:
         return source
-    with _opened(source) as image:
-        _check_size(image, source, max_pixels)
-        image.load()
+    with _opened(source, allow_urls) as image:
+        width, height = image.size
+        if max_pixels is not None and width * height > max_pixels:
+            raise ImageError(
+                f"image {name_of(source)} is too large: {width} x {height} = {width * height} pixels, "
+                f"at most {max_pixels} are allowed; scale it down or raise max_pixels"
+            )
+        image = _decode(image)
         return _upright(_to_rgb(image), image)
 
 
@@ -67,7 +77,7 @@ def image_size(source: ImageSource) -> tuple[int, int]:
     """Read (width, height) in pixels as stored, before any orientation, from the header alone.
 
     Raises:
-        ImageError: The file is missing, empty or not a picture; damage behind the header is not detected.
+        ImageError: As by `open_image`, but for damage behind the header.
     """
     if isinstance(source, str | Path) and (size := _plain_jpeg_size(source)):  # benchmarks/data_pipeline.py
         return size
@@ -105,58 +115,78 @@ def _size_in_header(head: bytes) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _opened(source: ImageSource) -> Iterator[Image.Image]:
+def _opened(source: ImageSource, allow_urls: bool = False) -> Iterator[Image.Image]:
     """Yield the undecoded image; whatever fails inside the block becomes an ImageError."""
     try:
         with _PillowLimitsOff():
-            if isinstance(source, Image.Image):
-                yield source
-                return
-            with Image.open(_readable(source), formats=_known_formats()) as image:
+            file = to_readable(source, allow_urls)
+            with nullcontext(file) if isinstance(file, Image.Image) else _identify(file, source) as image:
+                _check_kind(image, source)
                 yield image
     except ImageError:
         raise
     except FileNotFoundError:
-        raise ImageError(f"cannot open image {_name(source)}: no such file") from None
-    except Image.UnidentifiedImageError:
-        raise ImageError(f"cannot open image {_name(source)}: {_foreign(source)}") from None
+        raise ImageError(f"cannot open image {name_of(source)}: no such file") from None
     except Exception as error:  # decoders of damaged data raise whatever they stumble over, KeyError included
-        reason = str(error) or type(error).__name__
-        raise ImageError(f"cannot read image {_name(source)}: damaged or unsupported ({reason})") from error
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ImageError(f"cannot read image {name_of(source)}: damaged or unsupported ({reason})") from error
 
 
-def _readable(source: str | Path | bytes | BinaryIO) -> str | Path | BinaryIO:
-    if isinstance(source, bytes):
-        if not source:
-            raise ImageError(f"cannot open image {_name(source)}: it is empty (0 bytes)")
-        return io.BytesIO(source)
-    if not isinstance(source, str | Path):
-        return source
-    status = os.stat(source)  # noqa: PTH116 - half the cost of Path(source).stat(), and millions are opened
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageError(f"cannot open image {_name(source)}: it is a folder or a device, not a file")
-    if not status.st_size:
-        raise ImageError(f"cannot open image {_name(source)}: the file is empty (0 bytes)")
-    return source
+def _identify(file: str | os.PathLike[str] | BinaryIO, source: ImageSource) -> Image.Image:
+    """Open a file; where Pillow refuses what surrounds the pixels of a PNG, leave that out."""
+    try:
+        return Image.open(file, formats=_known_formats())
+    except Exception as error:
+        if getattr(error, "strerror", None):  # the system's, not the content's
+            raise
+        with Path(file).open("rb") if isinstance(file, str | os.PathLike) else nullcontext(file) as opened:
+            opened.seek(0)
+            head = opened.read(16)
+            known = next((name for name in ("PNG", "JPEG", "TIFF") if (Image.OPEN[name][1] or bool)(head)), "")
+            if known == "PNG":
+                with suppress(Exception):
+                    return Image.open(essential_png(opened), formats=["PNG"])
+            if known:
+                raise ImageError(f"cannot read image {name_of(source)}: {_explain(opened, known)}") from None
+        if isinstance(error, Image.UnidentifiedImageError):
+            raise ImageError(f"cannot open image {name_of(source)}: {_foreign(head[:12])}") from None
+        raise
 
 
-def _name(source: ImageSource) -> str:
-    if isinstance(source, str | Path):
-        return f"'{source}'"
-    if isinstance(source, bytes):
-        return f"in memory ({len(source)} bytes)"
-    name = getattr(source, "filename", None) or getattr(source, "name", None)
-    return f"'{name}'" if name else "in memory"
+def _explain(file: BinaryIO, format: str) -> str:
+    """Return why Pillow's reader of a format refuses a file, which `Image.open` leaves out."""
+    kind = ""
+    if format == "TIFF":
+        with suppress(Exception):  # damaged tags raise anything
+            kind = f" of {describe_tiff(file)}"
+    file.seek(0)
+    try:
+        Image.OPEN[format][0](file, "")
+    except Exception as error:
+        return f"damaged or unsupported {format}{kind} ({error}); save it as RGB of 8 bits"
+    return f"damaged or unsupported {format}{kind}"
 
 
-def _foreign(source: ImageSource) -> str:
+def _foreign(head: bytes) -> str:
     """Return what an unknown file starts with, which shows a web page or an archive."""
-    head = source[:12] if isinstance(source, bytes) else b""
-    if isinstance(source, str | Path):
-        with Path(source).open("rb") as file:
-            head = file.read(12)
-    found = f" (it starts with {head!r})" if head else ""
+    found = f" (it starts with {head!r})" if head.isascii() and not head.isalnum() else ""
     return f"not a picture of a known format{found}; choose {', '.join(_FORMATS)}"
+
+
+def _decode(image: Image.Image) -> Image.Image:
+    """Decode the pixels; where Pillow refuses what surrounds those of a PNG or JPEG, leave that out."""
+    steps, file = _GREY_STEPS.get(raw_mode(image)), getattr(image, "fp", None)
+    try:
+        image.load()
+    except Exception:
+        mend = {"PNG": essential_png, "JPEG": complete_jpeg, "MPO": complete_jpeg}.get(image.format or "")
+        if mend is None or file is None or (sound := mend(file)) is None:
+            raise
+        image = Image.open(sound, formats=["PNG", "JPEG"])
+        image.load()
+    if steps and isinstance(image.info.get("transparency"), int):
+        image.info["transparency"] *= steps
+    return image
 
 
 @cache
@@ -167,15 +197,12 @@ def _known_formats() -> list[str]:
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
-def _check_size(image: Image.Image, source: ImageSource, max_pixels: int | None) -> None:
+def _check_kind(image: Image.Image, source: ImageSource) -> None:
     width, height = image.size
     if not width or not height:
-        raise ImageError(f"cannot read image {_name(source)}: it is {width} x {height} pixels")
-    if max_pixels is not None and width * height > max_pixels:
-        raise ImageError(
-            f"image {_name(source)} is too large: {width} x {height} = {width * height} pixels, "
-            f"at most {max_pixels} are allowed; scale it down or raise max_pixels"
-        )
+        raise ImageError(f"cannot read image {name_of(source)}: it is {width} x {height} pixels")
+    if reason := find_wrong_kind(image):
+        raise ImageError(f"image {name_of(source)} would be shown wrongly: it has {reason}; save it as RGB of 8 bits")
 
 
 def _upright(rgb: Image.Image, stored: Image.Image) -> Image.Image:
@@ -193,28 +220,33 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _to_8_bit(image)
     if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        straight = image.convert("LA") if image.mode == "La" else image
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), straight.convert("RGBA"))
     rgb = image.convert("RGB")
     rgb.info = {}  # an orientation left behind would be applied a second time
     return rgb
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Scale by the range of the storage type if the values fit it, else by their own minimum and maximum."""
+    """Scale by the declared range or that of the storage type if the values fit it, else by their own."""
     import numpy as np  # a third of the time that tools/dataformat.py takes to start; most pictures need none
 
-    values = np.nan_to_num(np.asarray(image).astype(np.float32), posinf=0, neginf=0)
+    stored = np.asarray(image).view(np.uint32) if is_unsigned_32(image) else np.asarray(image)
+    values = np.nan_to_num(stored.astype(np.float32), posinf=0, neginf=0)
     low, high = float(values.min()), float(values.max())
-    if low < 0 or high > 65535:
-        values, high = values - low, max(high - low, 1e-12)
-    elif image.mode != "F":
-        high = 65535.0
-    else:
-        high = next(limit for limit in (1.0, 255.0, 65535.0) if high <= limit)
-    grey = np.rint(values * (255.0 / high)).astype(np.uint8)
+    limits = [1.0, 255.0, 65535.0] if image.mode == "F" else [declared_maximum(image) or 65535.0, 65535.0]
+    if stored.dtype == np.uint32 and high > 2**24:
+        limits.append(2.0**32)
+    limit = next((limit for limit in limits if high <= limit), None)
+    if low < 0 or limit is None:
+        values, limit = values - low, max(high - low, 1e-12)
+    grey = np.rint(values * (255.0 / limit)).astype(np.uint8)
     # Pillow inverts white-is-zero TIFFs of up to 8 bits itself, and leaves the deeper ones.
-    is_white_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC_TAG) == 0
-    return Image.fromarray(255 - grey if is_white_zero else grey)
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC_TAG) == 0:
+        grey = 255 - grey
+    if isinstance(transparent := image.info.get("transparency"), int):
+        grey[stored == transparent] = 255
+    return Image.fromarray(grey)
 
 
 class _PillowLimitsOff:

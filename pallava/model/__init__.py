@@ -23,7 +23,7 @@ from pallava.model.connectors import (
 )
 from pallava.model.encoders import load_encoder, load_image_processor, load_plip, register_encoder
 from pallava.model.modeling import PALLaVAConfig, PALLaVAForConditionalGeneration
-from pallava.model.processor import Image, PALLaVAProcessor
+from pallava.model.processor import Image, PALLaVAProcessor, list_images
 from pallava.model.versions import register_by_name
 
 AutoConfig.register(PALLaVAConfig.model_type, PALLaVAConfig, exist_ok=True)
@@ -74,8 +74,7 @@ def ask(
     Raises:
         PallavaError: An image cannot be opened.
     """
-    images = [] if image is None else list(image) if isinstance(image, (list, tuple)) else [image]
-    parts: list[dict[str, Any]] = [{"type": "image", "image": each} for each in images]
+    parts: list[dict[str, Any]] = [{"type": "image", "image": each} for each in list_images(image)]
     messages: list[dict[str, Any]] = []
     for each, reply in (*history, (question, None)):
         messages.append({"role": "user", "content": [*parts, {"type": "text", "text": each}]})

@@ -4,7 +4,6 @@ Conversations come in Hugging Face's form, as rendered prompts, or as in trainin
 file, if a long one, because only the processor uses them.
 """
 
-import base64
 import dataclasses
 import json
 import re
@@ -19,6 +18,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from pallava.errors import PallavaError
+from pallava.image_sources import check_is_local
 from pallava.images import open_image
 from pallava.model.versions import NEEDS_CLASS_NAMES
 from pallava.prompts import (
@@ -100,6 +100,7 @@ class PALLaVAProcessor(ProcessorMixin):
         *,
         system: str | None = None,
         return_tensors: str | None = "pt",
+        allow_urls: bool = False,
         **options: Any,
     ) -> BatchFeature:
         """Make the inputs of `PALLaVAForConditionalGeneration.generate`.
@@ -107,9 +108,11 @@ class PALLaVAProcessor(ProcessorMixin):
         Args:
             text: One question, prompt or conversation, or a batch of them. A question without ``<image>`` gets the
                 markers of its images: of all if it is alone, of one each in a batch of as many as images.
-            images: One image, those of the whole batch in reading order, or a list for each text.
+            images: One image, those of the whole batch in reading order (a list, or an array of four dimensions), or a
+                list for each text.
             system: System message before each question.
             return_tensors: ``pt``.
+            allow_urls: Whether to fetch images that ``http:`` and ``https:`` URLs name.
             **options: Those of transformers' pipelines, which change nothing here.
 
         Returns:
@@ -140,7 +143,7 @@ class PALLaVAProcessor(ProcessorMixin):
             "attention_mask": torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]),
         }
         if images:
-            tiles = [make_tiles(open_image(image), self.tile_spec) for image in images]
+            tiles = [make_tiles(open_image(image, allow_urls=allow_urls), self.tile_spec) for image in images]
             inputs["pixel_values"] = torch.cat(tiles)
             inputs["tiles_per_image"] = torch.tensor([len(image) for image in tiles])
         return BatchFeature(inputs)
@@ -154,13 +157,15 @@ class PALLaVAProcessor(ProcessorMixin):
         return_dict: bool = False,
         continue_final_message: bool = False,
         return_tensors: str | None = "pt",
+        allow_urls: bool = False,
         processor_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
         """Write one conversation, or several, in the form that the model was trained on.
 
-        `read_messages` describes their messages; each conversation ends with a question. Other arguments than
-        `tokenize` and `return_dict` cannot change how the model was trained, and are there for transformers' pipelines.
+        `read_messages` describes their messages; each conversation ends with a question. `allow_urls` is that of
+        `__call__`. Other arguments than `tokenize` and `return_dict` cannot change how the model was trained, and are
+        there for transformers' pipelines.
 
         Returns:
             A prompt or a list of prompts; with `tokenize` ids (B, L), and with `return_dict` the result of `__call__`.
@@ -173,12 +178,15 @@ class PALLaVAProcessor(ProcessorMixin):
             raise PallavaError("a conversation must use the folder's own chat template and end with a question")
         is_one = isinstance(conversation[0], Mapping)
         read = [read_messages(each) for each in ([conversation] if is_one else conversation)]  # type: ignore[arg-type]
+        if not allow_urls:  # before a pipeline of transformers 4 fetches them by itself
+            for image in (image for _, found in read for image in found):
+                check_is_local(image)
         turns = [_read_question(messages) for messages, _ in read]
         texts = [render_prompt(each, self.template, self.tokenizer.eos_token) for each in turns]
         if not tokenize:
             return texts[0] if is_one else texts
         images = [found for _, found in read]
-        inputs = self([messages for messages, _ in read], images=images if any(images) else None)
+        inputs = self([messages for messages, _ in read], images=images if any(images) else None, allow_urls=allow_urls)
         return inputs if return_dict else inputs["input_ids"]
 
     def batch_decode(self, ids: Tensor, skip_special_tokens: bool = True, **kwargs: Any) -> list[str]:  # type: ignore[override]
@@ -228,9 +236,16 @@ def _check_options(options: Mapping[str, Any], return_tensors: Any) -> None:
         raise PallavaError(f"return_tensors must be pt (PyTorch), got {return_tensors}")
 
 
+def list_images(images: Image | Sequence[Image] | None) -> list[Image]:
+    """Return one image, a list or tuple of images, or an array of four dimensions as a list."""
+    if images is None:
+        return []
+    return list(images) if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4 else [images]
+
+
 def _share_images(texts: Sequence[Text], images: Any) -> tuple[list[Image], list[int] | None]:
     """Return all images in reading order, and their number for each text; None if only its markers show it."""
-    images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+    images = list_images(images)
     if len(images) == len(texts) and all(isinstance(each, (list, tuple)) for each in images):
         return [image for each in images for image in each], [len(each) for each in images]
     if len(texts) == 1:
@@ -248,7 +263,8 @@ def read_messages(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str,
     """Translate a conversation from Hugging Face's form to that of training files.
 
     A message has a `role` (``user``, ``assistant``, ``system``) and a `content`: a text, or a list of parts
-    ``{"type": "text", "text": ...}`` and ``{"type": "image", "image" | "url" | "path" | "base64": ...}``.
+    ``{"type": "text", "text": ...}`` and ``{"type": "image", "image" | "url" | "path" | "base64": ...}``, or OpenAI's
+    ``{"type": "image_url", "image_url": {"url": ...}}``, ``{"type": "input_image", "image_url": ...}``.
 
     Returns:
         Messages of ``from`` and ``value``, and the images in reading order; a part without one is a marker alone.
@@ -274,20 +290,21 @@ def _read_content(content: Any, position: int) -> tuple[str, list[Mapping[str, A
     texts, pictures = [], []
     for part in parts if isinstance(parts, Sequence) else [parts]:
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "text" and isinstance(part.get("text"), str):
+        if kind in ("text", "input_text") and isinstance(part.get("text"), str):
             texts.append(part["text"])
-        elif kind in ("image", "image_url"):
+        elif kind in ("image", "image_url", "input_image"):
             pictures.append(part)
         else:
-            raise PallavaError(f"message {position} must have parts that are texts or images, got {part!r:.100}")
+            found = f"{kind!r:.50} with {', '.join(map(str, part))}" if kind else type(part).__name__
+            raise PallavaError(f"message {position} must have parts that are texts or images, got {found}")
     return "\n".join(texts), pictures
 
 
 def _named_image(part: Mapping[str, Any]) -> list[Any]:
-    if isinstance(part.get("image_url"), Mapping):  # as OpenAI has it
-        part = {"url": part["image_url"].get("url")}
+    if part.get("image_url") is not None:  # as OpenAI has it
+        part = part["image_url"] if isinstance(part["image_url"], Mapping) else {"url": part["image_url"]}
     if isinstance(part.get("base64"), str):
-        return [base64.b64decode(part["base64"])]
+        return ["data:;base64," + part["base64"]]
     return [part[key] for key in ("image", "url", "path") if part.get(key) is not None][:1]
 
 
