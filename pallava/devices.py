@@ -25,8 +25,8 @@ def find_device(name: str, local_rank: int = 0) -> str:
             raise RuntimeError("its tensors are empty")
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:160]
-        raise PallavaError(f"device {name[:40]!r} is not available; choose auto, cpu or cuda ({reason})") from None
+        reason = str(error).splitlines()[0]
+        raise PallavaError(f"device {name!r} is not available; choose auto, cpu or cuda ({reason})") from None
     return name
 
 

@@ -1,12 +1,18 @@
 """The one exception a user may meet: a sentence, not a traceback."""
 
+import os
 import re
+from typing import Any
 
-_MAX_LENGTH = 300
-_TAIL = 120  # characters of a long message's end, which says what to do
-_DATA_URL = re.compile(r"(data:[\w/+.;=-]{0,100},)[^\s'\"]{20,}")
-_BYTES = re.compile(r"\bb(['\"])(?:(?!\1).){0,200}?\\x.*?(?:\1|$)", re.DOTALL)
-_RUN = re.compile(r"[A-Za-z0-9+/=]{40,}")
+_MAX_LENGTH, _TAIL = 290, 120  # characters; the tail says what to do
+_MAX_PATH, _MAX_NAME = 4095, 255  # bytes
+# What follows ``base64,`` in a URL; bytes that are not text; and base64 alone, which has longer parts between slashes
+# than most paths, and more kinds of characters than a hash.
+_CONTENT = re.compile(
+    r"(?<=;base64,)[^\s'\"]+|\bb(['\"])(?:(?!\1).){0,200}?\\x.*?(?:\1|$)|(?<![\w+/=])(?:[a-zA-Z0-9+=]{0,39}/)*"
+    r"(?=[\w+=]*[A-Z])(?=[\w+=]*[a-z])(?=[\w+=]*[0-9])[a-zA-Z0-9+=]{40}[a-zA-Z0-9+/=]*",
+    re.DOTALL | re.ASCII,
+)
 
 
 class PallavaError(ValueError):
@@ -15,25 +21,27 @@ class PallavaError(ValueError):
     Commands print the message after ``error:`` and exit with code 2.
     """
 
-    def __init__(self, *values: object) -> None:
-        super().__init__(*(shorten(value) if isinstance(value, str) else value for value in values))
+    def __init__(self, message: str = "") -> None:
+        super().__init__(cap_message(message))
 
 
-def shorten(message: str) -> str:
-    """Return a message without the content of pictures that it quotes, and cut in its middle if it is long."""
-    message = _DATA_URL.sub(r"\1...", message)
-    message = _BYTES.sub("bytes", message)
-    message = _RUN.sub(_without_base64, message)
+def cap_message(message: str) -> str:
+    """Return a message without the contents of pictures that it quotes, and cut in its middle if it is long."""
+    message = _CONTENT.sub("...", message)
     if len(message) <= _MAX_LENGTH:
         return message
     return f"{message[: _MAX_LENGTH - _TAIL - 5]} ... {message[-_TAIL:]}"
 
 
-def _without_base64(run: re.Match[str]) -> str:
-    """Replace a run whose longest part between slashes is neither a file name nor a hash."""
-    longest = max(run[0].split("/"), key=len)
-    is_base64 = len(longest) >= 40 and all(re.search(kind, longest) for kind in ("[a-z]", "[A-Z]", "[0-9]"))
-    return f"({len(run[0])} characters)" if is_base64 or len(longest) > 255 else run[0]
+def check_paths(*paths: Any) -> None:
+    """Raise PallavaError for a path too long for a file system, all of which the system's own error would quote."""
+    for path in paths:
+        if isinstance(path, list | tuple):
+            check_paths(*path)
+        elif isinstance(path, str | os.PathLike):
+            name = max(os.fsencode(path).split(b"/"), key=len)
+            if len(name) > _MAX_NAME or len(os.fsencode(path)) > _MAX_PATH:
+                raise PallavaError(f"the path '{path}' must be at most {_MAX_PATH} bytes, each name {_MAX_NAME}")
 
 
 def check_at_least(least: int, **options: int | None) -> None:

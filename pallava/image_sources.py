@@ -6,25 +6,25 @@ import os
 import re
 import stat
 from typing import Any, BinaryIO, TypeAlias
-from urllib.parse import unquote_to_bytes, urlsplit
-from urllib.request import url2pathname, urlopen
+from urllib.parse import unquote_to_bytes
+from urllib.request import urlopen
 
 from PIL import Image
 
 from pallava.errors import PallavaError
 
 ImageSource: TypeAlias = Any
-"""A path, the bytes of a file, an open binary file, a Pillow image, a URL or an array.
+"""A path, the bytes of a file, an open binary file, a Pillow image, an array or tensor, or a URL.
 
-A URL is ``data:``, ``file:`` or, only if the caller allows it, ``http:`` or ``https:``. An array or tensor is H x W,
-H x W x C or C x H x W with 1, 3 or 4 channels C, of uint8 or of floats from 0 to 1; where the channels could be first
-or last, as in 3 x N x 3, they are first in a tensor and last in an array.
+An array is H x W, H x W x C or C x H x W with 1, 3 or 4 channels C, of uint8 or of floats from 0 to 1; where the
+channels could be first or last, as in 3 x N x 3, they are first in a tensor and last in an array. A URL is ``data:``,
+``file:`` or, only with `allow_urls`, ``http:`` or ``https:``.
 """
 
 MAX_BYTES = 1 << 28
-"""Cap on the encoded picture of a URL: as many bytes as the largest picture of `open_image` has as RGB."""
+"""Cap on what a URL holds: as many bytes as the largest picture has as RGB."""
 
-_URL = re.compile(r"(data|file|\w+(?=://)):", re.IGNORECASE)
+_URL = re.compile(r"(data|file|\w{2,}(?=://)):", re.IGNORECASE)
 _CHANNELS = (1, 3, 4)
 _TIMEOUT = 30  # seconds without an answer
 
@@ -35,100 +35,68 @@ class ImageError(PallavaError):
 
 def name_of(source: ImageSource) -> str:
     """Return how a message names a picture, without its content."""
-    if isinstance(source, str) and source[:5].lower() == "data:":
-        kind = re.match(r"data:(\w+/[\w.+-]{1,40})[;,]", source, re.IGNORECASE)
-        return f"in a data URL ({kind[1] if kind else 'of no type'}, {len(source)} characters)"
-    if isinstance(source, str | os.PathLike):
-        return f"'{source}'"
     if isinstance(source, bytes | bytearray):
         return f"in memory ({len(source)} bytes)"
-    name = getattr(source, "filename", None) or getattr(source, "name", None)
-    return f"'{name}'" if isinstance(name, str | os.PathLike) else "in memory"
-
-
-def is_remote(source: ImageSource) -> bool:
-    """Return whether a picture is named by a URL of another machine."""
-    scheme = _URL.match(source) if isinstance(source, str) else None
-    return scheme is not None and scheme[1].lower() not in ("data", "file")
+    if _scheme_of(source) == "data":
+        return f"in a data URL ({len(source)} characters)"
+    if not isinstance(source, str | os.PathLike):
+        source = getattr(source, "filename", None) or getattr(source, "name", None)
+    return f"'{source}'" if source else "in memory"
 
 
 def check_is_local(source: ImageSource) -> None:
     """Raise ImageError if a picture is on another machine."""
-    if is_remote(source):
-        raise ImageError(
-            f"cannot open image {name_of(source)}: nothing leaves the machine; download it, or call open_image or the "
-            "processor with allow_urls=True"
-        )
+    if _scheme_of(source) not in ("", "data", "file"):
+        advice = "download it, or give allow_urls=True to open_image or the processor"
+        raise ImageError(f"cannot open image {name_of(source)}: nothing leaves the machine; {advice}")
+
+
+def _scheme_of(source: ImageSource) -> str:
+    found = _URL.match(source) if isinstance(source, str) else None
+    return found[1].lower() if found else ""
 
 
 def to_readable(source: ImageSource, allow_urls: bool = False) -> Image.Image | str | os.PathLike[str] | BinaryIO:
-    """Return an image itself, or the path or open file of it that Pillow can open."""
-    if isinstance(source, str):
-        source = _resolve_url(source, allow_urls)
+    """Return a picture itself, or the path or open file of it that Pillow can open."""
+    if _scheme_of(source):
+        source = _read_url(source, allow_urls)
     if isinstance(source, bytes | bytearray | memoryview):
         if not len(source):
             raise ImageError(f"cannot open image {name_of(source)}: it is empty (0 bytes)")
         return io.BytesIO(source)
     if isinstance(source, str | os.PathLike):
-        return _check_file(source)
-    if isinstance(source, Image.Image):
+        status = os.stat(source)  # noqa: PTH116 - half the cost of Path.stat(), and millions are opened
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(f"cannot open image {name_of(source)}: it is a folder or a device, not a file")
+        if not status.st_size:
+            raise ImageError(f"cannot open image {name_of(source)}: the file is empty (0 bytes)")
+        return source
+    if isinstance(source, Image.Image) or hasattr(source, "read"):
         return source
     if hasattr(source, "__array__"):
         return _from_array(source)
-    if not hasattr(source, "read"):
-        found = type(source).__name__
-        raise ImageError(f"an image must be a path, a URL, bytes, an open file, a picture or an array, got a {found}")
+    raise ImageError(f"an image must be a path, a URL, bytes, an open file or an array, got a {type(source).__name__}")
+
+
+def _read_url(url: str, allow_urls: bool) -> bytes:
+    if not allow_urls:
+        check_is_local(url)
     try:
-        source.seek(0)
-    except (AttributeError, OSError):  # a stream
-        return io.BytesIO(source.read())
-    return source
-
-
-def _check_file(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    status = os.stat(path)  # noqa: PTH116 - half the cost of Path(path).stat(), and millions are opened
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageError(f"cannot open image {name_of(path)}: it is a folder or a device, not a file")
-    if not status.st_size:
-        raise ImageError(f"cannot open image {name_of(path)}: the file is empty (0 bytes)")
-    return path
-
-
-def _resolve_url(source: str, allow_urls: bool) -> str | bytes:
-    scheme = _URL.match(source)
-    if scheme is None:
-        return source
-    if scheme[1].lower() == "data":
-        return _decode_data_url(source)
-    if scheme[1].lower() == "file":
-        return url2pathname(urlsplit(source).path)
-    if not allow_urls or scheme[1].lower() not in ("http", "https"):
-        check_is_local(source)
-    try:
-        with urlopen(source, timeout=_TIMEOUT) as answer:
-            content = answer.read(MAX_BYTES + 1)
+        if len(url) > 2 * MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES} bytes; give its path")
+        if _scheme_of(url) != "data":
+            with urlopen(url, timeout=_TIMEOUT) as answer:
+                content = answer.read(MAX_BYTES + 1)
+        else:
+            head, _, body = url.partition(",")
+            content = unquote_to_bytes(body)
+            if head.lower().endswith(";base64"):
+                content = base64.b64decode(content.translate(None, b" \t\r\n"), validate=True)
     except (OSError, ValueError) as error:
-        raise ImageError(f"cannot fetch image {name_of(source)}: {error}") from None
+        raise ImageError(f"cannot read image {name_of(url)}: {error}") from None
     if len(content) > MAX_BYTES:
-        raise ImageError(f"image {name_of(source)} must have at most {MAX_BYTES} bytes")
-    return content
-
-
-def _decode_data_url(url: str) -> bytes:
-    if len(url) > MAX_BYTES // 3 * 4:
         raise ImageError(f"image {name_of(url)} must have at most {MAX_BYTES} bytes; give its path")
-    head, comma, body = url.partition(",")
-    if not comma:
-        raise ImageError(
-            f"image {name_of(url)} must have a comma before its content, as in 'data:image/png;base64,AAAA'"
-        )
-    content = unquote_to_bytes(body)
-    if not head.lower().endswith(";base64"):
-        return content
-    try:
-        return base64.b64decode(content.translate(None, b" \t\r\n"), validate=True)
-    except ValueError as error:
-        raise ImageError(f"cannot open image {name_of(url)}: its base64 is damaged ({error})") from None
+    return content
 
 
 def _from_array(source: Any) -> Image.Image:
@@ -137,22 +105,17 @@ def _from_array(source: Any) -> Image.Image:
     is_tensor = hasattr(source, "detach")
     if is_tensor:
         source = source.detach().cpu()
-        source = source.float() if source.is_floating_point() else source
+        source = source.float() if source.is_floating_point() else source  # numpy has no bfloat16
     values = np.asarray(source)
-    shape, channels_first = values.shape, values.ndim == 3 and values.shape[0] in _CHANNELS
-    if channels_first and (is_tensor or shape[2] not in _CHANNELS):
+    found = f"{' x '.join(map(str, values.shape))} of {values.dtype}"
+    if values.ndim == 3 and values.shape[0] in _CHANNELS and (is_tensor or values.shape[2] not in _CHANNELS):
         values = np.moveaxis(values, 0, 2)
-    if values.ndim == 2:
-        values = values[..., None]
-    if values.ndim != 3 or values.shape[2] not in _CHANNELS or not values.size:
-        sizes = " x ".join(map(str, shape))
-        raise ImageError(f"an image array must be H x W, H x W x C or C x H x W with 1, 3 or 4 channels C, got {sizes}")
-    if values.dtype.kind == "f":
+    if values.dtype.kind == "f" and values.size:
+        found += f" from {values.min():g} to {values.max():g}"
         levels = np.rint(values * 255.0)
-        if not (levels.min() >= 0 and levels.max() <= 255):
-            found = f"{values.min():g} to {values.max():g}"
-            raise ImageError(f"an image array of floats must hold values from 0 to 1, got {found}; scale it")
-        values = levels.astype(np.uint8)
-    if values.dtype != np.uint8:
-        raise ImageError(f"an image array must be of uint8, or of floats from 0 to 1, got {values.dtype}")
-    return Image.fromarray(np.ascontiguousarray(values[..., 0] if values.shape[2] == 1 else values))
+        values = levels.astype(np.uint8) if levels.min() >= 0 and levels.max() <= 255 else values
+    is_picture = values.size and (values.ndim == 2 or (values.ndim == 3 and values.shape[2] in _CHANNELS))
+    if values.dtype != np.uint8 or not is_picture:
+        expected = "H x W, H x W x C or C x H x W with 1, 3 or 4 channels C, of uint8 or of floats from 0 to 1"
+        raise ImageError(f"an image array must be {expected}, got {found}")
+    return Image.fromarray(np.ascontiguousarray(values[..., 0] if values.shape[2:] == (1,) else values))

@@ -16,8 +16,7 @@ from typing import BinaryIO, ClassVar
 
 from PIL import Image, ImageFile
 
-from pallava.image_sources import ImageError, ImageSource, name_of, to_readable
-from pallava.pillow_gaps import (
+from pallava.image_formats import (
     complete_jpeg,
     declared_maximum,
     describe_tiff,
@@ -26,6 +25,7 @@ from pallava.pillow_gaps import (
     is_unsigned_32,
     raw_mode,
 )
+from pallava.image_sources import ImageError, ImageSource, name_of, to_readable
 
 MAX_PIXELS = 1024**3 // 12
 """Default cap in pixels: a quarter of a GiB as RGB, the size above which Pillow itself starts to warn."""
@@ -36,7 +36,8 @@ _ORIENTATION_TAG, _PHOTOMETRIC_TAG = 0x0112, 0x0106
 # From orientation 2 on.
 _TRANSPOSE = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
 _GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow spreads few bits over 0 to 255, and not the transparent value
-_FRAMES, _START_OF_SCAN = (0xC0, 0xC1, 0xC2), 0xDA
+_STARTS = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG"} | dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "TIFF")
+_FRAMES, _START_OF_SCAN, _QUANTIZATION = (0xC0, 0xC1, 0xC2), 0xDA, 0xDB
 _TABLES = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})
 _FRAME = struct.Struct(">BHHB")
 _HEADER_BYTES = 4096
@@ -108,6 +109,8 @@ def _size_in_header(head: bytes) -> tuple[int, int] | None:
             if size or precision != 8 or layers not in (1, 3, 4) or end != at + 10 + 3 * layers:
                 return None
             size = (width, height) if width and height else None
+        elif marker == _QUANTIZATION and ((end - at - 4) % 65 or max(head[at + 4 : end : 65], default=16) > 15):
+            return None  # 16 bits, or malformed
         elif marker not in _TABLES or end < at + 4:
             return None
         at = end
@@ -141,34 +144,23 @@ def _identify(file: str | os.PathLike[str] | BinaryIO, source: ImageSource) -> I
             raise
         with Path(file).open("rb") if isinstance(file, str | os.PathLike) else nullcontext(file) as opened:
             opened.seek(0)
-            head = opened.read(16)
-            known = next((name for name in ("PNG", "JPEG", "TIFF") if (Image.OPEN[name][1] or bool)(head)), "")
-            if known == "PNG":
-                with suppress(Exception):
+            head = opened.read(12)
+            known = next((name for start, name in _STARTS.items() if head.startswith(start)), "")
+            with suppress(Exception):
+                if known == "PNG":
                     return Image.open(essential_png(opened), formats=["PNG"])
-            if known:
-                raise ImageError(f"cannot read image {name_of(source)}: {_explain(opened, known)}") from None
-        if isinstance(error, Image.UnidentifiedImageError):
-            raise ImageError(f"cannot open image {name_of(source)}: {_foreign(head[:12])}") from None
+            if known or isinstance(error, Image.UnidentifiedImageError):
+                raise ImageError(f"cannot open image {name_of(source)}: {_explain(opened, head, known)}") from None
         raise
 
 
-def _explain(file: BinaryIO, format: str) -> str:
-    """Return why Pillow's reader of a format refuses a file, which `Image.open` leaves out."""
-    kind = ""
-    if format == "TIFF":
-        with suppress(Exception):  # damaged tags raise anything
-            kind = f" of {describe_tiff(file)}"
-    file.seek(0)
-    try:
-        Image.OPEN[format][0](file, "")
-    except Exception as error:
-        return f"damaged or unsupported {format}{kind} ({error}); save it as RGB of 8 bits"
-    return f"damaged or unsupported {format}{kind}"
-
-
-def _foreign(head: bytes) -> str:
-    """Return what an unknown file starts with, which shows a web page or an archive."""
+def _explain(file: BinaryIO, head: bytes, known: str) -> str:
+    """Return what a file is that Pillow does not open; its beginning shows a web page or an archive."""
+    with suppress(Exception):  # damaged tags raise anything
+        if known == "TIFF":
+            return f"{describe_tiff(file)} is not read by Pillow; save it as RGB of 8 bits"
+    if known:
+        return f"damaged or unsupported {known}; save it as RGB of 8 bits"
     found = f" (it starts with {head!r})" if head.isascii() and not head.isalnum() else ""
     return f"not a picture of a known format{found}; choose {', '.join(_FORMATS)}"
 
@@ -201,8 +193,8 @@ def _check_kind(image: Image.Image, source: ImageSource) -> None:
     width, height = image.size
     if not width or not height:
         raise ImageError(f"cannot read image {name_of(source)}: it is {width} x {height} pixels")
-    if reason := find_wrong_kind(image):
-        raise ImageError(f"image {name_of(source)} would be shown wrongly: it has {reason}; save it as RGB of 8 bits")
+    if kind := find_wrong_kind(image):
+        raise ImageError(f"image {name_of(source)} would be shown wrongly: it is {kind}; save it as RGB of 8 bits")
 
 
 def _upright(rgb: Image.Image, stored: Image.Image) -> Image.Image:

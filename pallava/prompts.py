@@ -168,7 +168,7 @@ def _read_message(message: Any, position: int) -> tuple[str, str]:
     speaker, value = values.get("from"), values.get("value")
     if not isinstance(speaker, str) or not isinstance(value, str):
         raise PallavaError(
-            f'message {position + 1} must be {{"from": "human" or "gpt", "value": text}}, got {message!r:.100}'
+            f'message {position + 1} must be {{"from": "human" or "gpt", "value": text}}, got {message!r}'
         )
     return speaker, value
 

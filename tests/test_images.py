@@ -227,6 +227,19 @@ def test_missing_empty_foreign_and_folder(tmp_path: Path):
             open_image(data)
 
 
+@pytest.mark.parametrize("start", [b"\x01", b"\x10", b""])
+def test_header_that_pillow_refuses_has_no_size(start: bytes, tmp_path: Path):
+    """Quantization tables that are cut: what would stop a training is found by the header alone."""
+    data = saved(Image.effect_noise((64, 48), 90), "JPEG")
+    at = data.index(b"\xff\xdb")
+    end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data[:at] + b"\xff\xdb" + (3 + len(start)).to_bytes(2, "big") + start + b"\0" + data[end:])
+    for read in (image_size, open_image):
+        with pytest.raises(ImageError, match="JPEG"):
+            read(path)
+
+
 def test_size_needs_no_pixels():
     data = saved(Image.effect_noise((64, 48), 90))
     assert image_size(data[:200]) == (64, 48)

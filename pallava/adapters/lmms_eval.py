@@ -97,19 +97,7 @@ class PALLaVA(lmms):
 
     def _conversation(self, arguments: tuple[Any, ...]) -> list[Mapping[str, Any]]:
         _, doc_to_messages, _, doc_id, task, split = arguments
-        return [
-            {"role": message["role"], "content": [_part(part) for part in message["content"]]}
-            for message in doc_to_messages(self.task_dict[task][split][doc_id])
-        ]
-
-
-def _part(part: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Translate a part of a message: lmms-eval has the image itself, or its path, under ``url``."""
-    if part["type"] == "text":
-        return part
-    if part["type"] == "image":
-        return {"type": "image", "image": part["url"]}
-    raise PallavaError(f"message parts must be texts or images, got a {part['type']}")
+        return doc_to_messages(self.task_dict[task][split][doc_id])
 
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:

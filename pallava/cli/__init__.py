@@ -7,11 +7,11 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from pallava import __version__
 from pallava.cli.options import add_parameters
-from pallava.errors import PallavaError
+from pallava.errors import PallavaError, cap_message
 from pallava.io.files import read_package_data
 
 COMMANDS: dict[str, list[str]] = read_package_data(__file__)
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name is None:
         return _explain(words)
     add_arguments, run, description = load_command(name)
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"pallava {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             raise  # its message would not help a user
-        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
+        print(cap_message(f"error: {error.strerror}: {error.filename}"), file=sys.stderr)
         return _USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -71,6 +71,11 @@ def load_command(name: str) -> tuple[Callable[[argparse.ArgumentParser], None], 
     return add, run, f"{inspect.getdoc(run)}\n\n{read_package_data(str(module.__file__))[name]}"
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(cap_message(message))
+
+
 def _find_command(words: list[str]) -> str | None:
     names = (" ".join(words[:count]) for count in (2, 1) if len(words) >= count)
     return next((name for name in names if name in COMMANDS), None)
@@ -86,7 +91,7 @@ def _explain(words: list[str]) -> int:
         name = " ".join(words[: 2 if group else 1])
         near = difflib.get_close_matches(name, COMMANDS, 1)
         advice = f"; did you mean `pallava {near[0]}`?" if near else ""
-        print(f"error: `pallava {name}` is not a command{advice}\n", file=sys.stderr)
+        print(cap_message(f"error: `pallava {name}` is not a command{advice}") + "\n", file=sys.stderr)
     print(_usage(group), file=sys.stdout if is_help else sys.stderr)
     return 0 if is_help else _USER_ERROR
 

@@ -21,7 +21,7 @@ from pallava.data.material import Conversation, Records, SourceSpec, open_record
 from pallava.data.sources.base import Question, Record
 from pallava.data.sources.files import RowDropped, as_object, printable
 from pallava.data.training_row import check_image, is_file_name
-from pallava.errors import PallavaError
+from pallava.errors import PallavaError, check_paths
 from pallava.io.files import whole_file
 from pallava.io.hashing import short_hash
 from pallava.io.processes import batches, map_in_order
@@ -137,6 +137,7 @@ def write_training_file(
     Raises:
         PallavaError: A source cannot be read (with the position), an argument is not usable, or no row is left.
     """
+    check_paths(sources, output, image_folder, left_out)
     output = Path(output).resolve()
     list_path = None if left_out is None else Path(left_out).resolve()
     if not sources:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pallava.errors import PallavaError
+from pallava.errors import PallavaError, check_paths
 from pallava.io.files import read_package_data, whole_folder, write_json
 from pallava.model import (
     PALLaVAForConditionalGeneration,
@@ -82,6 +82,7 @@ def convert(
     Raises:
         PallavaError: A part cannot be found or read safely, the weights do not fit, or the folder is not empty.
     """
+    check_paths(checkpoint, out)
     checkpoint, out = Path(checkpoint), Path(out)
     check_out(out, overwrite=overwrite)
     if not checkpoint.exists():

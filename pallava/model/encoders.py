@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionModel, PretrainedConfig
 
-from pallava.errors import PallavaError
+from pallava.errors import PallavaError, check_paths
 from pallava.model import clip
 from pallava.model.timm_encoder import TimmEncoder, TimmEncoderConfig, open_timm, outline_timm, timm_image_processor
 from pallava.model.versions import vision_tower
@@ -157,6 +157,7 @@ def load_encoder(source: StrPath, **options: Any) -> Any:
     Raises:
         PallavaError: The encoder does not exist, or a weight is missing, unexpected or reshaped.
     """
+    check_paths(source)
     path, description = Path(source), _description(source)
     if "architecture" in description:
         if not str(source).startswith(_SCHEME):

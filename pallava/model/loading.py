@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from pallava.devices import device_dtype
-from pallava.errors import PallavaError
+from pallava.errors import PallavaError, check_paths
 from pallava.model.versions import block_broken_bitsandbytes, keep_attention_cap
 from pallava.model.weights import check_finite, list_keys, read_json, read_weights, shorten
 
@@ -41,6 +41,7 @@ def find_folder(folder: str | os.PathLike[str], options: dict[str, Any]) -> Path
     Raises:
         PallavaError: The folder does not exist, or is not a model folder.
     """
+    check_paths(folder)
     path, hub = Path(folder), {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
     if not path.exists() and str(folder).count("/") == 1 and not str(folder).startswith((".", "/", "~")):
         from huggingface_hub import snapshot_download

@@ -295,7 +295,7 @@ def _read_content(content: Any, position: int) -> tuple[str, list[Mapping[str, A
         elif kind in ("image", "image_url", "input_image"):
             pictures.append(part)
         else:
-            found = f"{kind!r:.50} with {', '.join(map(str, part))}" if kind else type(part).__name__
+            found = f"{kind!r} with {', '.join(map(str, part))}" if kind else type(part).__name__
             raise PallavaError(f"message {position} must have parts that are texts or images, got {found}")
     return "\n".join(texts), pictures
 

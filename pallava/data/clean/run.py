@@ -17,7 +17,7 @@ from pallava.data.clean.settings import DROPPED, KEPT, CleanSettings, make_filte
 from pallava.data.material import SUMMARY_NAME, read_sources
 from pallava.data.sources import SOURCES, Source
 from pallava.data.sources.base import Pair, to_json
-from pallava.errors import PallavaError
+from pallava.errors import PallavaError, check_paths
 from pallava.io.files import remove_leftovers, whole_file, write_json
 from pallava.io.store import Store
 
@@ -57,6 +57,7 @@ def clean(
     """
     if not sources:
         raise PallavaError("sources must hold at least one NAME=ROOT, such as quilt-1m=/data/quilt, got none")
+    check_paths(sources, out)
     folder = Path(out)
     chosen = CleanSettings.create(read_sources(sources, splits, columns), settings)
     _check_folder(folder)

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from pallava.errors import PallavaError, shorten
+from pallava.errors import PallavaError, cap_message
 from pallava.io.files import whole_file
 from pallava.io.hashing import hash_bytes
 from pallava.io.records import BadEntry, Entry, RecordFile
@@ -32,7 +32,7 @@ class RowDropped(Exception):
     """A row that is left out, or why it should be; the reason is a word to count by, the message a sentence."""
 
     def __init__(self, reason: str, message: str) -> None:
-        super().__init__(reason, shorten(message))  # both, so that processes can exchange it
+        super().__init__(reason, cap_message(message))  # both, so that processes can exchange it
         self.reason = reason
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from pallava.errors import PallavaError
+from pallava.errors import PallavaError, check_paths
 from pallava.evaluation.encoders.load import is_whole_clip, load_encoder, model_kind
 from pallava.images import open_image
 from pallava.io.files import whole_file
@@ -56,6 +56,7 @@ def look(
     Raises:
         PallavaError: The model, the image or the texts cannot be used.
     """
+    check_paths(str(model), str(clip), out)
     is_model, out = model_kind(str(model)) == "pallava", Path(out)
     chosen = _choose_clip(model, clip, is_model, has_texts=bool(texts))
     if out.suffix.lower() not in _SUFFIXES:
