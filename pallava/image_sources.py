@@ -59,7 +59,7 @@ def _scheme_of(source: ImageSource) -> str:
 def to_readable(source: ImageSource, allow_urls: bool = False) -> Image.Image | str | os.PathLike[str] | BinaryIO:
     """Return a picture itself, or the path or open file of it that Pillow can open."""
     if _scheme_of(source):
-        source = _read_url(source, allow_urls)
+        source = read_url(source, allow_urls)
     if isinstance(source, bytes | bytearray | memoryview):
         if not len(source):
             raise ImageError(f"cannot open image {name_of(source)}: it is empty (0 bytes)")
@@ -78,7 +78,8 @@ def to_readable(source: ImageSource, allow_urls: bool = False) -> Image.Image | 
     raise ImageError(f"an image must be a path, a URL, bytes, an open file or an array, got a {type(source).__name__}")
 
 
-def _read_url(url: str, allow_urls: bool) -> bytes:
+def read_url(url: str, allow_urls: bool = False) -> bytes:
+    """Return what a URL holds, or raise ImageError."""
     if not allow_urls:
         check_is_local(url)
     try:

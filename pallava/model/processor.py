@@ -18,7 +18,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from pallava.errors import PallavaError
-from pallava.image_sources import check_is_local
+from pallava.image_sources import check_is_local, read_url
 from pallava.images import open_image
 from pallava.model.versions import NEEDS_CLASS_NAMES
 from pallava.prompts import (
@@ -295,7 +295,7 @@ def _read_content(content: Any, position: int) -> tuple[str, list[Mapping[str, A
         elif kind in ("image", "image_url", "input_image"):
             pictures.append(part)
         else:
-            found = f"{kind!r} with {', '.join(map(str, part))}" if kind else type(part).__name__
+            found = f"a {kind} with {', '.join(map(str, part))}" if kind else type(part).__name__
             raise PallavaError(f"message {position} must have parts that are texts or images, got {found}")
     return "\n".join(texts), pictures
 
@@ -304,7 +304,7 @@ def _named_image(part: Mapping[str, Any]) -> list[Any]:
     if part.get("image_url") is not None:  # as OpenAI has it
         part = part["image_url"] if isinstance(part["image_url"], Mapping) else {"url": part["image_url"]}
     if isinstance(part.get("base64"), str):
-        return ["data:;base64," + part["base64"]]
+        return [read_url("data:;base64," + part["base64"])]
     return [part[key] for key in ("image", "url", "path") if part.get(key) is not None][:1]
 
 
