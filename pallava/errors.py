@@ -26,11 +26,13 @@ class PallavaError(ValueError):
 
 
 def cap_message(message: str) -> str:
-    """Return a message without the contents of pictures that it quotes, and cut in its middle if it is long."""
+    """Return a message without the contents of pictures that it quotes; if it is long, cut its paths, then itself."""
     message = _CONTENT.sub("...", message)
-    if len(message) <= _MAX_LENGTH:
-        return message
-    return f"{message[: _MAX_LENGTH - _TAIL - 5]} ... {message[-_TAIL:]}"
+    if len(message) > _MAX_LENGTH:
+        message = re.sub(r"(\S{25})\S{20,}(\S{35})", r"\1...\2", message)
+    if len(message) > _MAX_LENGTH:
+        message = f"{message[: _MAX_LENGTH - _TAIL - 5]} ... {message[-_TAIL:]}"
+    return message
 
 
 def check_paths(*paths: Any) -> None:

@@ -140,5 +140,9 @@ def test_both_ends_and_names_are_kept() -> None:
     message = str(PallavaError(f"the file '{'word ' * 100}' is missing; give another"))
     assert message.startswith("the file 'word")
     assert message.endswith("' is missing; give another")
+    message = str(PallavaError(f"'/data/{'folder/' * 30}a.bin' was not opened; {'nothing in it was run; ' * 7}mend it"))
+    assert message.startswith("'/data/folder/")
+    assert message.count("nothing in it was run") == 7
+    assert "folder/a.bin' was not opened" in message
     for name in (f"/Data/slides/{'0af9' * 16}.png", "/Users/SomeBody/Slides of 2024/TCGA-A1-A0SB-01Z-00-DX1.B34C267B"):
         assert name in str(PallavaError(f"'{name}' is missing"))
