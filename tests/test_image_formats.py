@@ -113,14 +113,19 @@ def test_a_png_is_opened_whatever_is_beside_its_pixels(name: str) -> None:
         assert open_image(turned[:33] + BESIDES[name] + turned[33:]).size == (48, 80)
 
 
-def test_a_png_that_is_cut_is_whole_or_refused() -> None:
-    content = saved(Image.fromarray(RGB), "PNG")
-    np.testing.assert_array_equal(np.asarray(open_image(content[:-12])), RGB)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_png_that_is_cut_is_whole_or_refused(seed: int) -> None:
+    coarse = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    pixels = np.kron(coarse, np.ones((12, 12, 1), np.uint8))
+    content = saved(Image.fromarray(pixels), "PNG")
+    np.testing.assert_array_equal(np.asarray(open_image(content[:-12])), pixels)
     for end in range(8, len(content)):
         try:
-            np.testing.assert_array_equal(np.asarray(open_image(content[:end])), RGB, err_msg=str(end))
+            found = np.asarray(open_image(content[:end]))
         except ImageError:
             assert end < len(content) - 12
+        else:
+            np.testing.assert_array_equal(found, pixels, err_msg=str(end))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
