@@ -129,7 +129,9 @@ def _opened(source: ImageSource, allow_urls: bool = False) -> Iterator[Image.Ima
     except ImageError:
         raise
     except FileNotFoundError:
-        raise ImageError(f"cannot open image {name_of(source)}: no such file") from None
+        name = name_of(source)
+        hint = "; names must have /, not backslashes" if "\\" in name else ""
+        raise ImageError(f"cannot open image {name}: no such file{hint}") from None
     except Exception as error:  # decoders of damaged data raise whatever they stumble over, KeyError included
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ImageError(f"cannot read image {name_of(source)}: damaged or unsupported ({reason})") from error

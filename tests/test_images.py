@@ -211,6 +211,7 @@ def test_missing_empty_foreign_and_folder(tmp_path: Path):
     (tmp_path / "figure.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     for name, reason in [
         ("none.png", "no such file"),
+        ("folder\\none.png", "no such file.*backslashes"),
         ("empty.png", r"empty \(0 bytes\)"),
         ("page.png", r"not a picture of a known format \(it starts with b'<html>not fo'\)"),
         ("figure.eps", "not a picture of a known format"),

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -148,6 +149,18 @@ def test_generate_returns_prompts_and_answers(model: Any, processor: Any) -> Non
     assert len(found.scores) == greedy.shape[1] - prompts.shape[1]
     beams = model.generate(**inputs, num_beams=2, return_dict_in_generate=True, **NEW)
     assert torch.equal(beams.sequences, model.generate(**inputs, num_beams=2, **NEW))
+
+
+def test_kaiko_eva_gets_the_answers(model: Any, processor: Any) -> None:
+    """The steps of its wrapper: a template for each question, images as tensors, ids cut by the prompt's length."""
+    chats = [[{"role": "user", "content": [{"type": "text", "text": QUESTION}, {"type": "image"}]}] for _ in range(2)]
+    texts = [processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
+    images = [picture(), picture(turned=True)]
+    tensors = [[torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)] for image in images]
+    inputs = processor(text=texts, return_tensors="pt", images=tensors)
+    ids = model.generate(**inputs, temperature=0.0, do_sample=False, top_p=1.0, **NEW)
+    answers = processor.batch_decode(ids[:, inputs["input_ids"].shape[-1] :], skip_special_tokens=True)
+    assert answers == [answer(model, processor, image) for image in images]
 
 
 def test_a_call_may_sample(model: Any, processor: Any) -> None:
