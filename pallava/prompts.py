@@ -6,7 +6,9 @@ as tests check; nothing of xtuner is imported, so that a converted model answers
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +96,51 @@ def get_template(template: str | Mapping[str, Any] | PromptTemplate) -> PromptTe
     if template not in TEMPLATES:
         raise PallavaError(f"prompt template must be one of {', '.join(sorted(TEMPLATES))}, got '{template}'")
     return TEMPLATES[template]
+
+
+def choose_template(
+    template: str | Mapping[str, Any] | PromptTemplate | None, tokenizer: PreTrainedTokenizerBase
+) -> PromptTemplate:
+    """Return the template to train a tokenizer's language model with: the one given, or else that of its family.
+
+    Raises:
+        PallavaError: The tokenizer lacks a token of the template, or its own family is not certain.
+    """
+    fitting = {name: each for name, each in TEMPLATES.items() if not _missing_marks(each, tokenizer)}
+    names = ", ".join([name for name, each in fitting.items() if each.suffix] or fitting)
+    if template is not None:
+        template = get_template(template)
+        if missing := _missing_marks(template, tokenizer):
+            raise PallavaError(
+                f"the tokenizer must have the tokens of the prompt template '{template.name}', but does not know "
+                f"{', '.join(missing)}, so that answers would not end; choose another prompt_template: {names}"
+            )
+        return template
+    prompt = ""
+    with contextlib.suppress(Exception):  # it has no chat template, or one that demands more
+        message = {"role": "user", "content": "{input}"}
+        prompt = str(tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
+    own = {
+        each.instruction: each
+        for each in fitting.values()
+        if each.suffix and each.instruction in (prompt or each.instruction)
+    }
+    if len(own) != 1:
+        raise PallavaError(f"prompt_template must be given, since the tokenizer's own is not certain; choose {names}")
+    return own.popitem()[1]
+
+
+def _missing_marks(template: PromptTemplate, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the marks of a template that the tokenizer would split, or that end no answer."""
+    ends = _as_list(tokenizer.eos_token_id)
+    if template.suffix_as_eos:
+        taught = tokenizer.encode("x" + template.suffix, add_special_tokens=False)
+        ends = [index for index in end_token_ids(tokenizer, template) if index in taught]
+    missing = [] if ends else [(template.suffix_as_eos and template.suffix) or "an end token"]
+    if template.suffix and template == TEMPLATES.get(template.name):  # its marks are tokens in its family
+        marks = re.findall(r"<[^<>\s]+>", template.instruction)
+        missing += [mark for mark in marks if _token_id(mark, tokenizer) is None]
+    return list(dict.fromkeys(missing))
 
 
 def build_question(text: str, num_images: int = 1) -> str:
@@ -232,7 +279,21 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) 
     """Return every id that ends an answer: the template's in the vocabulary, and the tokenizer's own."""
     ids: list[int] = []
     for token in (*template.stop_words, *template.extra_end_tokens):
-        index = tokenizer.convert_tokens_to_ids(token)
-        if isinstance(index, int) and tokenizer.convert_ids_to_tokens(index) == token:
+        if (index := _token_id(token, tokenizer)) is not None:
             ids.append(index)
     return list(dict.fromkeys([*ids, *_as_list(tokenizer.eos_token_id)]))
+
+
+def _token_id(token: str, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    index = tokenizer.convert_tokens_to_ids(token)
+    return index if isinstance(index, int) and tokenizer.convert_ids_to_tokens(index) == token else None
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
+    """Refuse a tokenizer with ids that have no embedding, which would end a training in its middle."""
+    token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if highest >= num_embeddings:
+        raise PallavaError(
+            f"the tokenizer's ids must be below {num_embeddings}, the number of the language model's embeddings, got "
+            f"{highest} ({token[:40]!r}); use the tokenizer of this language model"
+        )

@@ -6,6 +6,10 @@ import sys
 import warnings
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 from pallava.errors import PallavaError
 from pallava.prompts import (
@@ -16,6 +20,8 @@ from pallava.prompts import (
     Turn,
     build_choice_question,
     build_question,
+    check_vocabulary,
+    choose_template,
     encode_conversation,
     encode_prompt,
     end_token_ids,
@@ -164,6 +170,98 @@ def test_llama3_ends_at_both_of_its_tokens(smollm2_tokenizer):
     assert end_token_ids(_Llama3Tokenizer(), get_template("llama3_chat")) == [128009, 128001]
     assert end_token_ids(smollm2_tokenizer, get_template("llama3_chat")) == [2]  # has neither: its own
     assert end_token_ids(smollm2_tokenizer, get_template("qwen_chat")) == [2, 0]
+
+
+_FAMILIES = {
+    "llama3_chat": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+    "qwen_chat": ["<|im_start|>", "<|im_end|>", "<|endoftext|>"],
+    "phi3_chat": ["<|user|>", "<|assistant|>", "<|end|>"],
+    "gemma": ["<start_of_turn>", "<end_of_turn>"],
+}
+_CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{{ '<|im_start|>assistant\n' }}"
+)
+
+
+def family_tokenizer(*specials, eos="</s>", words=(), chat_template=None):
+    """A tokenizer of bytes that has these tokens beside its end token."""
+    vocabulary = {word: index for index, word in enumerate([*ByteLevel.alphabet(), *words])}
+    inner = Tokenizer(BPE(vocabulary, []))
+    inner.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token=eos, additional_special_tokens=[*specials], chat_template=chat_template
+    )
+
+
+@pytest.mark.parametrize("name", _FAMILIES)
+def test_a_template_that_is_not_given_is_the_tokenizers(name):
+    assert choose_template(None, family_tokenizer(*_FAMILIES[name])) == TEMPLATES[name]
+
+
+def test_the_chat_template_decides_where_the_tokens_do_not():
+    both = [*_FAMILIES["llama3_chat"], *_FAMILIES["qwen_chat"]]
+    assert choose_template(None, family_tokenizer(*both, chat_template=_CHATML)).name == "qwen_chat"
+    with pytest.raises(PallavaError, match="llama3_chat.*qwen_chat"):
+        choose_template(None, family_tokenizer(*both))
+    phi4 = _CHATML.replace("\n' + m.content", "<|im_sep|>' + m.content")  # the tokens of ChatML, used otherwise
+    with pytest.raises(PallavaError, match="prompt_template must be given"):
+        choose_template(None, family_tokenizer(*_FAMILIES["qwen_chat"], chat_template=phi4))
+    broken = family_tokenizer(*_FAMILIES["qwen_chat"], chat_template="{{ raise_exception('no') }}")
+    assert choose_template(None, broken).name == "qwen_chat"  # as without one
+
+
+def test_a_template_is_asked_for_where_no_family_is_certain():
+    for specials in ([], ["<|im_start|>"], ["[INST]", "[/INST]"]):
+        with pytest.raises(PallavaError, match="prompt_template must be given.*vicuna"):
+            choose_template(None, family_tokenizer(*specials))
+
+
+@pytest.mark.parametrize(
+    ("template", "tokenizer", "missing"),
+    [
+        ("llama3_chat", family_tokenizer(*_FAMILIES["qwen_chat"]), "<|eot_id|>, <|start_header_id|>"),
+        ("llama3_chat", family_tokenizer("<|eot_id|>"), "<|start_header_id|>"),
+        ("gemma", family_tokenizer(*_FAMILIES["qwen_chat"]), "<start_of_turn>, <end_of_turn>"),
+        ("internlm2_chat", family_tokenizer("<|im_start|>", words=["<|im_end|>"]), "<|im_end|>"),  # known, never read
+        ("mistral", family_tokenizer(eos=None), "an end token"),
+        ({"name": "a", "instruction": "{input}", "suffix": "###", "suffix_as_eos": True}, family_tokenizer(), "###"),
+        ({"name": "a", "instruction": "{input}", "suffix_as_eos": True}, family_tokenizer(), "an end token"),
+    ],
+)
+def test_a_template_whose_end_would_not_be_taught(template, tokenizer, missing):
+    with pytest.raises(PallavaError, match=re.escape(missing)):
+        choose_template(template, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("template", "specials"),
+    [
+        ("vicuna", []),
+        ("zephyr", []),
+        ("qwen_chat", ["<|im_start|>", "<|im_end|>"]),  # without its second stop word
+        ({"name": "a", "instruction": "{input}", "suffix": "###"}, []),  # the end token follows the suffix
+        (
+            {
+                "name": "a",
+                "instruction": "<u>{input}</u>",
+                "suffix": "<e>\n",
+                "suffix_as_eos": True,
+                "stop_words": ["<e>"],
+            },
+            ["<e>"],
+        ),
+    ],
+)
+def test_a_template_with_an_end_is_taken(template, specials):
+    assert choose_template(template, family_tokenizer(*specials)) == get_template(template)
+
+
+def test_ids_without_an_embedding():
+    tokenizer = family_tokenizer("<blue>")
+    check_vocabulary(tokenizer, len(tokenizer))
+    with pytest.raises(PallavaError, match=f"below {len(tokenizer) - 1}.*{len(tokenizer) - 1}.*<blue>"):
+        check_vocabulary(tokenizer, len(tokenizer) - 1)
 
 
 def test_template_survives_json():

@@ -16,7 +16,7 @@ from pallava.io.processes import default_num_workers
 _INTERRUPTED = 130
 _NUM_WORKERS = default_num_workers()
 _TOKENIZER = "name or folder of the tokenizer: the config's llm_name_or_path"
-_Template = Annotated[str, "name of the chat template"]
+_Template = Annotated[str | None, "name of the prompt template (default: that of the tokenizer's family)"]
 _ContextLength = Annotated[int, "maximum number of tokens in a row"]
 _NumVisualTokens = Annotated[int, "maximum number of tokens per image"]
 
@@ -39,7 +39,7 @@ def run_data_prepare(
     out: Annotated[str, "output folder; must not exist"],
     *,
     tokenizer: Annotated[str, _TOKENIZER],
-    prompt_template: _Template = "llama3_chat",
+    prompt_template: _Template = None,
     context_length: _ContextLength = 2048,
     num_visual_tokens: _NumVisualTokens = 196,
     workers: Annotated[int, "number of processes"] = 1,
@@ -64,7 +64,7 @@ def run_data_check(
     image_folder: Annotated[str, "folder that image names are relative to"],
     decode_images: Annotated[bool, "decode every image, not only its header", "--decode"] = False,
     tokenizer: Annotated[str | None, f"{_TOKENIZER}; counts the tokens of each row"] = None,
-    prompt_template: _Template = "llama3_chat",
+    prompt_template: _Template = None,
     context_length: _ContextLength = 2048,
     num_visual_tokens: _NumVisualTokens = 196,
     num_workers: Workers = _NUM_WORKERS,

@@ -1,7 +1,9 @@
 """Faults of a training file that would stop a training or teach nothing, found before it starts."""
 
 import posixpath
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +18,7 @@ from pallava.images import MAX_PIXELS
 from pallava.io.hashing import short_hash
 from pallava.io.processes import batches, map_in_order
 from pallava.io.records import Entry
+from pallava.prompts import check_vocabulary
 
 _REASONS = (
     "malformed",
@@ -58,7 +61,7 @@ def check_training_file(
     *,
     decode_images: bool = False,
     tokenizer: str | Path | None = None,
-    prompt_template: str = "llama3_chat",
+    prompt_template: str | None = None,
     context_length: int = 2048,
     num_visual_tokens: int = 196,
     num_workers: int = 1,
@@ -108,7 +111,7 @@ class _Checker:
 
     image_folder: Path
     decode_images: bool
-    room: tuple[str, str, int, int] | None  # arguments of `_open_room`
+    room: tuple[str, str | None, int, int] | None  # arguments of `_open_room`
 
     def __call__(self, rows: list[Entry | RowDropped]) -> list[tuple[str, str | None, list[RowDropped]]]:
         return [self._check(row) for row in rows]
@@ -149,10 +152,15 @@ def _image_fault(folder: Path, name: str, decode_images: bool) -> RowDropped | N
 @lru_cache(1)
 def _open_room(name: str, *settings: Any) -> tuple[Any, EncodingSettings]:
     """Open the tokenizer once in each process."""
-    from transformers import AutoTokenizer
+    from transformers import CONFIG_MAPPING, AutoTokenizer, PretrainedConfig
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise PallavaError(f"cannot open the tokenizer '{name}': {' '.join(str(error).split())}") from None
+    with suppress(OSError):  # a tokenizer may be alone
+        config = PretrainedConfig.get_config_dict(name)[0]
+        if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
+            raise PallavaError(f"the language model '{name}' has code of its own, which no model folder could open")
+        check_vocabulary(tokenizer, config.get("text_config", config).get("vocab_size", sys.maxsize))
     return tokenizer, EncodingSettings.make(tokenizer, *settings)

@@ -20,6 +20,7 @@ from pallava.prompts import (
     IMAGE_TOKEN_INDEX,
     Encoded,
     Turn,
+    choose_template,
     encode_conversation,
     get_template,
     turns_from_conversations,
@@ -117,21 +118,21 @@ class EncodingSettings:
     def make(
         cls,
         tokenizer: PreTrainedTokenizerBase,
-        prompt_template: Any = "llama3_chat",
+        prompt_template: Any = None,
         context_length: int = 2048,
         num_visual_tokens: int = 196,
     ) -> EncodingSettings:
-        """Make the settings for a tokenizer and a template (its name, or itself).
+        """Make the settings for a tokenizer and a template (its name, or itself; None: the tokenizer's own).
 
         Raises:
-            PallavaError: The template does not exist, or one image fills the context.
+            PallavaError: The template does not exist, or is not for this tokenizer, or one image fills the context.
         """
         if not 0 < num_visual_tokens < context_length:
             raise PallavaError(
                 f"num_visual_tokens must be at least 1 and leave room for text in context_length {context_length}, got "
                 f"{num_visual_tokens}"
             )
-        template = get_template(prompt_template).to_dict()
+        template = choose_template(prompt_template, tokenizer).to_dict()
         return cls(_hash_tokenizer(tokenizer), template, context_length, num_visual_tokens)
 
 

@@ -25,6 +25,7 @@ from pallava.model.encoders import load_encoder, load_image_processor, load_plip
 from pallava.model.modeling import PALLaVAConfig, PALLaVAForConditionalGeneration
 from pallava.model.processor import Image, PALLaVAProcessor, list_images
 from pallava.model.versions import register_by_name
+from pallava.prompts import check_vocabulary
 
 AutoConfig.register(PALLaVAConfig.model_type, PALLaVAConfig, exist_ok=True)
 AutoModel.register(PALLaVAConfig, PALLaVAForConditionalGeneration, exist_ok=True)
@@ -49,7 +50,9 @@ def load(
     """
     device = find_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     model = PALLaVAForConditionalGeneration.from_pretrained(folder, **options)
-    return model.to(device).eval(), PALLaVAProcessor.from_pretrained(folder)  # type: ignore[arg-type]
+    processor = PALLaVAProcessor.from_pretrained(folder)
+    check_vocabulary(processor.tokenizer, model.llm.get_input_embeddings().num_embeddings)
+    return model.to(device).eval(), processor  # type: ignore[arg-type]
 
 
 def ask(

@@ -88,7 +88,7 @@ def open_beside_llm(
     config = options.pop("config")
     llm_options = {key: options.pop(key) for key in _LLM_OPTIONS if options.get(key) is not None}
     base = base_llm or config.base_llm
-    llm = _load_adapter(base, path / ADAPTER_FOLDER, torch_dtype=options["torch_dtype"], **llm_options)
+    llm = load_adapter(base, path / ADAPTER_FOLDER, torch_dtype=options["torch_dtype"], **llm_options)
     own = copy.deepcopy(config)
     # "auto" means the type that the folder's weights are stored in, and not what the config says of the whole.
     setattr(own, "dtype" if hasattr(own, "dtype") else "torch_dtype", None)
@@ -116,8 +116,22 @@ def add_lora(llm: nn.Module, config: Any) -> Any:
     return get_peft_model(llm, config)  # type: ignore[arg-type]
 
 
-def _load_adapter(base_llm: str | None, adapter: Path, **options: Any) -> Any:
-    """Open the base language model with a LoRA adapter, through peft."""
+def merge_lora(llm: Any) -> Any:
+    """Merge LoRA into its language model, in place, as peft does: summed in float32, kept in the model's type."""
+    layers = llm.get_input_embeddings(), llm.get_output_embeddings()
+    inside, outside = (getattr(layer, "base_layer", layer) for layer in layers)
+    if inside.weight is outside.weight and layers != (inside, outside):  # or LoRA on one would change both
+        outside.weight = nn.Parameter(outside.weight.detach().clone())
+        llm.config.tie_word_embeddings = False
+    return llm.merge_and_unload()
+
+
+def load_adapter(base_llm: str | None, adapter: Path, **options: Any) -> Any:
+    """Open the base language model, with options as in `open_llm`, and its LoRA adapter, through peft.
+
+    Raises:
+        PallavaError: The base is not named or cannot be opened, or the adapter does not fit it.
+    """
     if not base_llm:
         raise PallavaError(f"adapter '{adapter}' does not name its base language model; give base_llm=... (its path)")
     state = read_weights(adapter)
@@ -129,16 +143,16 @@ def _load_adapter(base_llm: str | None, adapter: Path, **options: Any) -> Any:
 
     llm = open_llm(base_llm, **options)
     try:
-        model = PeftModel.from_pretrained(llm, str(adapter))
+        model = PeftModel.from_pretrained(llm, str(adapter), low_cpu_mem_usage=llm.device.type == "meta")
     except Exception as error:  # a broken description makes peft stumble over anything
         raise PallavaError(f"adapter '{adapter}' does not fit '{base_llm}': {_reason(error)}") from None
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
     if missing := sorted(expected.keys() - state.keys()):  # peft itself leaves them as they were drawn
         raise PallavaError(f"adapter '{adapter}' lacks {len(missing)} weights: {shorten(missing)}")
-    if options.get("torch_dtype") == "auto":  # peft reads LoRA into float32, whatever its file holds
-        for name, parameter in model.named_parameters():
-            if (stored := state.get(name.replace(".default.", "."))) is not None:
-                parameter.data = parameter.data.to(stored.dtype)
+    is_auto = options.get("torch_dtype") == "auto"  # peft reads LoRA into float32, whatever its file holds
+    for name, parameter in model.named_parameters():
+        if (stored := state.get(name.replace(".default.", "."))) is not None:
+            parameter.data = parameter.data.to(stored.dtype if is_auto else llm.dtype)
     return model
 
 
@@ -176,6 +190,16 @@ def load_llm(
     if isinstance(torch_dtype, str):
         torch_dtype = device_dtype() if torch_dtype == "auto" else torch_dtype.removeprefix("torch.")
     return open_llm(pretrained_model_name_or_path, torch_dtype=torch_dtype, **options)
+
+
+def check_reopenable_part(part: Any, name: str) -> None:
+    """Refuse a language model or tokenizer with code of its own, which no model folder could open again."""
+    kind = type(part.get_base_model() if is_adapted(part) else part)
+    if not kind.__module__.startswith("transformers."):
+        raise PallavaError(
+            f"the {name} must be of a class that comes with transformers, or no model folder could open it, got "
+            f"{kind.__qualname__} of its own code; give one that opens without trust_remote_code"
+        )
 
 
 def load_tokenizer(pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Any:

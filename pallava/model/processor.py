@@ -27,6 +27,7 @@ from pallava.prompts import (
     PromptTemplate,
     Turn,
     build_question,
+    choose_template,
     encode_prompt,
     end_token_ids,
     get_template,
@@ -51,7 +52,7 @@ class PALLaVAProcessor(ProcessorMixin):
     Args:
         image_processor: The encoder's own preprocessing, of which size, mean, std and resampling are used.
         tokenizer: The language model's.
-        prompt_template: A name in `pallava.prompts.TEMPLATES`, a template, or its dictionary.
+        prompt_template: A name in `pallava.prompts.TEMPLATES`, a template, or its dictionary (None: the tokenizer's).
         chat_template: The same as Jinja, for `tokenizer.apply_chat_template` (default: made from `prompt_template`).
         reads_tiles: Whether the model reads tiles; if not, they are not cut.
     """
@@ -66,13 +67,17 @@ class PALLaVAProcessor(ProcessorMixin):
         self,
         image_processor: BaseImageProcessor,
         tokenizer: PreTrainedTokenizerBase,
-        prompt_template: str | Mapping[str, Any] | PromptTemplate = "llama3_chat",
+        prompt_template: str | Mapping[str, Any] | PromptTemplate | None = None,
         chat_template: str | None = None,
         reads_tiles: bool = True,
     ) -> None:
-        template = get_template(prompt_template)
+        # A given one is not compared with the tokenizer: a folder that was trained with it must open.
+        template = choose_template(None, tokenizer) if prompt_template is None else get_template(prompt_template)
         chat_template = chat_template or jinja_template(template)
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        try:
+            super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        except TypeError as error:
+            raise PallavaError(f"a model folder cannot hold these parts ({error}); use load_image_processor") from None
         self.prompt_template = template.to_dict()
         self.reads_tiles = reads_tiles
         _ = self.tile_spec  # refuses a wrong image processor

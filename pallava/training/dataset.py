@@ -1,6 +1,5 @@
 """Training rows with their tiles, and their batches."""
 
-import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +21,10 @@ from pallava.errors import PallavaError
 from pallava.images import open_image
 from pallava.model.connectors import ConnectorConfig
 from pallava.model.encoders import count_tokens
+from pallava.model.loading import check_reopenable_part
+from pallava.model.processor import PALLaVAProcessor
 from pallava.prompts import IGNORE_INDEX, PromptTemplate
-from pallava.tiling import MAX_TILES, TileSpec, make_tiles
+from pallava.tiling import MAX_TILES, make_tiles
 from pallava.training.model import PALLaVAModel, build, connector_settings
 
 T = TypeVar("T")
@@ -40,7 +41,7 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         image_folder: Folder that `image` in a row is relative to.
         tokenizer: The language model's tokenizer, or its config.
         image_processor: The encoder's image processor, or its config.
-        prompt_template: A name in `pallava.prompts.TEMPLATES`, a template, or its dictionary.
+        prompt_template: A name in `pallava.prompts.TEMPLATES`, a template, or its dictionary (None: the tokenizer's).
         context_length: Largest number of tokens of a sample, visual ones included.
         num_visual_tokens: Largest number of visual tokens of an image (default: computed from the connector and the
             encoder that `image_processor` names by its source).
@@ -50,8 +51,9 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         cache_dir: Folder of tokenized rows (default: ``pallava`` in the cache of `datasets`).
 
     Raises:
-        PallavaError: The data are missing, broken or prepared with other settings, or the number of visual tokens is
-            not the encoder's, or missing where no encoder is named.
+        PallavaError: The data are missing, broken or prepared with other settings, the number of visual tokens is not
+            the encoder's, or missing where no encoder is named, the prompt template is not for the tokenizer, or no
+            model folder could hold tokenizer and image processor.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         image_folder: str | Path,
         tokenizer: Mapping[str, Any] | PreTrainedTokenizerBase,
         image_processor: Mapping[str, Any] | BaseImageProcessor,
-        prompt_template: str | Mapping[str, Any] | PromptTemplate = "llama3_chat",
+        prompt_template: str | Mapping[str, Any] | PromptTemplate | None = None,
         context_length: int = 2048,
         num_visual_tokens: int | None = None,
         num_proc: int = 4,
@@ -70,6 +72,9 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         connects = connector_settings(connector)
         num_visual_tokens = _count_visual_tokens(image_processor, num_visual_tokens, connects)
         tokenizer, image_processor = build(tokenizer), build(image_processor)
+        check_reopenable_part(tokenizer, "tokenizer")
+        processor = PALLaVAProcessor(image_processor, tokenizer, prompt_template, reads_tiles=connects.reads_tiles)
+        self.tile_spec = processor.tile_spec
         settings = EncodingSettings.make(tokenizer, prompt_template, context_length, num_visual_tokens)
         prepared: Prepared = _one_per_node_first(
             lambda: prepare(data_path, tokenizer, settings, num_workers=num_proc, cache_dir=cache_dir)
@@ -77,8 +82,6 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         print_log(f"{data_path}: {prepared.describe()}", logger="current")
         self.rows = prepared.rows
         self.image_folder = Path(image_folder)
-        spec = TileSpec.from_image_processor(image_processor)
-        self.tile_spec = dataclasses.replace(spec, overview_only=not connects.reads_tiles)
 
     @functools.cached_property
     def modality_length(self) -> list[int]:

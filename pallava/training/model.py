@@ -21,7 +21,7 @@ from pallava.model.connectors import (
     own_checkpoint_keys,
 )
 from pallava.model.convert import check_out, convert_run, training_config
-from pallava.model.loading import add_lora, loading_errors
+from pallava.model.loading import add_lora, check_reopenable_part, loading_errors
 from pallava.model.weights import load_strictly, read_weights, shorten
 
 Part = dict[str, Any]
@@ -210,5 +210,6 @@ def _build_llm(part: Part | nn.Module) -> Any:
     name = part.get("pretrained_model_name_or_path", "model.llm") if isinstance(part, dict) else "model.llm"
     with loading_errors(name):  # a config may name another loader than ours
         llm = build(part)
+    check_reopenable_part(llm, "language model")
     llm.config.use_cache = False
     return llm

@@ -3,11 +3,12 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from pallava.data.check import check_training_file
+from pallava.data.check import _open_room, check_training_file
 from pallava.errors import PallavaError
 from tests.tiny import training as tiny
 
@@ -120,6 +121,30 @@ def test_text_over_the_room(folder: Path) -> None:
     fits = int(told[1]) + 2 * 10
     for length, expected in ((fits, {}), (fits - 1, {"over_room": 1})):
         assert found(folder, rows, context_length=length, **room) == expected
+
+
+def test_a_tokenizer_that_does_not_belong(folder: Path) -> None:
+    parts, path = tiny.save_parts(folder.parent / "parts"), write(folder, [row("1")])
+
+    def refusal(**options: Any) -> str:
+        _open_room.cache_clear()
+        with pytest.raises(PallavaError) as error:
+            check_training_file(path, folder, tokenizer=parts["llm"], num_visual_tokens=10, **options)
+        return str(error.value)
+
+    assert "<|eot_id|>" in refusal(prompt_template="llama3_chat")
+    config = parts["llm"] / "config.json"
+    values = json.loads(config.read_text())
+    assert check_training_file(path, folder, tokenizer=parts["llm"], num_visual_tokens=10).faults["over_room"] == 0
+    config.write_text(json.dumps({"model_type": "pallava", "text_config": {**values, "vocab_size": 9}}))
+    assert "below 9" in refusal(prompt_template="qwen_chat")
+    own = {"AutoModelForCausalLM": "modeling_a.AForCausalLM"}
+    config.write_text(json.dumps({**values, "model_type": "internlm2", "auto_map": own}))
+    assert str(parts["llm"]) in refusal()
+    config.write_text(json.dumps({**values, "auto_map": own}))  # transformers' own class opens it
+    assert check_training_file(path, folder, tokenizer=parts["llm"], num_visual_tokens=10).num_rows == 1
+    config.unlink()
+    assert check_training_file(path, folder, tokenizer=parts["llm"], num_visual_tokens=10).num_rows == 1
 
 
 def test_a_list_that_breaks_off_and_an_empty_file(folder: Path) -> None:

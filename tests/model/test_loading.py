@@ -2,14 +2,21 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from pallava.devices import device_dtype
 from pallava.errors import PallavaError
-from pallava.model import MLPConnector, PALLaVAForConditionalGeneration
-from pallava.model.loading import add_lora, load_llm, load_tokenizer, open_llm
+from pallava.model import MLPConnector, PALLaVAForConditionalGeneration, load
+from pallava.model.loading import add_lora, check_reopenable_part, load_llm, load_tokenizer, merge_lora, open_llm
 from tests.tiny import folders, golden
-from tests.tiny.training import save_parts
+from tests.tiny.training import save_parts, save_tokenizer
 
 IDS = torch.arange(4, 40)[None]
 
@@ -88,8 +95,15 @@ def test_a_model_folder_keeps_the_cap(gemma, tmp_path, has_lora):
         llm = add_lora(llm, {"r": 2, "task_type": "CAUSAL_LM"})
     model = PALLaVAForConditionalGeneration.from_parts(llm, parts.visual_encoder, connector).eval()
     model.save_pretrained(tmp_path / "model")
-    for each in (model, PALLaVAForConditionalGeneration.from_pretrained(tmp_path / "model")):
-        torch.testing.assert_close(each(IDS).logits, capped, atol=1e-5, rtol=0)
+    for options in ({}, {"attn_implementation": "sdpa"}):
+        opened = PALLaVAForConditionalGeneration.from_pretrained(tmp_path / "model", **options)
+        for each in (model, opened):
+            torch.testing.assert_close(each(IDS).logits, capped, atol=1e-5, rtol=0)
+    if has_lora:
+        merge_lora(model.llm).save_pretrained(tmp_path / "merged")
+        for options in ({}, {"attn_implementation": "sdpa"}):
+            merged = open_llm(tmp_path / "merged", **options)
+            torch.testing.assert_close(merged(IDS).logits, capped, atol=1e-5, rtol=0)
 
 
 def test_a_model_without_a_cap_keeps_sdpa(folder, caplog):
@@ -111,3 +125,67 @@ def test_a_folder_with_an_adapter_opens_in_the_type_of_its_files(tmp_path, base_
     lora = {name: value for name, value in opened.named_parameters() if ".lora_" in name}
     assert {value.dtype for value in lora.values()} == {own_type}
     assert all(torch.equal(value, model.get_parameter(name)) for name, value in lora.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16"])
+def test_a_type_that_is_given_is_that_of_all_weights(tmp_path, dtype):
+    parts = save_parts(tmp_path)
+    folder = folders.save(parts, folders.build(parts, folders.open_llm(parts, has_lora=True)), tmp_path / "model")
+    for name in ("torch_dtype", "dtype"):
+        opened, _ = load(folder, "cpu", **{name: dtype})
+        assert {value.dtype for value in opened.parameters()} == {torch.bfloat16}
+    opened, _ = load(folder, "cpu")
+    assert {value.dtype for value in opened.parameters()} == {torch.float32}
+
+
+def test_a_folder_whose_tokenizer_has_too_many_tokens_is_not_loaded(tmp_path):
+    parts = save_parts(tmp_path)
+    folder = folders.save(parts, folders.build(parts, folders.open_llm(parts)), tmp_path / "model")
+    num_tokens = save_tokenizer(folder, ["blue"])
+    with pytest.raises(PallavaError, match=f"below {num_tokens - 1}.*blue"):
+        load(folder, "cpu")
+
+
+class OwnLlama(LlamaForCausalLM):
+    """A class that does not come with transformers."""
+
+
+class OwnTokenizer(PreTrainedTokenizerFast):
+    """A class that does not come with transformers."""
+
+
+def test_what_no_folder_could_open_again_is_refused(folder):
+    adapted = add_lora(OwnLlama.from_pretrained(folder), {"r": 2})
+    for part in (OwnLlama.from_pretrained(folder), adapted, OwnTokenizer.from_pretrained(folder)):
+        name = "OwnTokenizer" if isinstance(part, OwnTokenizer) else "OwnLlama"
+        with pytest.raises(PallavaError, match=f"the part must be .*{name}"):
+            check_reopenable_part(part, "part")
+    check_reopenable_part(load_tokenizer(folder), "part")
+    check_reopenable_part(add_lora(open_llm(folder), {"r": 2}), "part")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"target_modules": ["lm_head"]},
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {},
+    ],
+)
+def test_merged_lora_computes_the_same(lora, is_tied, tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    llm = LlamaForCausalLM(LlamaConfig(vocab_size=40, tie_word_embeddings=is_tied, **sizes))
+    adapted = add_lora(llm, {"r": 4, "task_type": "CAUSAL_LM", **lora}).eval()
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.normal_(0, 0.3)
+    expected = adapted(IDS).logits
+    merged = merge_lora(adapted)
+    merged.save_pretrained(tmp_path)
+    for each in (merged, open_llm(tmp_path)):
+        torch.testing.assert_close(each(IDS).logits, expected, atol=1e-4, rtol=0)
+    assert merged.config.tie_word_embeddings is (is_tied and not lora)

@@ -1,6 +1,7 @@
 """Everything that a training needs, so small that a step takes milliseconds."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,11 +41,10 @@ WORDS = [
 ]
 
 
-def save_parts(folder: Path) -> dict[str, Path]:
-    """Writes a random language model with its tokenizer and a random encoder."""
-    torch.manual_seed(0)
+def save_tokenizer(folder: Path, extra: Sequence[str] = ()) -> int:
+    """Writes the tokenizer of the tiny language models, with further tokens at its end; returns their number."""
     specials = ["<unk>", "<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
-    vocabulary = {word: index for index, word in enumerate([*specials, *WORDS, "user", "assistant"])}
+    vocabulary = {word: index for index, word in enumerate([*specials, *WORDS, "user", "assistant", *extra])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
@@ -54,11 +54,16 @@ def save_parts(folder: Path) -> dict[str, Path]:
         bos_token="<s>",
         eos_token="</s>",
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
-    ).save_pretrained(folder / "llm")
+    ).save_pretrained(folder)
+    return len(vocabulary)
+
+
+def save_parts(folder: Path) -> dict[str, Path]:
+    """Writes a random language model with its tokenizer and a random encoder."""
+    torch.manual_seed(0)
+    num_tokens = save_tokenizer(folder / "llm")
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), num_key_value_heads=2, **sizes)).save_pretrained(
-        folder / "llm"
-    )
+    LlamaForCausalLM(LlamaConfig(vocab_size=num_tokens, num_key_value_heads=2, **sizes)).save_pretrained(folder / "llm")
     vision = CLIPVisionConfig(image_size=TILE, patch_size=16, **{**sizes, "hidden_size": 24})
     CLIPVisionModel(vision).save_pretrained(folder / "plip")
     CLIPImageProcessor(size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE}).save_pretrained(

@@ -42,7 +42,7 @@ class SampleChatHook(Hook):
         image_processor: The encoder's image processor, or its config.
         images: Paths, one for each question, or one for all; an empty list switches the hook off.
         questions: The questions; an empty list switches the hook off.
-        prompt_template: Prompt template of the training.
+        prompt_template: Prompt template of the training (default: the tokenizer's).
         every_n_iters: Number of iterations from one chat to the next.
         max_new_tokens: Largest number of tokens in an answer.
         system: System message before each question; only if the training has it.
@@ -59,7 +59,7 @@ class SampleChatHook(Hook):
         image_processor: Mapping[str, Any] | BaseImageProcessor,
         images: Sequence[str | Path],
         questions: Sequence[str],
-        prompt_template: str | Mapping[str, Any] | PromptTemplate = "llama3_chat",
+        prompt_template: str | Mapping[str, Any] | PromptTemplate | None = None,
         every_n_iters: int = 1000,
         max_new_tokens: int = 256,
         system: str | None = None,

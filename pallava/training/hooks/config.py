@@ -9,7 +9,9 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from pallava.model.convert import training_config, write_training_config
+from pallava.prompts import check_vocabulary
 from pallava.training.dataset import check_connectors
+from pallava.training.model import build
 
 
 @HOOKS.register_module()
@@ -25,6 +27,12 @@ class TrainingConfigHook(Hook):
         check_connectors(runner.cfg.to_dict())
         if is_main_process():
             write_training_config(runner.work_dir, runner.cfg.to_dict(), runner.cfg.filename)
+
+    def before_train(self, runner: Any) -> None:
+        """Refuse a tokenizer with ids that the language model has no embedding for."""
+        model, dataset = getattr(runner.model, "module", runner.model), runner.cfg.train_dataloader.dataset
+        if "tokenizer" in dataset:
+            check_vocabulary(build(dataset.tokenizer), model.llm.get_input_embeddings().num_embeddings)
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
