@@ -8,33 +8,37 @@ import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor
 
 from pallava.errors import PallavaError, check_paths
 from pallava.io.files import read_package_data, whole_folder, write_json
 from pallava.model import (
+    PALLaVAConfig,
     PALLaVAForConditionalGeneration,
     PALLaVAProcessor,
     load_encoder,
     load_image_processor,
     load_plip,
+    loading,
     published,
 )
 from pallava.model.card import write_model_card
 from pallava.model.connectors import CONNECTORS, build_connector, import_name, import_path, own_checkpoint_keys
-from pallava.model.loading import add_lora, is_adapted, load_llm, load_tokenizer
 from pallava.model.published import describe_weights, is_archive, is_published_folder, open_published
-from pallava.model.weights import load_strictly, read_json, read_weights
+from pallava.model.weights import compare_keys, list_keys, load_strictly, read_json, read_weights
+from pallava.prompts import check_vocabulary
 
 CONFIG_FILE = "training_config.json"
 _NAME = "config_file"  # key of the name of the Python file that the config was
 _DUMPED = re.compile(r"^model = dict\(.*^train_dataloader = dict\(", re.MULTILINE | re.DOTALL)
 _MOST_CHARACTERS = 1 << 20  # of a config
+# Options of computing with a language model, which are not of the model: QLoRA adapts the same weights.
+_COMPUTING = ("torch_dtype", "quantization_config", "load_in_4bit", "load_in_8bit", "attn_implementation")
 _OUR_PACKAGES = ("pallava", "peft", "transformers")
 
 
@@ -152,16 +156,17 @@ def convert_run(
     _check_training_config(values, source)
     dataset = values["train_dataloader"]["dataset"]
     network = _build_network(values["model"], trust_remote_code=trust_remote_code)
+    tokenizer = _build(dataset, "tokenizer", trust_remote_code)
+    loading.check_reopenable_part(tokenizer, "tokenizer")
+    image_processor = _build(dataset, "image_processor", trust_remote_code)
+    processor = PALLaVAProcessor(image_processor, tokenizer, dataset.get("prompt_template"))
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     expected = {key: value for key, value in network.state_dict().items() if key in trained}
+    if dtype == torch.float32:  # before weights are rounded to the type of the base's files
+        network = network.to(dtype)
     own = own_checkpoint_keys(state, network.config.connector_config, source)
     load_strictly(network, own, source=source, expected=expected)
     network.config.encoder_source = values["model"]["visual_encoder"].get("source")
-    processor = PALLaVAProcessor(
-        _build(dataset, "image_processor", trust_remote_code),
-        _build(dataset, "tokenizer", trust_remote_code),
-        dataset.get("prompt_template"),
-    )
     _write(network, processor, Path(out), describe_run(values), merge=merge, dtype=dtype, **save_kwargs)
 
 
@@ -170,6 +175,7 @@ def _build_network(model: Mapping[str, Any], *, trust_remote_code: bool = False)
     if str(model.get("type")).rpartition(".")[2] != "PALLaVAModel":
         raise PallavaError(f"the config's model.type must be PALLaVAModel, got {model.get('type')!r}")
     llm = _build(model, "llm", trust_remote_code)
+    loading.check_reopenable_part(llm, "language model")
     encoder = _build(model, "visual_encoder", trust_remote_code)
     connector = _build_connector(model, encoder, llm, trust_remote_code)
     llm.requires_grad_(not model.get("freeze_llm", True))
@@ -177,7 +183,7 @@ def _build_network(model: Mapping[str, Any], *, trust_remote_code: bool = False)
     if model.get("llm_lora"):
         lora = _build(model, "llm_lora", trust_remote_code)
         with _building("llm_lora"):
-            llm = add_lora(llm, lora)
+            llm = loading.add_lora(llm, lora)
     layer = model.get("vision_feature_layer", -2)
     return PALLaVAForConditionalGeneration.from_parts(llm, encoder, connector, vision_feature_layer=layer).eval()
 
@@ -194,16 +200,22 @@ def _build_connector(model: Mapping[str, Any], encoder: Any, llm: Any, trust_rem
         return build_connector(encoder.config.hidden_size, llm.config.hidden_size, **part)
 
 
+def _open_base(pretrained_model_name_or_path: str, **options: Any) -> Any:
+    """Open the base language model as its files have it: what a training chose to compute with it is left out."""
+    options = {name: value for name, value in options.items() if name not in _COMPUTING}
+    return loading.open_llm(pretrained_model_name_or_path, torch_dtype="auto", low_cpu_mem_usage=True, **options)
+
+
 # Parts by the end of the name that a config gives them; none of them is imported by that name.
 _PARTS: Mapping[str, Callable[..., Any]] = {
-    "load_llm": partial(load_llm, low_cpu_mem_usage=True),
-    "load_tokenizer": load_tokenizer,
+    "load_llm": _open_base,
+    "load_tokenizer": loading.load_tokenizer,
     "load_encoder": load_encoder,
     "load_plip": load_plip,
     "load_image_processor": load_image_processor,
     "LoraConfig": dict,  # which `add_lora` takes
-    "AutoModelForCausalLM.from_pretrained": partial(load_llm, low_cpu_mem_usage=True, torch_dtype=None),
-    "AutoTokenizer.from_pretrained": load_tokenizer,
+    "AutoModelForCausalLM.from_pretrained": _open_base,
+    "AutoTokenizer.from_pretrained": loading.load_tokenizer,
 }
 
 
@@ -290,8 +302,9 @@ def _write(
     **save_kwargs: Any,
 ) -> None:
     """Merge, cast and write, each in place: the language model is never twice in memory."""
-    if merge and is_adapted(network.llm):
-        network.llm = network.llm.merge_and_unload()
+    check_vocabulary(processor.tokenizer, network.llm.get_input_embeddings().num_embeddings)
+    if merge and loading.is_adapted(network.llm):
+        network.llm = loading.merge_lora(network.llm)
         network.config.base_llm = None
     if dtype is not None:
         network = network.to(dtype)
@@ -303,10 +316,28 @@ def _write(
             network.save_pretrained(folder, **save_kwargs)
             processor.save_pretrained(folder)
             write_model_card(folder, title=out.name, training=training)
+            _check_opens(folder, network)
             for path in folder.rglob("*.safetensors"):  # newer safetensors let nobody else read them
                 path.chmod((folder / "config.json").stat().st_mode)
     except OSError as error:
         raise PallavaError(f"cannot write '{out}': {error.strerror or error}") from None
+
+
+def _check_opens(folder: Path, network: PALLaVAForConditionalGeneration) -> None:
+    """Refuse a folder that would not open as this network; weights are compared by name and shape, and not read."""
+    try:
+        config = PALLaVAConfig.from_pretrained(folder)
+        PALLaVAProcessor.from_pretrained(folder)
+        llm = None
+        if loading.is_adapted(network.llm):
+            llm = loading.load_adapter(config.base_llm, folder / loading.ADAPTER_FOLDER, device_map="meta")
+        with init_empty_weights(include_buffers=False):
+            opened = PALLaVAForConditionalGeneration(config, llm)
+        reason = list_keys(compare_keys(network.state_dict(), opened.state_dict()))
+    except Exception as error:  # transformers and peft stumble over anything
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+    if reason:
+        raise PallavaError(f"the model folder would not open, so that nothing was written: {reason}") from None
 
 
 def _to_json(values: Any) -> Any:

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from pallava.errors import PallavaError
 from pallava.io.archives import unpack
@@ -25,7 +23,7 @@ from pallava.model.loading import add_lora, load_tokenizer, loading_errors, open
 from pallava.model.modeling import PALLaVAForConditionalGeneration
 from pallava.model.processor import PALLaVAProcessor
 from pallava.model.weights import StateDict, load_strictly, read_json, read_weights, shorten
-from pallava.prompts import PromptTemplate, get_template
+from pallava.prompts import choose_template
 
 _PROJECTOR, _ADAPTER, _ENCODER = "projector", "llm_adapter", "plip"  # folders of the published layout
 _HEADS, _WIDTH, _TEMPLATE = 12, 768, "llama3_chat"  # as published
@@ -85,7 +83,7 @@ def open_published(
             lora["lora_alpha"] = _choose("LoRA alpha", lora_alpha, recorded.get("alpha"), float(2 * rank), log, reason)
         heads = _choose_heads(state, source, connector_heads, recorded.get("heads"), log)
         tokenizer = load_tokenizer(llm)
-        template = _choose_template(prompt_template, tokenizer, llm, log)
+        template = choose_template(_choose("prompt template", prompt_template, None, _TEMPLATE, log), tokenizer)
         with _unpacked(encoder, out) as opened, loading_errors(opened, "visual encoder"):
             image_processor, visual = load_image_processor(opened), load_encoder(opened)
         connector, adapter, others = _split(state)
@@ -95,10 +93,8 @@ def open_published(
                 "expected projector... and llm.base_model.model....lora_A.default.weight; name their config by --config"
             )
         opened_connector = ScaleInvariantConnector.from_published(connector, heads, source)
-        if merge or not rank:
-            base = open_llm(llm, torch_dtype=dtype or "auto", low_cpu_mem_usage=True)  # once in memory
-        else:
-            base = _describe_base(llm, dtype)
+        once = {"low_cpu_mem_usage": True} if merge or not rank else {"device_map": "meta"}  # or not at all
+        base = open_llm(llm, torch_dtype=dtype or "auto", **once)
         if adapter:
             base = _add_lora(base, adapter, lora, source)
     network = PALLaVAForConditionalGeneration.from_parts(base, visual, opened_connector).eval()
@@ -202,33 +198,12 @@ def _choose_heads(state: StateDict, source: Path, given: int | None, recorded: i
     return _choose("attention heads of the connector", given, recorded, _HEADS, log)
 
 
-def _choose_template(given: str | None, tokenizer: Any, llm: str, log: Log) -> PromptTemplate:
-    template = get_template(_choose("prompt template", given, None, _TEMPLATE, log))
-    if template.suffix_as_eos and template.suffix not in tokenizer.get_vocab():
-        raise PallavaError(
-            f"the tokenizer of '{llm}' does not know {template.suffix}, with which {template.name} ends an answer; "
-            "give the template that the weights were trained with by --prompt-template"
-        )
-    return template
-
-
 def _choose(name: str, given: Any, recorded: Any, default: Any, log: Log, reason: str = "as published") -> Any:
     """Return the first of three values that is set, and log it with its origin."""
     value = given or recorded or default
     origin = "as given" if given else "as recorded beside the weights" if recorded else reason
     log(f"{name}: {f'{value:g}' if isinstance(value, float) else value} ({origin})")
     return value
-
-
-def _describe_base(llm: str, dtype: torch.dtype | None) -> Any:
-    """Build the base language model without its weights."""
-    with loading_errors(llm), init_empty_weights(include_buffers=False):
-        config = AutoConfig.from_pretrained(llm, trust_remote_code=False)
-        dtype = dtype or config.torch_dtype
-        model = AutoModelForCausalLM.from_config(config, torch_dtype=dtype, trust_remote_code=False)
-    with contextlib.suppress(OSError):  # the base may have none; what its config says stands then
-        model.generation_config = GenerationConfig.from_pretrained(llm)
-    return model
 
 
 def _add_lora(base: Any, adapter: StateDict, lora: dict[str, Any], source: Path) -> Any:

@@ -11,7 +11,6 @@ import torch
 from accelerate import init_empty_weights
 from mmengine.config import Config
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerBase
 
 from pallava.cli import main
 from pallava.errors import PallavaError
@@ -47,11 +46,11 @@ def run_config(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, smollm2_tokenizer: PreTrainedTokenizerBase) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work directory as training leaves it, and the parts that its config names."""
     folder = tmp_path_factory.mktemp("run")
     golden.llm().save_pretrained(folder / "llm")
-    smollm2_tokenizer.save_pretrained(folder / "llm")
+    tiny.save_tokenizer(folder / "llm")
     golden.published_plip_folder(folder / "plip")
     work_dir = folder / "work_dir"
     work_dir.mkdir()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
@@ -19,6 +19,7 @@ from pallava.model.convert import convert
 from pallava.model.published import describe_weights
 from pallava.model.weights import read_weights
 from tests.tiny import golden
+from tests.tiny import training as tiny
 
 CHECKPOINT = golden.GOLDEN / "stage_checkpoint.pth"
 RECORDED = load_file(golden.GOLDEN / "stage_checkpoint_io.safetensors")
@@ -26,11 +27,11 @@ UNTOLD = {"connector_heads": 4, "prompt_template": "qwen_chat"}
 
 
 @pytest.fixture(scope="session")
-def parts(tmp_path_factory: pytest.TempPathFactory, smollm2_tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What is given beside published weights."""
     folder = tmp_path_factory.mktemp("parts")
     golden.llm().save_pretrained(folder / "llm")
-    smollm2_tokenizer.save_pretrained(folder / "llm")
+    tiny.save_tokenizer(folder / "llm")
     golden.published_plip_folder(folder / "plip")
     return {"llm": str(folder / "llm"), "visual_encoder": str(folder / "plip")}
 
@@ -198,7 +199,7 @@ def test_what_weights_do_not_tell_must_be_given(parts: dict[str, Any], tmp_path:
         ({}, "--llm"),
         ({"llm": parts["llm"]}, "--visual-encoder"),
         (parts, "24 wide.*--connector-heads"),
-        ({**parts, "connector_heads": 4}, "does not know <|eot_id|>.*--prompt-template".replace("|", r"\|")),
+        ({**parts, "connector_heads": 4}, "does not know <|eot_id|>.*prompt_template: .*qwen_chat".replace("|", r"\|")),
     ):
         with pytest.raises(PallavaError, match=reason):
             convert(CHECKPOINT, tmp_path / "out", **given)
