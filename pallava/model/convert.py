@@ -37,7 +37,6 @@ CONFIG_FILE = "training_config.json"
 _NAME = "config_file"  # key of the name of the Python file that the config was
 _DUMPED = re.compile(r"^model = dict\(.*^train_dataloader = dict\(", re.MULTILINE | re.DOTALL)
 _MOST_CHARACTERS = 1 << 20  # of a config
-# Options of computing with a language model, which are not of the model: QLoRA adapts the same weights.
 _COMPUTING = ("torch_dtype", "quantization_config", "load_in_4bit", "load_in_8bit", "attn_implementation")
 _OUR_PACKAGES = ("pallava", "peft", "transformers")
 
@@ -201,7 +200,7 @@ def _build_connector(model: Mapping[str, Any], encoder: Any, llm: Any, trust_rem
 
 
 def _open_base(pretrained_model_name_or_path: str, **options: Any) -> Any:
-    """Open the base language model as its files have it: what a training chose to compute with it is left out."""
+    """Open the base language model as its files have it: how a training computed with it, as QLoRA, does not count."""
     options = {name: value for name, value in options.items() if name not in _COMPUTING}
     return loading.open_llm(pretrained_model_name_or_path, torch_dtype="auto", low_cpu_mem_usage=True, **options)
 
@@ -335,9 +334,9 @@ def _check_opens(folder: Path, network: PALLaVAForConditionalGeneration) -> None
             opened = PALLaVAForConditionalGeneration(config, llm)
         reason = list_keys(compare_keys(network.state_dict(), opened.state_dict()))
     except Exception as error:  # transformers and peft stumble over anything
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error).split()).replace(f"{folder}/", "")[:180] or type(error).__name__
     if reason:
-        raise PallavaError(f"the model folder would not open, so that nothing was written: {reason}") from None
+        raise PallavaError(f"the folder would not open ({reason}); nothing was written, give other parts, or --merge")
 
 
 def _to_json(values: Any) -> Any:

@@ -52,8 +52,7 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
 
     Raises:
         PallavaError: The data are missing, broken or prepared with other settings, the number of visual tokens is not
-            the encoder's, or missing where no encoder is named, the prompt template is not for the tokenizer, or no
-            model folder could hold tokenizer and image processor.
+            the encoder's, or missing where no encoder is named, or the parts do not fit each other or a model folder.
     """
 
     def __init__(

@@ -100,6 +100,8 @@ class PALLaVAModel(BaseModel):
         self.__dict__["network"] = PALLaVAForConditionalGeneration.from_parts(
             self.llm, self.visual_encoder, self.connector, vision_feature_layer=vision_feature_layer
         )
+        if getattr(self.llm.config, "attn_logit_softcapping", None):  # sdpa would leave it out
+            print_log(f"attention, whose scores have a cap: {self.llm.config._attn_implementation}", "current")
         for name, parameter in self.named_parameters():  # the optimizer gets parameters without names
             parameter.lr_group = name.split(".")[0]  # type: ignore[attr-defined]
         if use_activation_checkpointing:

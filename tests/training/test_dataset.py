@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
-from transformers import AutoTokenizer, CLIPImageProcessor, PreTrainedModel
+from transformers import AutoTokenizer, CLIPImageProcessor, PreTrainedModel, SiglipImageProcessor
 from xtuner.dataset.samplers.length_grouped import LengthGroupedSampler
 from xtuner.registry import BUILDER, MAP_FUNC
 
@@ -23,6 +24,8 @@ from pallava.training.dataset import PALLaVADataset, _one_per_node_first, check_
 from pallava.training.hooks.config import TrainingConfigHook
 from pallava.training.model import PALLaVAModel
 from tests.model.test_encoders import save_encoder
+from tests.tiny import my_base
+from tests.tiny.training import save_tokenizer
 
 PROCESSOR = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
 
@@ -118,6 +121,47 @@ def test_it_is_built_from_a_config(dataset, files, smollm2_folder):
     built = BUILDER.build(config)
     assert len(built) == 4
     assert built[0]["input_ids"] != dataset[0]["input_ids"]
+
+
+def test_the_template_is_the_tokenizers(files, smollm2_tokenizer, dataset):
+    sizes = {"num_visual_tokens": 4, "num_proc": 1, "cache_dir": files / "other"}
+    where = {"data_path": files / "train.jsonl", "image_folder": files / "images", "image_processor": PROCESSOR}
+    built = PALLaVADataset(tokenizer=smollm2_tokenizer, **where, **sizes)
+    assert built[0]["input_ids"] == dataset[0]["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt_template": "llama3_chat"}, "<|eot_id|>"),
+        ({"image_processor": SiglipImageProcessor()}, "SiglipImageProcessor"),
+        ({"tokenizer": my_base.MyTokenizer}, "MyTokenizer of its own code"),
+    ],
+)
+def test_parts_that_no_folder_could_hold_are_refused_before_tokenizing(change, message, files, smollm2_tokenizer):
+    if "tokenizer" in change:
+        change = {"tokenizer": my_base.MyTokenizer(tokenizer_object=smollm2_tokenizer.backend_tokenizer)}
+    options = {"tokenizer": smollm2_tokenizer, "image_processor": PROCESSOR, "prompt_template": "qwen_chat"}
+    where = {"data_path": files / "train.jsonl", "image_folder": files / "images", "cache_dir": files / "cache"}
+    with pytest.raises(PallavaError, match=re.escape(message)):
+        PALLaVADataset(**where, **{**options, **change}, num_visual_tokens=4)
+    assert not (files / "cache").exists()
+
+
+@pytest.mark.parametrize("num_extra", [0, 1])
+def test_a_tokenizer_with_too_many_tokens_stops_before_the_first_step(num_extra, tmp_path):
+    num_tokens = save_tokenizer(tmp_path, ["blue"] * num_extra)
+    tokenizer = {"type": "load_tokenizer", "pretrained_model_name_or_path": str(tmp_path)}
+    llm = SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding(num_tokens - num_extra, 2))
+    runner = SimpleNamespace(
+        model=SimpleNamespace(module=SimpleNamespace(llm=llm)),  # as DeepSpeed and DDP wrap it
+        cfg=Config({"train_dataloader": {"dataset": {"tokenizer": tokenizer}}}),
+    )
+    if not num_extra:
+        TrainingConfigHook().before_train(runner)
+        return
+    with pytest.raises(PallavaError, match=f"below {num_tokens - 1}.*blue"):
+        TrainingConfigHook().before_train(runner)
 
 
 @pytest.mark.parametrize(("local_rank", "order"), [("0", ["work", "barrier"]), ("1", ["barrier", "work"])])

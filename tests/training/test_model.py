@@ -7,13 +7,21 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from peft import LoraConfig
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from pallava.errors import PallavaError
 from pallava.model.connectors import build_connector, choose_heads
 from pallava.training.model import PALLaVAModel
 from tests.model.test_weights import save_malicious
-from tests.tiny import golden
+from tests.tiny import golden, my_base
 
 
 def tiny(cross: bool = True, **changes: Any) -> PALLaVAModel:
@@ -178,3 +186,34 @@ def test_heads_that_are_given_are_kept() -> None:
     assert build_connector(24, 16, num_hidden_layers=1, num_attention_heads=4).config.num_attention_heads == 4
     with pytest.raises(PallavaError, match="num_attention_heads must divide the encoder's width 24, got 5"):
         build_connector(24, 16, num_attention_heads=5)
+
+
+def test_a_language_model_with_code_of_its_own_is_refused() -> None:
+    llm = my_base.MyLlama(my_base.MyConfig(**golden.llm().config.to_diff_dict()))
+    for part in (llm, {"type": lambda: llm}):
+        with pytest.raises(PallavaError, match="MyLlama of its own code"):
+            tiny(llm=part)
+
+
+@pytest.mark.parametrize("attention", [None, "sdpa"])
+def test_a_cap_of_attention_is_kept_and_in_the_log(
+    attention: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("pallava.training.model.print_log", lambda line, logger: lines.append(line))
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma2Config(vocab_size=97, num_key_value_heads=1, head_dim=8, query_pre_attn_scalar=8, **sizes)
+    torch.manual_seed(0)
+    published = Gemma2ForCausalLM._from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for layer in published.model.layers:
+            layer.self_attn.q_proj.weight.normal_(0, 3)
+            layer.self_attn.k_proj.weight.normal_(0, 3)
+    published.save_pretrained(tmp_path)
+    llm = dict(type=AutoModelForCausalLM.from_pretrained, pretrained_model_name_or_path=str(tmp_path))
+    model = tiny(llm={**llm, "attn_implementation": attention}, connector=dict(type="pallava_mlp")).eval()
+    row = golden.samples()[0]
+    ids = row["input_ids"][row["input_ids"] >= 0][None]
+    with torch.no_grad():
+        torch.testing.assert_close(model.network(ids).logits, published(ids).logits, atol=1e-4, rtol=0)
+    assert ["eager" in line for line in lines] == [True]
