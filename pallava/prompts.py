@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pallava.errors import PallavaError
 from pallava.io.files import read_package_data
+from pallava.io.texts import find_damage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -258,6 +259,8 @@ def encode_prompt(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, tem
 def _encode_question(
     turn: Turn, round_: int, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate
 ) -> list[int]:
+    if damage := find_damage(f"{turn.question}{turn.system or ''}"):
+        raise PallavaError(f"a question must be text, got one that cannot be encoded: {damage}")
     text = template.instruction.format(input=turn.question, round=round_)
     if turn.system:
         text = template.system.format(system=turn.system) + text

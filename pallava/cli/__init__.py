@@ -4,6 +4,7 @@ import argparse
 import difflib
 import importlib
 import inspect
+import io
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from pallava import __version__
 from pallava.cli.options import add_parameters
 from pallava.errors import PallavaError, cap_message
 from pallava.io.files import read_package_data
+from pallava.io.texts import find_damage
 
 COMMANDS: dict[str, list[str]] = read_package_data(__file__)
 """Module and help of each command, by its words."""
@@ -28,7 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     That is the subcommand's own, 2 for bad input, 130 for an interruption.
     """
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):  # one byte that the other side cannot encode costs no more than itself
+            stream.reconfigure(errors=errors)
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if damaged := next(filter(find_damage, words), ""):
+        print(f"error: an argument must be UTF-8 text: {find_damage(damaged)}", file=sys.stderr)
+        return _USER_ERROR
     name = _find_command(words)
     if name is None:
         return _explain(words)

@@ -10,7 +10,8 @@ from typing import Any
 
 from pallava.data.sources import SOURCES, Source, open_source
 from pallava.data.sources.base import KINDS, Record, Tally, record_from_json
-from pallava.data.sources.files import RowDropped, as_object, json_rows, printable
+from pallava.data.sources.files import RowDropped, as_object, json_rows
+from pallava.data.training_row import is_file_name
 from pallava.errors import PallavaError
 from pallava.io.records import RecordFile
 
@@ -225,9 +226,9 @@ def _training_rows(path: Path, tally: Tally) -> Iterator[tuple[Conversation, str
             continue
         row_id = entry.position if value.get("id") is None else str(value["id"])
         found, messages = value.get("image"), value.get("conversations")
-        names = [name for name in (found if isinstance(found, list) else [found]) if isinstance(name, str) and name]
+        names = filter(is_file_name, found if isinstance(found, list) else [found])
         questions = _human_texts(messages if isinstance(messages, list) else [])
-        yield Conversation(str(path), row_id, tuple(map(printable, names)), tuple(questions)), ""
+        yield Conversation(str(path), row_id, tuple(names), tuple(questions)), ""
 
 
 def _human_texts(messages: list[Any]) -> Iterator[str]:

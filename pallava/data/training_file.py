@@ -19,13 +19,14 @@ from tqdm import tqdm
 
 from pallava.data.material import Conversation, Records, SourceSpec, open_records, read_source
 from pallava.data.sources.base import Question, Record
-from pallava.data.sources.files import RowDropped, as_object, printable
+from pallava.data.sources.files import RowDropped, as_object, tidy
 from pallava.data.training_row import check_image, is_file_name
 from pallava.errors import PallavaError, check_paths
 from pallava.io.files import whole_file
 from pallava.io.hashing import short_hash
 from pallava.io.processes import batches, map_in_order
 from pallava.io.records import Entry, RecordFile
+from pallava.io.texts import BOM, read_text
 from pallava.prompts import CAPTION_PROMPTS, IMAGE_TOKEN, build_choice_question, build_question
 
 MAX_PIXELS = 16_777_216  # default cap for images of captions, as in PA-LLaVA
@@ -174,10 +175,7 @@ def read_prompts(path: str | Path) -> tuple[str, ...]:
     Raises:
         PallavaError: The file cannot be read, has no wording, or a wording with an image marker.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PallavaError(f"cannot read the prompts file '{path}': {error}") from None
+    lines = read_text(path, "the prompts file").split("\n")
     for number, line in enumerate(lines, 1):
         if IMAGE_TOKEN in line:
             raise PallavaError(f"'{path}', line {number}: {IMAGE_TOKEN} is added automatically; leave it out")
@@ -281,7 +279,9 @@ def _image_and_caption(value: Any) -> tuple[str, str]:
         raise RowDropped("malformed", f"'image' must be the name of a file, got {image!r:.80}")
     if not isinstance(caption, str):
         raise RowDropped("malformed", f"'caption' must be text, got {type(caption).__name__}")
-    return image, printable(caption).strip()
+    # Half of a surrogate pair is "?", as in the published file, which the first version of this function wrote.
+    caption = caption.encode(errors="replace").decode().replace(BOM, "").strip()
+    return image, tidy(caption) and caption
 
 
 def _caption_results(source: Path, make_rows: _CaptionRows, num_workers: int, summary: TrainingFileSummary) -> _Results:

@@ -10,10 +10,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pallava.data.sources.files import RowDropped, as_object, printable
+from pallava.data.sources.files import RowDropped, as_sound_object, tidy
 from pallava.errors import PallavaError
 from pallava.images import ImageError, image_size, open_image
 from pallava.io.hashing import hash_json
+from pallava.io.texts import find_damage
 from pallava.prompts import (
     IGNORE_INDEX,
     IMAGE_TOKEN,
@@ -49,7 +50,7 @@ class TrainingRow:
 
 def is_file_name(value: Any) -> bool:
     """Return whether a JSON value can be the name of a file."""
-    return isinstance(value, str) and bool(value) and "\0" not in value and printable(value) == value
+    return isinstance(value, str) and bool(value) and not find_damage(value)
 
 
 def check_image(path: str | Path, max_pixels: int, *, decode: bool) -> None:
@@ -74,7 +75,8 @@ def read_row(value: Any) -> TrainingRow:
         RowDropped: The row is malformed.
     """
     try:
-        found = as_object(value).get("image")
+        value = as_sound_object(value)
+        found = value.get("image")
         images = [] if found in (None, "") else found if isinstance(found, list) else [found]
         if not all(map(is_file_name, images)):
             raise PallavaError(f"'image' must be the name of a file or a list of names, got {found!r:.80}")
@@ -82,6 +84,9 @@ def read_row(value: Any) -> TrainingRow:
         if not isinstance(conversations, list) or not conversations:
             raise PallavaError(f"the row lacks conversations; its keys are {', '.join(map(str, value))[:80]}")
         turns = [turn for turn in turns_from_conversations(conversations) if turn.answer is not None]
+        for text in (message["value"].replace(IMAGE_TOKEN, "").strip() for message in conversations):
+            if text and not tidy(text):
+                raise PallavaError(f"a message must have words, got {text!r:.80}")
     except PallavaError as error:
         raise RowDropped("malformed", str(error)) from None
     return TrainingRow(images, [m["from"] for m in conversations if m["from"] != "system"], turns)

@@ -7,7 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pallava.data.sources.files import RowDropped, as_sound_object
 from pallava.errors import PallavaError
+from pallava.io.texts import read_text
 
 _SET_FORM = (
     '{"classes": [{"label": "TUM", "names": ["adenocarcinoma", ...]}, ...], "templates": ["an H&E image of {}.", ...]}'
@@ -63,12 +65,10 @@ def read_class_set(path: Path) -> ClassSet:
         PallavaError: The file cannot be read or has another form.
     """
     try:
-        return _class_set(path.stem, json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise PallavaError(f"cannot read the class set '{path}': {error.strerror}") from None
+        return _class_set(path.stem, as_sound_object(json.loads(read_text(path, "the class set"))))
     except PallavaError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (RowDropped, ValueError, RecursionError, KeyError, TypeError) as error:
         raise PallavaError(f"'{path}' is not a class set ({error}); expected {_SET_FORM}") from None
 
 
@@ -79,6 +79,8 @@ def set_of_labels(name: str, labels: Sequence[str]) -> ClassSet:
 
 
 def _class_set(name: str, values: Mapping[str, Any]) -> ClassSet:
+    if not all(isinstance(text, str | int) for row in values["classes"] for text in [row["label"], *row["names"]]):
+        raise TypeError("labels and names must be texts")
     classes = tuple((str(row["label"]), tuple(map(str, row["names"]))) for row in values["classes"])
     labels = [label for label, _ in classes]
     if len(set(labels)) < max(2, len(labels)) or not all(names for _, names in classes):

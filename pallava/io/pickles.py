@@ -40,7 +40,7 @@ class _Refused(Exception):
 
 class _PlainUnpickler(pickle.Unpickler):
     def __init__(self, content: bytes) -> None:
-        super().__init__(BytesIO(content), encoding="utf-8", errors="replace")
+        super().__init__(BytesIO(content), encoding="utf-8", errors="surrogateescape")  # the rows are checked
         self._num_left = len(content)  # of elements: one list can be made a set again and again
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:

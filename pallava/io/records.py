@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pallava.errors import PallavaError
+from pallava.io.texts import check_encoding
 
 _BOM = codecs.BOM_UTF8
 _CHUNK_BYTES = 1 << 20
 _MAX_RECORD = 64 << 20  # bytes; a forgotten quote must not read the rest of the file into memory
+_MAX_DEPTH = 100  # so that whoever reads a value can write it, too, from whatever depth of calls
 _EXPECTED = "expected a JSON list of records, or one JSON record a line (JSONL)"
 _NO_SPACE = re.compile(r"[^ \t\r\n]|\Z")
 _DECODER = json.JSONDecoder()
@@ -83,8 +85,9 @@ class RecordFile:
     def _open(self) -> Iterator[BinaryIO]:
         try:
             with self.path.open("rb") as file:
-                if file.read(len(_BOM)) != _BOM:
-                    file.seek(0)
+                head = file.read(4)
+                check_encoding(self.path, head)
+                file.seek(len(_BOM) if head.startswith(_BOM) else 0)
                 yield file
         except OSError as error:
             raise PallavaError(f"cannot read '{self.path}': {error.strerror}") from None
@@ -93,7 +96,7 @@ class RecordFile:
 def _line_entries(file: BinaryIO) -> Iterator[Entry | BadEntry]:
     index = number = 0
     while line := file.readline(_MAX_RECORD + 1):
-        number += 1
+        number, line = number + 1, line.removeprefix(_BOM)
         if len(line) > _MAX_RECORD and not line.endswith(b"\n"):
             yield BadEntry(f"line {number}: longer than {_MAX_RECORD} bytes")
             while line and not line.endswith(b"\n"):
@@ -107,13 +110,22 @@ def _line_entries(file: BinaryIO) -> Iterator[Entry | BadEntry]:
 
 def _parse_line(line: bytes, number: int, index: int) -> Entry | BadEntry:
     try:
-        return Entry(index, f"line {number}", json.loads(line.rstrip(b"\r\n").removeprefix(_BOM).decode()))
+        return Entry(index, f"line {number}", _checked(json.loads(line.rstrip(b"\r\n").decode())))
     except UnicodeDecodeError as error:
         return BadEntry(f"line {number}, byte {error.start + 1}: not UTF-8 text")
     except json.JSONDecodeError as error:
         return BadEntry(f"line {number}, column {error.colno}: not JSON ({error.msg})")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists in lists
         return BadEntry(f"line {number}: not JSON that can be read ({error})")
+
+
+def _checked(value: Any, levels: int = _MAX_DEPTH) -> Any:
+    """Return a value, or raise ValueError if it is nested too deep."""
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if not levels:
+            raise ValueError(f"nested more than {_MAX_DEPTH} levels deep")
+        _checked(each, levels - 1)
+    return value
 
 
 def _list_entries(file: BinaryIO) -> Iterator[Entry]:
@@ -167,6 +179,7 @@ class _Window:
             start = self._at
             try:
                 value, end = _DECODER.raw_decode(self._text, start)
+                _checked(value)
             except json.JSONDecodeError as error:
                 if self._is_cut(error) and self._grow():
                     continue

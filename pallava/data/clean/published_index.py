@@ -13,7 +13,7 @@ from pallava.data.clean.filters import CAPTIONS, Candidate, Decision, Filter, Fi
 from pallava.data.sources import SOURCES
 from pallava.data.sources.files import RowDropped, json_rows
 from pallava.errors import PallavaError
-from pallava.io.files import report_os_errors
+from pallava.io.texts import read_text
 
 _KEYS = ("image", "image_path", "img", "image_id", "image_name", "file_name", "filename", "name", "path", "file", "id")
 _ENDING = re.compile(r"\.(jpe?g|png|tiff?|webp|bmp|gif)$", re.IGNORECASE)
@@ -103,15 +103,15 @@ def _read_names(path: Path) -> tuple[list[tuple[str, str]], list[str]]:
 
 def _entries(path: Path) -> Iterator[tuple[str, str, Any]]:
     """Yield source, position and value of each entry."""
-    with report_os_errors(f"cannot read the list '{path}'"), path.open(encoding="utf-8-sig", errors="replace") as file:
-        first = file.read(4096).lstrip()[:1]
-        if first not in ("[", "{", '"'):
-            file.seek(0)
-            yield from (("", f"line {number}", line.strip()) for number, line in enumerate(file, 1) if line.strip())
-            return
+    text = read_text(path, "the list")
+    first = text.lstrip()[:1]
+    if first not in ("[", "{", '"'):
+        lines = enumerate(text.splitlines(), 1)
+        yield from (("", f"line {number}", line.strip()) for number, line in lines if line.strip())
+        return
     if first == "{":
-        with suppress(ValueError):  # an object a line
-            yield from _table_entries(json.loads(path.read_text(encoding="utf-8-sig")))
+        with suppress(ValueError, RecursionError):  # an object a line
+            yield from _table_entries(json.loads(text))
             return
     for row in json_rows(path):
         yield ("", "", row) if isinstance(row, RowDropped) else ("", row.position, row.value)

@@ -9,6 +9,7 @@ from pallava.data.sources.files import RowDropped, tidy
 from pallava.errors import PallavaError
 from pallava.io.files import walk_files
 from pallava.io.records import Entry
+from pallava.io.texts import read_text
 
 _BACH_TABLE = "microscopy_ground_truth.csv"
 _BACH_NAME = re.compile(r"(n|b|is|iv)\d{3}\.tif")
@@ -33,7 +34,7 @@ class BACH(Source):
         for photos in (self.root / "Photos", self.root):
             if files := [SourceFile(photos / name) for name in self.classes if (photos / name).is_dir()]:
                 table = photos / _BACH_TABLE
-                text = table.read_text(encoding="utf-8-sig", errors="replace") if table.is_file() else ""
+                text = read_text(table) if table.is_file() else ""
                 rows = [line.split(",") for line in text.splitlines()]
                 self._labels = {tidy(row[0]): tidy(row[1]) for row in rows if len(row) >= 2}
                 return files
@@ -124,8 +125,7 @@ class ColonPath(Source):
         if file.path.suffix == ".csv":
             yield from super().read_rows(file)
             return
-        lines = file.path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        for index, line in enumerate(lines):
+        for index, line in enumerate(read_text(file.path).splitlines()):
             if line.strip():
                 name, _, label = line.strip().rpartition(" ")  # a name holds a space, a label none
                 yield Entry(index, f"line {index + 1}", {"img_id": name, "tumor": label})

@@ -16,6 +16,7 @@ from pallava.errors import PallavaError, cap_message
 from pallava.io.files import whole_file
 from pallava.io.hashing import hash_bytes
 from pallava.io.records import BadEntry, Entry, RecordFile
+from pallava.io.texts import BOM, check_encoding, find_damage
 
 Progress: TypeAlias = Callable[[int], None]  # takes the number of bytes of a file that are read
 
@@ -25,6 +26,7 @@ _MAX_TABLE = 1 << 30
 _BATCH = 64
 _ENDINGS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"II": ".tif", b"MM": ".tif", b"RI": ".webp", b"BM": ".bmp"}
 _SPACES = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u2060\ufeff"  # none is above U+3000
+_NO_WORDS = ("nan", "NaN", "inf", "-inf", "Infinity", "-Infinity")  # as Python, pandas and JSON write such numbers
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -64,30 +66,34 @@ def keyed_rows(path: Path, progress: Progress) -> Iterator[Entry | RowDropped]:
 def csv_rows(path: Path, progress: Progress, *, columns: Collection[str] = ()) -> Iterator[Entry | RowDropped]:
     """Yield each row as a dict of its cells by the names in the first line (see `column_name`).
 
-    Cells are strings as they stand: ``N/A`` and ``None`` are text like any other. Each of the `columns` must be there.
+    Cells are strings as they stand: ``N/A`` and ``None`` are text like any other. Bytes that are not UTF-8 are halves
+    of surrogate pairs, which cost their row. Each of the `columns` must be there.
 
     Raises:
-        PallavaError: The file cannot be read, or one of the `columns` is missing.
+        PallavaError: The file or its first line cannot be read, or one of the `columns` is missing.
     """
     csv.field_size_limit(max(csv.field_size_limit(), _MAX_ROW))
     try:
-        with path.open("rb") as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="replace", newline="") as file:
-            lines = iter(lambda: file.readline(_MAX_ROW), "")
+        with path.open("rb") as raw, io.TextIOWrapper(raw, "utf-8", errors="surrogateescape", newline="") as file:
+            check_encoding(path, raw.read(4))
+            raw.seek(0)
+            lines = (line.replace(BOM, "") for line in iter(lambda: file.readline(_MAX_ROW), ""))
             reader = csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            names = [column_name(name) for name in next(reader, [])]
+            header = next(reader, [])
+            names = [column_name(name) for name in header]
             if missing := [column for column in columns if column not in names]:
                 found = ", ".join(names) or "none"
                 raise PallavaError(f"'{path}' lacks the column {missing[0]!r}; its columns are: {found}")
-            for row in _table_rows(reader, names, path.name):
+            for row in _table_rows(reader, header, names, path.name):
                 progress(raw.tell())
                 yield row
     except OSError as error:
         raise PallavaError(f"cannot read '{path}': {error.strerror}") from None
-    except csv.Error as error:
+    except (csv.Error, RowDropped) as error:
         raise PallavaError(f"the first line of '{path}' cannot be read: {error}") from None
 
 
-def _table_rows(reader: Any, names: Sequence[str], file: str) -> Iterator[Entry | RowDropped]:
+def _table_rows(reader: Any, header: Sequence[str], names: Sequence[str], file: str) -> Iterator[Entry | RowDropped]:
     index = 0
     while True:
         position = f"line {reader.line_num + 1}"
@@ -100,6 +106,8 @@ def _table_rows(reader: Any, names: Sequence[str], file: str) -> Iterator[Entry 
             fault = str(error)
         if cells and len(cells) != len(names):
             fault = f"{len(cells)} cells where the first line has {len(names)}"
+        elif cells and cells == header:
+            fault = "the first line again"
         if fault:
             yield RowDropped("malformed", f"{file}, {position}: {fault}")
         elif cells:
@@ -125,7 +133,7 @@ def parquet_rows(path: Path, progress: Progress) -> Iterator[Entry]:
                     progress(size * (index + 1) // num_rows)
                     yield Entry(index, f"row {index + 1}", value)
                     index += 1
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise PallavaError(f"'{path}' is not a readable parquet file ({error})") from None
 
 
@@ -160,16 +168,11 @@ def save_image(image: Any, root: Path, folder: str) -> str:
 def inner_path(image: str) -> str:
     """Return an image's path in its simplest form, or raise RowDropped if it names no file or leaves the folder."""
     path = posixpath.normpath(image)  # "." for an empty text
-    if path == "." or "\0" in image or printable(image) != image:
+    if path == "." or find_damage(image):
         raise RowDropped("malformed", f"{image!r} is not the name of a file")
     if image.startswith("/") or ".." in image.split("/"):
         raise RowDropped("outside_folder", f"{image!r} leaves the image folder")
     return path
-
-
-def printable(text: str) -> str:
-    """Return a text with halves of surrogate pairs replaced, which JSON can hold and a file cannot."""
-    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def column_name(name: str) -> str:
@@ -178,8 +181,14 @@ def column_name(name: str) -> str:
 
 
 def tidy(text: str) -> str:
-    """Strip every kind of space, those without width too, and replace what no file can hold."""
-    return printable(text).strip(_SPACES)
+    """Strip every kind of space, those without width too, or raise RowDropped if a text is damaged (`find_damage`).
+
+    The words for a number that is missing or unbounded are an empty text: they stand where there was none.
+    """
+    if damage := find_damage(text):
+        raise RowDropped("malformed", damage)
+    text = text.replace(BOM, "").strip(_SPACES)
+    return "" if text in _NO_WORDS else text
 
 
 def image_and_caption(row: dict[str, Any], image_key: str = "image") -> tuple[str, str]:
@@ -218,7 +227,7 @@ def text_of(row: dict[str, Any], *keys: str) -> str:
     if value is None or isinstance(value, str):
         return tidy(value or "")
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
+        return tidy(str(value))
     raise RowDropped("malformed", f"{key!r} must be text, got {type(value).__name__}")
 
 
@@ -227,6 +236,17 @@ def as_object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RowDropped("malformed", f"expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def as_sound_object(value: Any) -> dict[str, Any]:
+    """Return a row that is a JSON object, or raise RowDropped if it is none or any of its texts is damaged.
+
+    Byte order marks in the texts are left out, and a number that JSON does not have (NaN, Infinity) is None.
+    """
+    text = json.dumps(as_object(value), ensure_ascii=False)
+    if damage := find_damage(text):
+        raise RowDropped("malformed", damage)
+    return json.loads(text.replace(BOM, ""), parse_constant=lambda name: None)
 
 
 def _whole_object(path: Path) -> dict[str, Any] | None:

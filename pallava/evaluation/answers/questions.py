@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -15,13 +16,16 @@ from typing import Any
 
 from pallava.data.material import read_columns
 from pallava.data.sources import SOURCES, Source, open_source
+from pallava.data.sources.files import RowDropped, as_sound_object, tidy
 from pallava.data.training_file import question_text
+from pallava.data.training_row import read_row
 from pallava.errors import PallavaError
 from pallava.evaluation.answers.items import EvaluateOptions, Item, Kind, Questions, is_texts
 from pallava.evaluation.class_sets import known_sets, read_class_set, set_of_labels
 from pallava.io.files import walk_files
 from pallava.io.records import RecordFile
-from pallava.prompts import CHOICE_LETTERS, IMAGE_TOKEN, build_choice_question, turns_from_conversations
+from pallava.io.texts import read_text
+from pallava.prompts import CHOICE_LETTERS, IMAGE_TOKEN, build_choice_question
 
 _CLOSED = ("yes", "no")
 _CUSTOM_KINDS = ("open", "closed", "choice")
@@ -59,7 +63,7 @@ def read_custom(path: Path, image_folder: Path | None = None) -> Questions:
     for record in RecordFile(path):
         try:
             items.append(_custom_item(record.value, record.index, image_folder or path.parent))
-        except PallavaError as error:
+        except (PallavaError, RowDropped) as error:
             raise PallavaError(f"'{path}', {record.position}: {error}; expected {_EXPECTED}") from None
     return Questions(items)
 
@@ -131,10 +135,10 @@ def read_training_answers(path: Path) -> list[tuple[str, str]]:
     """
     pairs: list[tuple[str, str]] = []
     for record in RecordFile(path):
-        conversation = record.value.get("conversations") if isinstance(record.value, dict) else None
-        for turn in turns_from_conversations(conversation) if isinstance(conversation, list) else ():
-            if turn.answer:
-                pairs.append((turn.question.replace(IMAGE_TOKEN, "").strip(), turn.answer.strip()))
+        with suppress(RowDropped):  # as in training
+            for turn in read_row(record.value).turns:
+                if turn.answer:
+                    pairs.append((turn.question.replace(IMAGE_TOKEN, "").strip(), turn.answer.strip()))
     if not pairs:
         raise PallavaError(f"'{path}' must be a training file of id, image, conversations, got no conversation")
     return pairs
@@ -176,11 +180,7 @@ def read_excluded(path: Path) -> list[str]:
     Raises:
         PallavaError: The file cannot be read.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PallavaError(f"cannot read the ids to exclude from '{path}': {error}") from None
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in read_text(path, "the excluded ids").split("\n") if line.strip()]
 
 
 def _open(path: Path, name: str, kind: str, options: EvaluateOptions, *, default_split: str = "", **how: Any) -> Any:
@@ -206,14 +206,19 @@ def _read_folders(root: Path) -> Questions:
 
 
 def _read_records(path: Path, folder: Path) -> Questions:
-    items, left_out = list[Item](), Counter[str]()
+    items, left_out, damaged = list[Item](), Counter[str](), ""
     for record in RecordFile(path):
-        value = record.value if isinstance(record.value, dict) else {}
+        try:
+            value = as_sound_object(record.value if isinstance(record.value, dict) else {})
+        except RowDropped as error:
+            damaged = damaged or f"damaged text, first in {record.position}: {error}"
+            left_out[damaged] += 1
+            continue
         image = value.get("image")
         given: Any = next((value[key] for key in _TEXT_KEYS if key in value), [])
         captions = [given] if isinstance(given, str) else given if isinstance(given, list) else []
-        texts = [text.strip() for text in captions if isinstance(text, str) and text.strip()]
-        if texts and isinstance(image, str) and image and "\0" not in image:
+        texts = [tidy(text) for text in captions if isinstance(text, str) and tidy(text)]
+        if texts and isinstance(image, str) and image:
             item_id = str(value.get("id", image))
             items += [Item(item_id, str(folder / image), "", text, "caption") for text in texts]
         else:
@@ -224,18 +229,19 @@ def _read_records(path: Path, folder: Path) -> Questions:
 def _custom_item(value: Any, index: int, folder: Path) -> Item:
     if not isinstance(value, Mapping):
         raise PallavaError(f"expected a JSON object, got a {type(value).__name__}")
+    value = as_sound_object(value)
     _check_keys(value)
     texts = {}
     for key in ("image", "question", "answer"):
         if key not in value:  # with a misspelt "image", the question would be asked without it
             raise PallavaError(f"{key!r} is missing")
-        if not isinstance(text := value[key], str) or "\0" in text:
+        if not isinstance(text := value[key], str):
             raise PallavaError(f"{key!r} must be a text")
-        texts[key] = text.replace(IMAGE_TOKEN, "").strip()
+        texts[key] = tidy(text.replace(IMAGE_TOKEN, ""))
         if not texts[key] and key != "image":
             raise PallavaError(f"{key!r} is empty")
     question, answer, choices = texts["question"], texts["answer"], value.get("choices") or []
-    if not is_texts(choices):
+    if not is_texts(choices) or not all(map(tidy, choices)):
         raise PallavaError("'choices' must be a list of texts")
     kind: Any = value.get("kind") or ("choice" if choices else "closed" if _bare(answer) in _CLOSED else "open")
     _check_kind(kind, answer, choices)

@@ -101,14 +101,15 @@ def test_pairs_in_a_folder_and_as_a_file(tmp_path: Path):
         {"caption": "No image."},
         "text",
         {"image": "b.png", "caption": "half \ud800 of a pair"},
+        {"image": "b.png", "caption": float("nan")},
+        {"image": "b.png", "caption": "nan"},
     ]
     write_json(tmp_path / "pairs.json", rows)
     records, dropped = read("pairs", tmp_path)
     assert records == [
         Pair("pairs", "0000000", "x/a.png", "Glands."),
-        Pair("pairs", "0000008", "b.png", "half ? of a pair"),
     ]
-    assert dropped == {"outside_folder": 2, "empty_caption": 2, "malformed": 3}
+    assert dropped == {"outside_folder": 2, "empty_caption": 4, "malformed": 4}
     assert read("pairs", tmp_path / "pairs.json") == (records, dropped)
     source = open_source("pairs", tmp_path)
     list(source)

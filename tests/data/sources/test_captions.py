@@ -256,10 +256,30 @@ def test_literals(value: list[Any]):
     assert parse_literal(repr(value)) == value
 
 
-def test_bytes_that_are_no_text_cost_no_row(tmp_path: Path):
-    content = b'\xef\xbb\xbf,caption,image_path\n0,"Gl\xffands",a.jpg\n1,N/A,b.jpg\n'
-    (tmp_path / "quilt_1M_lookup.csv").write_bytes(content)
-    assert [record.text for record in read("quilt-1m", tmp_path)[0]] == ["Gl\ufffdands", "N/A"]
+def test_damaged_text_costs_its_row_and_marks_cost_nothing(tmp_path: Path):
+    header, rows = (
+        b"\xef\xbb\xbf,caption,image_path\n",
+        [b'"Gl\xffands",a.jpg', b"N/A,b.jpg", b"a\0b,c.jpg", b"nan,d.jpg"],
+    )
+    joined = [*rows, header[:-1], b'\xef\xbb\xbf"\xef\xbb\xbfa, b\xef\xbb\xbf",e.jpg']
+    numbered = (line if line.endswith(b"path") else b"%d,%s" % each for each in enumerate(joined) for line in each[1:])
+    (tmp_path / "quilt_1M_lookup.csv").write_bytes(header + b"\n".join(numbered))
+    records, dropped = read("quilt-1m", tmp_path)
+    assert [record.text for record in records] == ["N/A", "a, b"]
+    assert dropped == {"malformed": 3, "empty_caption": 1}
+    source = open_source("quilt-1m", tmp_path)
+    list(source)
+    assert ["line 2" in source.tally.examples["malformed"][0], "0xff" in source.tally.examples["malformed"][0]] == [
+        True
+    ] * 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-le"])
+def test_another_encoding_is_refused(tmp_path: Path, encoding: str):
+    text = "caption,image_path\na \u00b5m,b.jpg\n"
+    (tmp_path / "quilt_1M_lookup.csv").write_bytes(text.encode(encoding))
+    with pytest.raises(PallavaError, match=encoding.upper() if encoding != "utf-16-le" else "quilt_1M_lookup.csv"):
+        read("quilt-1m", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["pubmedvision", "pmc-oa", "quilt-1m"])
