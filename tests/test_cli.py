@@ -1,5 +1,6 @@
 """The ``pallava`` command itself."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,26 @@ def test_an_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
         message = capsys.readouterr().err.splitlines()[0]
         assert f"`pallava {' '.join(words)}`" in message
         assert advice in message
+
+
+@pytest.mark.parametrize("words", [["chat", "m", "--question", "is it \udcff ?"], ["\udcff"], ["look", "\ud83d"]])
+def test_an_argument_that_is_not_text(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "UTF-8" in error
+
+
+def test_what_another_side_cannot_encode_ends_no_command() -> None:
+    """A terminal without letters beyond ASCII, and a typed question that is not UTF-8."""
+    program = (
+        "import sys; from pallava import cli; cli.load_command = lambda name: "
+        "(lambda parser: None, lambda: print(ascii(sys.stdin.readline()), '\\xb5'), '')\n"
+        "sys.exit(cli.main(['config', 'list']))"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run([sys.executable, "-c", program], input=b"a\xff", capture_output=True, env=environment)
+    assert (done.returncode, done.stdout) == (0, b"'a\\udcff' \\xb5\n"), done.stderr
 
 
 def test_what_the_system_refuses_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

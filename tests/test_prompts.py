@@ -143,6 +143,12 @@ def test_markers_go_to_the_front():
     assert build_question("", num_images=1) == "<image>"
 
 
+@pytest.mark.parametrize("turn", [Turn("is it \ud83d"), Turn("is it \0"), Turn("what", system="\udcff")])
+def test_a_question_that_cannot_be_encoded(turn, smollm2_tokenizer):
+    with pytest.raises(PallavaError, match="is not UTF-8 text"):
+        encode_prompt([turn], smollm2_tokenizer, get_template("qwen_chat"))
+
+
 def test_a_question_at_the_end_awaits_its_answer():
     turns = turns_from_conversations([{"from": "human", "value": "<image>Why?"}])
     assert turns == [Turn("<image>\nWhy?", None)]

@@ -227,14 +227,10 @@ def _training_rows(path: Path, tally: Tally) -> Iterator[tuple[Conversation, str
         row_id = entry.position if value.get("id") is None else str(value["id"])
         found, messages = value.get("image"), value.get("conversations")
         names = filter(is_file_name, found if isinstance(found, list) else [found])
-        questions = _human_texts(messages if isinstance(messages, list) else [])
-        yield Conversation(str(path), row_id, tuple(names), tuple(questions)), ""
-
-
-def _human_texts(messages: list[Any]) -> Iterator[str]:
-    for message in messages:
-        if isinstance(message, dict) and message.get("from") == "human" and isinstance(message.get("value"), str):
-            yield message["value"]
+        talk = [each for each in (messages if isinstance(messages, list) else []) if isinstance(each, dict)]
+        texts = [each.get("value") for each in talk if each.get("from") == "human"]
+        questions = tuple(text for text in texts if isinstance(text, str))
+        yield Conversation(str(path), row_id, tuple(names), questions), ""
 
 
 def _read_summary(path: Path) -> dict[str, Any]:

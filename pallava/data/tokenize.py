@@ -25,7 +25,7 @@ from pallava.io.records import RecordFile
 from pallava.prompts import Encoded
 
 _METADATA_NAME = "pallava_prepare.json"
-_FORMAT = 2  # part of the cache's key
+_FORMAT = 3  # part of the cache's key
 _ENDINGS = (".json", ".jsonl")
 
 logger = logging.getLogger(__name__)
@@ -36,11 +36,14 @@ class Prepared:
     """Rows of `id`, `images`, `input_ids`, `labels`, `length` (including visual tokens), and their counts."""
 
     rows: Dataset
-    counts: dict[str, Any]  # "read", "kept", "cut" (an answer lost its tail) and "dropped" by reason
+    counts: dict[str, Any]  # "read", "kept", "cut" (an answer lost its tail), "dropped" and "examples" by reason
 
     def describe(self) -> str:
         """Return the counts as one line."""
-        dropped = "; ".join(f"{count} dropped: {reason}" for reason, count in sorted(self.counts["dropped"].items()))
+        places, reasons = self.counts.get("examples", {}), sorted(self.counts["dropped"].items())
+        dropped = "; ".join(
+            f"{count} dropped: {reason} ({places.get(reason, 'place unknown')})" for reason, count in reasons
+        )
         line = f"{self.counts['kept']} of {self.counts['read']} rows kept, {self.counts['cut']} with a cut answer"
         return f"{line}; {dropped}" if dropped else line
 
@@ -109,7 +112,9 @@ def _write_prepared(
         reasons = rows["reason"][:]
         kept = [index for index, reason in enumerate(reasons) if not reason]
         counts: dict[str, Any] = {"read": len(rows), "kept": len(kept), "cut": sum(rows["is_cut"][:])}
-        counts["dropped"] = dict(Counter(filter(None, reasons)))
+        if dropped := Counter(filter(None, reasons)):
+            counts["examples"] = {reason: rows[reasons.index(reason)]["id"] for reason in dropped}
+        counts["dropped"] = dict(dropped)
         prepared = Prepared(rows.select(kept).remove_columns(["reason", "is_cut"]), counts)
         logger.info("%s: %s", names, prepared.describe())
         if not kept:
@@ -160,7 +165,7 @@ def _map_row(raw: dict[str, str], tokenizer: PreTrainedTokenizerBase, settings: 
         encoded, images, is_cut = encode_row(row, tokenizer, settings)
         row_id = str(row.get("id", row_id))
     except RowDropped as error:
-        reason = error.reason
+        reason, row_id = error.reason, f"{row_id}: {error}"
     length = len(encoded.input_ids) + len(images) * (settings.num_visual_tokens - 1)
     result = {"id": row_id, "images": images, "length": length, "reason": reason, "is_cut": is_cut}
     return {**result, "input_ids": encoded.input_ids, "labels": encoded.labels}

@@ -39,4 +39,4 @@ def read_text(path: str | Path, what: str = "the file") -> str:
     text = content.decode(errors="surrogateescape")
     if damage := find_damage(text):
         raise PallavaError(f"cannot read {what} '{path}': {damage}; save it as UTF-8")
-    return text.replace(BOM, "")
+    return text.replace(BOM, "").replace("\r\n", "\n").replace("\r", "\n")

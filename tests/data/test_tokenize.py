@@ -96,6 +96,18 @@ def talk(*texts):
         row(image=0),
         row(image=["a.png", ""]),
         row(image="\ud800.png"),
+        row(id="\ud800"),
+        row(note=["\udcff"]),
+        row(note="a \\\\\0"),
+        row(note="a \\u0000"),
+        row(answer="a gland \ud83d"),
+        row(answer="a \0 gland"),
+        row(answer="nan"),
+        row(question="<image>\nNaN"),
+        row(image=float("nan")),
+        row(id=float("nan"), note=float("inf")),
+        row(answer="\ufeffyes", question="\ufeff<image>\nWhat?", image="\ufeffa.png"),
+        {"image": "a.png", "conversations": [{"from": "system", "value": "\0"}, *row()["conversations"]]},
         row(question="no marker"),
         row(answer=" "),
         row(answer=None),
@@ -127,6 +139,20 @@ def test_what_training_drops_the_check_reports(one, smollm2_folder, smollm2_toke
         reason = error.reason
     assert not reason or (report.faults[reason], report.num_faulty) == (1, 1)
     assert reason or (report.faults["malformed"], report.faults["over_room"]) == (0, is_cut)
+
+
+def test_marks_and_numbers_that_are_none_are_not_taught(smollm2_tokenizer, settings):
+    plain, images, _ = encode_row(row(), smollm2_tokenizer, settings)
+    marked = row(
+        question="\ufeff<image>\nIs necrosis\ufeff present?", answer="yes\ufeff", image="\ufeffa.png", note=float("nan")
+    )
+    assert encode_row(marked, smollm2_tokenizer, settings) == (plain, images, False)
+
+
+def test_the_first_dropped_row_of_each_reason_is_named(run, tmp_path):
+    rows = [row(), row(answer="\ud83d"), row(image=None), row(answer="nan")]
+    described = run(write(tmp_path / "train.jsonl", rows)).describe()
+    assert all(text in described for text in ("2 dropped: malformed", "train.jsonl, line 2", "train.jsonl, line 3"))
 
 
 def test_an_answer_is_cut_at_its_tail(smollm2_tokenizer, settings):

@@ -176,6 +176,16 @@ def test_arguments_that_cannot_work(folder: Path):
     assert source.read_text() == json.dumps(pair())
 
 
+@pytest.mark.parametrize(
+    ("caption", "reason"),
+    [(float("nan"), "malformed"), ("nan", "empty_caption"), ("a\0b", "malformed"), ("\ufeff \ufeff", "empty_caption")],
+)
+def test_captions_that_are_none_are_left_out(folder: Path, caption: object, reason: str):
+    rows, summary = write(folder, [pair(), pair(caption=caption), pair(caption="a\ufeff b\ufeff")])
+    assert summary.left_out[reason] == sum(summary.left_out.values()) == 1
+    assert rows[1]["conversations"][1]["value"] == "a b"
+
+
 def test_prompts_file(tmp_path: Path):
     path = tmp_path / "prompts.txt"
     path.write_text("\ufeffDescribe it.\r\n\n  What is it?  \n", encoding="utf-8")

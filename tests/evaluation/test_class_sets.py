@@ -63,6 +63,8 @@ def test_sets_of_the_users_own(tmp_path: Path):
     [
         ("{", "not a class set"),
         ("[]", "not a class set"),
+        ('{"classes": [{"label": "a", "names": ["x"]}, {"label": "b", "names": [NaN]}]}', "must be texts"),
+        ('{"classes": [{"label": "a", "names": ["x"]}, {"label": "b", "names": ["\\ud83d"]}]}', "ud83d"),
         ('{"classes": [{"label": "a"}]}', "'names'"),
         ('{"classes": [{"label": "a", "names": ["x"]}]}', "at least two classes"),
         ('{"classes": [{"label": "a", "names": ["x"]}, {"label": "a", "names": ["y"]}]}', "each once"),

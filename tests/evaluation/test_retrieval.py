@@ -92,6 +92,16 @@ def test_only_blocks_of_the_matrix_exist(monkeypatch: pytest.MonkeyPatch):
     assert all(rows <= 5 and columns <= 11 for rows, columns in seen)
 
 
+def test_damaged_pairs_are_left_out_with_the_place_of_the_first(tmp_path: Path):
+    captions = ["Glands.", "nec \ud83d", "\0", float("nan"), "nan", "\ufeffStroma."]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps({"image": "a.png", "caption": each}) for each in captions))
+    data = read_pairs(path, "", EvaluateOptions())
+    assert [item.reference for item in data.items] == ["Glands.", "Stroma."]
+    damaged, missing = sorted(data.left_out.items(), key=lambda each: "line 2" not in each[0])
+    assert ("line 2" in damaged[0], damaged[1], missing[1]) == (True, 2, 2)
+
+
 def test_equal_images_and_equal_captions_are_one(tmp_path: Path):
     images = [Image.new("RGB", (20, 20), colour) for colour in ("red", "green", "blue")]
     for name, image in zip("abc", images, strict=True):

@@ -124,6 +124,12 @@ RIGHT = {"image": "", "question": "q", "answer": "a"}
         ({**RIGHT, "choices": {"A": "x", "C": "y"}}, "'choices' must be a list of texts"),
         ({**RIGHT, "options": ["a", "y"], "choices": []}, "'options' is not a known key; did you mean 'choices'?"),
         ({**RIGHT, "id": None}, "'id' must be a text or a number, got null"),
+        ({**RIGHT, "id": float("nan")}, "'id'"),
+        ({**RIGHT, "question": "is it \ud83d"}, "ud83d"),
+        ({**RIGHT, "answer": "a\0"}, "x00"),
+        ({**RIGHT, "answer": "nan"}, "'answer' is empty"),
+        ({**RIGHT, "question": float("nan")}, "'question' must be a text"),
+        ({**RIGHT, "choices": ["a", "nan"]}, "'choices'"),
         ({**RIGHT, "id": ["a"]}, 'got ["a"]'),
     ],
 )

@@ -104,6 +104,22 @@ def test_tolerant_reading_costs_the_broken_lines_alone(path: Path):
     assert list(RecordFile(path).tolerant()) == []
 
 
+def test_marks_between_lines_and_other_encodings(path: Path):
+    path.write_bytes(b'{"a": 1}\n\xef\xbb\xbf\n\xef\xbb\xbf{"a": 2}\n\xef\xbb\xbf')
+    assert [(entry.position, entry.value) for entry in RecordFile(path)] == [("line 1", {"a": 1}), ("line 3", {"a": 2})]
+    for encoding in ("utf-16", "utf-32"):
+        for text in ('{"a": 1}', '[{"a": 1}]'):
+            assert encoding.upper() in error(path, text.encode(encoding))
+
+
+@pytest.mark.parametrize("form", ["{}", "[{}]"])
+def test_nesting_has_a_limit_that_does_not_depend_on_the_caller(path: Path, form: str):
+    value = json.loads("[" * 99 + "0" + "]" * 99)
+    path.write_text(form.format(json.dumps({"a": value})))
+    assert values(path) == [{"a": value}]
+    assert "100 levels" in error(path, form.format(json.dumps({"a": [value]})))
+
+
 def test_missing_file_and_folder(tmp_path: Path):
     with pytest.raises(PallavaError, match="No such file"):
         RecordFile(tmp_path / "none.json")

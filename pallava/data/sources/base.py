@@ -1,5 +1,6 @@
 """Records of data sets, and what every reader shares: the registry, counts of dropped rows, the folders of images."""
 
+import os
 import posixpath
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -203,7 +204,8 @@ class Source:
         head = list(islice(results, _PROBED_ROWS))
         images = [image for result in head if not isinstance(result, RowDropped) for _, image in result]
         # the folder with the most of the images; if all are empty, the first that exists
-        counts = [sum((self.root / self.place(path, image)).is_file() for image in images) for path in file.folders]
+        paths = [[self.root / self.place(path, image) for image in images] for path in file.folders]
+        counts = [sum(map(os.path.isfile, each)) for each in paths]  # Path's own raises for a name that is too long
         existing = [path for path in file.folders if path and (self.root / path).is_dir()]
         folder = file.folders[counts.index(max(counts))] if any(counts) else [*existing, file.folders[0]][0]
         for result in chain(head, results):

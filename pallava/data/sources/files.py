@@ -66,8 +66,7 @@ def keyed_rows(path: Path, progress: Progress) -> Iterator[Entry | RowDropped]:
 def csv_rows(path: Path, progress: Progress, *, columns: Collection[str] = ()) -> Iterator[Entry | RowDropped]:
     """Yield each row as a dict of its cells by the names in the first line (see `column_name`).
 
-    Cells are strings as they stand: ``N/A`` and ``None`` are text like any other. Bytes that are not UTF-8 are halves
-    of surrogate pairs, which cost their row. Each of the `columns` must be there.
+    Cells are strings as they stand: ``N/A`` and ``None`` are text like any other. Each of the `columns` must be there.
 
     Raises:
         PallavaError: The file or its first line cannot be read, or one of the `columns` is missing.
@@ -181,10 +180,7 @@ def column_name(name: str) -> str:
 
 
 def tidy(text: str) -> str:
-    """Strip every kind of space, those without width too, or raise RowDropped if a text is damaged (`find_damage`).
-
-    The words for a number that is missing or unbounded are an empty text: they stand where there was none.
-    """
+    """Strip every kind of space, or raise RowDropped if a text is damaged; the word for a missing number is empty."""
     if damage := find_damage(text):
         raise RowDropped("malformed", damage)
     text = text.replace(BOM, "").strip(_SPACES)
@@ -239,12 +235,9 @@ def as_object(value: Any) -> dict[str, Any]:
 
 
 def as_sound_object(value: Any) -> dict[str, Any]:
-    """Return a row that is a JSON object, or raise RowDropped if it is none or any of its texts is damaged.
-
-    Byte order marks in the texts are left out, and a number that JSON does not have (NaN, Infinity) is None.
-    """
+    """Return a JSON object without byte order marks, NaN being None, or raise RowDropped if any text is damaged."""
     text = json.dumps(as_object(value), ensure_ascii=False)
-    if damage := find_damage(text):
+    if damage := find_damage(text.replace(r"\\", "").replace(r"\u0000", "\0")):
         raise RowDropped("malformed", damage)
     return json.loads(text.replace(BOM, ""), parse_constant=lambda name: None)
 

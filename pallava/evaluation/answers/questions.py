@@ -175,11 +175,7 @@ def select(
 
 
 def read_excluded(path: Path) -> list[str]:
-    """Return the ids of a text file, one a line, as `pallava data leak` writes them.
-
-    Raises:
-        PallavaError: The file cannot be read.
-    """
+    """Return the ids of a text file, one a line, as `pallava data leak` writes them, or raise PallavaError."""
     return [line.strip() for line in read_text(path, "the excluded ids").split("\n") if line.strip()]
 
 
