@@ -43,7 +43,7 @@ def check_syntax(config: Path) -> None:
     """Refuse a config that Python cannot read, by an error that names the file, the line and what is wrong."""
     try:
         ast.parse(config.read_text(encoding="utf-8"), str(config))
-    except (SyntaxError, UnicodeDecodeError) as error:
+    except (SyntaxError, ValueError) as error:
         raise PallavaError(f"config '{config}' is not valid Python: {error}") from None
 
 

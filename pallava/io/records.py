@@ -16,7 +16,6 @@ from pallava.io.texts import check_encoding
 _BOM = codecs.BOM_UTF8
 _CHUNK_BYTES = 1 << 20
 _MAX_RECORD = 64 << 20  # bytes; a forgotten quote must not read the rest of the file into memory
-_MAX_DEPTH = 100  # so that whoever reads a value can write it, too, from whatever depth of calls
 _EXPECTED = "expected a JSON list of records, or one JSON record a line (JSONL)"
 _NO_SPACE = re.compile(r"[^ \t\r\n]|\Z")
 _DECODER = json.JSONDecoder()
@@ -119,11 +118,11 @@ def _parse_line(line: bytes, number: int, index: int) -> Entry | BadEntry:
         return BadEntry(f"line {number}: not JSON that can be read ({error})")
 
 
-def _checked(value: Any, levels: int = _MAX_DEPTH) -> Any:
-    """Return a value, or raise ValueError if it is nested too deep."""
+def _checked(value: Any, levels: int = 100) -> Any:
+    """Return a value, or raise ValueError if it is nested too deep to be written from whatever depth of calls."""
     for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         if not levels:
-            raise ValueError(f"nested more than {_MAX_DEPTH} levels deep")
+            raise ValueError("nested more than 100 levels deep")
         _checked(each, levels - 1)
     return value
 

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader
 from pallava import __version__
 from pallava.errors import PallavaError
 from pallava.io.files import write_text
+from pallava.io.texts import read_text
 from pallava.model.connectors import describe_connector
 from pallava.model.loading import ADAPTER_FOLDER
 from pallava.model.weights import StrPath, read_json
@@ -83,7 +84,7 @@ def add_scores(folder: StrPath, results: Mapping[str, Any]) -> Path:
     shown = dict(_score_sections(results))
     if not path.is_file():
         write_model_card(folder)
-    content = path.read_text(encoding="utf-8")
+    content = read_text(path, "the card")
     before, begin, rest = content.partition(_SCORES_BEGIN)
     inside, end, after = rest.partition(_SCORES_END)
     if not begin or not end:

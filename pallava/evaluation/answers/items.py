@@ -12,6 +12,7 @@ from pallava.data.material import COLUMNS_HELP
 from pallava.errors import PallavaError
 from pallava.evaluation.class_sets import ClassSet
 from pallava.io.records import RecordFile
+from pallava.io.texts import find_damage
 from pallava.judging.prompts import final_answer
 
 Kind = Literal["open", "closed", "choice", "class", "caption"]
@@ -171,7 +172,10 @@ def _problem(record: Any) -> str:
         return f"expected a JSON object, got a {type(record).__name__}"
     if missing := [name for name in (*_TEXTS, "choices") if name not in record]:
         return f"the key '{missing[0]}' is missing"
-    if wrong := [name for name in _TEXTS if not isinstance(record[name], str)]:
+    wrong = [
+        name for name in _TEXTS if not isinstance(text := record[name], str) or find_damage(text.replace("\0", ""))
+    ]
+    if wrong:  # a model can answer with a NUL
         return f"'{wrong[0]}' must be a text"
     if not is_texts(record["choices"]):
         return "'choices' must be a list of texts"

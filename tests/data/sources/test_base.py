@@ -103,11 +103,13 @@ def test_pairs_in_a_folder_and_as_a_file(tmp_path: Path):
         {"image": "b.png", "caption": "half \ud800 of a pair"},
         {"image": "b.png", "caption": float("nan")},
         {"image": "b.png", "caption": "nan"},
+        {"image": "b" * 5000, "caption": "A name longer than files have."},
     ]
     write_json(tmp_path / "pairs.json", rows)
     records, dropped = read("pairs", tmp_path)
     assert records == [
         Pair("pairs", "0000000", "x/a.png", "Glands."),
+        Pair("pairs", "0000011", "b" * 5000, "A name longer than files have."),
     ]
     assert dropped == {"outside_folder": 2, "empty_caption": 4, "malformed": 4}
     assert read("pairs", tmp_path / "pairs.json") == (records, dropped)

@@ -38,6 +38,7 @@ def without(name: str) -> dict:
         ([without("choices")], "'choices'"),
         ([changed(answer=None)], "'answer' must be a text"),
         ([changed(id=7)], "'id' must be a text"),
+        ([changed(answer="\ud83d")], "'answer' must be a text"),
         ([changed(choices="ab")], "'choices' must be a list"),
         ([changed(kind="video")], "'video'"),
         ([changed(), changed()], "line 2: .*the id '1'"),
