@@ -32,4 +32,4 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf demo build work_dirs *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf demo build work_dirs *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
