@@ -82,7 +82,7 @@ def test_a_checkpoint_needs_its_model(folders: dict[str, Path], tmp_path: Path):
         load_encoder(str(checkpoint))
     with pytest.raises(PallavaError, match="no model named 'ViT-B-17'"):
         load_encoder(str(checkpoint), model_name="ViT-B-17")
-    with pytest.raises(PallavaError, match="reshaped"):
+    with pytest.raises(PallavaError, match="264 missing"):
         load_encoder(str(checkpoint), model_name="ViT-B-16")
 
 

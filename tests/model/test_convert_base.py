@@ -150,7 +150,7 @@ def test_code_of_its_own_is_refused(parts: dict[str, Path], tmp_path: Path, part
 @pytest.mark.parametrize(
     ("builder", "reason"),
     [
-        ("open_larger", "size mismatch"),
+        ("open_larger", "does not fit"),
         ("build_nameless", "does not name its base"),
     ],
 )
