@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from pallava.data.sources.files import RowDropped, json_rows
 from pallava.data.training_row import EncodingSettings, check_image, encode_turns, find_faults, read_row
-from pallava.errors import PallavaError
+from pallava.errors import PallavaError, cap_message
 from pallava.images import MAX_PIXELS
 from pallava.io.hashing import short_hash
 from pallava.io.processes import batches, map_in_order
@@ -52,7 +52,7 @@ class CheckReport:
         for reason, message in {fault.reason: str(fault) for fault in reversed(faults)}.items():
             self.faults[reason] += 1
             if len(self.examples[reason]) < _EXAMPLES:
-                self.examples[reason].append(f"{position}: {message}" if position else message)
+                self.examples[reason].append(cap_message(f"{position}: {message}" if position else message))
 
 
 def check_training_file(

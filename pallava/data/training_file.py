@@ -21,7 +21,7 @@ from pallava.data.material import Conversation, Records, SourceSpec, open_record
 from pallava.data.sources.base import Question, Record
 from pallava.data.sources.files import RowDropped, as_object, tidy
 from pallava.data.training_row import check_image, is_file_name
-from pallava.errors import PallavaError, check_paths
+from pallava.errors import PallavaError, cap_message, check_paths
 from pallava.io.files import whole_file
 from pallava.io.hashing import short_hash
 from pallava.io.processes import batches, map_in_order
@@ -93,7 +93,7 @@ class TrainingFileSummary:
         counts, examples = self.source(source).dropped, self.examples.setdefault(record.reason, [])
         counts[record.reason] = counts.get(record.reason, 0) + 1
         if len(examples) < _EXAMPLES:
-            examples.append(": ".join(filter(None, (record.position, record.detail))))
+            examples.append(cap_message(": ".join(filter(None, (record.position, record.detail)))))
 
 
 _Results = Iterator[tuple[str, bytes | _LeftOut]]  # each with the name of its source

@@ -16,7 +16,6 @@ IMAGE_POLICIES = ("first", "each", "single-only")
 """Treatment of a row with several images: take its first, make a record of each, or drop the row."""
 
 _NUM_EXAMPLES = 3
-_EXAMPLE_LENGTH = 500
 _PROBED_ROWS = 64
 
 _AnySource = TypeVar("_AnySource", bound="type[Source]")
@@ -96,7 +95,7 @@ class Tally:
         """Count a row that is dropped."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
         if self.dropped[reason] <= _NUM_EXAMPLES:
-            self.examples.setdefault(reason, []).append(example[:_EXAMPLE_LENGTH])
+            self.examples.setdefault(reason, []).append(example)
 
 
 @dataclass(frozen=True)
