@@ -11,14 +11,7 @@ from transformers import CLIPImageProcessor
 
 from pallava.errors import PallavaError
 from pallava.io.files import whole_file, whole_folder, write_json
-from pallava.model.clip import (
-    DESCRIPTION,
-    WEIGHTS,
-    huggingface_vision_config,
-    make_image_processor,
-    open_clip_vision,
-    read_description,
-)
+from pallava.model import clip
 from pallava.model.weights import read_weights
 from pallava.open_clip_weights import made_with_quick_gelu
 
@@ -34,7 +27,7 @@ def describe(model: str, pretrained: str, parsed: argparse.Namespace) -> dict[st
 
     Refuse weights that do not exist, and whatever is not a plain CLIP ViT, which the encoder must be.
     """
-    described: dict[str, Any] = json.loads(json.dumps(read_description(model)))  # a deep copy
+    described: dict[str, Any] = json.loads(json.dumps(clip.read_description(model)))  # a deep copy
     name = Path(model).stem if model.endswith(".json") else model
     _check_weights(name, pretrained)
     if parsed.force_image_size:
@@ -48,7 +41,7 @@ def describe(model: str, pretrained: str, parsed: argparse.Namespace) -> dict[st
         described["custom_text"] = True
     if parsed.siglip:
         described["init_logit_bias"] = -10  # as the trainer does; without it the model has no bias to load
-    huggingface_vision_config(described)
+    clip.huggingface_vision_config(described)
     return described
 
 
@@ -69,10 +62,10 @@ def export(out: Path, description: Mapping[str, Any], preprocessing: Mapping[str
     The preprocessing is open_clip's: ``size``, ``mean``, ``std``, ``interpolation`` and ``resize_mode``.
     """
     state = read_weights(out / LATEST)
-    write_json(out / DESCRIPTION, description)
-    with whole_file(out / WEIGHTS, "wb") as file:
+    write_json(out / clip.DESCRIPTION, description)
+    with whole_file(out / clip.WEIGHTS, "wb") as file:
         torch.save(state, file)
-    encoder = open_clip_vision(description, state, out / LATEST)
+    encoder = clip.open_clip_vision(description, state, out / LATEST)
     with whole_folder(out / ENCODER, replace=True) as folder:
         encoder.save_pretrained(folder)
         image_processor(preprocessing).save_pretrained(folder)
@@ -81,7 +74,7 @@ def export(out: Path, description: Mapping[str, Any], preprocessing: Mapping[str
 def image_processor(preprocessing: Mapping[str, Any]) -> CLIPImageProcessor:
     """Return open_clip's preprocessing as an image processor of transformers."""
     size = preprocessing["size"]
-    return make_image_processor(
+    return clip.make_image_processor(
         size if isinstance(size, int) else size[0],
         squash=preprocessing["resize_mode"] == "squash",
         resample=_RESAMPLE[preprocessing["interpolation"]],
