@@ -18,32 +18,23 @@ PIXEL_MEAN, PIXEL_STD = (0.7, 0.6, 0.7), (0.25, 0.25, 0.25)
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes of everything; the defaults are those of ``make demo``.
-
-    Attributes:
-        real_pictures: Number of pieces cut out of each of the two real pictures.
-        plip_views: Number of views for the encoder: small whole pictures, and parts of pictures.
-        alignment_rows: Captions of stage 1, each seen once, as are the conversations of stage 2, `instruction_rows`.
-        turns: Questions in each conversation.
-        closed_per_kind: About how often each closed question is asked on held-out pictures; `open_per_kind` alike.
-        training_options: Settings in which the stages differ from the demo's configs, as ``--cfg-options`` takes them.
-    """
+    """Sizes of everything; the defaults are those of ``make demo``."""
 
     train_pictures: int = 2400
     test_pictures: int = 240
-    real_pictures: int = 60
-    plip_views: int = 16_000
+    real_pictures: int = 60  # pieces cut out of each of the two real pictures
+    plip_views: int = 16_000  # for the encoder: small whole pictures, and parts of pictures
     plip_epochs: int = 4
     plip_batch: int = 64
     plip_lr: float = 1e-3
-    alignment_rows: int = 2520
-    instruction_rows: int = 1080
-    turns: int = 6
-    closed_per_kind: int = 68
-    open_per_kind: int = 72
+    alignment_rows: int = 2520  # captions of stage 1, each seen once
+    instruction_rows: int = 1080  # conversations of stage 2, each seen once
+    turns: int = 6  # questions in each conversation
+    closed_per_kind: int = 68  # about how often each closed question is asked on held-out pictures
+    open_per_kind: int = 72  # and each open one
     eval_batch: int = 32
     processes: int = 2
-    training_options: tuple[str, ...] = ()
+    training_options: tuple[str, ...] = ()  # where the stages differ from the demo's configs, as --cfg-options has it
     seed: int = 1024
 
     def scaled(self, fraction: float) -> "DemoSettings":

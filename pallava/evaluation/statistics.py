@@ -29,19 +29,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Predictions:
-    """The true and the predicted class of each image, by an encoder or by answers.
+    """The true and the predicted class of each image, by an encoder or by answers."""
 
-    Attributes:
-        labels: Names of the C classes.
-        true: (N,) numbers of the true classes.
-        predicted: (N,) numbers of the predicted ones; `UNNAMED` for an answer that names none.
-        scores: (N, C), the larger the likelier, comparable between images; None for a model that only answers.
-    """
-
-    labels: tuple[str, ...]
-    true: Counts
-    predicted: Counts
-    scores: Floats | None = None
+    labels: tuple[str, ...]  # names of the C classes
+    true: Counts  # (N,) numbers of the true classes
+    predicted: Counts  # (N,) numbers of the predicted ones; `UNNAMED` for an answer that names none
+    scores: Floats | None = None  # (N, C), the larger the likelier, comparable between images; None for mere answers
 
 
 @dataclass(frozen=True)

@@ -24,31 +24,22 @@ _FOR_ENCODER = {"model_name", "pretrained", "cache"}
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task.
+    """One task, for a PA-LLaVA by its `score`, for encoders by its `measure`, or for both.
 
-    Attributes:
-        name: Name on the command line.
-        help: Help text.
-        data: Help text of the data.
-        read: From path, name of a public set (or "") and options to the questions.
-        prompt: From a question as it was read, and all of them, to the text that is put to the model.
-        score: From an `AnswerSet` and ``seed`` to the scores; None for a task of encoders alone.
-        is_right: Whether an answer is right; None for answers that are only more or less near.
-        max_new_tokens: Maximum length of an answer in tokens.
-        options: Names of the options that this task has beside those of all tasks.
-        measure: From an encoder, data, a cache, ``batch_size`` and ``seed`` to the scores; None for one of a PA-LLaVA.
-        is_named: Whether only data that the user names (NAME=PATH) as a public set or table have splits and columns.
+    A prompt is made of a question as it was read, and of all of them. `score` takes an `AnswerSet` and ``seed``;
+    `measure` an encoder, data, a cache, ``batch_size`` and ``seed``. With `is_named`, only data that the user names
+    (NAME=PATH) as a public set or table have splits and columns.
     """
 
-    name: str
+    name: str  # on the command line
     help: str
-    data: str
-    read: Callable[[Path, str, EvaluateOptions], Questions]
+    data: str  # help text of the data
+    read: Callable[[Path, str, EvaluateOptions], Questions]  # from path, name of a public set (or "") and options
     prompt: Callable[[Item, Questions], str] = lambda item, questions: item.question
     score: Callable[..., dict[str, Any]] | None = None
-    is_right: Callable[[Answer, Questions], bool] | None = None
-    max_new_tokens: int = 64
-    options: tuple[str, ...] = ()
+    is_right: Callable[[Answer, Questions], bool] | None = None  # None where answers are only more or less near
+    max_new_tokens: int = 64  # maximum length of an answer
+    options: tuple[str, ...] = ()  # that this task has beside those of all tasks
     measure: Callable[..., dict[str, Any]] | None = None
     is_named: bool = False
 

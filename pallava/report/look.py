@@ -25,29 +25,17 @@ _TALLEST = 2.0  # height of a picture by its width; a taller one becomes narrowe
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture with heat and texts over it.
+    """One picture with heat and texts over it."""
 
-    Attributes:
-        title: Text above it.
-        note: Smaller text below the title.
-        image: (H, W, 3) of bytes.
-        grid: Columns and rows of tiles, whose borders are drawn.
-        heat: (R, C), spread over the whole picture.
-        written: (rows, columns) of texts, one in the corner of each tile.
-        unit: Unit of the heat, below its scale.
-        starts_at_zero: Whether the scale starts at zero, not at the least value.
-        is_peaked: Whether most of the heat is in few places: the scale then shows the faint ones too.
-    """
-
-    title: str
-    note: str
-    image: NDArray[np.uint8]
-    grid: tuple[int, int] = (1, 1)
-    heat: NDArray[np.floating] | None = None
-    written: Sequence[Sequence[str]] | None = None
-    unit: str = ""
-    starts_at_zero: bool = True
-    is_peaked: bool = False
+    title: str  # above it
+    note: str  # smaller, below the title
+    image: NDArray[np.uint8]  # (H, W, 3)
+    grid: tuple[int, int] = (1, 1)  # columns and rows of tiles, whose borders are drawn
+    heat: NDArray[np.floating] | None = None  # (R, C), spread over the whole picture
+    written: Sequence[Sequence[str]] | None = None  # (rows, columns) of texts, one in the corner of each tile
+    unit: str = ""  # of the heat, below its scale
+    starts_at_zero: bool = True  # whether the scale starts at zero, not at the least value
+    is_peaked: bool = False  # whether most of the heat is in few places: the scale then shows the faint ones too
 
 
 def draw_panels(

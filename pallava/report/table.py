@@ -9,19 +9,12 @@ _UNDEFINED = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts; a column of numbers is set to the right.
+    """A table of texts; a column of numbers is set to the right."""
 
-    Attributes:
-        title: Line above it; may be empty.
-        header: Names of the columns.
-        rows: Cells of each row, as many as the header has.
-        is_text: Whether all columns hold text and are set to the left, not the first alone.
-    """
-
-    title: str
+    title: str  # the line above it; may be empty
     header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    is_text: bool = False
+    rows: Sequence[Sequence[str]]  # cells of each row, as many as the header has
+    is_text: bool = False  # whether all columns hold text and are set to the left, not the first alone
 
     def __post_init__(self) -> None:
         if wrong := [row for row in self.rows if len(row) != len(self.header)]:

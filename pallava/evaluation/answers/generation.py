@@ -26,21 +26,13 @@ _AHEAD = 2  # batches whose images are opened while the model works
 
 @dataclass(frozen=True)
 class Batch:
-    """Questions as the model takes them.
+    """Questions as the model takes them."""
 
-    Attributes:
-        items: The questions that can be asked.
-        problems: By image that cannot be opened, the reason.
-        prompts: `input_ids` and `attention_mask` of the questions.
-        tiles: Overview and tiles of each different image: (1+N, 3, P, P).
-        image_of: For each of the questions with an image, its number in `tiles`.
-    """
-
-    items: list[Item]
-    problems: dict[str, str]
-    prompts: dict[str, Any]
-    tiles: list[torch.Tensor]
-    image_of: list[int]
+    items: list[Item]  # that can be asked
+    problems: dict[str, str]  # by image that cannot be opened, the reason
+    prompts: dict[str, Any]  # `input_ids` and `attention_mask` of the questions
+    tiles: list[torch.Tensor]  # overview and tiles of each different image: (1+N, 3, P, P)
+    image_of: list[int]  # for each of the questions with an image, its number in `tiles`
 
 
 @dataclass(frozen=True)

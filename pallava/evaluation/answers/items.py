@@ -28,23 +28,16 @@ _TEXTS = ("id", "image", "question", "reference", "kind", "answer")
 class Item:
     """One question.
 
-    Attributes:
-        id: Unique in its task; a stopped run resumes by it.
-        image: Path of the picture; empty without one.
-        question: Text that is put to the model, without image marker and chat template.
-        reference: The right answer: the text of a caption or answer, the letter of a choice, the label of a class.
-        kind: Kind of the reference.
-        choices: Texts of the choices A, B, ..., or labels of the classes, in order.
-        group: Name of the group that it is counted with in a table of its own; empty for none.
+    Its reference is the right answer: the text of a caption or answer, the letter of a choice, the label of a class.
     """
 
-    id: str
-    image: str
-    question: str
+    id: str  # unique in its task; a stopped run resumes by it
+    image: str  # path of the picture; empty without one
+    question: str  # text that is put to the model, without image marker and chat template
     reference: str
-    kind: Kind = "open"
-    choices: tuple[str, ...] = ()
-    group: str = ""
+    kind: Kind = "open"  # of the reference
+    choices: tuple[str, ...] = ()  # texts of the choices A, B, ..., or labels of the classes, in order
+    group: str = ""  # that it is counted with in a table of its own; empty for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,34 +66,21 @@ class Answer:
 
 @dataclass
 class Questions:
-    """Questions of one data set.
-
-    Attributes:
-        items: The questions.
-        left_out: Counts of records left out, by reason.
-        class_set: The classes in words, if they are about classes.
-        training: Questions and answers of the training material, for a control.
-    """
+    """Questions of one data set."""
 
     items: list[Item]
-    left_out: dict[str, int] = field(default_factory=dict)
-    class_set: ClassSet | None = None
-    training: Sequence[tuple[str, str]] = ()
+    left_out: dict[str, int] = field(default_factory=dict)  # counts of records, by reason
+    class_set: ClassSet | None = None  # the classes in words, if they are about classes
+    training: Sequence[tuple[str, str]] = ()  # questions and answers of the training material, for a control
 
 
 @dataclass(frozen=True)
 class AnswerSet:
-    """All answers of a model to the questions of one data set.
+    """All answers of a model to the questions of one data set."""
 
-    Attributes:
-        by_view: By the name of the view, answers in the order of the questions.
-        questions: The questions.
-        problems: By image that cannot be opened, the reason.
-    """
-
-    by_view: Mapping[str, Sequence[Answer]]
+    by_view: Mapping[str, Sequence[Answer]]  # by the name of the view, in the order of the questions
     questions: Questions = field(default_factory=lambda: Questions([]))
-    problems: Mapping[str, str] = field(default_factory=dict)
+    problems: Mapping[str, str] = field(default_factory=dict)  # by image that cannot be opened, the reason
 
     @property
     def as_is(self) -> Sequence[Answer]:

@@ -27,17 +27,11 @@ from pallava.prompts import CHOICE_LETTERS
 
 @dataclass(frozen=True)
 class Score:
-    """One way to score answers: the mean of a rule over the questions of some kinds.
-
-    Attributes:
-        kinds: The kinds of questions.
-        rule: From an answer to its worth from 0 to 1.
-        definition: The same in a sentence.
-    """
+    """One way to score answers: the mean of a rule over the questions of some kinds."""
 
     kinds: tuple[str, ...]
-    rule: Callable[[Answer], float]
-    definition: str
+    rule: Callable[[Answer], float]  # from an answer to its worth from 0 to 1
+    definition: str  # the same in a sentence
 
 
 def is_right(answer: Answer, questions: Questions | None = None) -> bool:
