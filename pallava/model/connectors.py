@@ -9,8 +9,8 @@ width.
 
 import inspect
 import json
-import os
 import pkgutil
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,12 +23,13 @@ from transformers.activations import ACT2FN
 
 from pallava.errors import PallavaError
 from pallava.io.files import read_package_data
-from pallava.model.weights import Renames, compare_keys, list_keys, load_strictly, read_json, read_weights, rename_keys
+from pallava.model.weights import StrPath, compare_keys, list_keys, load_strictly, read_json, read_weights, rename_keys
 
 CONNECTOR_PREFIXES = ("projector.", "connector.")
 """Prefixes of its keys in a checkpoint: the published one, and ours."""
 
-_PUBLISHED_RENAMES: Renames = tuple(read_package_data(__file__)["published"].items())
+_PREFIX = re.compile(r"^(?:projector|connector)\.")  # one: what follows may be a connector's own `projector`
+_PUBLISHED_RENAMES = tuple(read_package_data(__file__)["published"].items())
 _EPS = 1e-12  # of every norm in the published connector
 _HEAD_WIDTH, _MOST_HEADS = 64, 12  # as published: 768 = 12 * 64
 ConnectorClass = TypeVar("ConnectorClass", bound=type[PreTrainedModel])
@@ -164,10 +165,7 @@ class ScaleInvariantConnector(PreTrainedModel):
 
     @classmethod
     def from_published(
-        cls,
-        source: str | os.PathLike[str] | Mapping[str, Tensor],
-        num_attention_heads: int = 12,
-        name: object = None,
+        cls, source: StrPath | Mapping[str, Tensor], num_attention_heads: int = 12, name: object = None
     ) -> "ScaleInvariantConnector":
         """Open a connector under the published keys, with or without their prefix, from a folder, file or state dict.
 
@@ -368,7 +366,7 @@ def check_reopenable(connector: Any) -> None:
         raise PallavaError(f"connector {name} has other weights when it is built from its configuration ({wrong})")
 
 
-def import_connector(folder: str | os.PathLike[str]) -> None:
+def import_connector(folder: StrPath) -> None:
     """Import the module of a model folder's connector, if it does not come with pallava.
 
     Raises:
@@ -386,14 +384,9 @@ def import_path(kind: type) -> str:
 def own_connector_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a connector's weights under our keys, from ours or the published ones, alone or inside a checkpoint."""
     inside = {key: value for key, value in state.items() if key.startswith(CONNECTOR_PREFIXES)}
-    state = rename_keys(inside or state, _strip_prefix)
+    state = rename_keys(inside or state, lambda key: _PREFIX.sub("", key))
     is_published = any(key.startswith(("model.bert.", "model.mlp.model.")) for key in state)
     return rename_keys(state, _PUBLISHED_RENAMES) if is_published else state
-
-
-def _strip_prefix(key: str) -> str:
-    """Strip one leading prefix: what follows it may be a connector's own `projector`."""
-    return next((key.removeprefix(prefix) for prefix in CONNECTOR_PREFIXES if key.startswith(prefix)), key)
 
 
 def own_checkpoint_keys(state: Mapping[str, Tensor], config: PretrainedConfig, source: object) -> dict[str, Tensor]:
