@@ -8,7 +8,7 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
 from itertools import chain, islice
@@ -33,6 +33,23 @@ def batches(values: Iterable[Value], size: int) -> Iterator[list[Value]]:
     iterator = iter(values)
     while batch := list(islice(iterator, size)):
         yield batch
+
+
+def map_ahead(
+    executor: Executor, function: Callable[[Value], Result], values: Iterable[Value], most: int
+) -> Iterator[Result]:
+    """Yield function(value) for each value, in order; at most so many of them wait, are computed or are done ahead."""
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for value in values:
+            waiting.append(executor.submit(function, value))
+            if len(waiting) >= most:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 class WorkerPool:
@@ -60,19 +77,10 @@ class WorkerPool:
             return
         if self._executor is None:
             self._executor = ProcessPoolExecutor(self._num_workers, get_context("spawn"), _start_worker)
-        waiting: deque[Future[Result]] = deque()
         try:
-            for value in chain(head, iterator):
-                waiting.append(self._executor.submit(function, value))
-                if len(waiting) >= _WAITING * self._num_workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            yield from map_ahead(self._executor, function, chain(head, iterator), _WAITING * self._num_workers)
         except BrokenProcessPool:
             raise PallavaError("a worker process was killed, perhaps for lack of memory; try --workers 1") from None
-        finally:
-            for future in waiting:
-                future.cancel()
 
     def close(self) -> None:
         """End the processes."""

@@ -1,10 +1,9 @@
 """Asking a PA-LLaVA many questions: in batches of like length, stored as they are answered, none asked twice."""
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from pallava.evaluation.answers.items import AS_IS, Answer, Item
 from pallava.evaluation.answers.store import AnswerStore
 from pallava.images import ImageError, open_image
 from pallava.io.hashing import hash_text
+from pallava.io.processes import map_ahead
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 from pallava.prompts import build_question
 from pallava.tiling import make_tiles
@@ -121,8 +121,10 @@ def _key(item: Item, view: str) -> str:
 
 def _ask(answerer: Answerer, batches: Sequence[list[Item]], store: AnswerStore, view: str, *, is_shown: bool) -> None:
     name, total = (view or "questions").replace("_", " "), sum(map(len, batches))
-    with tqdm(total=total, desc=name, unit="question", disable=None if is_shown and total else True) as bar:
-        for items, batch in zip(batches, _prepared(answerer, batches, view), strict=True):
+    bar = tqdm(total=total, desc=name, unit="question", disable=None if is_shown and total else True)
+    with bar, ThreadPoolExecutor(1) as pool:
+        prepared = map_ahead(pool, partial(answerer.prepare, view=view), batches, 1 + _AHEAD)
+        for items, batch in zip(batches, prepared, strict=True):
             answers = zip(batch.items, answerer.answer(batch), strict=True)
             results = {_key(item, view): {"answer": text, "problem": ""} for item, text in answers}
             for item in items:
@@ -130,13 +132,3 @@ def _ask(answerer: Answerer, batches: Sequence[list[Item]], store: AnswerStore, 
                     results[_key(item, view)] = {"answer": "", "problem": reason}
             store.put(results)
             bar.update(len(items))
-
-
-def _prepared(answerer: Answerer, batches: Sequence[list[Item]], view: str) -> Iterator[Batch]:
-    """Yield the inputs of each batch; a few are made ahead."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting, futures = iter(batches), deque[Future[Batch]]()
-        for _ in batches:
-            upcoming = islice(waiting, _AHEAD + 1 - len(futures))
-            futures.extend(pool.submit(answerer.prepare, items, view) for items in upcoming)
-            yield futures.popleft().result()

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from pallava.evaluation.encoders.load import Encoder
 from pallava.images import ImageError, open_image
 from pallava.io.files import report_os_errors, whole_file
 from pallava.io.hashing import hash_file, hash_text
-from pallava.io.processes import batches, num_cores
+from pallava.io.processes import batches, map_ahead, num_cores
 
 _SECONDS_BETWEEN_WRITES = 30.0
 _STALE_SECONDS = 3600.0
@@ -116,7 +116,7 @@ def embed_images(
     with ThreadPoolExecutor(num_cores(at_most=16)) as pool:
         hashes = list(tqdm(pool.map(_hash_file, paths), total=len(paths), desc="read", disable=None, unit="image"))
         first = {h: p for p, h in zip(reversed(paths), reversed(hashes), strict=True) if isinstance(h, str)}
-        missing = [(key, path) for key, path in first.items() if key not in cache]
+        missing = {key: path for key, path in first.items() if key not in cache}
         broken = _compute_images(encoder, missing, cache, batch_size, pool)
     failures = [h if isinstance(h, ImageError) else broken.get(h) for h in hashes]
     unreadable = {str(path): str(failure) for path, failure in zip(paths, failures, strict=True) if failure}
@@ -142,18 +142,17 @@ def embed_texts(encoder: Encoder, texts: Sequence[str], cache: EmbeddingCache, *
 
 
 def _compute_images(
-    encoder: Encoder, missing: Sequence[tuple[str, Path]], cache: EmbeddingCache, size: int, pool: ThreadPoolExecutor
+    encoder: Encoder, missing: Mapping[str, Path], cache: EmbeddingCache, size: int, pool: ThreadPoolExecutor
 ) -> dict[str, ImageError]:
     """Fill the cache in batches; return the errors of those that cannot be decoded, by hash."""
     broken: dict[str, ImageError] = {}
-    parts = (*batches(missing, size), [])
-    loading = ([(key, pool.submit(_load, encoder, path)) for key, path in part] for part in parts)
+    # The next batch is read while one is computed.
+    loaded = map_ahead(pool, partial(_load, encoder), missing.values(), 2 * size)
     try:
         with tqdm(total=len(missing), desc="images", disable=None, unit="image") as bar, torch.inference_mode():
-            for batch, _ in pairwise(loading):  # the next one is read while this one is computed
-                loaded = {key: future.result() for key, future in batch}
-                broken |= {key: error for key, error in loaded.items() if isinstance(error, ImageError)}
-                good = {key: pixels for key, pixels in loaded.items() if isinstance(pixels, Tensor)}
+            for batch in batches(zip(missing, loaded, strict=True), size):
+                broken |= {key: error for key, error in batch if isinstance(error, ImageError)}
+                good = {key: pixels for key, pixels in batch if isinstance(pixels, Tensor)}
                 if good:
                     _keep(cache, list(good), encoder.encode_image(torch.stack(list(good.values()))))
                 bar.update(len(batch))
