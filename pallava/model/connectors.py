@@ -36,17 +36,12 @@ ConnectorClass = TypeVar("ConnectorClass", bound=type[PreTrainedModel])
 
 
 class ConnectorConfig(PretrainedConfig):
-    """Base class of a connector's configuration; a subclass needs a `model_type` and defaults for all its fields.
-
-    Args:
-        visual_hidden_size: Width D of the encoder's tokens.
-        llm_hidden_size: Width H of the language model's embeddings.
-    """
+    """Base class of a connector's configuration; a subclass needs a `model_type` and defaults for all its fields."""
 
     def __init__(self, visual_hidden_size: int = 768, llm_hidden_size: int = 4096, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.visual_hidden_size = visual_hidden_size
-        self.llm_hidden_size = llm_hidden_size
+        self.visual_hidden_size = visual_hidden_size  # width D of the encoder's tokens
+        self.llm_hidden_size = llm_hidden_size  # width H of the language model's embeddings
 
     @property
     def reads_tiles(self) -> bool:
@@ -63,16 +58,7 @@ class ConnectorConfig(PretrainedConfig):
 
 
 class ScaleInvariantConnectorConfig(ConnectorConfig):
-    """Sizes of a `ScaleInvariantConnector`.
-
-    Args:
-        visual_hidden_size: Width D of the encoder's tokens, and of the connector's own layers.
-        num_attention_heads: Number of heads of each attention; must divide `visual_hidden_size`.
-        add_cross_attention: Whether any layer reads the tiles.
-        cross_attention_layers: Indices of the layers that read the tiles (default: all of them).
-        projection_depth: Number of linear layers from D to H, with GELU between them.
-        dropout: Dropout of hidden states and attention probabilities in training.
-        initializer_range: Standard deviation of new weights.
+    """Sizes of a `ScaleInvariantConnector`, whose own layers have the width D of the encoder's tokens.
 
     Raises:
         PallavaError: The heads do not divide the width.
@@ -85,13 +71,13 @@ class ScaleInvariantConnectorConfig(ConnectorConfig):
         visual_hidden_size: int = 768,
         llm_hidden_size: int = 4096,
         num_hidden_layers: int = 6,
-        num_attention_heads: int = 12,
+        num_attention_heads: int = 12,  # of each attention; must divide the width
         intermediate_size: int = 3072,
-        add_cross_attention: bool = True,
-        cross_attention_layers: list[int] | None = None,
-        projection_depth: int = 1,
-        dropout: float = 0.1,
-        initializer_range: float = 0.02,
+        add_cross_attention: bool = True,  # whether any layer reads the tiles
+        cross_attention_layers: list[int] | None = None,  # indices of those that do; None: all of them
+        projection_depth: int = 1,  # number of linear layers from D to H, with GELU between them
+        dropout: float = 0.1,  # of hidden states and attention probabilities, in training
+        initializer_range: float = 0.02,  # standard deviation of new weights
         **kwargs: Any,
     ) -> None:
         super().__init__(visual_hidden_size, llm_hidden_size, **kwargs)
