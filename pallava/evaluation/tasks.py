@@ -78,24 +78,19 @@ _CAPTIONS = (
     "(repeatable)"
 )
 _QUESTIONS: dict[str, Any] = {"score": score_questions, "is_right": is_right}
+
+
+def _public_questions(name: str, source: str, title: str, **others: Any) -> Task:
+    def read(path: Path, _: str, options: EvaluateOptions) -> Questions:
+        return read_questions(path, source, options)
+
+    help_text, data = f"questions of {title}", f"folder of {title}"
+    return Task(name=name, help=help_text, data=data, read=read, options=("training",), **_QUESTIONS, **others)
+
+
 _ROWS = (
-    Task(
-        name="pathvqa",
-        help="questions of PathVQA",
-        data="folder of PathVQA",
-        read=lambda path, source, options: read_questions(path, "path-vqa", options),
-        options=("training",),
-        **_QUESTIONS,
-    ),
-    Task(
-        name="pmc-vqa",
-        help="questions of PMC-VQA",
-        data="folder of PMC-VQA",
-        read=lambda path, source, options: read_questions(path, "pmc-vqa", options),
-        max_new_tokens=32,
-        options=("training",),
-        **_QUESTIONS,
-    ),
+    _public_questions("pathvqa", "path-vqa", "PathVQA"),
+    _public_questions("pmc-vqa", "pmc-vqa", "PMC-VQA", max_new_tokens=32),
     Task(
         name="custom",
         help="questions of your own",
