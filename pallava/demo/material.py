@@ -33,16 +33,13 @@ _SHADES = {"pink": (215, 150, 185), "purple": (150, 95, 150), "blue": (150, 165,
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture with its content, drawn for a canvas of `columns` tiles across.
-
-    A real picture has no facts, but a stain; all else about it is measured.
-    """
+    """A picture with its content, drawn for a canvas of `columns` tiles across."""
 
     image: Image.Image
-    facts: Facts | None
+    facts: Facts | None  # None of a real picture, of which all but the stain is measured
     regions: tuple[Region, ...]
     columns: int
-    stain: str = ""
+    stain: str = ""  # of a real picture
     path: Path = Path()
 
 

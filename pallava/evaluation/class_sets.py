@@ -19,15 +19,11 @@ _DATA: dict[str, Any] = json.loads(Path(__file__).with_name("class_sets.json").r
 
 @dataclass(frozen=True)
 class ClassSet:
-    """The classes of a data set in words, with their source.
-
-    Each class has its label in the data, and one or several names that a pathologist has for it; templates are
-    sentences with ``{}`` for the name.
-    """
+    """The classes of a data set in words, with their source."""
 
     name: str
-    classes: tuple[tuple[str, tuple[str, ...]], ...]
-    templates: tuple[str, ...]
+    classes: tuple[tuple[str, tuple[str, ...]], ...]  # label in the data, and names that a pathologist has for it
+    templates: tuple[str, ...]  # sentences with {} for the name
     source: str = ""
 
     @property

@@ -34,15 +34,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The judge's verdict on one answer, and the beginning of its reply.
-
-    The grade is from 0 to 10. An "empty" answer gets 0 without a request; it is None if the reply has no grade, or the
-    server does not answer this very request.
-    """
+    """The judge's verdict on one answer, and the beginning of its reply."""
 
     id: str
-    grade: float | None
-    verdict: Literal["graded", "empty", "unreadable", "refused"]
+    grade: float | None  # 0 to 10; None if the reply has none, or the server does not answer this very request
+    verdict: Literal["graded", "empty", "unreadable", "refused"]  # an "empty" answer gets 0 without a request
     reply: str = ""
 
 

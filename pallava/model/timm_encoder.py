@@ -18,17 +18,14 @@ _LAYER_CLASSES = ("mlp_layer", "norm_layer", "embed_layer", "block_fn")  # by na
 
 
 class TimmEncoderConfig(PretrainedConfig):
-    """Configuration of a `TimmEncoder`: timm's name of the model, its options, and the sizes that timm builds it with.
-
-    Layer classes in `model_args`, the options of `timm.create_model`, are named as in `timm.layers`.
-    """
+    """Configuration of a `TimmEncoder`: timm's name of the model, options, and the sizes that timm builds it with."""
 
     model_type = "pallava_timm"
 
     def __init__(
         self,
         architecture: str = "vit_small_patch16_224",
-        model_args: Mapping[str, Any] | None = None,
+        model_args: Mapping[str, Any] | None = None,  # of timm.create_model; layer classes by name, as in timm.layers
         hidden_size: int = 384,
         num_hidden_layers: int = 12,
         image_size: int = 224,

@@ -53,12 +53,9 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Why a candidate is dropped, or nothing if it is kept, and the number on which that rests, if any.
+    """Why a candidate is dropped, or nothing if it is kept, and the number on which that rests, if any."""
 
-    A reason is like "few_words", or "near duplicate of quilt-1m:7"; drops are counted by what precedes " of ".
-    """
-
-    reason: str = ""
+    reason: str = ""  # "few_words", or "near duplicate of quilt-1m:7"; drops are counted by what precedes " of "
     score: float | None = None
 
     @property

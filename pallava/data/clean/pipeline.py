@@ -33,15 +33,12 @@ class Outcome:
 
 @dataclass
 class Pipeline:
-    """Sources by their names in the output, filters in the order in which they decide, and the store of findings.
+    """What is cleaned, and how."""
 
-    What an endpoint did not answer is dropped, or else (without `drop_unanswered`) there is no decision.
-    """
-
-    inputs: Mapping[str, Source]
-    filters: Sequence[Filter]
-    store: Store
-    drop_unanswered: bool = False
+    inputs: Mapping[str, Source]  # by their names in the output
+    filters: Sequence[Filter]  # in the order in which they decide
+    store: Store  # of findings
+    drop_unanswered: bool = False  # drop what an endpoint did not answer; otherwise there is no decision
     _unanswered: list[UnansweredError] = field(default_factory=list, init=False)
 
     def survey(self) -> None:

@@ -94,15 +94,12 @@ class EmbeddingCache:
 
 @dataclass(frozen=True)
 class ImageEmbeddings:
-    """Embeddings of the images that could be read, (N, D) of unit length.
+    """Embeddings of the N images that could be read."""
 
-    Each has the hash of its bytes, and its number among the given paths; the other paths have their reasons.
-    """
-
-    vectors: Tensor
-    contents: list[str]
-    index: list[int]
-    unreadable: dict[str, str]
+    vectors: Tensor  # (N, D) of unit length
+    contents: list[str]  # hash of each file's bytes
+    index: list[int]  # number of each among the given paths
+    unreadable: dict[str, str]  # the other paths, with their reasons
 
 
 def embed_images(

@@ -36,17 +36,13 @@ _CHOICES = (
 
 @dataclass(frozen=True)
 class Encoder:
-    """A CLIP that embeds images and texts in one space, with a scale for the cosine of both.
+    """A CLIP that embeds images and texts in one space."""
 
-    `preprocess` turns an RGB image into (3, P, P), `encode_image` (B, 3, P, P) into (B, D), and `encode_text` B texts.
-    The identity is a hash of weights, description and preprocessing: equal only if all embeddings are.
-    """
-
-    identity: str
-    preprocess: Callable[[Image.Image], Tensor]
-    encode_image: Callable[[Tensor], Tensor]
-    encode_text: Callable[[list[str]], Tensor]
-    logit_scale: float
+    identity: str  # a hash of weights, description and preprocessing: equal only if all embeddings are
+    preprocess: Callable[[Image.Image], Tensor]  # from an RGB image to (3, P, P)
+    encode_image: Callable[[Tensor], Tensor]  # from (B, 3, P, P) to (B, D)
+    encode_text: Callable[[list[str]], Tensor]  # from B texts to (B, D)
+    logit_scale: float  # of the cosine of both
     device: torch.device
 
 

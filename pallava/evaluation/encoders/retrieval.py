@@ -29,14 +29,11 @@ _QUERIES, _CANDIDATES = 1024, 8192  # 32 MiB a block
 
 @dataclass(frozen=True)
 class Standing:
-    """Numbers of candidates for each query, (Q,), beside the best of its right ones.
+    """Numbers of candidates for each query, (Q,), beside the best of its right ones."""
 
-    These are wrong ones above it, wrong ones tied with it, and right ones tied with it, itself included.
-    """
-
-    above: NDArray[np.int64]
-    tied: NDArray[np.int64]
-    right: NDArray[np.int64]
+    above: NDArray[np.int64]  # wrong ones above it
+    tied: NDArray[np.int64]  # wrong ones tied with it
+    right: NDArray[np.int64]  # right ones tied with it, itself included
 
 
 def find_standing(
