@@ -1,17 +1,18 @@
 """Similarity of generated texts to references: in words by BLEU and ROUGE, in meaning by a language model.
 
-Scores of words see no meaning, and pathology has many words for one thing: hence the judge. Letters in shapes:
-N captions, R resamples, K scores.
+Scores of words see no meaning, and pathology has many words for one thing: hence the judge, on the published scale of
+0 to 10. It sees words only, not the image. Letters in shapes: N captions, R resamples, K scores.
 """
 
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from tqdm import tqdm
 
 from pallava.errors import PallavaError
 from pallava.evaluation import statistics
@@ -19,10 +20,10 @@ from pallava.evaluation.answers.items import AS_IS, Answer, AnswerSet, read_pred
 from pallava.evaluation.answers.scores import CONTROLS, count_answers
 from pallava.evaluation.report import as_json, write_files
 from pallava.evaluation.statistics import DEFINITIONS, UNDEFINED, Counts, Floats, as_control, describe_interval
+from pallava.io.hashing import hash_bytes
 from pallava.io.store import Store
-from pallava.judging.endpoint import Endpoint
-from pallava.judging.judge import Candidate, Judgement, judge
-from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY, MAX_GRADE
+from pallava.judging.endpoint import MAX_REPLY, Endpoint, Request
+from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY, MAX_GRADE, read_grade
 from pallava.prompts import CHOICE_LETTERS
 from pallava.report.table import Table, estimate
 
@@ -35,6 +36,16 @@ _SIMILARITY = (
     f"similarity to the reference, 0 to {MAX_GRADE}, as the judge sees it: mean of all that it graded, where an empty "
     "answer gets 0 unasked; unreadable and refused ones are left out"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The judge's verdict on one answer, and the beginning of its reply."""
+
+    id: str
+    grade: float | None  # 0 to 10; None if the reply has none, or the server does not answer this very request
+    verdict: Literal["graded", "empty", "unreadable", "refused"]  # an "empty" answer gets 0 without a request
+    reply: str = ""
 
 
 def score_captions(answers: AnswerSet, **bootstrap: int) -> dict[str, Any]:
@@ -92,7 +103,7 @@ def judge_predictions(
     similarity, files = None, {}
     if endpoint:
         with Store(out / _GRADES) as store:
-            judgements = judge([as_candidate(each) for each in answers], endpoint, store)
+            judgements = judge(answers, endpoint, store)
         versions = {"caption": CAPTION_SIMILARITY.version, "answer": ANSWER_SIMILARITY.version}
         about = {"model": endpoint.model, "url": endpoint.base_url, "prompt_versions": versions}
         similarity = {"judge": about, **score_judgements(judgements, [each.item.image for each in answers], seed=seed)}
@@ -113,6 +124,44 @@ def results_folder(predictions: Path) -> Path:
     if predictions.is_dir():
         return predictions / "judge"
     return predictions.parent / ("judge" if predictions.name == "predictions.jsonl" else f"judge_{predictions.stem}")
+
+
+def judge(answers: Sequence[Answer], endpoint: Endpoint, store: Store) -> list[Judgement]:
+    """Have every answer judged that is not graded yet.
+
+    Every grade is stored as it comes, under the judge's name and the whole text of the request, so that nothing is
+    asked twice: not after an error or a kill, and not if two models gave the same answer.
+    """
+    namespace = f"similarity-endpoint/{endpoint.model}/prompts-{CAPTION_SIMILARITY.version}-{ANSWER_SIMILARITY.version}"
+    requests = [_request(each) for each in answers]
+    keys = [text and hash_bytes(text.encode()) for text in requests]
+    by_key = {key: text for key, text in zip(keys, requests, strict=True) if key}
+    found = store.get(namespace, by_key.keys())
+    missing = [key for key in by_key if key not in found]
+    with tqdm(total=len(by_key), initial=len(found), desc="judge", disable=None) as bar:
+        for index, reply in endpoint.iter_settled([Request(by_key[key]) for key in missing]):
+            key = missing[index]
+            grade = None if reply.failure else read_grade(reply.text)
+            verdict = "refused" if reply.failure else "unreadable" if grade is None else "graded"
+            found[key] = {"grade": grade, "verdict": verdict, "reply": reply.text[:MAX_REPLY]}
+            store.put(namespace, {key: found[key]})
+            bar.update()
+    return [
+        Judgement(each.item.id, **found[key]) if key else Judgement(each.item.id, 0.0, "empty")
+        for each, key in zip(answers, keys, strict=True)
+    ]
+
+
+def _request(answer: Answer) -> str:
+    """Return all that the judge is shown, a lettered choice with its text; nothing for an empty answer."""
+    if not answer.final.strip():
+        return ""
+    item, reference = answer.item, answer.item.reference
+    texts = dict(zip(CHOICE_LETTERS, item.choices, strict=False)) if item.kind == "choice" else {}
+    if reference in texts:
+        reference = f"{reference}: {texts[reference]}"
+    prompt = ANSWER_SIMILARITY if item.question and item.kind != "caption" else CAPTION_SIMILARITY
+    return prompt.fill(question=item.question, reference=reference, answer=answer.final.strip())
 
 
 def score_judgements(judgements: Sequence[Judgement], images: Sequence[str], **bootstrap: int) -> dict[str, Any]:
@@ -153,15 +202,6 @@ def similarity_tables(report: Mapping[str, Any]) -> list[Table]:
         title = f"words of {result['num_questions']} captions, {result['num_unanswered']} of them empty"
         shown.append(Table(title, ("score", "own reference", "another's reference"), rows))
     return shown
-
-
-def as_candidate(answer: Answer) -> Candidate:
-    """Return an answer as the judge takes it: with the text of a lettered choice beside its letter."""
-    item, reference = answer.item, answer.item.reference
-    texts = dict(zip(CHOICE_LETTERS, item.choices, strict=False)) if item.kind == "choice" else {}
-    if reference in texts:
-        reference = f"{reference}: {texts[reference]}"
-    return Candidate(item.id, reference, answer.final, "" if item.kind == "caption" else item.question)
 
 
 def _scores(answers: Sequence[Answer], references: list[str], **bootstrap: int) -> dict[str, dict[str, Any]]:

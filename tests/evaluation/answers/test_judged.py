@@ -10,10 +10,9 @@ import pytest
 from pallava.errors import PallavaError
 from pallava.evaluation import statistics as metrics
 from pallava.evaluation.answers.items import Answer, Item
-from pallava.evaluation.answers.similarity import as_candidate, score_judgements
+from pallava.evaluation.answers.similarity import Judgement, judge, score_judgements
 from pallava.io.store import Store
 from pallava.judging.endpoint import Endpoint, UnansweredError
-from pallava.judging.judge import Judgement, judge
 from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY, read_grade
 from tests.tiny.endpoint import Act, StubEndpoint, stub_endpoint
 
@@ -27,7 +26,7 @@ def caption(number: int, answer: str) -> Answer:
 def run(server: StubEndpoint, answered: list[Answer], folder: Path, **settings) -> list[Judgement]:
     endpoint = Endpoint(server.url, "judge", concurrency=4, **settings)
     with Store(folder / "grades.sqlite") as store:
-        return judge([as_candidate(each) for each in answered], endpoint, store)
+        return judge(answered, endpoint, store)
 
 
 def number_of(text: str) -> int:
@@ -92,7 +91,7 @@ def test_another_judge_is_asked_anew(tmp_path: Path) -> None:
     with stub_endpoint(lambda text, before: Act("3"), models=("judge", "other")) as server:
         run(server, [caption(1, "caption 1")], tmp_path)
         with Store(tmp_path / "grades.sqlite") as store:
-            judge([as_candidate(caption(1, "caption 1"))], Endpoint(server.url, "other"), store)
+            judge([caption(1, "caption 1")], Endpoint(server.url, "other"), store)
         assert [request["model"] for request in server.requests] == ["judge", "other"]
 
 
