@@ -14,12 +14,16 @@ from pallava.errors import PallavaError, check_at_least
 from pallava.io.files import write_json
 from pallava.io.launch import Launch
 from pallava.io.processes import hold_lock, run_child
-from pallava.model.clip import read_description
-from pallava.pretraining.model import ENCODER, LATEST, RUN, describe
+from pallava.model import clip
+from pallava.open_clip_weights import made_with_quick_gelu
 from pallava.pretraining.pairs import SHARDS, TABLE, count_steps, hash_pairs, read_left_out, write_pairs
 
 DEFAULT_MODEL, DEFAULT_WEIGHTS = "ViT-B-16-quickgelu", "openai"
 """The published shape, ViT-B/16 at 224, from CLIP's weights."""
+ENCODER = "encoder"
+RUN = "run"
+"""Name of the trainer's own folder in ours: logs, parameters, checkpoints."""
+LATEST = Path(RUN, "checkpoints", "epoch_latest.pt")
 _SETTINGS = "pretraining.json"
 _PREPARED = ("pairs", SHARDS, ".")
 _TAIL_LINES = 15
@@ -77,6 +81,40 @@ def pretrain(settings: Pretraining, launch: Launch, on_line: Callable[[str], obj
     return out / ENCODER
 
 
+def describe(model: str, pretrained: str, parsed: argparse.Namespace) -> dict[str, Any]:
+    """Return the description of a model (name or file) as the weights and the trainer's options change it.
+
+    Refuse weights that do not exist, and whatever is not a plain CLIP ViT, which the encoder must be.
+    """
+    described: dict[str, Any] = json.loads(json.dumps(clip.read_description(model)))  # a deep copy
+    name = Path(model).stem if model.endswith(".json") else model
+    _check_weights(name, pretrained)
+    if parsed.force_image_size:
+        size = parsed.force_image_size
+        described["vision_cfg"]["image_size"] = size[0] if len(size) == 1 else size
+    if parsed.force_context_length:
+        described["text_cfg"]["context_length"] = parsed.force_context_length
+    if parsed.force_quick_gelu or made_with_quick_gelu(name, pretrained):
+        described["quick_gelu"] = True
+    if parsed.force_custom_text:
+        described["custom_text"] = True
+    if parsed.siglip:
+        described["init_logit_bias"] = -10  # as the trainer does; without it the model has no bias to load
+    clip.huggingface_vision_config(described)
+    return described
+
+
+def _check_weights(model: str, pretrained: str) -> None:
+    import open_clip  # takes seconds
+
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if pretrained and pretrained not in tags and not Path(pretrained).is_file():
+        raise PallavaError(
+            f"weights {pretrained!r} of {model} must be a file or a tag of open_clip's ({', '.join(tags) or 'none'}); "
+            "choose by --pretrained, `none` for random weights"
+        )
+
+
 def _parse(settings: Pretraining) -> argparse.Namespace:
     """Read the trainer's options as the trainer will, and refuse those that are ours to set."""
     from open_clip_train.params import parse_args
@@ -105,7 +143,7 @@ def _content(settings: Pretraining, launch: Launch) -> dict[str, Any]:
     return {
         "pairs": hash_pairs(settings.pairs),
         "image_folder": str(settings.image_folder.resolve()),
-        "model": read_description(settings.model) if settings.model.endswith(".json") else settings.model,
+        "model": clip.read_description(settings.model) if settings.model.endswith(".json") else settings.model,
         "pretrained": settings.pretrained,
         "shards": settings.shards,
         "augment": settings.augment,

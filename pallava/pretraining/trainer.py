@@ -8,7 +8,7 @@ import argparse
 import functools
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,20 @@ from open_clip_train.params import parse_args
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms import Normalize
+from transformers import CLIPImageProcessor
 
 from pallava.errors import PallavaError, without_worker
 from pallava.images import open_image
+from pallava.io.files import whole_file, whole_folder, write_json
 from pallava.io.processes import end_with_parent
+from pallava.model import clip
+from pallava.model.weights import read_weights
 from pallava.open_clip_weights import read_wrapped_keys
-from pallava.pretraining.model import describe, export
+from pallava.pretraining.run import ENCODER, LATEST, describe
 from pallava.transforms import PathologyAugmentation
 
 _USER_ERROR = 2
+_RESAMPLE = {"bicubic": 3, "bilinear": 2, "random": 3}  # Pillow's numbers
 _PICTURES = {f".{name}" for name in ("jpg", "jpeg", "png", "webp")}
 
 
@@ -138,6 +143,33 @@ def train(out: Path, arguments: Sequence[str], description: Path | None, *, augm
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return 1 if code else 0
+
+
+def export(out: Path, description: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> None:
+    """Write the last checkpoint's whole model, ``open_clip.json`` and ``open_clip.pt``, and at last ``encoder/``.
+
+    The preprocessing is open_clip's: ``size``, ``mean``, ``std``, ``interpolation`` and ``resize_mode``.
+    """
+    state = read_weights(out / LATEST)
+    write_json(out / clip.DESCRIPTION, description)
+    with whole_file(out / clip.WEIGHTS, "wb") as file:
+        torch.save(state, file)
+    encoder = clip.open_clip_vision(description, state, out / LATEST)
+    with whole_folder(out / ENCODER, replace=True) as folder:
+        encoder.save_pretrained(folder)
+        image_processor(preprocessing).save_pretrained(folder)
+
+
+def image_processor(preprocessing: Mapping[str, Any]) -> CLIPImageProcessor:
+    """Return open_clip's preprocessing as an image processor of transformers."""
+    size = preprocessing["size"]
+    return clip.make_image_processor(
+        size if isinstance(size, int) else size[0],
+        squash=preprocessing["resize_mode"] == "squash",
+        resample=_RESAMPLE[preprocessing["interpolation"]],
+        image_mean=list(preprocessing["mean"]),
+        image_std=list(preprocessing["std"]),
+    )
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from PIL import Image
 
 from pallava.evaluation.encoders.load import load_encoder
 from pallava.pretraining import trainer
-from pallava.pretraining.model import describe, image_processor
-from pallava.pretraining.trainer import train
+from pallava.pretraining.run import describe
+from pallava.pretraining.trainer import image_processor, train
 from tests.tiny.clips import write_open_clip
 from tests.tiny.pretraining import MODEL
 
