@@ -62,8 +62,11 @@ class EmbeddingCache:
         return torch.from_numpy(np.stack([self._vectors[key] for key in keys]))
 
     def add(self, keys: Sequence[str], vectors: Tensor) -> None:
-        """Take the vectors (N, D) of new keys; they reach the disk after a while, or by `write`."""
-        new = dict(zip(keys, vectors.detach().float().cpu().numpy(), strict=True))
+        """Take the vectors (N, D) of new keys, at unit length; they reach the disk after a while, or by `write`."""
+        vectors = vectors.detach().float()
+        if not vectors.isfinite().all():
+            raise PallavaError("the embeddings of the model are not finite; its weights are damaged or overflow")
+        new = dict(zip(keys, torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy(), strict=True))
         self._vectors |= new
         self._new |= new
         if time.monotonic() - self._last_write > _SECONDS_BETWEEN_WRITES:
@@ -132,7 +135,7 @@ def embed_texts(encoder: Encoder, texts: Sequence[str], cache: EmbeddingCache, *
     try:
         with torch.inference_mode():
             for part in tqdm([*batches(missing, batch_size)], desc="texts", disable=None, unit="batch"):
-                _keep(cache, [key for key, _ in part], encoder.encode_text([text for _, text in part]))
+                cache.add([key for key, _ in part], encoder.encode_text([text for _, text in part]))
     finally:
         cache.write()
     return cache.get(keys)
@@ -151,7 +154,7 @@ def _compute_images(
                 broken |= {key: error for key, error in batch if isinstance(error, ImageError)}
                 good = {key: pixels for key, pixels in batch if isinstance(pixels, Tensor)}
                 if good:
-                    _keep(cache, list(good), encoder.encode_image(torch.stack(list(good.values()))))
+                    cache.add(list(good), encoder.encode_image(torch.stack(list(good.values()))))
                 bar.update(len(batch))
     finally:
         cache.write()
@@ -170,13 +173,6 @@ def _hash_file(path: Path) -> str | ImageError:
         return hash_file(path)
     except OSError as error:
         return ImageError(f"cannot open image '{path}': {error.strerror}")
-
-
-def _keep(cache: EmbeddingCache, keys: Sequence[str], vectors: Tensor) -> None:
-    vectors = vectors.float()
-    if not vectors.isfinite().all():
-        raise PallavaError("the embeddings of the model are not finite; its weights are damaged or overflow")
-    cache.add(keys, torch.nn.functional.normalize(vectors, dim=-1))
 
 
 def count_reasons(unreadable: Mapping[str, str]) -> dict[str, int]:
