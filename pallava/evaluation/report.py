@@ -121,16 +121,11 @@ def _overview(report: _Report) -> list[Table]:
     if not all("per_class" in result for result in data.values()):
         return []
     names = list(dict.fromkeys(metric for result in data.values() for metric in result["metrics"]))
-    rows = [
-        [
-            name,
-            str(result["num_images"]),
-            *(estimate(result["metrics"][metric]) if metric in result["metrics"] else "–" for metric in names),
-            percent(result["largest_class"]),
-            *([str(result["num_without_class"])] if is_answers else []),
-        ]
-        for name, result in data.items()
-    ]
+    rows = []
+    for name, result in data.items():
+        metrics = [estimate(result["metrics"][each]) if each in result["metrics"] else "–" for each in names]
+        without_class = [str(result["num_without_class"])] if is_answers else []
+        rows.append([name, str(result["num_images"]), *metrics, percent(result["largest_class"]), *without_class])
     header = ["data", "images", *(name.replace("_", " ") for name in names), "largest class"]
     return [Table("zero-shot classification", header + [_NO_CLASS] * is_answers, rows)]
 
