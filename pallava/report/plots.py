@@ -26,19 +26,13 @@ def line_plot(points: Sequence[tuple[float, float]], *, x_label: str, y_label: s
 
 
 def histogram(
-    series: Mapping[str, Mapping[float, int]],
+    series: Mapping[str, Mapping[float, int]],  # by name, how often each value occurs
     *,
     x_label: str,
-    threshold: float | None = None,
-    colours: Sequence[str] = COLOURS,
+    threshold: float | None = None,  # value at which a line is drawn
+    colours: Sequence[str] = COLOURS,  # of the series
 ) -> str:
     """Draw how often values occur, as bars; those of several series, each in its colour, on top of each other.
-
-    Args:
-        series: Name of each series, and how often each value occurs in it.
-        x_label: Text below the plot.
-        threshold: Value at which a line is drawn.
-        colours: Colours of the series.
 
     Raises:
         ValueError: The series have no value.

@@ -27,11 +27,7 @@ _REACH = 60  # characters to either side in which a tissue says that a word is a
 
 
 def judge_species(caption: str) -> Literal["human", "non-human"]:
-    """Return whether a caption speaks of human material alone.
-
-    Args:
-        caption: The text of a picture; no mention of a species means human.
-    """
+    """Return whether a picture's caption speaks of human material alone; no mention of a species means human."""
     return "human" if find_species(caption) is None else "non-human"
 
 
