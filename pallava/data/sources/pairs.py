@@ -16,10 +16,7 @@ from pallava.data.sources.files import (
 from pallava.errors import PallavaError
 from pallava.io.records import Entry
 
-_KINDS = {
-    frozenset(("image", "caption")): "captions",
-    frozenset(("image", "question", "answer")): "questions",
-}
+_COLUMNS = {"captions": {"image", "caption"}, "questions": {"image", "question", "answer"}}  # by the kind of the table
 _EXPECTED = "--columns image=NAME,caption=NAME or image=NAME,question=NAME,answer=NAME"
 
 
@@ -72,10 +69,11 @@ class Table(_OwnSource):
     def find_files(self) -> list[SourceFile]:
         files = super().find_files()
         if files:
-            if frozenset(self.columns) not in _KINDS:
+            kinds = [kind for kind, columns in _COLUMNS.items() if columns == self.columns.keys()]
+            if not kinds:
                 found = ",".join(f"{key}={name}" for key, name in self.columns.items()) or "none"
                 raise PallavaError(f"'{self.root}' needs {_EXPECTED}, got {found}")
-            self.kind = _KINDS[frozenset(self.columns)]
+            self.kind = kinds[0]
             self._names = {key: column_name(name) for key, name in self.columns.items()}
             self.needs = self._names.values()
             for file in files:
