@@ -16,12 +16,11 @@ _MAX_VARIABLES = 500  # in one query; old SQLite admits 999
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS scores (filter_key TEXT, item_key TEXT, value TEXT,
                                    PRIMARY KEY (filter_key, item_key)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS run (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 """
 
 
 class Store(AbstractContextManager["Store"]):
-    """JSON values by namespace and key, and a few settings by name; open in one process at a time.
+    """JSON values by namespace and key; open in one process at a time.
 
     A namespace names what the values are and all that they depend on, such as a filter and its settings.
     """
@@ -80,17 +79,6 @@ class Store(AbstractContextManager["Store"]):
         rows = [(namespace, key, json.dumps(value, sort_keys=True)) for key, value in values.items()]
         with self._sqlite_errors(), self._database:
             self._database.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", rows)
-
-    def read(self, name: str) -> Any:
-        """Return the setting of that name, or None."""
-        with self._sqlite_errors():
-            row = self._database.execute("SELECT value FROM run WHERE name = ?", [name]).fetchone()
-        return None if row is None else json.loads(row[0])
-
-    def write(self, name: str, value: Any) -> None:
-        """Store a JSON value as the setting of that name."""
-        with self._sqlite_errors(), self._database:
-            self._database.execute("INSERT OR REPLACE INTO run VALUES (?, ?)", [name, json.dumps(value)])
 
     @contextmanager
     def _sqlite_errors(self) -> Iterator[None]:

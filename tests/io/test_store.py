@@ -85,11 +85,3 @@ def test_all_values_of_a_namespace(tmp_path):
         store.put("b", {"x": 3})
         assert store.get_all("a") == {"x": 1, "y": [2]}
         assert store.get_all("c") == {}
-
-
-def test_what_is_known_of_a_run(tmp_path):
-    with Store(tmp_path / "s.sqlite") as store:
-        assert store.read("settings") is None
-        store.write("settings", {"a": [1]})
-        store.write("settings", {"a": [2]})
-        assert store.read("settings") == {"a": [2]}

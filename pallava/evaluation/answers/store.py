@@ -110,7 +110,7 @@ class AnswerStore(ExitStack):
         for name in names:
             store = self.enter_context(Store(self._folder / name))
             self._stores.append(store)
-            found = store.read(_SETTINGS) or {}
+            found = store.get_all(_SETTINGS).get(_SETTINGS, {})
             differing = [name for name in sorted({*found, *settings}) if found.get(name) != settings.get(name)]
             if differing and store.get_all(_NAMESPACE):
                 named = ", ".join(f"{name} ({found.get(name)} there, {settings.get(name)} now)" for name in differing)
@@ -118,4 +118,4 @@ class AnswerStore(ExitStack):
                     f"'{self._folder.parent}' holds answers of another evaluation, which differs in {named}; use "
                     f"another --out, or remove '{self._folder}'"
                 )
-            store.write(_SETTINGS, settings)
+            store.put(_SETTINGS, {_SETTINGS: settings})

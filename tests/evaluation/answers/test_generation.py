@@ -136,7 +136,7 @@ def test_answers_of_other_settings_do_not_mix(tmp_path: Path):
         AnswerStore(tmp_path, {**SETTINGS, "max_new_tokens": 13})
     AnswerStore(tmp_path, SETTINGS).close()
     with Store(tmp_path / "answers" / "process_0.sqlite") as lost:
-        lost.write("settings", None)
+        lost.put("settings", {"settings": {}})
     with pytest.raises(PallavaError, match=r"task \(None there, custom now\)"):
         AnswerStore(tmp_path, SETTINGS)
 
