@@ -203,32 +203,30 @@ def open_clip_to_huggingface(state: Mapping[str, Tensor]) -> StateDict:
 
     A key that is in no table is refused.
     """
-    projections, result = _names("projections"), {}
+    result = {}
     for key, value in state.items():
-        key = key.removeprefix("text.")  # where open_clip built the text tower as a module of its own
-        if key in projections:
-            result[projections[key]] = value.T.contiguous()
-            continue
-        renamed = _rename(key)
-        if ".in_proj_" not in renamed:
-            result[renamed] = value
-            continue
-        for name, part in zip("qkv", value.chunk(3), strict=True):
-            result[renamed.replace("in_proj_", f"{name}_proj.")] = part.clone()
+        renamed = _rename(key.removeprefix("text."))  # where open_clip built the text tower as a module of its own
+        if ".in_proj_" in renamed:
+            for name, part in zip("qkv", value.chunk(3), strict=True):
+                result[renamed.replace("in_proj_", f"{name}_proj.")] = part.clone()
+        else:
+            result[renamed] = _transpose_projection(renamed, value)
     return result
 
 
 def _to_open_clip(state: Mapping[str, Tensor]) -> StateDict:
-    projections, result = _names("projections", back=True), {}
+    result = {}
     for key, value in state.items():
-        if key in projections:
-            result[projections[key]] = value.T.contiguous()
-        elif ".q_proj." in key:
+        if ".q_proj." in key:
             whole = torch.cat([state[key.replace(".q_proj.", f".{name}_proj.")] for name in "qkv"])
             result[_rename(key.replace(".q_proj.", ".in_proj_"), back=True)] = whole
         elif ".k_proj." not in key and ".v_proj." not in key:
-            result[_rename(key, back=True)] = value
+            result[_rename(key, back=True)] = _transpose_projection(key, value)
     return result
+
+
+def _transpose_projection(huggingface_key: str, value: Tensor) -> Tensor:
+    return value.T.contiguous() if huggingface_key.endswith("_projection.weight") else value
 
 
 @cache
@@ -240,7 +238,7 @@ def _names(table: str, *, back: bool = False) -> dict[str, str]:
 
 def _rename(key: str, *, back: bool = False) -> str:
     for old, new in _names("beginnings", back=back).items():
-        if key.startswith(old):
+        if key.startswith(old) if old.endswith(".") else key == old:
             renamed = new + key.removeprefix(old)
             for old_part, new_part in _names("parts", back=back).items():
                 renamed = renamed.replace(old_part, new_part)
