@@ -28,7 +28,7 @@ from tests.tiny.training import save_parts
 def through_pretraining(paths: list[Path], folder: Path) -> list[Tensor]:
     rows = [{"image": path.name, "caption": path.name} for path in paths]
     (folder / "pairs.json").write_text(json.dumps(rows))
-    assert write_pairs(folder / "pairs.json", paths[0].parent, folder / "out") == len(paths)
+    assert write_pairs(folder / "pairs.json", paths[0].parent, folder / "out") == (len(paths), {})
     table = PairDataset(
         str(folder / "out" / "pairs.tsv"),
         lambda image: torch.from_numpy(np.array(image)).float(),

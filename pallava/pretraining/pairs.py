@@ -24,10 +24,13 @@ _PLAIN = {"encoder": False, "user": "", "group": "", "mode": 0o644, "mtime": 0} 
 _COPIED = ("jpg", "jpeg", "png", "webp")  # those that open_clip takes out of a shard
 
 
-def write_pairs(source: Path, image_folder: Path, folder: Path, num_shards: int = 0) -> int:
-    """Write ``pairs.tsv``, and shards on request, unless they exist already; return the number of pairs.
+def write_pairs(source: Path, image_folder: Path, folder: Path, num_shards: int = 0) -> tuple[int, dict[str, int]]:
+    """Write ``pairs.tsv``, and shards on request, unless they exist already.
 
     Every picture is decoded once, so that none is found broken in the middle of a training.
+
+    Returns:
+        The number of pairs, and by reason how many were left out when the table was written.
 
     Raises:
         PallavaError: The source is not JSON, a folder is missing, or no pair is left.
@@ -45,12 +48,7 @@ def write_pairs(source: Path, image_folder: Path, folder: Path, num_shards: int 
         if num_shards:
             _write_shards(folder, num_shards)
             write_json(note, {**content, "shards": num_shards})
-    return int(content["num_pairs"])
-
-
-def read_left_out(folder: Path) -> dict[str, int]:
-    """Return how many pairs were left out when the table was written, by reason."""
-    return dict(json.loads((folder / _NOTE).read_text(encoding="utf-8"))["left_out"])
+    return content["num_pairs"], content["left_out"]
 
 
 def hash_pairs(source: Path) -> str:

@@ -16,7 +16,7 @@ from pallava.io.launch import Launch
 from pallava.io.processes import hold_lock, run_child
 from pallava.model import clip
 from pallava.open_clip_weights import made_with_quick_gelu
-from pallava.pretraining.pairs import SHARDS, TABLE, count_steps, hash_pairs, read_left_out, write_pairs
+from pallava.pretraining.pairs import SHARDS, TABLE, count_steps, hash_pairs, write_pairs
 
 DEFAULT_MODEL, DEFAULT_WEIGHTS = "ViT-B-16-quickgelu", "openai"
 """The published shape, ViT-B/16 at 224, from CLIP's weights."""
@@ -70,10 +70,10 @@ def pretrain(settings: Pretraining, launch: Launch, on_line: Callable[[str], obj
     out.mkdir(parents=True, exist_ok=True)
     lock = out / f".node_{launch.node}.lock"  # each node of a training has its own
     with hold_lock(lock, f"another run trains in '{out}'; wait for its end, or choose another folder"):
-        num_pairs = write_pairs(settings.pairs, settings.image_folder, out, settings.shards)
+        num_pairs, left_out = write_pairs(settings.pairs, settings.image_folder, out, settings.shards)
         steps = count_steps(num_pairs, parsed, launch.processes, settings.shards)
         write_json(out / _SETTINGS, content)
-        for reason, count in read_left_out(out).items():
+        for reason, count in left_out.items():
             on_line(f"{count} pairs are left out: {reason}\n")
         batch = parsed.batch_size * launch.processes
         on_line(f"{num_pairs} pairs, {steps} steps in {parsed.epochs} epochs of {batch}\n")

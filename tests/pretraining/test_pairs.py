@@ -13,7 +13,7 @@ from PIL import Image
 
 from pallava.errors import PallavaError
 from pallava.pretraining import pairs as module
-from pallava.pretraining.pairs import read_left_out, write_pairs
+from pallava.pretraining.pairs import write_pairs
 from pallava.pretraining.trainer import read_picture
 from tests.tiny.pictures import write_odd_pictures
 from tests.tiny.pretraining import save_pairs
@@ -72,8 +72,8 @@ def test_what_cannot_be_used_is_counted(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "pairs.json").read_text())
     rows += [{"image": "none.png", "caption": "gone"}, {"image": "0.png", "caption": " "}]
     (tmp_path / "pairs.json").write_text(json.dumps(rows))
-    assert write_pairs(tmp_path / "pairs.json", tmp_path / "images", tmp_path / "out") == 2
-    assert read_left_out(tmp_path / "out") == {"missing": 1, "unreadable": 1, "empty_caption": 1}
+    num_pairs, left_out = write_pairs(tmp_path / "pairs.json", tmp_path / "images", tmp_path / "out")
+    assert (num_pairs, left_out) == (2, {"missing": 1, "unreadable": 1, "empty_caption": 1})
 
 
 def test_pairs_are_written_again_only_if_something_changed(tmp_path: Path) -> None:
@@ -81,10 +81,10 @@ def test_pairs_are_written_again_only_if_something_changed(tmp_path: Path) -> No
     write_pairs(pairs, tmp_path / "images", tmp_path / "out")
     table = tmp_path / "out" / "pairs.tsv"
     table.write_text("kept")
-    assert write_pairs(pairs, tmp_path / "images", tmp_path / "out") == 3
+    assert write_pairs(pairs, tmp_path / "images", tmp_path / "out")[0] == 3
     assert table.read_text() == "kept"
     pairs.write_text(json.dumps(json.loads(pairs.read_text())[:2]))
-    assert write_pairs(pairs, tmp_path / "images", tmp_path / "out") == 2
+    assert write_pairs(pairs, tmp_path / "images", tmp_path / "out")[0] == 2
     assert table.read_text() != "kept"
 
 
@@ -93,10 +93,10 @@ def test_another_number_of_shards_reads_no_picture_again(tmp_path: Path, monkeyp
     write_pairs(*arguments)
     monkeypatch.setattr(module, "_write_table", None)
     for num_shards in (2, 3, 2):
-        assert write_pairs(*arguments, num_shards) == 4
+        assert write_pairs(*arguments, num_shards)[0] == 4
         assert len(json.loads((tmp_path / "out" / "shards" / "sizes.json").read_text())) == num_shards
     monkeypatch.setattr(module, "_members", None)
-    assert write_pairs(*arguments, 2) == 4
+    assert write_pairs(*arguments, 2)[0] == 4
     with pytest.raises(TypeError):  # cut short, they do not count as written
         write_pairs(*arguments, 3)
     with pytest.raises(TypeError):
