@@ -4,6 +4,7 @@ import ast
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -133,10 +134,8 @@ def parse_literal(text: str) -> Any:
 
 def _literal(text: str) -> Any:
     if '"' not in text and "\\" not in text:  # then its quotes alone keep it from being JSON, which is read much faster
-        try:
+        with suppress(ValueError):
             return json.loads(text.replace("'", '"'))
-        except ValueError:
-            pass
     return ast.literal_eval(text)
 
 

@@ -125,9 +125,8 @@ def _similarity_panels(
     overview, canvas = _seen_panels(image, spec, pixels, similarity.shape[1])
     plain = replace(canvas, note=note, unit="cosine similarity", starts_at_zero=False)
     heats = [_on_canvas(values, canvas.grid[0]) for values in similarity.unbind(-1)]
-    return (overview, canvas), [
-        replace(plain, title=f'"{text}"', heat=heat) for text, heat in zip(texts, heats, strict=True)
-    ]
+    shown = [replace(plain, title=f'"{text}"', heat=heat) for text, heat in zip(texts, heats, strict=True)]
+    return (overview, canvas), shown
 
 
 def _seen_panels(image: Image.Image, spec: TileSpec, pixels: Tensor, num_tokens: int) -> tuple[Panel, Panel]:
