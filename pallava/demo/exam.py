@@ -91,8 +91,7 @@ def plip_accuracies(folder: Path, pictures: Sequence[tuple[Path, Facts]], seed: 
 def _class_set(attribute: str) -> ClassSet:
     """Return the classes of an attribute, each as every caption of an overview that names it."""
     captions: dict[str, list[str]] = {}
-    answers = (True, False)
-    for values in product(STAIN_SHARES, DENSITIES, GLAND_COUNTS, answers, answers):
+    for values in product(STAIN_SHARES, DENSITIES, GLAND_COUNTS, (True, False), (True, False)):
         facts = Facts(*values, mitosis=False)
         kinds = ["gland"] * facts.glands + ["necrosis"] * facts.necrosis + ["inflammation"] * facts.inflammation
         text = view_caption(facts, [Region(kind, 0, 0, 1) for kind in kinds], overview=True)
