@@ -261,8 +261,7 @@ def _open_transformers(folder: Path, kind: str, description: Mapping[str, Any]) 
         config.vision_use_head = False  # it pools what is read as tokens here
     encoder = build_with_weights(ENCODERS[kind].build, config, _tower_state(folder, kind), folder)
     if kind.startswith("dinov2"):
-        spec = TileSpec.from_image_processor(_image_processor(folder, description))
-        _fit_positions(encoder, spec.size)
+        _fit_positions(encoder, TileSpec.from_image_processor(_image_processor(folder, description)).size)
     return encoder
 
 
