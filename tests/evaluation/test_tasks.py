@@ -169,7 +169,7 @@ def test_a_choice_whose_question_holds_the_choices(tmp_path: Path):
     assert (item.kind, item.reference, item.choices) == ("choice", "b", ())
 
 
-def test_questions_and_captions_of_a_table(tmp_path: Path):
+def test_questions_and_captions_of_a_table(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     table = tmp_path / "mine.csv"
     table.write_text("file,asked,said\na.png,Is it?,yes\na.png,What is it?,a gland\n,What?,nothing\n")
     options = EvaluateOptions(columns="image=file,question=asked,answer=said")
@@ -179,6 +179,7 @@ def test_questions_and_captions_of_a_table(tmp_path: Path):
         (str(tmp_path / "a.png"), "What is it?", "a gland", "open"),
     ]
     assert questions.left_out == {"empty_name": 1}
+    assert "empty_name: mine.csv, line 4" in caplog.text
     options = EvaluateOptions(columns={"image": "file", "caption": "said"}, image_folder=tmp_path / "images")
     captions = TASKS["caption"].read_questions(table, "csv", options)
     assert [(item.image, item.reference) for item in captions.items] == [(str(tmp_path / "images" / "a.png"), "yes")]

@@ -5,6 +5,7 @@ Each takes a path, the name of a public set or table ("" for a file or folder of
 
 import difflib
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ _KINDS: dict[str, Kind] = {"choice": "choice", "yes/no": "closed"}
 _SUFFIXES = {
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".ppm", ".pgm", ".avif"
 }  # fmt: skip
+_LOGGER = logging.getLogger(__name__)
 _TEXT_KEYS = ("caption", "text", "captions")
 
 
@@ -51,7 +53,7 @@ def read_questions(path: Path, source: str, options: EvaluateOptions) -> Questio
     for each in data:
         text, kind = question_text(each).strip(), _KINDS.get(each.answer_type, "open")
         items.append(Item(each.id, str(folder / each.image), text, each.answer.strip(), kind, each.options))
-    return Questions(items, data.tally.dropped)
+    return Questions(items, _dropped(data))
 
 
 def read_custom(path: Path, image_folder: Path | None = None) -> Questions:
@@ -82,7 +84,7 @@ def read_labelled(path: Path, source: str, options: EvaluateOptions) -> Question
     if source and source != "nct-crc-he":
         data = _open(path, source, "classes", options, image_policy="each")
         items = [Item(each.id, str(data.root / each.image), "", each.label, "class") for each in data]
-        images = Questions(items, data.tally.dropped)
+        images = Questions(items, _dropped(data))
     else:
         images = _read_folders(path)
     if not images.items:
@@ -108,7 +110,7 @@ def read_pairs(path: Path, source: str, options: EvaluateOptions) -> Questions:
     if source:
         data = _open(path, source, "captions", options, image_policy="each")
         items = [Item(each.id, str(data.root / each.image), "", each.text, "caption") for each in data]
-        pairs = Questions(items, data.tally.dropped)
+        pairs = Questions(items, _dropped(data))
     else:
         pairs = _read_records(path, options.image_folder or path.parent)
     if not pairs.items:
@@ -188,6 +190,13 @@ def _open(path: Path, name: str, kind: str, options: EvaluateOptions, *, default
     if source.kind != kind:
         raise PallavaError(f"{name} is a set of {source.kind}, but {kind} are needed here")
     return source
+
+
+def _dropped(source: Source) -> dict[str, int]:
+    """Return the counts of the rows that a source has dropped, and log the first of each reason with its place."""
+    for reason, examples in source.tally.examples.items():
+        _LOGGER.warning("left out as %s: %s", reason, examples[0])
+    return source.tally.dropped
 
 
 def _read_folders(root: Path) -> Questions:
