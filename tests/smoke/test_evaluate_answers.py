@@ -88,7 +88,7 @@ def num_answers(out: Path) -> int:
         count = 0
         for path in Path(copy).glob("*.sqlite"):
             with suppress(sqlite3.Error), closing(sqlite3.connect(path)) as database:
-                count += database.execute("SELECT count(*) FROM scores").fetchone()[0]
+                count += database.execute("SELECT count(*) FROM scores WHERE filter_key = 'answers'").fetchone()[0]
         return count
 
 
