@@ -22,7 +22,7 @@ class PallavaError(ValueError):
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(cap_message(message))
+        super().__init__(cap_message(without_worker(message)))
 
 
 def cap_message(message: str) -> str:
@@ -58,6 +58,6 @@ def check_at_least(least: int, **options: int | None) -> None:
 
 
 def without_worker(message: str) -> str:
-    """Return an error's message alone: a data loader puts its worker's whole traceback before it."""
+    """Return an error's message alone: a data loader raises it again behind its worker's whole traceback."""
     message = message.strip()
     return message.splitlines()[-1].split("Error: ", 1)[-1] if "Original Traceback" in message else message

@@ -146,3 +146,14 @@ def test_both_ends_and_names_are_kept() -> None:
     assert "folder/a.bin' was not opened" in message
     for name in (f"/Data/slides/{'0af9' * 16}.png", "/Users/SomeBody/Slides of 2024/TCGA-A1-A0SB-01Z-00-DX1.B34C267B"):
         assert name in str(PallavaError(f"'{name}' is missing"))
+
+
+def test_the_traceback_of_a_data_loaders_worker_is_left_out() -> None:
+    """It raises the error again with its message behind all of that."""
+    trace = "\n".join(f'  File "/site-packages/PIL/ImageFile.py", line {number}, in load' for number in range(20))
+    message = (
+        f"Caught ImageError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n{trace}\n"
+    )
+    assert str(PallavaError(f"{message}pallava.images.ImageError: cannot read image 'a.png'\n")) == (
+        "cannot read image 'a.png'"
+    )

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms import Normalize
 from transformers import CLIPImageProcessor
 
-from pallava.errors import PallavaError, without_worker
+from pallava.errors import PallavaError
 from pallava.images import open_image
 from pallava.io.files import whole_file, whole_folder, write_json
 from pallava.io.processes import end_with_parent
@@ -109,7 +109,7 @@ def main(words: Sequence[str]) -> int:
     try:
         return train(options.out, words[split + 1 :], options.description, augment=options.augment)
     except PallavaError as error:
-        sys.stderr.write(f"error: {without_worker(str(error))}\n")
+        sys.stderr.write(f"error: {error}\n")
         return _USER_ERROR
 
 

@@ -41,7 +41,7 @@ def user_message(error: BaseException, trace: TracebackType | None = None) -> st
     A part that a config describes wrongly fails in the call that builds it, and no deeper in the traceback `trace`.
     """
     if isinstance(error, PallavaError):
-        return without_worker(str(error))
+        return str(error)
     if isinstance(error, FileNotFoundError):
         return f"{without_worker(str(error))}; correct the path"
     calls = [frame.name for frame in traceback.extract_tb(trace)]
