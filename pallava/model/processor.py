@@ -234,7 +234,7 @@ def _read_question(messages: Sequence[Mapping[str, str]]) -> list[Turn]:
 
 
 def _check_options(options: Mapping[str, Any], return_tensors: Any) -> None:
-    asked_for = {name for name, value in options.items() if value not in (None, False)}
+    asked_for = {name for name, value in options.items() if value is not None and value is not False}
     if unknown := sorted(asked_for - _IGNORED_OPTIONS):
         raise PallavaError(f"the processor of PA-LLaVA does not take {', '.join(unknown)}")
     if return_tensors not in (None, "pt"):
