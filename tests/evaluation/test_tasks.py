@@ -109,6 +109,7 @@ RIGHT = {"image": "", "question": "q", "answer": "a"}
         ({**RIGHT, "answer": "maybe", "kind": "closed"}, "yes or no, got 'maybe'"),
         ({**RIGHT, "answer": "c", "choices": ["x", "y"]}, "choices or its letter, got 'c'"),
         ({**RIGHT, "answer": "x", "choices": ["x"]}, "2 to 10 options"),
+        ({**RIGHT, "answer": "x0", "choices": [f"x{number}" for number in range(40)]}, "2 to 10 options"),
         ({**RIGHT, "answer": "x", "choices": "xy"}, "'choices'"),
         ({**RIGHT, "answer": "x", "choices": ["x", "y"], "kind": "open"}, "the kind 'open'"),
         ({**RIGHT, "answer": "no", "choices": ["yes", "no"], "kind": "closed"}, "the kind 'closed'"),
@@ -138,6 +139,19 @@ def test_a_wrong_record_is_told_with_its_place(tmp_path: Path, row: object, reas
     with pytest.raises(PallavaError, match="line 2") as error:
         read_custom(write_lines(tmp_path / "q.jsonl", rows))
     assert reason in str(error.value)
+
+
+@pytest.mark.parametrize("form", ["{}. {}", "({}) {}", "{}: {}", "{}){}"])
+@pytest.mark.parametrize("answer", ["PAS", "B"])
+def test_letters_of_the_choices_are_written_once(tmp_path: Path, form: str, answer: str):
+    choices = [form.format(*each) for each in zip("ABC", ("H&E", "PAS", "A stain"), strict=True)]
+    answer = choices[1] if answer == "PAS" else answer
+    (item,) = read_custom(write_lines(tmp_path / "q.jsonl", [{**RIGHT, "answer": answer, "choices": choices}])).items
+    assert (item.reference, item.choices) == ("B", ("H&E", "PAS", "A stain"))
+    assert "\nB. PAS\n" in item.question
+    choices[2] = "A stain"  # not of all
+    (item,) = read_custom(write_lines(tmp_path / "q.jsonl", [{**RIGHT, "answer": "B", "choices": choices}])).items
+    assert item.choices == tuple(choices)
 
 
 @pytest.mark.parametrize("key", ["options", "Options", "Choices", "choice", "answer_choices", "candidates", "A"])

@@ -252,6 +252,7 @@ def _custom_item(value: Any, index: int, folder: Path) -> Item:
     _check_kind(kind, answer, choices)
     if choices:
         answer = _letter(answer, choices)
+        choices = _without_letters(choices)
         question = build_choice_question(question, choices)
     item_id, group = value.get("id", index), value.get("group")
     if not isinstance(item_id, str | int | float) or isinstance(item_id, bool):
@@ -295,6 +296,15 @@ def _letter(answer: str, choices: Sequence[str]) -> str:
     if len(answer) == 1 and answer.upper() in letters:
         return answer.upper()
     raise PallavaError(f"the answer must be one of the choices or its letter, got {answer!r}")
+
+
+def _without_letters(choices: Sequence[str]) -> Sequence[str]:
+    """Leave out letters that all choices have before them, such as "A. ": the question has its own."""
+    found = [
+        re.match(rf"\(?{letter}[).:]\s*(?=\S)", text) for letter, text in zip(CHOICE_LETTERS, choices, strict=False)
+    ]
+    marks = [mark.end() for mark in found if mark]
+    return [text[end:] for text, end in zip(choices, marks, strict=True)] if len(marks) == len(choices) else choices
 
 
 def _unique(ids: Sequence[str]) -> Iterator[str]:
