@@ -5,6 +5,7 @@ import inspect
 import io
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,10 @@ def functions() -> Iterator[tuple[Callable, str]]:
 @pytest.mark.parametrize("kind", TEXTS)
 def test_functions(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PallavaError) as caught:
-        find_folder(TEXTS[kind], {})
-    check(str(caught.value))
+    for call in (partial(find_folder, options={}), PALLaVAProcessor.from_pretrained):
+        with pytest.raises(PallavaError) as caught:
+            call(TEXTS[kind])
+        check(str(caught.value))
     for function, name in functions():
         parameters = inspect.signature(function).parameters.values()
         needed = {each.name: "nothing" for each in parameters if each.default is each.empty}

@@ -17,10 +17,11 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from pallava.errors import PallavaError
+from pallava.errors import PallavaError, check_paths
 from pallava.image_sources import check_is_local, read_url
 from pallava.images import open_image
 from pallava.model.versions import NEEDS_CLASS_NAMES
+from pallava.model.weights import StrPath
 from pallava.prompts import (
     IMAGE_TOKEN,
     IMAGE_TOKEN_INDEX,
@@ -81,6 +82,12 @@ class PALLaVAProcessor(ProcessorMixin):
         self.prompt_template = template.to_dict()
         self.reads_tiles = reads_tiles
         _ = self.tile_spec  # refuses a wrong image processor
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: StrPath, *args: Any, **kwargs: Any) -> Any:
+        """Open the processor of a model folder; other arguments are those of transformers."""
+        check_paths(pretrained_model_name_or_path)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @property
     def tile_spec(self) -> TileSpec:
@@ -208,8 +215,7 @@ class PALLaVAProcessor(ProcessorMixin):
 
         transformers' pipelines cut off the prompt by its text, and the answer alone is left as `batch_decode` has it.
         """
-        answer_begin = self.template.instruction.split("{input}")[1]
-        mark = self.tokenizer.encode(answer_begin, add_special_tokens=False)
+        mark = self.tokenizer.encode(self.template.instruction.split("{input}")[1], add_special_tokens=False)
         texts = []
         for row in ids.tolist():
             ends = [end for end in range(len(mark), len(row) + 1) if row[end - len(mark) : end] == mark]
