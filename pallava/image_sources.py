@@ -41,7 +41,7 @@ def name_of(source: ImageSource) -> str:
         return f"in a data URL ({len(source)} characters)"
     if not isinstance(source, str | os.PathLike):
         source = getattr(source, "filename", None) or getattr(source, "name", None)
-    return f"'{source}'" if source else "in memory"
+    return "in memory" if source is None else f"'{source}'"
 
 
 def check_is_local(source: ImageSource) -> None:

@@ -99,6 +99,11 @@ def test_other_values_are_refused(value: object) -> None:
         open_image(value)
 
 
+def test_an_empty_path_is_shown_as_one() -> None:
+    with pytest.raises(ImageError, match="image '': no such file"):
+        open_image("")
+
+
 @pytest.mark.parametrize(
     "url", [URL[:-3], URL[:90] + "!" + URL[91:], "data:image/png;base64", "data:,", "data:;base64,AAAA"]
 )

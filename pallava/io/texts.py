@@ -19,7 +19,8 @@ def find_damage(text: str) -> str:
         return ""
     code, before = ord(found[0]), text[: found.start()]
     what = f"byte 0x{code & 0xFF:02x}" if 0xDC80 <= code <= 0xDCFF else ascii(found[0])
-    return f"{what} behind {before[-20:]!a} (line {before.count(chr(10)) + 1}) is not UTF-8 text"
+    place = f" (line {before.count(chr(10)) + 1})" if "\n" in before else ""
+    return f"{what} behind {before[-20:]!a}{place} is not UTF-8 text"
 
 
 def check_encoding(path: Path, head: bytes) -> None:

@@ -53,8 +53,9 @@ def find_folder(folder: str | os.PathLike[str], options: dict[str, Any]) -> Path
             raise PallavaError(f"'{folder}' is neither a folder nor on the Hugging Face hub: {reason}") from None
     if not (path / "config.json").is_file():
         raise PallavaError(f"'{path}' is not a model folder: its config.json is missing; `pallava convert` writes one")
-    if not isinstance(found := read_json(path / "config.json"), dict):
-        raise PallavaError(f"'{path / 'config.json'}' must be an object, got {str(found)[:100]}; convert it again")
+    if not isinstance(found := read_json(path / "config.json"), dict) or found.get("model_type") != "pallava":
+        found = f"one of {found.get('model_type')!r}" if isinstance(found, dict) else str(found)[:100]
+        raise PallavaError(f"'{path / 'config.json'}' must be of a PA-LLaVA, got {found}; `pallava convert` writes one")
     return path
 
 

@@ -14,7 +14,15 @@ from transformers import (
 from pallava.devices import device_dtype
 from pallava.errors import PallavaError
 from pallava.model import MLPConnector, PALLaVAForConditionalGeneration, load
-from pallava.model.loading import add_lora, check_reopenable_part, load_llm, load_tokenizer, merge_lora, open_llm
+from pallava.model.loading import (
+    add_lora,
+    check_reopenable_part,
+    find_folder,
+    load_llm,
+    load_tokenizer,
+    merge_lora,
+    open_llm,
+)
 from tests.tiny import folders, golden
 from tests.tiny.training import save_parts, save_tokenizer
 
@@ -41,6 +49,13 @@ def test_no_such_folder(load):
 def test_a_folder_that_is_no_model(tmp_path):
     with pytest.raises(PallavaError, match="language model .* cannot be opened"):
         load_llm(str(tmp_path))
+
+
+def test_a_folder_of_another_model(tmp_path):
+    """Before transformers lists all of its weights as missing."""
+    LlamaConfig().save_pretrained(tmp_path)
+    with pytest.raises(PallavaError, match=r"config\.json.*'llama'"):
+        find_folder(tmp_path, {})
 
 
 @pytest.fixture(scope="module")

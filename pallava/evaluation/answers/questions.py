@@ -37,9 +37,7 @@ _EXPECTED = (
 _KEYS = ("image", "question", "answer", "id", "kind", "choices", "group")
 _CHOICES = re.compile(r"((answer|multiple)[\W_]?)?(option|choice)s?([\W_]?([a-j]|\d))?|candidates?|alternatives|[ab]")
 _KINDS: dict[str, Kind] = {"choice": "choice", "yes/no": "closed"}
-_SUFFIXES = {
-    ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".ppm", ".pgm", ".avif"
-}  # fmt: skip
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".jp2", ".ppm", ".pgm", ".avif")
 _LOGGER = logging.getLogger(__name__)
 _TEXT_KEYS = ("caption", "text", "captions")
 
