@@ -23,7 +23,7 @@ def report_os_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise PallavaError(f"{what}: {error.strerror}") from None
+        raise PallavaError(f"{what}: {error.strerror or error}") from None
 
 
 @contextmanager

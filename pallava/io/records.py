@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pallava.errors import PallavaError
+from pallava.io.files import report_os_errors
 from pallava.io.texts import check_encoding
 
 _BOM = codecs.BOM_UTF8
@@ -82,14 +83,11 @@ class RecordFile:
 
     @contextmanager
     def _open(self) -> Iterator[BinaryIO]:
-        try:
-            with self.path.open("rb") as file:
-                head = file.read(4)
-                check_encoding(self.path, head)
-                file.seek(len(_BOM) if head.startswith(_BOM) else 0)
-                yield file
-        except OSError as error:
-            raise PallavaError(f"cannot read '{self.path}': {error.strerror}") from None
+        with report_os_errors(f"cannot read '{self.path}'"), self.path.open("rb") as file:
+            head = file.read(4)
+            check_encoding(self.path, head)
+            file.seek(len(_BOM) if head.startswith(_BOM) else 0)
+            yield file
 
 
 def _line_entries(file: BinaryIO) -> Iterator[Entry | BadEntry]:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from pallava.errors import PallavaError
+from pallava.io.files import report_os_errors
 
 BOM = "\ufeff"  # files that were joined hold it inside, too
 _DAMAGE = re.compile(r"[\0\ud800-\udfff]")
@@ -20,7 +21,7 @@ def find_damage(text: str) -> str:
     code, before = ord(found[0]), text[: found.start()]
     what = f"byte 0x{code & 0xFF:02x}" if 0xDC80 <= code <= 0xDCFF else ascii(found[0])
     place = f" (line {before.count(chr(10)) + 1})" if "\n" in before else ""
-    return f"{what} behind {before[-20:]!a}{place} is not UTF-8 text"
+    return f"{what} after {before[-20:]!a}{place} is not UTF-8 text"
 
 
 def check_encoding(path: Path, head: bytes) -> None:
@@ -32,10 +33,8 @@ def check_encoding(path: Path, head: bytes) -> None:
 
 def read_text(path: str | Path, what: str = "the file") -> str:
     """Return a text file without byte order marks, or raise PallavaError, which says `what` cannot be read and why."""
-    try:
+    with report_os_errors(f"cannot read {what} '{path}'"):
         content = Path(path).read_bytes()
-    except OSError as error:
-        raise PallavaError(f"cannot read {what} '{path}': {error.strerror}") from None
     check_encoding(Path(path), content[:4])
     text = content.decode(errors="surrogateescape")
     if damage := find_damage(text):

@@ -16,7 +16,7 @@ from accelerate import init_empty_weights
 from torch import Tensor
 
 from pallava.errors import PallavaError, check_paths
-from pallava.io.files import read_package_data, whole_folder, write_json
+from pallava.io.files import read_package_data, report_os_errors, whole_folder, write_json
 from pallava.model import (
     PALLaVAConfig,
     PALLaVAForConditionalGeneration,
@@ -310,16 +310,13 @@ def _write(
     network.use_end_tokens(processor.end_token_ids)
     processor.reads_tiles = network.config.connector_config.reads_tiles
     out = out.resolve()
-    try:
-        with whole_folder(out, replace=True) as folder:
-            network.save_pretrained(folder, **save_kwargs)
-            processor.save_pretrained(folder)
-            write_model_card(folder, title=out.name, training=training)
-            _check_opens(folder, network)
-            for path in folder.rglob("*.safetensors"):  # newer safetensors let nobody else read them
-                path.chmod((folder / "config.json").stat().st_mode)
-    except OSError as error:
-        raise PallavaError(f"cannot write '{out}': {error.strerror or error}") from None
+    with report_os_errors(f"cannot write '{out}'"), whole_folder(out, replace=True) as folder:
+        network.save_pretrained(folder, **save_kwargs)
+        processor.save_pretrained(folder)
+        write_model_card(folder, title=out.name, training=training)
+        _check_opens(folder, network)
+        for path in folder.rglob("*.safetensors"):  # newer safetensors let nobody else read them
+            path.chmod((folder / "config.json").stat().st_mode)
 
 
 def _check_opens(folder: Path, network: PALLaVAForConditionalGeneration) -> None:

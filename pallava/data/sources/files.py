@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from pallava.errors import PallavaError, cap_message
-from pallava.io.files import whole_file
+from pallava.io.files import report_os_errors, whole_file
 from pallava.io.hashing import hash_bytes
 from pallava.io.records import BadEntry, Entry, RecordFile
 from pallava.io.texts import BOM, check_encoding, find_damage
@@ -150,7 +150,7 @@ def save_image(image: Any, root: Path, folder: str) -> str:
         raise RowDropped("malformed", "the row holds no image")
     name = f"{folder}/{hash_bytes(content)[:32]}{_ENDINGS.get(content[:2], '.jpg')}"
     path = root / name
-    try:
+    with report_os_errors(f"cannot write the images of the parquet files: '{path}'"):
         if not path.parent.is_dir():
             _LOGGER.warning("writing the images inside of the parquet files to %s", path.parent)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,8 +159,6 @@ def save_image(image: Any, root: Path, folder: str) -> str:
                 file.write(content)
                 file.flush()
                 os.utime(file.fileno(), (0, 0))  # as the name, the same on every machine: scores are stored by both
-    except OSError as error:
-        raise PallavaError(f"cannot write the images of the parquet files: '{path}': {error.strerror}") from None
     return name
 
 
