@@ -13,6 +13,7 @@ from pallava.data.clean.filters import CAPTIONS, Candidate, Decision, Filter, Fi
 from pallava.data.sources import SOURCES
 from pallava.data.sources.files import RowDropped, json_rows
 from pallava.errors import PallavaError
+from pallava.io.files import report_os_errors
 from pallava.io.texts import read_text
 
 _KEYS = ("image", "image_path", "img", "image_id", "image_name", "file_name", "filename", "name", "path", "file", "id")
@@ -103,15 +104,15 @@ def _read_names(path: Path) -> tuple[list[tuple[str, str]], list[str]]:
 
 def _entries(path: Path) -> Iterator[tuple[str, str, Any]]:
     """Yield source, position and value of each entry."""
-    text = read_text(path, "the list")
-    first = text.lstrip()[:1]
-    if first not in ("[", "{", '"'):
-        lines = enumerate(text.splitlines(), 1)
+    with report_os_errors(f"cannot read the list '{path}'"), path.open("rb") as file:
+        first = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]  # with or without a byte order mark
+    if first not in (b"[", b"{", b'"'):
+        lines = enumerate(read_text(path, "the list").splitlines(), 1)
         yield from (("", f"line {number}", line.strip()) for number, line in lines if line.strip())
         return
-    if first == "{":
+    if first == b"{":
         with suppress(ValueError, RecursionError):  # an object a line
-            yield from _table_entries(json.loads(text))
+            yield from _table_entries(json.loads(read_text(path, "the list")))
             return
     for row in json_rows(path):
         yield ("", "", row) if isinstance(row, RowDropped) else ("", row.position, row.value)
