@@ -28,7 +28,8 @@ from pallava.model.weights import StrPath, compare_keys, list_keys, load_strictl
 CONNECTOR_PREFIXES = ("projector.", "connector.")
 """Prefixes of its keys in a checkpoint: the published one, and ours."""
 
-_PREFIX = re.compile(r"^(?:projector|connector)\.")  # one: what follows may be a connector's own `projector`
+# Only one is stripped: what follows may be a connector's own `projector`.
+_PREFIX = re.compile(f"^(?:{'|'.join(map(re.escape, CONNECTOR_PREFIXES))})")
 _PUBLISHED_RENAMES = tuple(read_package_data(__file__)["published"].items())
 _EPS = 1e-12  # of every norm in the published connector
 _HEAD_WIDTH, _MOST_HEADS = 64, 12  # as published: 768 = 12 * 64
