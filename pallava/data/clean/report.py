@@ -42,6 +42,8 @@ _HISTOGRAMS: dict[str, list[str]] = read_package_data(__file__)
 def describe(summary: _Row, out: str) -> str:
     """Return what each source lost to each filter, and why, as text that names the output folder."""
     parts = [_funnel_table(summary).to_text(), _reasons_table(summary).to_text()]
+    for source in summary["sources"].values():
+        parts += [f"unread as {reason}: {first}" for reason, (first, *_) in source["unread_examples"].items()]
     if index := _index_sentence(summary):
         parts.append(f"published list in {out}: {index}")
     return "\n\n".join([*parts, f"{summary['num_kept']} of {summary['num_records']} records are kept, in {out}"])

@@ -354,6 +354,7 @@ def test_the_funnel_is_printed(trees, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert " ".join(lines[0].split()) == "source read unread words pathology species image duplicates kept share"
     assert " ".join(lines[2].split()) == "pmc-oa 6 0 1 0 0 0 1 4 66.7 %"
+    assert sum("not_histology: quilt_1M_lookup.csv, line " in line for line in lines) == 1
     pairs, train = f"'{tmp_path}/my out/pairs.json'", f"'{tmp_path}/my out/train.jsonl'"
     command = f"python tools/dataformat.py --input {pairs} --image-folder {trees}/b --output {train}"
     assert lines[-1] == f"next: {command}"
