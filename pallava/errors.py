@@ -58,6 +58,6 @@ def check_at_least(least: int, **options: int | None) -> None:
 
 
 def without_worker(message: str) -> str:
-    """Return an error's message alone: a data loader raises it again behind its worker's whole traceback."""
+    """Return an error's message alone: a data loader re-raises it after its worker's whole traceback."""
     message = message.strip()
     return message.splitlines()[-1].split("Error: ", 1)[-1] if "Original Traceback" in message else message

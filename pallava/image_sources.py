@@ -47,7 +47,7 @@ def name_of(source: ImageSource) -> str:
 def check_is_local(source: ImageSource) -> None:
     """Raise ImageError if a picture is on another machine."""
     if _scheme_of(source) not in ("", "data", "file"):
-        advice = "download it, or give allow_urls=True to open_image or the processor"
+        advice = "download it, or pass allow_urls=True to open_image or the processor"
         raise ImageError(f"cannot open image {name_of(source)}: nothing leaves the machine; {advice}")
 
 

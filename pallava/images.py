@@ -130,7 +130,7 @@ def _opened(source: ImageSource, allow_urls: bool = False) -> Iterator[Image.Ima
         raise
     except FileNotFoundError:
         name = name_of(source)
-        hint = "; names must have /, not backslashes" if "\\" in name else ""
+        hint = "; names must use /, not backslashes" if "\\" in name else ""
         raise ImageError(f"cannot open image {name}: no such file{hint}") from None
     except Exception as error:  # decoders of damaged data raise whatever they stumble over, KeyError included
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,7 +1,8 @@
 """Everything that turns words into the ids a language model reads: the only owner of prompts.
 
 Templates, turns and ids equal those of xtuner 0.2.0 (``PROMPT_TEMPLATE``, ``llava_map_fn``, ``encode_fn``),
-as tests check; nothing of xtuner is imported, so that a converted model answers questions without it.
+as tests check; nothing of xtuner is imported, so that a converted model answers questions without it. One file, if a
+long one, because a template, its marks and its end tokens change together.
 """
 
 from __future__ import annotations

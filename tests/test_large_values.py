@@ -151,7 +151,7 @@ def test_both_ends_and_names_are_kept() -> None:
 
 
 def test_the_traceback_of_a_data_loaders_worker_is_left_out() -> None:
-    """It raises the error again with its message behind all of that."""
+    """It re-raises the error with its message after all of that."""
     trace = "\n".join(f'  File "/site-packages/PIL/ImageFile.py", line {number}, in load' for number in range(20))
     message = (
         f"Caught ImageError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n{trace}\n"

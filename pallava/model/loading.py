@@ -54,8 +54,8 @@ def find_folder(folder: str | os.PathLike[str], options: dict[str, Any]) -> Path
     if not (path / "config.json").is_file():
         raise PallavaError(f"'{path}' is not a model folder: its config.json is missing; `pallava convert` writes one")
     if not isinstance(found := read_json(path / "config.json"), dict) or found.get("model_type") != "pallava":
-        found = f"one of {found.get('model_type')!r}" if isinstance(found, dict) else str(found)[:100]
-        raise PallavaError(f"'{path / 'config.json'}' must be of a PA-LLaVA, got {found}; `pallava convert` writes one")
+        found = f"model_type {found.get('model_type')!r}" if isinstance(found, dict) else str(found)[:100]
+        raise PallavaError(f"'{path / 'config.json'}' must be a PA-LLaVA's, got {found}; `pallava convert` writes one")
     return path
 
 

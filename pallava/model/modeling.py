@@ -245,8 +245,8 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         transformers' `generate`, such as `max_new_tokens` or `streamer`, which gets the new tokens alone.
 
         Returns:
-            (B, L + new tokens): `input_ids` as they were given, and behind them the answers, each with its end token,
-            then padding. Of `num_return_sequences` those of a sample follow each other, and
+            (B, L + new tokens): `input_ids` as they were given, followed by the answers, each with its end token, then
+            padding. Of `num_return_sequences` those of a sample follow each other, and
             `return_dict_in_generate` has them as `sequences`.
 
         Raises:

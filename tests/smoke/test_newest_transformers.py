@@ -152,6 +152,7 @@ def complete(url: str, model: str, image: str, **options: Any) -> str:
 
 @pytest.mark.slow
 def test_transformers_serve_answers_as_we_do(server: str, tmp_path: Path) -> None:
+    assert f'"{SERVE}" serve' in (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     images = sorted(write_questions(tmp_path / "questions", 1).parent.glob("*.png"))
     model, processor = load(tmp_path / "model", "cpu")
     expected = [ask_model(model, processor, image, QUESTION, max_new_tokens=8) for image in images]

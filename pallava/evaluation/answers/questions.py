@@ -1,6 +1,7 @@
 """Readers of questions: of the public sets, of the user's own, and of training files; and which of them are asked.
 
-Each takes a path, the name of a public set or table ("" for a file or folder of the user's own), and the options.
+Each takes a path, the name of a public set or table ("" for a file or folder of the user's own), and the options. One
+file, if a long one, because all readers make the same items and share their checks.
 """
 
 import difflib
