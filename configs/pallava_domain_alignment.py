@@ -10,23 +10,25 @@ same arguments as `xtuner train`, finds the config by its bare name, and reports
                 (the same on the second node with NODE_RANK=1)
     Slurm       srun -p <partition> --ntasks=8 --ntasks-per-node=8 --gres=gpu:8 --kill-on-bad-exit=1 \
                     xtuner train pallava_domain_alignment.py --launcher slurm --deepspeed deepspeed_zero2 --seed 1024
-    resume      ... --resume work_dirs/pallava_domain_alignment/iter_2000.pth
+    resume      ... --resume auto  (the newest whole checkpoint of the work directory, or the start; or give one)
 """
 
 from mmengine.dataset import DefaultSampler
-from mmengine.hooks import CheckpointHook, DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
+from mmengine.hooks import DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
 from peft import LoraConfig
 from xtuner.engine.hooks import DatasetInfoHook
-from xtuner.engine.runner import TrainLoop
 
 from pallava.model import load_encoder, load_image_processor
 from pallava.model.loading import load_llm, load_tokenizer
 from pallava.training.dataset import PALLaVADataset, collate
 from pallava.training.hooks.chat import SampleChatHook
+from pallava.training.hooks.checkpoint import WholeCheckpointHook
 from pallava.training.hooks.config import TrainingConfigHook
+from pallava.training.hooks.nonfinite import NonFiniteHook
 from pallava.training.hooks.random_state import RandomStateHook
+from pallava.training.loop import TrainLoop
 from pallava.training.model import PALLaVAModel, build_connector
 from pallava.training.optimizer import GroupLearningRateHook, grouped_adamw, precise_optim_wrapper
 
@@ -60,11 +62,12 @@ connector_lr_mult = 1.0
 betas = (0.9, 0.999)
 weight_decay = 0
 max_norm = 1  # gradient clipping
+max_skipped_steps = 10  # in a row, for a loss or gradient that is not finite; more end the training
 warmup_ratio = 0.03
 precision = "auto"  # bf16 where the device has it, else fp16 with a dynamic loss scale, else (CPU) float32
 
 # Save
-save_steps = 2000
+save_steps = 2000  # iterations; written where the optimizer step of this iteration ends
 save_total_limit = 20  # -1 keeps all
 
 # Ask the model about images now and then: one image for each question, or one for all. No image: no chat.
@@ -175,7 +178,7 @@ default_hooks = dict(
     timer=dict(type=IterTimerHook),
     logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=10),
     param_scheduler=dict(type=ParamSchedulerHook),
-    checkpoint=dict(type=CheckpointHook, by_epoch=False, interval=save_steps, max_keep_ckpts=save_total_limit),
+    checkpoint=dict(type=WholeCheckpointHook, by_epoch=False, interval=save_steps, max_keep_ckpts=save_total_limit),
     sampler_seed=dict(type=DistSamplerSeedHook),
     dataset_info=dict(type=DatasetInfoHook, tokenizer=tokenizer),
     group_learning_rates=dict(type=GroupLearningRateHook),
@@ -190,6 +193,7 @@ default_hooks = dict(
         max_new_tokens=256,
     ),
     random_states=dict(type=RandomStateHook),
+    nonfinite=dict(type=NonFiniteHook, max_in_a_row=max_skipped_steps),
     training_config=dict(type=TrainingConfigHook),  # for `pallava convert`
 )
 custom_hooks = []  # your own: dict(type="my_hooks.MyHook")

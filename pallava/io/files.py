@@ -54,7 +54,7 @@ def whole_file(path: str | Path, mode: str = "w", **open_options: Any) -> Iterat
             temporary.unlink(missing_ok=True)
         _name_file(error, temporary, path)
         raise
-    _sync(path.parent)
+    synchronize(path.parent, recursive=False)
 
 
 @contextmanager
@@ -71,13 +71,13 @@ def whole_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        _sync_below(temporary)
+        synchronize(temporary)
         _put_in_place(temporary, path, replace)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         _name_file(error, temporary, path)
         raise
-    _sync(path.parent)
+    synchronize(path.parent, recursive=False)
 
 
 def write_text(path: str | Path, text: str, **open_options: Any) -> None:
@@ -161,17 +161,18 @@ def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _sync_below(folder: Path) -> None:
-    if hasattr(os, "sync") and any(islice(folder.rglob("*"), _MANY_FILES, None)):
-        os.sync()  # the whole disk once, rather than a million files one by one
-        return
-    for file in folder.rglob("*"):
-        _sync(file)
+def synchronize(path: Path, *, recursive: bool = True) -> None:
+    """Synchronize a file, or a folder with all that is below it, to the disk.
 
-
-def _sync(path: Path) -> None:
-    """Synchronize a file or folder to the disk; some file systems cannot do it for folders."""
+    Some file systems cannot do it for a folder itself.
+    """
     is_folder = path.is_dir()
+    if is_folder and recursive:
+        if hasattr(os, "sync") and any(islice(path.rglob("*"), _MANY_FILES, None)):
+            os.sync()  # the whole disk once, rather than a million files one by one
+            return
+        for inner in path.rglob("*"):
+            synchronize(inner, recursive=False)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

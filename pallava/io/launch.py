@@ -5,13 +5,21 @@ torchrun, with its arguments; where a process fails, that process has the last w
 """
 
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from types import FrameType
+
+import psutil
 
 from pallava.errors import PallavaError
 from pallava.io.processes import num_cores
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # a process decides what it does with them
+_TORCHRUNS = "SIGHUP,SIGQUIT"  # end the processes
 
 
 @dataclass(frozen=True)
@@ -74,12 +82,21 @@ def run_processes(arguments: Sequence[str]) -> tuple[int, int] | None:
     from torch.distributed.run import main
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for number in FORWARDED:
+        signal.signal(number, _forward)
     try:
-        main(list(arguments))
+        main([f"--signals-to-handle={_TORCHRUNS}", *arguments])
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
         return rank, failure.exitcode
     return None
+
+
+def _forward(number: int, frame: FrameType | None) -> None:
+    """Pass a signal on to the processes, and wait for what they do with it; torchrun would kill them after 30 s."""
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            child.send_signal(number)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -5,9 +5,11 @@ checkpoint's seed, chooses the precision of DeepSpeed, or starts the processes' 
 was needed. It imports xtuner itself, not this module: peft, below xtuner, must not meet a broken bitsandbytes.
 """
 
+import argparse
 import functools
 import importlib
 import os
+import sys
 import types
 from collections.abc import Callable
 from importlib.metadata import version
@@ -27,6 +29,7 @@ from packaging.version import Version
 from pallava.model.versions import block_broken_bitsandbytes
 from pallava.model.weights import unreadable
 
+AUTO = "auto"  # of --resume: the newest whole checkpoint of the work directory
 _HISTORY_METHODS = ("min", "max", "mean", "current")
 
 
@@ -153,7 +156,7 @@ class _TorchLoadingSafely(types.ModuleType):
             PallavaError: The file is cut, empty or something else.
         """
         try:
-            with torch.serialization.safe_globals(_admitted()):
+            with torch.serialization.safe_globals(admitted_globals()):
                 return torch.load(file, map_location=map_location, weights_only=True)
         except (MemoryError, torch.OutOfMemoryError):
             raise
@@ -185,6 +188,31 @@ def load_checkpoints_safely() -> bool:
     return True
 
 
+def accept_resume_auto() -> bool:
+    """Let xtuner's trainer pass ``--resume auto``, of which it would read the seed as of a file.
+
+    `failures.resume_newest` replaces it, and the seed, once the work directory is known; the seed of a training that
+    begins is the one of the command line. The trainer, which is the main module, has imported the function by name.
+    """
+    from xtuner.tools import utils as tool_utils
+
+    read_seed, trainer = tool_utils.get_seed_from_checkpoint, sys.modules["__main__"]
+
+    def get_seed_from_checkpoint(pth_model: str) -> int | None:
+        return _seed_of_command() if pth_model == AUTO else read_seed(pth_model)
+
+    if getattr(trainer, "get_seed_from_checkpoint", None) is not read_seed:
+        return False
+    trainer.get_seed_from_checkpoint = get_seed_from_checkpoint  # type: ignore[attr-defined]
+    return True
+
+
+def _seed_of_command() -> int | None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--seed", type=int)
+    return parser.parse_known_args()[0].seed
+
+
 def keep_float32_in_conversion() -> bool:
     """Keep xtuner from rounding a DeepSpeed folder to float16 before `convert pth_to_hf` sees it, `--fp32` or not."""
     from xtuner.utils import zero_to_any_dtype
@@ -209,7 +237,8 @@ def history_method(owner: type, name: str) -> Callable[..., Any]:
     return getattr(HistoryBuffer, name)
 
 
-def _admitted() -> list[Any]:
+def admitted_globals() -> list[Any]:
+    """Return what mmengine and DeepSpeed write into checkpoints, for torch's `safe_globals`."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -230,6 +259,7 @@ _EVERYWHERE = (
     describe_old_gpu_to_xtuner,
     start_alone_without_mpi,
     load_checkpoints_safely,
+    accept_resume_auto,
     keep_float32_in_conversion,
 )
 _WITHOUT_GPU = (

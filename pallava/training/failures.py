@@ -11,10 +11,13 @@ from types import TracebackType
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.runner import FlexibleRunner, Runner, find_latest_checkpoint
+from mmengine.logging import print_log
+from mmengine.runner import FlexibleRunner, Runner
 
 from pallava.errors import PallavaError, without_worker
 from pallava.io.files import read_package_data
+from pallava.training.checkpoints import is_whole, newest_whole, read_meta
+from pallava.training.compat import AUTO
 
 # What the runner and xtuner's trainer read of a config; other names at its top only help to write it.
 _READ = {*inspect.signature(Runner.__init__).parameters} - {"self", "cfg"}
@@ -42,6 +45,8 @@ def user_message(error: BaseException, trace: TracebackType | None = None) -> st
     """
     if isinstance(error, PallavaError):
         return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted before the first step; nothing was saved"
     if isinstance(error, FileNotFoundError):
         return f"{without_worker(str(error))}; correct the path"
     calls = [frame.name for frame in traceback.extract_tb(trace)]
@@ -61,19 +66,35 @@ def refuse_other_launches() -> None:
 
 
 def _check_and_build(build: Any, runner: Any, config: Config) -> Any:
+    resume_newest(config)
     check_launch(config)
     return build(runner, config)
+
+
+def resume_newest(config: Config) -> None:
+    """Replace ``--resume auto`` by the newest whole checkpoint of the work directory; without any, begin anew.
+
+    Its seed becomes the run's: the order of the data depends on it.
+    """
+    if not config.get("resume") or config.get("load_from") not in (AUTO, None):
+        return
+    newest = newest_whole(Path(config.work_dir))
+    config.load_from = None if newest is None else str(newest)
+    config.resume = newest is not None
+    if newest is None:
+        print_log(f"no whole checkpoint in '{config.work_dir}': the training begins", "current")
+        return
+    print_log(f"resuming from '{newest}'", "current")
+    config.randomness = {**config.get("randomness", {}), "seed": read_meta(newest)["seed"]}
 
 
 def check_launch(config: Mapping[str, Any]) -> None:
     """Check that the checkpoint to resume or to load was written by a launch like this one.
 
     Raises:
-        PallavaError: DeepSpeed wrote it, or did not, or another number of processes.
+        PallavaError: DeepSpeed wrote it, or did not, or another number of processes, or with batches of another size.
     """
-    is_resumed, given = config.get("resume"), config.get("load_from")
-    latest = find_latest_checkpoint(config["work_dir"]) if is_resumed is True and not given else None
-    path = Path(is_resumed if isinstance(is_resumed, str) else given or latest or "")
+    path = Path(config.get("load_from") or "")
     if path == Path() or not path.exists():  # not a local one, or reported as missing
         return
     has_deepspeed = "DeepSpeed" in str((config.get("optim_wrapper") or {}).get("type"))
@@ -83,12 +104,41 @@ def check_launch(config: Mapping[str, Any]) -> None:
         raise PallavaError(f"'{path}' must be resumed with --deepspeed, which wrote it; add that, {advice}")
     if has_deepspeed and not (is_theirs and path.is_dir()):
         raise PallavaError(f"'{path}' is not a folder that --deepspeed wrote; give one, leave that out, {advice}")
-    wrote, here = len([*path.glob("*_optim_states.pt")]), int(os.environ.get("WORLD_SIZE", 1))
-    if is_resumed and wrote not in (0, here) and config.get("launcher") in (None, "none", "pytorch"):
+    if config.get("resume"):
+        _check_whole(path)
+        _check_batches(path, config, advice)
+
+
+def _check_whole(path: Path) -> None:
+    if not is_whole(path):
         raise PallavaError(
-            f"'{path}' must be resumed by as many processes as wrote its optimizer, {wrote}, got {here}; start as many "
-            f"(NPROC_PER_NODE), {advice}"
+            f"'{path}' is not a whole checkpoint: files are missing or cut; copy it again, or resume from the newest "
+            "whole one by --resume auto"
         )
+
+
+def _check_batches(path: Path, config: Mapping[str, Any], advice: str) -> None:
+    """Refuse another number of batches, or of rows in them, in an optimizer step: their order would not go on."""
+    wrote = {"processes": len([*path.glob("*_optim_states.pt")]), **read_meta(path).get("launch", {})}
+    strategy, wrapper = config.get("strategy") or {}, config.get("optim_wrapper") or {}
+    counts = strategy.get("gradient_accumulation_steps", wrapper.get("accumulative_counts", 1))
+    here = {
+        "processes": num_processes(config.get("launcher")),
+        "batch_size": (config.get("train_dataloader") or {}).get("batch_size", 0),
+        "accumulative_counts": counts,
+    }
+    for name, value in here.items():
+        if value is not None and wrote.get(name) not in (None, 0, value):
+            raise PallavaError(
+                f"'{path}' must be resumed with {name}={wrote[name]}, on which its place in the data depends, got "
+                f"{value}; set it alike{' (NPROC_PER_NODE)' * (name == 'processes')}, {advice}"
+            )
+
+
+def num_processes(launcher: str | None) -> int | None:
+    """Return the number of processes by the variables of a launcher; None if only a running group knows it."""
+    name = {"slurm": "SLURM_NTASKS", "mpi": "OMPI_COMM_WORLD_SIZE"}.get(launcher or "none", "WORLD_SIZE")
+    return int(os.environ[name]) if name in os.environ else 1 if name == "WORLD_SIZE" else None
 
 
 def refuse_ineffective_options() -> None:

@@ -52,6 +52,34 @@ def grouped_adamw(
         raise PallavaError(f"optim_wrapper.optimizer has a setting that AdamW does not have: {error}") from None
 
 
+class FiniteOptimWrapper(OptimWrapper):
+    """mmengine's wrapper, but a step whose gradients are not finite leaves the weights alone: `is_skipped` is set."""
+
+    is_skipped = False
+
+    def step(self, **kwargs: Any) -> None:
+        """Clip the gradients and update the weights, if all gradients are finite; they are so on all processes."""
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.is_skipped = not torch.isfinite(torch.nn.utils.get_total_norm(gradients))
+        if not self.is_skipped:
+            super().step(**kwargs)
+
+
+class FiniteAmpOptimWrapper(AmpOptimWrapper):
+    """The same in mixed precision; in fp16, the loss scale skips steps, too, in which it was too large."""
+
+    is_skipped = False
+
+    def step(self, **kwargs: Any) -> None:
+        """Update the weights if all gradients are finite."""
+        if not self.loss_scaler.is_enabled():
+            FiniteOptimWrapper.step(self, **kwargs)  # type: ignore[arg-type]
+            return
+        before = self.loss_scaler.get_scale()
+        super().step(**kwargs)
+        self.is_skipped = self.loss_scaler.get_scale() < before
+
+
 @OPTIM_WRAPPERS.register_module()
 def precise_optim_wrapper(optimizer: torch.optim.Optimizer, precision: str = "auto", **options: Any) -> OptimWrapper:
     """Build mmengine's wrapper for a precision: bf16 where the device has it, else fp16, else (on a CPU) float32.
@@ -69,11 +97,11 @@ def precise_optim_wrapper(optimizer: torch.optim.Optimizer, precision: str = "au
         precision = str(device_dtype()).removeprefix("torch.")
         print_log(f"training in {precision}, the best that this device has", logger="current")
     if precision == "float32":
-        return OptimWrapper(optimizer=optimizer, **options)
+        return FiniteOptimWrapper(optimizer=optimizer, **options)
     if not torch.cuda.is_available():
         raise PallavaError(f"precision={precision!r} needs a GPU, and none was found; set precision='auto'")
     loss_scale: Any = "dynamic" if precision == "float16" else {"enabled": False}  # bf16 has the range of float32
-    return AmpOptimWrapper(optimizer=optimizer, dtype=precision, loss_scale=loss_scale, **options)
+    return FiniteAmpOptimWrapper(optimizer=optimizer, dtype=precision, loss_scale=loss_scale, **options)
 
 
 class GroupLearningRateHook(Hook):

@@ -115,7 +115,7 @@ def write_config(name: str, parts: dict[str, Path], data: dict[str, Path], path:
     config.train_dataloader.update(batch_size=1, num_workers=0)
     config.train_dataloader.sampler = {"type": "DefaultSampler", "shuffle": True}  # mixes rows with and without image
     config.optim_wrapper.accumulative_counts = 1
-    config.train_cfg = {"type": "xtuner.engine.runner.TrainLoop", "max_iters": num_steps}
+    config.train_cfg = {"type": "pallava.training.loop.TrainLoop", "max_iters": num_steps}
     config.param_scheduler = [{"type": "CosineAnnealingLR", "by_epoch": False, "begin": 0, "end": num_steps}]
     hooks.logger.interval = 1
     hooks.checkpoint.update(interval=num_steps // 2, max_keep_ckpts=5)

@@ -12,11 +12,16 @@ from mmengine.logging import print_log
 _KEY = "random_states"
 
 
-class RandomStateHook(Hook):
-    """Stores every process's random state in each checkpoint and restores it on resume.
+def store_random_states(runner: Any) -> None:
+    """Put the random states of all processes into the message hub, for a checkpoint that is about to be written."""
+    runner.message_hub.update_info(_KEY, all_gather_object(get_random_state()))
 
-    Neither mmengine nor DeepSpeed does: with LoRA's dropout the losses after a resume would differ. The state travels
-    in the message hub, which both save. `after_load_checkpoint` is never called under DeepSpeed, so it is restored
+
+class RandomStateHook(Hook):
+    """Restores every process's random state on resume.
+
+    Neither mmengine nor DeepSpeed does: with LoRA's dropout the losses after a resume would differ. The states travel
+    in the message hub, which both save. `after_load_checkpoint` is never called under DeepSpeed, so they are restored
     before the first step.
     """
 
@@ -42,9 +47,9 @@ class RandomStateHook(Hook):
             print_log("resumed with more processes than before; the new ones draw new random numbers", "current")
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """Store the states when a checkpoint is about to be written."""
-        if any(_saves_now(hook, self, runner) for hook in runner.hooks if isinstance(hook, CheckpointHook)):
-            runner.message_hub.update_info(_KEY, all_gather_object(get_random_state()))
+        """Store the states where mmengine's own hook, of an older config, is about to write a checkpoint."""
+        if any(_saves_now(hook, self, runner) for hook in runner.hooks if type(hook) is CheckpointHook):
+            store_random_states(runner)
 
 
 def get_random_state() -> dict[str, Any]:

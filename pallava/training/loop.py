@@ -1,0 +1,260 @@
+"""The training loop: it resumes at any optimizer step without reading what was seen, and ends well on a signal."""
+
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce, barrier, broadcast_object_list, get_rank, get_world_size
+from mmengine.runner import BaseLoop
+from torch.utils.data import DataLoader
+
+from pallava.errors import PallavaError
+from pallava.io.peers import PeerWatch
+from pallava.training.hooks.checkpoint import WholeCheckpointHook
+from pallava.training.interrupts import EXIT_CODE, Interrupts, ignore_signals
+from pallava.training.steps import ends_step
+
+
+class TrainLoop(BaseLoop):
+    """Trains for a number of iterations (batches of a process) or of epochs.
+
+    xtuner's loop reads and decodes every batch again to reach the place where a run was interrupted. This one starts
+    the epoch's order there: the sampler's order depends on its seed and the epoch alone. A signal (see `Interrupts`)
+    ends the training at the next optimizer step, on all processes alike, with a checkpoint and `EXIT_CODE`. A process
+    that is gone ends the others.
+
+    Args:
+        runner: mmengine's runner.
+        dataloader: The loader, or its config.
+        max_iters: Number of iterations.
+        max_epochs: Number of epochs, which may be a fraction; instead of `max_iters`.
+        loader_timeout: Time in seconds after which a worker of the loader that returns no batch ends the training.
+
+    Raises:
+        PallavaError: The length is missing or given twice, or the config has a validation.
+    """
+
+    def __init__(
+        self,
+        runner: Any,
+        dataloader: DataLoader | dict[str, Any],
+        max_iters: int | None = None,
+        max_epochs: float | None = None,
+        loader_timeout: float = 1800,
+    ) -> None:
+        super().__init__(runner, dataloader)
+        if (max_iters is None) == (max_epochs is None):
+            raise PallavaError("train_cfg must have one of max_iters and max_epochs")
+        if runner._val_loop is not None:
+            raise PallavaError("the training loop does not validate; remove val_cfg, and use `pallava evaluate`")
+        loader = self.dataloader
+        self._loading: Any = None
+        self._workers: list[tuple[int, int | None]] = []  # process and exit code of each that the loader had
+        if not len(loader):
+            raise PallavaError("the data must fill at least one batch; give more rows or a smaller batch_size")
+        self._max_iters = int(max_iters if max_epochs is None else max_epochs * len(loader))  # type: ignore[arg-type]
+        self._epoch = self._iter = 0
+        self.stop_training = False  # mmengine's EarlyStoppingHook sets it
+        self.interrupts = Interrupts()
+        self._batches = _SkippingBatches(loader.batch_sampler)
+        object.__setattr__(loader, "batch_sampler", self._batches)  # a loader forbids to change it
+        loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
+        loader.timeout = loader_timeout if loader.num_workers else 0
+
+    @property
+    def max_epochs(self) -> int:
+        """Return 1: to mmengine the whole training is one epoch, as in its own iteration-based loop."""
+        return 1
+
+    @property
+    def max_iters(self) -> int:
+        """Return the number of iterations."""
+        return self._max_iters
+
+    @property
+    def epoch(self) -> int:
+        """Return 0, the number of mmengine's one epoch."""
+        return self._epoch
+
+    @property
+    def iter(self) -> int:
+        """Return the number of iterations that are done."""
+        return self._iter
+
+    def run(self) -> Any:
+        """Train; a run that a signal ended raises SystemExit with `EXIT_CODE`.
+
+        Raises:
+            PallavaError: A worker of the loader died or hangs, or the data are not those of the interrupted run.
+        """
+        try:
+            with self.interrupts:
+                self._train()
+        except RuntimeError as error:  # torch raises it wherever the main thread is when a worker dies
+            if "DataLoader" not in str(error):
+                raise
+            raise self._worker_failure(error) from None
+        return self.runner.model
+
+    def _train(self) -> None:
+        runner, peers = self.runner, _watch_peers()
+        runner.call_hook("before_train")
+        runner.call_hook("before_train_epoch")
+        self._check_rows()
+        if hasattr(runner.model, "micro_steps"):  # DeepSpeed does not save where it is in an accumulation
+            runner.model.model.micro_steps = self._iter
+        with closing(self._iterate()) as batches:
+            while self._iter < self._max_iters and not self.stop_training:
+                runner.model.train()
+                self._run_iter(next(batches), peers)
+        runner.call_hook("after_train_epoch")
+        runner.call_hook("after_train")
+        _part(peers)
+
+    def _run_iter(self, batch: Any, peers: PeerWatch | None) -> None:
+        runner = self.runner
+        runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=batch)
+        outputs = runner.model.train_step(batch, optim_wrapper=runner.optim_wrapper)
+        runner.call_hook("after_train_iter", batch_idx=self._iter, data_batch=batch, outputs=outputs)
+        if ends_step(runner) and self._iter + 1 < self._max_iters:
+            received = torch.tensor(self.interrupts.received)
+            all_reduce(received, "max")
+            if received:
+                self._stop(signal.Signals(int(received)).name, peers)
+        self._iter += 1
+
+    def _stop(self, name: str, peers: PeerWatch | None) -> None:
+        """Save, and end all processes together."""
+        saves = [hook for hook in self.runner.hooks if isinstance(hook, WholeCheckpointHook)]
+        paths = [str(hook.save(self.runner)) for hook in saves]
+        _part(peers)
+        self.interrupts.ignore()
+        self.runner.visualizer.close()
+        if get_rank() == 0:
+            sys.stderr.write(
+                f"stopped by {name} after iteration {self._iter + 1}; saved {', '.join(paths) or 'nothing'}; the same "
+                "command with --resume auto continues\n"
+            )
+        raise SystemExit(EXIT_CODE)
+
+    def _iterate(self) -> Generator[Any]:
+        """Yield the batches from the current iteration on, of one epoch after the other."""
+        loader = self.dataloader
+        epoch, position = divmod(self._iter, len(loader))
+        while True:
+            _set_epoch(loader, epoch)
+            # The workers' seeds come from this generator, once an epoch: never from the one of the training.
+            loader.generator = torch.Generator().manual_seed((self.runner.seed or 0) + epoch)
+            self._batches.start(position)
+            self._loading = iter(loader)
+            try:
+                for batch in self._loading:
+                    self._batches.received += 1
+                    yield batch
+            finally:
+                self._end_workers()
+            epoch, position = epoch + 1, 0
+
+    def _end_workers(self) -> None:
+        """End the loader's workers, also those that hang: they ignore signals, and Python would wait for them."""
+        workers = getattr(self._loading, "_workers", [])
+        self._workers = [(worker.pid, worker.exitcode) for worker in workers]
+        self._loading = None
+        for worker in workers:
+            worker.kill()
+
+    def _check_rows(self) -> None:
+        """Refuse to go on in the middle of another data set."""
+        rows, known = len(self.dataloader.dataset), self.runner.message_hub.runtime_info.get("num_rows")  # type: ignore[arg-type]
+        if self._iter and known not in (None, rows):
+            raise PallavaError(
+                f"the data must be those of the interrupted run, {known} rows, got {rows}; give the same file, or "
+                "start from the weights by model.pretrained_pth"
+            )
+        self.runner.message_hub.update_info("num_rows", rows)
+
+    def _worker_failure(self, error: RuntimeError) -> PallavaError:
+        """Return which worker of the loader died or hangs, and at which rows."""
+        count = len(self._workers)
+        dead = [number for number, (_, code) in enumerate(self._workers) if code]
+        number = dead[0] if dead else self._batches.received % max(1, count)
+        pid, code = self._workers[number] if count else (os.getpid(), 0)
+        rows = ", ".join(map(str, self._batches.next_expected(number, count)))
+        name = f"worker {number} (pid {pid}) of the data loader"
+        if code:
+            reason = f"signal {-code}" if code < 0 else f"exit code {code}"
+            return PallavaError(
+                f"{name} died at rows {rows} ({reason}), perhaps for "
+                "lack of memory or of shared memory; lower dataloader_num_workers, or give the machine more"
+            )
+        return PallavaError(f"{name} hangs at rows {rows} ({error}); check their images, and whether the disk responds")
+
+
+class _SkippingBatches:
+    """A batch sampler that can begin in the middle of an epoch, and knows what its loader waits for."""
+
+    def __init__(self, batches: Any) -> None:
+        self._batches, self._skipped = batches, 0
+        self.received = 0  # number of batches of this epoch that came back
+        self._given: deque[tuple[int, list[int]]] = deque(maxlen=1024)
+
+    def start(self, position: int) -> None:
+        self._skipped, self.received = position, 0
+        self._given.clear()
+
+    def next_expected(self, worker: int, num_workers: int) -> list[int]:
+        """Return the rows that a worker reads now; workers take turns."""
+        waiting = [rows for i, rows in self._given if i >= self.received and i % max(1, num_workers) == worker]
+        return waiting[0] if waiting else []
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for number, rows in enumerate(islice(self._batches, self._skipped, None)):
+            self._given.append((number, rows))
+            yield rows
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getattr__(self, name: str) -> Any:  # mmengine asks for the sampler
+        return getattr(self.__dict__["_batches"], name)
+
+
+def _set_epoch(loader: DataLoader, epoch: int) -> None:
+    batches: Any = loader.batch_sampler
+    sampler: Any
+    for sampler in (loader.sampler, getattr(batches, "sampler", None), batches):
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(epoch)
+            return
+
+
+def _start_worker(function: Any, worker: int) -> None:
+    """Start a worker of the loader: it ends with its loader, not by a signal that a scheduler sends to everybody."""
+    ignore_signals()
+    if function is not None:
+        function(worker)
+
+
+def _watch_peers() -> PeerWatch | None:
+    if get_world_size() == 1:
+        return None
+    peers, rank = PeerWatch(get_rank()), get_rank()
+    meeting = [peers.host(os.environ["MASTER_ADDR"], get_world_size() - 1) if rank == 0 else None]
+    broadcast_object_list(meeting)
+    if rank and meeting[0] is not None:
+        peers.join(meeting[0])
+    return peers
+
+
+def _part(peers: PeerWatch | None) -> None:
+    """End together: from now on no process waits for another."""
+    barrier()
+    if peers is not None:
+        peers.close()
