@@ -3,11 +3,13 @@
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from functools import partial
 from itertools import islice
+from multiprocessing import connection
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from mmengine.runner import BaseLoop
 from torch.utils.data import DataLoader
 
 from pallava.errors import PallavaError
-from pallava.io.peers import PeerWatch
+from pallava.io.peers import PeerWatch, end_process
 from pallava.training.hooks.checkpoint import WholeCheckpointHook
 from pallava.training.interrupts import EXIT_CODE, Interrupts, ignore_signals
 from pallava.training.steps import ends_step
@@ -66,7 +68,7 @@ class TrainLoop(BaseLoop):
         self._batches = _SkippingBatches(loader.batch_sampler)
         object.__setattr__(loader, "batch_sampler", self._batches)  # a loader forbids to change it
         loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
-        loader.timeout = loader_timeout if loader.num_workers else 0
+        self._loader_timeout = loader_timeout
 
     @property
     def max_epochs(self) -> int:
@@ -97,10 +99,10 @@ class TrainLoop(BaseLoop):
         try:
             with self.interrupts:
                 self._train()
-        except RuntimeError as error:  # torch raises it wherever the main thread is when a worker dies
-            if "DataLoader" not in str(error):
+        except (RuntimeError, OSError, EOFError):  # of a dead worker, wherever the main thread was
+            if not any(code for _, code in self._workers):
                 raise
-            raise self._worker_failure(error) from None
+            raise PallavaError(self._describe_worker()) from None
         return self.runner.model
 
     def _train(self) -> None:
@@ -155,17 +157,41 @@ class TrainLoop(BaseLoop):
             self._batches.start(position)
             self._loading = iter(loader)
             try:
-                for batch in self._loading:
+                while (batch := self._next_in_time()) is not None:
                     self._batches.received += 1
                     yield batch
             finally:
                 self._end_workers()
             epoch, position = epoch + 1, 0
 
-    def _end_workers(self) -> None:
-        """End the loader's workers, also those that hang: they ignore signals, and Python would wait for them."""
+    def _next_in_time(self) -> Any:
+        """Return the epoch's next batch; None at its end."""
+        # The loader's own timeout does not cover a worker that hangs while it hands over a batch.
+        timer = threading.Timer(self._loader_timeout, self._end_hanging)
+        timer.daemon = True
+        timer.start()
+        try:
+            return next(self._loading, None)
+        except (OSError, EOFError):  # a worker's connection, which closes a moment before its exit code is known
+            connection.wait([worker.sentinel for worker in getattr(self._loading, "_workers", [])], timeout=1)
+            raise
+        finally:
+            timer.cancel()
+
+    def _end_hanging(self) -> None:
+        workers = self._note_workers()
+        for worker in workers:
+            worker.kill()
+        end_process(self._describe_worker())
+
+    def _note_workers(self) -> list[Any]:
         workers = getattr(self._loading, "_workers", [])
         self._workers = [(worker.pid, worker.exitcode) for worker in workers]
+        return workers
+
+    def _end_workers(self) -> None:
+        """End the loader's workers, also those that hang: they ignore signals, and Python would wait for them."""
+        workers = self._note_workers()
         self._loading = None
         for worker in workers:
             worker.kill()
@@ -180,7 +206,7 @@ class TrainLoop(BaseLoop):
             )
         self.runner.message_hub.update_info("num_rows", rows)
 
-    def _worker_failure(self, error: RuntimeError) -> PallavaError:
+    def _describe_worker(self) -> str:
         """Return which worker of the loader died or hangs, and at which rows."""
         count = len(self._workers)
         dead = [number for number, (_, code) in enumerate(self._workers) if code]
@@ -190,11 +216,12 @@ class TrainLoop(BaseLoop):
         name = f"worker {number} (pid {pid}) of the data loader"
         if code:
             reason = f"signal {-code}" if code < 0 else f"exit code {code}"
-            return PallavaError(
-                f"{name} died at rows {rows} ({reason}), perhaps for "
-                "lack of memory or of shared memory; lower dataloader_num_workers, or give the machine more"
+            return (
+                f"{name} died at rows {rows} ({reason}), perhaps for lack of memory or of shared memory; lower "
+                "dataloader_num_workers, or give the machine more"
             )
-        return PallavaError(f"{name} hangs at rows {rows} ({error}); check their images, and whether the disk responds")
+        waited = f"has returned no batch for {self._loader_timeout:.0f} s"
+        return f"{name} {waited}, at rows {rows}; look at their images, and whether the disk responds"
 
 
 class _SkippingBatches:
