@@ -95,17 +95,19 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one row.
 
-        That is `input_ids` and `labels` (lists, with -200 for each image), `pixel_values` (sum of 1+N, 3, P, P) with
-        the tiles of all its images, and `tiles_per_image` (list).
+        That is its `id`, `input_ids` and `labels` (lists, with -200 for each image), `pixel_values` (sum of 1+N, 3, P,
+        P) with the tiles of all its images, `tiles_per_image` (list), and `replaced` (list, empty).
         """
         row = self.rows[index]
         tiles = [self._tiles(row["id"], self.image_folder / name) for name in row["images"]]
         size = self.tile_spec.size
         return {
+            "id": row["id"],
             "input_ids": row["input_ids"],
             "labels": row["labels"],
             "pixel_values": torch.cat(tiles) if tiles else torch.zeros(0, 3, size, size),
             "tiles_per_image": [len(image) for image in tiles],
+            "replaced": [],
         }
 
     def _tiles(self, row_id: str, path: Path) -> torch.Tensor:
@@ -117,11 +119,12 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
 
 @MAP_FUNC.register_module()
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Pad rows of `PALLaVADataset` on the right and join their tiles; return them under "data".
+    """Pad rows of `PALLaVADataset` on the right and join their tiles; return "data" and "data_samples".
 
-    They are `input_ids` (0 is padding), `attention_mask` and `labels` (-100 is padding), each (B, L), `pixel_values`
-    (sum of 1+N, 3, P, P), not padded, and `tiles_per_image` (I,), both in the order of the images over the batch and
-    empty where it has none.
+    The data are `input_ids` (0 is padding), `attention_mask` and `labels` (-100 is padding), each (B, L),
+    `pixel_values` (sum of 1+N, 3, P, P), not padded, and `tiles_per_image` (I,), both in the order of the images over
+    the batch and empty where it has none. The samples are what the model does not read: the rows' `ids` and the bad
+    rows that they have `replaced`, both lists over the batch.
     """
     ids = [torch.tensor(row["input_ids"]) for row in rows]
     labels = [torch.tensor(row["labels"]) for row in rows]
@@ -133,7 +136,11 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "pixel_values": torch.cat([row["pixel_values"] for row in rows]),
         "tiles_per_image": torch.tensor(counts, dtype=torch.long),
     }
-    return {"data": data, "data_samples": None}
+    samples = {
+        "ids": [row["id"] for row in rows],
+        "replaced": list(chain.from_iterable(row["replaced"] for row in rows)),
+    }
+    return {"data": data, "data_samples": samples}
 
 
 def check_connectors(config: Mapping[str, Any]) -> None:
