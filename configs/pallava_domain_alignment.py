@@ -23,6 +23,7 @@ from xtuner.engine.hooks import DatasetInfoHook
 from pallava.model import load_encoder, load_image_processor
 from pallava.model.loading import load_llm, load_tokenizer
 from pallava.training.dataset import PALLaVADataset, collate
+from pallava.training.hooks.bad_images import BadImagesHook
 from pallava.training.hooks.chat import SampleChatHook
 from pallava.training.hooks.checkpoint import WholeCheckpointHook
 from pallava.training.hooks.config import TrainingConfigHook
@@ -45,6 +46,9 @@ llm_name_or_path = "meta-llama/Meta-Llama-3-8B-Instruct"
 plip_path = "./pretrained/plip"  # or another encoder: "timm:vit_small_patch16_224", a folder of DINOv2 or SigLIP
 data_path = "./data/domain_alignment.jsonl"
 image_folder = "./data/images"
+
+on_bad_image = "raise"  # at an image that cannot be opened; "skip" takes the next row, and lists the bad ones
+max_bad_images = 0.001  # largest share of the rows that "skip" may replace; more end the training
 
 # Text
 prompt_template = "llama3_chat"
@@ -128,6 +132,8 @@ train_dataloader = dict(
         context_length=context_length,
         num_visual_tokens=num_visual_tokens,
         connector=connector,
+        on_bad_image=on_bad_image,
+        max_bad_images=max_bad_images,
     ),
     sampler=dict(type=DefaultSampler, shuffle=True),
     collate_fn=dict(type=collate),
@@ -192,6 +198,7 @@ default_hooks = dict(
         every_n_iters=sample_chat_steps,
         max_new_tokens=256,
     ),
+    bad_images=dict(type=BadImagesHook),
     random_states=dict(type=RandomStateHook),
     nonfinite=dict(type=NonFiniteHook, max_in_a_row=max_skipped_steps),
     training_config=dict(type=TrainingConfigHook),  # for `pallava convert`

@@ -23,6 +23,7 @@ from xtuner.engine.hooks import DatasetInfoHook
 from pallava.model import load_encoder, load_image_processor
 from pallava.model.loading import load_llm, load_tokenizer
 from pallava.training.dataset import PALLaVADataset, collate
+from pallava.training.hooks.bad_images import BadImagesHook
 from pallava.training.hooks.chat import SampleChatHook
 from pallava.training.hooks.checkpoint import WholeCheckpointHook
 from pallava.training.hooks.config import TrainingConfigHook
@@ -46,6 +47,9 @@ plip_path = "./pretrained/plip"  # or another encoder: "timm:vit_small_patch16_2
 pretrained_pth = "./work_dirs/pallava_domain_alignment"  # stage 1: its work directory (the newest) or one checkpoint
 data_path = "./data/instruction_tuning.jsonl"
 image_folder = "./data/images"
+
+on_bad_image = "raise"  # at an image that cannot be opened; "skip" takes the next row, and lists the bad ones
+max_bad_images = 0.001  # largest share of the rows that "skip" may replace; more end the training
 
 # Text
 prompt_template = "llama3_chat"
@@ -129,6 +133,8 @@ train_dataloader = dict(
         context_length=context_length,
         num_visual_tokens=num_visual_tokens,
         connector=connector,
+        on_bad_image=on_bad_image,
+        max_bad_images=max_bad_images,
     ),
     # Rows of like length, and with or without an image, stand together: less padding, and no rank waits for another.
     sampler=dict(
@@ -198,6 +204,7 @@ default_hooks = dict(
         every_n_iters=sample_chat_steps,
         max_new_tokens=256,
     ),
+    bad_images=dict(type=BadImagesHook),
     random_states=dict(type=RandomStateHook),
     nonfinite=dict(type=NonFiniteHook, max_in_a_row=max_skipped_steps),
     training_config=dict(type=TrainingConfigHook),  # for `pallava convert`

@@ -1,7 +1,9 @@
 """Training rows with their tiles, and their batches."""
 
+import errno
 import functools
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -29,6 +31,12 @@ from pallava.training.model import PALLaVAModel, build, connector_settings
 
 T = TypeVar("T")
 
+ON_BAD_IMAGE = ("raise", "skip")
+_TRIES = 100  # rows that are looked at beyond the budget before a replacement is given up
+_PLACE = re.compile(r"^(cannot \w+ )?image '.*?'(: | )")  # the beginning of an ImageError
+# What the system says of a file that will stay as it is; anything else may be better in a resumed run.
+_LASTING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
+
 
 @BUILDER.register_module()
 class PALLaVADataset(Dataset[dict[str, Any]]):
@@ -49,10 +57,14 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
             an image has (default: the published one).
         num_proc: Number of processes that tokenize.
         cache_dir: Folder of tokenized rows (default: ``pallava`` in the cache of `datasets`).
+        on_bad_image: ``"raise"`` ends the training at an image that cannot be opened; ``"skip"`` takes the next row
+            that opens in the place of its row. Which one that is depends on the row alone, so a resumed run repeats it.
+        max_bad_images: Largest share of the rows, 0 to 1, that `BadImagesHook` lets be replaced; one row always may.
 
     Raises:
         PallavaError: The data are missing, broken or prepared with other settings, the number of visual tokens is not
-            the encoder's, or missing where no encoder is named, or the parts do not fit each other or a model folder.
+            the encoder's, or missing where no encoder is named, the parts do not fit each other or a model folder, or
+            a setting is unknown.
     """
 
     def __init__(
@@ -67,7 +79,15 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         num_proc: int = 4,
         cache_dir: str | Path | None = None,
         connector: Mapping[str, Any] | None = None,
+        on_bad_image: str = "raise",
+        max_bad_images: float = 0.001,
     ) -> None:
+        if on_bad_image not in ON_BAD_IMAGE or not 0 <= max_bad_images <= 1:
+            raise PallavaError(
+                f"on_bad_image must be raise or skip, and max_bad_images a share from 0 to 1, got {on_bad_image!r} and "
+                f"{max_bad_images}"
+            )
+        self.on_bad_image, self.max_bad_images = on_bad_image, max_bad_images
         connects = connector_settings(connector)
         num_visual_tokens = _count_visual_tokens(image_processor, num_visual_tokens, connects)
         tokenizer, image_processor = build(tokenizer), build(image_processor)
@@ -92,36 +112,74 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         """Return the number of rows."""
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one row.
+    @property
+    def bad_image_budget(self) -> int:
+        """Return the largest number of rows that may be replaced."""
+        return max(1, int(self.max_bad_images * len(self) + 1e-6))  # 0.29 * 100 is 28.999999999999996
 
-        That is `input_ids` and `labels` (lists, with -200 for each image), `pixel_values` (sum of 1+N, 3, P, P) with
-        the tiles of all its images, and `tiles_per_image` (list).
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one row, or with `on_bad_image` "skip" the next one that can be opened.
+
+        That is its `id`, `input_ids` and `labels` (lists, with -200 for each image), `pixel_values` (sum of 1+N, 3, P,
+        P) with the tiles of all its images, `tiles_per_image` (list), and the bad rows that it has `replaced` (list of
+        `index`, `id`, `image` and `reason`).
+
+        Raises:
+            PallavaError: An image cannot be opened, or those of too many rows after another cannot.
         """
-        row = self.rows[index]
-        tiles = [self._tiles(row["id"], self.image_folder / name) for name in row["images"]]
+        replaced: list[dict[str, Any]] = []
+        while len(replaced) < min(len(self), self.bad_image_budget + _TRIES):
+            place = (index + len(replaced)) % len(self)
+            row = self.rows[place]
+            try:
+                return {**self._encode(row), "replaced": replaced}
+            except _BadImage as bad:
+                if self.on_bad_image == "raise" or not bad.is_lasting:
+                    # A loader makes the error anew from the text alone.
+                    raise PallavaError(f"row '{row['id']}', image '{bad.path}': {bad}") from bad.__cause__
+                image = str(bad.path.relative_to(self.image_folder))
+                replaced.append({"index": place, "id": row["id"], "image": image, "reason": _PLACE.sub("", str(bad))})
+        first = replaced[0]
+        raise PallavaError(
+            f"the images of {len(replaced)} rows after another cannot be opened, from row '{first['id']}', "
+            f"'{first['image']}', on ({first['reason']}); correct image_folder ('{self.image_folder}') or the images"
+        )
+
+    def _encode(self, row: dict[str, Any]) -> dict[str, Any]:
+        tiles = [self._tiles(self.image_folder / name) for name in row["images"]]
         size = self.tile_spec.size
         return {
+            "id": row["id"],
             "input_ids": row["input_ids"],
             "labels": row["labels"],
             "pixel_values": torch.cat(tiles) if tiles else torch.zeros(0, 3, size, size),
             "tiles_per_image": [len(image) for image in tiles],
         }
 
-    def _tiles(self, row_id: str, path: Path) -> torch.Tensor:
+    def _tiles(self, path: Path) -> torch.Tensor:
         try:
             return make_tiles(open_image(path), self.tile_spec)
         except PallavaError as error:
-            raise PallavaError(f"row '{row_id}', image '{path}': {error}") from error
+            raise _BadImage(path, error) from error
+
+
+class _BadImage(PallavaError):
+    def __init__(self, path: Path, error: PallavaError) -> None:
+        super().__init__(str(error))
+        cause = error.__cause__
+        number = cause.errno if isinstance(cause, OSError) else None
+        self.path = path
+        self.is_lasting = not isinstance(cause, MemoryError) and (number is None or number in _LASTING)
 
 
 @MAP_FUNC.register_module()
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Pad rows of `PALLaVADataset` on the right and join their tiles; return them under "data".
+    """Pad rows of `PALLaVADataset` on the right and join their tiles; return "data" and "data_samples".
 
-    They are `input_ids` (0 is padding), `attention_mask` and `labels` (-100 is padding), each (B, L), `pixel_values`
-    (sum of 1+N, 3, P, P), not padded, and `tiles_per_image` (I,), both in the order of the images over the batch and
-    empty where it has none.
+    The data are `input_ids` (0 is padding), `attention_mask` and `labels` (-100 is padding), each (B, L),
+    `pixel_values` (sum of 1+N, 3, P, P), not padded, and `tiles_per_image` (I,), both in the order of the images over
+    the batch and empty where it has none. The samples are what the model does not read: the rows' `ids` and the bad
+    rows that they have `replaced`, both lists over the batch.
     """
     ids = [torch.tensor(row["input_ids"]) for row in rows]
     labels = [torch.tensor(row["labels"]) for row in rows]
@@ -133,7 +191,11 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "pixel_values": torch.cat([row["pixel_values"] for row in rows]),
         "tiles_per_image": torch.tensor(counts, dtype=torch.long),
     }
-    return {"data": data, "data_samples": None}
+    samples = {
+        "ids": [row["id"] for row in rows],
+        "replaced": list(chain.from_iterable(row["replaced"] for row in rows)),
+    }
+    return {"data": data, "data_samples": samples}
 
 
 def check_connectors(config: Mapping[str, Any]) -> None:

@@ -1,6 +1,9 @@
 """Files of every odd kind that users have, and what a person sees in each."""
 
 import io
+import struct
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +55,32 @@ def write_plain_pictures(shown: dict[Path, Image.Image], folder: Path) -> list[P
     for path, seen in zip(paths, shown.values(), strict=True):
         seen.convert("RGB").save(path)
     return paths
+
+
+def break_pictures(folder: Path) -> dict[str, str]:
+    """Write files that are not pictures in eight ways; return words of the reason by the name of each."""
+    whole = {}
+    for kind, ending in (("PNG", "png"), ("JPEG", "jpg")):
+        buffer = io.BytesIO()
+        noise(64, 48).save(buffer, kind)
+        whole[ending] = buffer.getvalue()
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "cut.png").write_bytes(whole["png"][: len(whole["png"]) // 2])
+    (folder / "cut.jpg").write_bytes(whole["jpg"][: len(whole["jpg"]) // 2])
+    (folder / "page.png").write_text("<html>404 Not Found</html>")
+    (folder / "folder.png").mkdir()
+    with zipfile.ZipFile(folder / "archive.png", "w") as archive:
+        archive.writestr("image.png", whole["png"])
+    (folder / "bomb.png").write_bytes(whole["png"][:8] + chunk + whole["png"][33:])
+    return {
+        "missing.png": "no such file",
+        "empty.png": "the file is empty",
+        "cut.png": "damaged or unsupported",
+        "cut.jpg": "damaged or unsupported",
+        "page.png": "not a picture of a known format",
+        "folder.png": "it is a folder or a device, not a file",
+        "archive.png": "not a picture of a known format",
+        "bomb.png": "is too large",
+    }

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseDataPreprocessor
 from PIL import Image
 from transformers import AutoTokenizer, CLIPImageProcessor, PreTrainedModel, SiglipImageProcessor
 from xtuner.dataset.samplers.length_grouped import LengthGroupedSampler
@@ -277,17 +278,23 @@ def test_a_config_without_our_dataset_may_leave_the_connector_out():
 def encoded_row(length, tiles_per_image):
     tiles = sum(tiles_per_image)
     return {
+        "id": f"row {length}",
         "input_ids": list(range(1, length + 1)),
         "labels": [-100, *range(2, length + 1)],
         "pixel_values": torch.full((tiles, 3, 2, 2), float(length)),
         "tiles_per_image": tiles_per_image,
+        "replaced": [{"id": f"bad {length}", "image": "bad.png", "reason": "empty"}] if length == 4 else [],
     }
 
 
 def test_batch_is_padded_on_the_right_and_keeps_the_order_of_images():
     batch = collate([encoded_row(2, [3]), encoded_row(4, []), encoded_row(3, [2, 4])])
     assert set(batch) == {"data", "data_samples"}
-    assert batch["data_samples"] is None
+    assert batch["data_samples"] == {
+        "ids": ["row 2", "row 4", "row 3"],
+        "replaced": [{"id": "bad 4", "image": "bad.png", "reason": "empty"}],
+    }
+    assert BaseDataPreprocessor()(batch)["data_samples"] == batch["data_samples"]
     data = batch["data"]
     assert data["input_ids"].tolist() == [[1, 2, 0, 0], [1, 2, 3, 4], [1, 2, 3, 0]]
     assert data["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 0]]
