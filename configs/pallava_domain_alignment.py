@@ -27,11 +27,12 @@ from pallava.training.hooks.bad_images import BadImagesHook
 from pallava.training.hooks.chat import SampleChatHook
 from pallava.training.hooks.checkpoint import WholeCheckpointHook
 from pallava.training.hooks.config import TrainingConfigHook
+from pallava.training.hooks.metrics import TrainingMetricsHook
 from pallava.training.hooks.nonfinite import NonFiniteHook
 from pallava.training.hooks.random_state import RandomStateHook
 from pallava.training.loop import TrainLoop
 from pallava.training.model import PALLaVAModel, build_connector
-from pallava.training.optimizer import GroupLearningRateHook, grouped_adamw, precise_optim_wrapper
+from pallava.training.optimizer import grouped_adamw, precise_optim_wrapper
 
 # Imports of a config do not run while it is parsed; this statement does, and loads the plugin early enough. The dumped
 # config, which loses it, has `custom_imports` instead.
@@ -187,7 +188,7 @@ default_hooks = dict(
     checkpoint=dict(type=WholeCheckpointHook, by_epoch=False, interval=save_steps, max_keep_ckpts=save_total_limit),
     sampler_seed=dict(type=DistSamplerSeedHook),
     dataset_info=dict(type=DatasetInfoHook, tokenizer=tokenizer),
-    group_learning_rates=dict(type=GroupLearningRateHook),
+    metrics=dict(type=TrainingMetricsHook),  # vis_data/metrics.jsonl has a line for each optimizer step
     sample_chat=dict(
         type=SampleChatHook,
         tokenizer=tokenizer,
@@ -211,9 +212,11 @@ env_cfg = dict(
     dist_cfg=dict(backend="nccl"),  # gloo on a machine without a GPU
 )
 
+# To watch elsewhere, add dict(type="WandbVisBackend", init_kwargs=dict(project="pallava")) (pip install wandb) or
+# dict(type="MLflowVisBackend", exp_name="pallava", tracking_uri="http://<server>:5000") (pip install mlflow-skinny).
 visualizer = dict(type=Visualizer, vis_backends=[dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)])
 log_level = "INFO"
-log_processor = dict(by_epoch=False)
+log_processor = dict(by_epoch=False, mean_pattern=r".*(loss|time|grad_norm|per_second|share).*")  # over 10 values
 load_from = None
 resume = False  # True would take up whatever an old run left in the work directory; use --resume
 randomness = dict(seed=None, deterministic=False)  # --seed sets it

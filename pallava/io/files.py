@@ -97,6 +97,12 @@ def write_json(path: str | Path, value: Any, **json_options: Any) -> None:
     write_text(path, json.dumps(value, **{"indent": 2, **json_options}) + "\n", errors="replace")
 
 
+def append_line(path: str | Path, line: str) -> None:
+    """Append a line to a log in UTF-8; of a killed writer's lines, only the last one can be cut."""
+    with Path(path).open("a", encoding="utf-8", errors="replace") as file:
+        file.write(line + "\n")
+
+
 def read_package_data(module_file: str) -> Any:
     """Read the YAML file beside a module of this package that has the module's name; give its ``__file__``."""
     import yaml  # most commands need none

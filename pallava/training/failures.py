@@ -118,7 +118,7 @@ def _check_whole(path: Path) -> None:
 
 
 def _check_batches(path: Path, config: Mapping[str, Any], advice: str) -> None:
-    """Refuse another number of batches, or of rows in them, in an optimizer step: their order would not go on."""
+    """Refuse another number of batches, or of rows in them, in an optimizer step: their order would not continue."""
     wrote = {"processes": len([*path.glob("*_optim_states.pt")]), **read_meta(path).get("launch", {})}
     strategy, wrapper = config.get("strategy") or {}, config.get("optim_wrapper") or {}
     counts = strategy.get("gradient_accumulation_steps", wrapper.get("accumulative_counts", 1))

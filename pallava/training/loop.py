@@ -197,7 +197,7 @@ class TrainLoop(BaseLoop):
             worker.kill()
 
     def _check_rows(self) -> None:
-        """Refuse to go on in the middle of another data set."""
+        """Refuse to continue in the middle of another data set."""
         rows, known = len(self.dataloader.dataset), self.runner.message_hub.runtime_info.get("num_rows")  # type: ignore[arg-type]
         if self._iter and known not in (None, rows):
             raise PallavaError(

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
@@ -12,6 +11,7 @@ from torch import nn
 
 from pallava.devices import device_dtype
 from pallava.errors import PallavaError
+from pallava.training.hooks.metrics import TrainingMetricsHook as GroupLearningRateHook  # noqa: F401 - in old configs
 
 _PRECISIONS = ("auto", "bfloat16", "float16", "float32")
 
@@ -102,13 +102,3 @@ def precise_optim_wrapper(optimizer: torch.optim.Optimizer, precision: str = "au
         raise PallavaError(f"precision={precision!r} needs a GPU, and none was found; set precision='auto'")
     loss_scale: Any = "dynamic" if precision == "float16" else {"enabled": False}  # bf16 has the range of float32
     return FiniteAmpOptimWrapper(optimizer=optimizer, dtype=precision, loss_scale=loss_scale, **options)
-
-
-class GroupLearningRateHook(Hook):
-    """Logs every group's learning rate beside the first one's, which mmengine logs as `lr`."""
-
-    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Log `train/<name>_lr` for each named group but the first."""
-        for group in runner.optim_wrapper.optimizer.param_groups[1:]:
-            if "name" in group:
-                runner.message_hub.update_scalar(f"train/{group['name']}_lr", group["lr"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pallava.io.launch import free_port
 from tests.tiny.training import save_data, save_parts, write_config
@@ -17,6 +18,8 @@ pytestmark = pytest.mark.smoke
 ROOT = Path(__file__).parents[2]
 ZERO2 = ("--deepspeed", "deepspeed_zero2")
 STEPS = 8
+METRICS = {"iteration", "time", "loss", "lr", "connector_lr", "grad_norm", "skipped_steps", "samples_per_second"}
+METRICS |= {"tokens_per_second", "padding_share", "waiting_share", "memory"}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,35 @@ def test_two_processes_under_zero2(zero2_run):
     assert kept["optim_wrapper"]["optimizer"]["lr_mults"] == {"connector": 0.5}
 
 
+def test_every_step_is_measured(zero2_run):
+    check_metrics(zero2_run, ranks=2)
+
+
+def check_metrics(work_dir: Path, ranks: int = 1) -> None:
+    """The main process wrote a line for each step, which the log and TensorBoard show, too."""
+    (file,) = work_dir.glob("*/vis_data/metrics.jsonl")
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in file.read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [*range(1, STEPS + 1)]
+    means = [sum(losses(work_dir, rank)[line["iteration"]] for rank in range(ranks)) / ranks for line in lines]
+    assert [line["loss"] for line in lines] == pytest.approx(means, rel=1e-6)
+    for line in lines:
+        assert line.keys() == METRICS
+        assert line["connector_lr"] == pytest.approx(line["lr"] / 2)
+        assert line["grad_norm"] > 0
+        assert line["skipped_steps"] == line["padding_share"] == 0  # of one row a process
+        assert 0 < line["samples_per_second"] < line["tokens_per_second"]
+        assert 0 < line["waiting_share"] < 1
+        assert 100 < line["memory"] < 100_000
+    assert len({line["grad_norm"] for line in lines}) == STEPS
+    log, shown = next(work_dir.glob("*/*.log")).read_text(), ("samples_per_second", "waiting_share", "grad_norm")
+    assert all(f"{name}: " in log for name in (*shown, "connector_lr", "skipped_steps", "memory"))
+    events = EventAccumulator(str(file.parent)).Reload()
+    assert {*shown, "connector_lr", "padding_share", "tokens_per_second"} <= {*events.Tags()["scalars"]}
+    assert [event.value for event in events.Scalars("connector_lr")] == pytest.approx(
+        [line["connector_lr"] for line in lines]
+    )
+
+
 def test_zero2_resumes(config, zero2_run, tmp_path):
     assert_resumes(config, zero2_run, tmp_path / "resumed", *ZERO2, ranks=2, NPROC_PER_NODE="2")
 
@@ -104,6 +136,7 @@ def test_zero2_converts_exactly(config, zero2_run, tmp_path):
 @pytest.mark.slow  # test_own_connector trains and resumes in one process as well
 def test_one_process(config, tmp_path):
     train(config, tmp_path / "run", "--seed", "1024")
+    check_metrics(tmp_path / "run")
     assert_resumes(config, tmp_path / "run", tmp_path / "resumed")
 
 

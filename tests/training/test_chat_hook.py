@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import HOOKS
-from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
+from mmengine.visualization import LocalVisBackend, MLflowVisBackend, TensorboardVisBackend, Visualizer
 from peft import LoraConfig
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
@@ -187,6 +187,17 @@ def test_text_and_picture_reach_log_and_tensorboard(runner, make_hook, tmp_path,
     assert b"an answer" in events.Tensors("sample_chat/text_summary")[0].tensor_proto.string_val[0]
     picture = next(tmp_path.rglob("vis_image/sample_chat_0_0.png"))
     assert Image.open(picture).size == (5 * 20, 2 * 20)
+
+
+def test_the_picture_is_a_file_in_mlflow(runner, make_hook, monkeypatch):
+    """Whose library, which is not needed otherwise, chooses the format by the ending of the name."""
+    names = []
+    monkeypatch.setattr(MLflowVisBackend, "add_image", lambda self, name, *args: names.append(name))
+    monkeypatch.setattr(MLflowVisBackend, "experiment", None)
+    monkeypatch.setattr(SampleChatHook, "_answer", lambda self, *args: "an answer")
+    runner.visualizer._vis_backends["mlflow"] = MLflowVisBackend(save_dir="unused")
+    make_hook().before_train(runner)
+    assert names == ["sample_chat_0.png"]
 
 
 def test_picture_shows_overview_and_tiles_in_their_places():

@@ -7,7 +7,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch import nn
 
 from pallava.errors import PallavaError
-from pallava.training.optimizer import GroupLearningRateHook, grouped_adamw, precise_optim_wrapper
+from pallava.training.optimizer import grouped_adamw, precise_optim_wrapper
 
 
 def model(connector=True, llm=True):
@@ -73,12 +73,3 @@ def test_precision_with_a_gpu():
     assert precise_optim_wrapper(adamw, precision="float16").loss_scaler.is_enabled()
     wrapper = precise_optim_wrapper(adamw, precision="bfloat16")
     assert (wrapper.cast_dtype, wrapper.loss_scaler.is_enabled()) == (torch.bfloat16, False)
-
-
-def test_every_rate_is_logged():
-    logged = {}
-    adamw = grouped_adamw(model().parameters(), lr=2e-4, lr_mults={"connector": 0.5})
-    hub = type("Hub", (), {"update_scalar": staticmethod(logged.__setitem__)})
-    runner = type("Runner", (), {"optim_wrapper": OptimWrapper(adamw), "message_hub": hub})
-    GroupLearningRateHook().before_train_iter(runner, 0)
-    assert logged == {"train/connector_lr": 1e-4}

@@ -11,6 +11,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
+from mmengine.visualization import MLflowVisBackend
 from torch import nn
 from torch.nn.functional import pad
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
@@ -83,8 +84,7 @@ class SampleChatHook(Hook):
         """Ask the untrained model, and store the pictures."""
         if self.questions and is_main_process():
             for index, image in enumerate(self.pictures):
-                sheet = contact_sheet(image, self.processor.tile_spec)
-                runner.visualizer.add_image(f"sample_chat_{index}", sheet, runner.iter)
+                _show(runner, f"sample_chat_{index}", contact_sheet(image, self.processor.tile_spec))
         self._chat(runner, runner.iter, min(_SHORT, self.max_new_tokens))
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
@@ -152,6 +152,12 @@ def contact_sheet(image: Any, spec: TileSpec) -> np.ndarray:
     grid = tiles[1:].view(rows, columns, 3, side, side).permute(2, 0, 3, 1, 4).reshape(3, rows * side, columns * side)
     overview = pad(tiles[0], (0, 0, 0, grid.shape[1] - side), value=255)
     return torch.cat([overview, grid], dim=2).permute(1, 2, 0).contiguous().numpy()
+
+
+def _show(runner: Any, name: str, picture: np.ndarray) -> None:
+    for backend in runner.visualizer._vis_backends.values():
+        ending = ".png" if isinstance(backend, MLflowVisBackend) else ""  # which saves a file of this name
+        backend.add_image(name + ending, picture, runner.iter)
 
 
 def _write(runner: Any, step: int, text: str) -> None:
