@@ -1,0 +1,161 @@
+"""The training loop: where it resumes, what it reads, and how its loader fails."""
+
+import os
+import re
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+from mmengine.dataset import DefaultSampler
+from mmengine.logging import MessageHub
+from torch.utils.data import DataLoader, Dataset
+
+from pallava.errors import PallavaError
+from pallava.training.loop import TrainLoop
+from pallava.training.steps import ends_step, is_due
+
+ROWS, BATCH = 10, 2
+
+
+class Rows(Dataset):
+    """Rows that remember who read them, and what happens at one of them."""
+
+    def __init__(self, at=None, act=None):
+        self.read, self.at, self.act = [], at, act
+
+    def __len__(self):
+        return ROWS
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        if index == self.at:
+            self.act()
+        return index
+
+
+class Runner(SimpleNamespace):
+    """The parts of mmengine's runner that the loop sees."""
+
+    iter = property(lambda self: self.train_loop.iter)
+    max_iters = property(lambda self: self.train_loop.max_iters)
+
+
+def make_runner(name):
+    model = SimpleNamespace(train=lambda: None, train_step=lambda batch, optim_wrapper: {"loss": 0.0})
+    runner = Runner(
+        seed=7,
+        model=model,
+        hooks=[],
+        optim_wrapper=SimpleNamespace(_accumulative_counts=1),
+        message_hub=MessageHub.get_instance(f"loop-{name}"),
+        _val_loop=None,
+        batches=[],
+    )
+
+    def call_hook(stage, data_batch=None, **_):
+        if stage == "before_train_iter":
+            runner.batches.append(data_batch)
+
+    runner.call_hook = call_hook
+    return runner
+
+
+def make_loop(name, start=0, rows=None, max_iters=12, **options):
+    rows, runner = rows or Rows(), make_runner(name)
+    loader = DataLoader(rows, BATCH, sampler=DefaultSampler(rows, seed=7), **options.pop("loader", {}))
+    loop = TrainLoop(runner, loader, max_iters=max_iters, **options)
+    runner.train_loop, loop._iter = loop, start
+    return loop, rows
+
+
+@pytest.mark.parametrize("start", [1, 4, 5, 7, 10])
+def test_resumes_anywhere_without_reading_what_was_seen(start):
+    """Five batches an epoch: in its middle, before and at its end, and in the next one."""
+    whole, _ = make_loop(f"whole-{start}")
+    whole.run()
+    resumed, rows = make_loop(f"resumed-{start}", start)
+    resumed.run()
+    batches = [batch.tolist() for batch in whole.runner.batches]
+    assert [batch.tolist() for batch in resumed.runner.batches] == batches[start:]
+    assert rows.read == [row for batch in batches[start:] for row in batch]
+    assert len({tuple(batch) for batch in batches}) > ROWS // BATCH, "every epoch has the same order"
+
+
+def test_refuses_other_rows():
+    loop, _ = make_loop("other", start=3)
+    loop.runner.message_hub.update_info("num_rows", ROWS + 1)
+    with pytest.raises(PallavaError, match=f"{ROWS + 1} rows, got {ROWS}"):
+        loop.run()
+
+
+@pytest.mark.parametrize("length", [{"max_iters": None}, {"max_epochs": 1}])
+def test_refuses_no_length_and_two(length):
+    with pytest.raises(PallavaError, match="max_epochs"):
+        make_loop("length", **length)
+
+
+def test_epochs_may_be_a_fraction():
+    loop, _ = make_loop("fraction", max_iters=None, max_epochs=1.5)
+    assert loop.max_iters == 7
+
+
+def rows_named(message) -> list[str]:
+    return re.findall(r"\d+", message.split("at rows ")[1].split(";")[0].split("(")[0])
+
+
+def test_names_a_worker_that_died():
+    rows = Rows(at=4, act=lambda: os.kill(os.getpid(), signal.SIGKILL))
+    loop, _ = make_loop("dead", rows=rows, loader={"num_workers": 1, "prefetch_factor": 1})
+    with pytest.raises(PallavaError) as caught:
+        loop.run()
+    assert "worker 0 (pid " in str(caught.value)
+    assert "signal 9" in str(caught.value)
+    assert "4" in rows_named(str(caught.value))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_names_a_worker_that_hangs(num_workers, monkeypatch):
+    said = []
+
+    def end(message):  # in the place of os._exit, in the timer's thread
+        said.append(message)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    def give_up(*_):
+        raise TimeoutError
+
+    monkeypatch.setattr("pallava.training.loop.end_process", end)
+    before = signal.signal(signal.SIGUSR2, give_up)
+    try:
+        options = {"num_workers": num_workers, **({"prefetch_factor": 1} if num_workers else {})}
+        loop, _ = make_loop(
+            f"hang-{num_workers}", rows=Rows(4, lambda: time.sleep(60)), loader=options, loader_timeout=1
+        )
+        with pytest.raises((TimeoutError, PallavaError)):
+            loop.run()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert "no batch for 1 s" in said[0]
+    assert "4" in rows_named(said[0])
+
+
+@pytest.mark.parametrize(
+    ("counts", "interval", "total", "expected"),
+    [
+        (1, 4, 10, [4, 8]),
+        (3, 4, 16, [6, 9, 12, 16]),
+        (6, 2000, 12000, [2004, 4002, 6000, 8004, 10002, 12000]),
+        (3, 1, 7, [3, 6, 7]),
+    ],
+)
+def test_checkpoints_are_due_where_steps_end(counts, interval, total, expected):
+    wrapper = SimpleNamespace(_accumulative_counts=counts)
+    runs = [SimpleNamespace(iter=i, max_iters=total, optim_wrapper=wrapper) for i in range(total)]
+    assert [run.iter + 1 for run in runs if is_due(run, interval)] == expected
+    assert all(ends_step(run) for run in runs if is_due(run, interval))
+
+
+def test_a_training_that_does_not_end_at_a_step_is_not_due_twice():
+    runs = SimpleNamespace(iter=15, max_iters=16, optim_wrapper=SimpleNamespace(_accumulative_counts=3))
+    assert not is_due(runs, 5)
