@@ -1,14 +1,17 @@
-"""The commands of training: `demo`, `train`, `pretrain`, `config list` and `config copy`."""
+"""The commands of training: `demo`, `train`, `doctor`, `pretrain`, `config list` and `config copy`."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from json import dumps
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
 from pallava.config_files import check_syntax, config_names, find_config, train_script
-from pallava.errors import PallavaError
+from pallava.errors import PallavaError, check_at_least
 from pallava.io.files import write_bytes
 from pallava.io.launch import read_launch
 
@@ -84,6 +87,66 @@ def run_train(config: str, cfg_options: list[str], local_rank: int | None, **opt
     sys.stderr.flush()
     # This process becomes the trainer: signals reach it, and its exit code is ours.
     os.execve(command[0], command, launch.environment)
+
+
+def run_doctor(
+    config: Annotated[str, "config file, or the name of a config", {"metavar": "CONFIG"}],
+    *,
+    deepspeed: Annotated[str | None, "settings of DeepSpeed: deepspeed_zero2, or a JSON file"] = None,
+    nproc: Annotated[int, "number of processes on all nodes, a card each"] = 1,
+    nodes: Annotated[int | None, "number of nodes (default: one for every 8 processes)"] = None,
+    work_dir: Annotated[str | None, "folder of logs and checkpoints (default: ./work_dirs/<config>)"] = None,
+    cfg_options: Annotated[
+        list[str] | None, "settings to override by their full keys", {"metavar": "KEY=VALUE"}
+    ] = None,
+    card_gb: Annotated[float | None, "memory of a card in GB (default: that of the card here, or else 80)"] = None,
+    peak_tflops: Annotated[float, "peak of a card in TFLOPS (default: 989, an H100 in bf16)"] = 989.0,
+    share: Annotated[float, "share of the peak that the training reaches, above 0 to 1"] = 0.4,
+    json: Annotated[bool, "the report as JSON"] = False,
+) -> int:
+    """Examine a training before a cluster is booked: what would fail, the memory of a card, the hours it takes."""
+    check_at_least(1, nproc=nproc, nodes=nodes)
+    for name, value, most in (("card-gb", card_gb, inf), ("peak-tflops", peak_tflops, inf), ("share", share, 1.0)):
+        if value is not None and not (0 < value <= most and value < inf):
+            raise PallavaError(f"--{name} must be above 0{' and at most 1' * (most == 1)}, got {value:g}")
+    find_config(config)
+    with redirect_stdout(sys.stderr):  # logs and progress of the libraries
+        from pallava.training.doctor import DoctorSettings, examine
+
+        report = examine(
+            DoctorSettings(
+                config,
+                deepspeed=deepspeed,
+                num_processes=nproc,
+                num_nodes=nodes,
+                work_dir=work_dir,
+                cfg_options=tuple(cfg_options or ()),
+                card_gb=card_gb,
+                peak_tflops=peak_tflops,
+                share=share,
+            )
+        )
+    print(dumps(report.to_dict(), indent=2) if json else _doctor_text(report))
+    return report.exit_code
+
+
+def _doctor_text(report: Any) -> str:
+    from pallava.report.table import Table
+    from pallava.training.doctor import CARDS_GB
+
+    marks = {"fail": "FAIL"}
+    rows = [[marks.get(each.status, each.status), each.check, each.text] for each in report.findings]
+    text = Table("", ["", "check", "found"], rows, is_text=True).to_text()
+    if not report.memory:
+        return text
+    parts = ["weights", "gradients", "optimizer", "buffers", "activations", "cuda", "total"]
+    header = ["runner", "checkpointing", *parts, *(f"fits {size}" for size in CARDS_GB)]
+    plans = [plan.to_dict() for plan in report.memory]
+    numbers = [[f"{plan[part] / 1e9:.1f}" for part in parts] for plan in plans]
+    fits = [["yes" if size in plan["fits_gb"] else "no" for size in CARDS_GB] for plan in plans]
+    names = [[plan["runner"], "yes" if plan["activation_checkpointing"] else "no"] for plan in plans]
+    cells = [[*name, *number, *fit] for name, number, fit in zip(names, numbers, fits, strict=True)]
+    return f"{text}\n\n{Table('GB on a card in the longest batch:', header, cells).to_text()}"
 
 
 def run_pretrain(

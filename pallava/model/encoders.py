@@ -13,12 +13,20 @@ from typing import Any, Protocol
 
 import torch
 import transformers
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionModel, PretrainedConfig
 
 from pallava.errors import PallavaError, check_paths
 from pallava.model import clip
-from pallava.model.timm_encoder import TimmEncoder, TimmEncoderConfig, open_timm, outline_timm, timm_image_processor
+from pallava.model.timm_encoder import (
+    TimmEncoder,
+    TimmEncoderConfig,
+    open_timm,
+    outline_timm,
+    outline_timm_encoder,
+    timm_image_processor,
+)
 from pallava.model.versions import vision_tower
 from pallava.model.weights import PLIP_RENAMES, StrPath, build_with_weights, read_json, read_weights, rename_keys
 from pallava.tiling import TileSpec
@@ -220,15 +228,38 @@ def count_tokens(source: StrPath, **options: Any) -> int:
     Raises:
         PallavaError: The encoder does not exist.
     """
-    size = TileSpec.from_image_processor(load_image_processor(source, **options)).size
     values = _description(source)
     if "architecture" in values:
+        size = TileSpec.from_image_processor(load_image_processor(source, **options)).size
         return (size // outline_timm(values, options).patch_embed.patch_size[0]) ** 2
+    return num_tokens(_config_of(source, values, options))
+
+
+def outline_encoder(source: StrPath, **options: Any) -> Any:
+    """Build a visual encoder without its weights, on the meta device; takes what `load_encoder` takes.
+
+    Raises:
+        PallavaError: The encoder does not exist.
+    """
+    check_paths(source)
+    values = _description(source)
+    if "architecture" in values:
+        return outline_timm_encoder(values, **options)
+    config = _config_of(source, values, options)
+    with init_empty_weights():
+        return adapter_of(config).build(config).eval()
+
+
+def _config_of(source: StrPath, values: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    """Return the configuration of an encoder that is not timm's, for tiles of the size that it is given."""
+    size = TileSpec.from_image_processor(load_image_processor(source, **options)).size  # reports a missing source
     if model_name := options.get("model_name"):
-        return num_tokens(clip.huggingface_vision_config(_open_clip(model_name)))
-    config = encoder_config({**values.get("vision_config", values), "model_type": _kind(values)})
+        return clip.huggingface_vision_config(_open_clip(model_name))
+    config: Any = encoder_config({**values.get("vision_config", values), "model_type": _kind(values)})
     config.image_size = size
-    return num_tokens(config)
+    if config.model_type == _SIGLIP:
+        config.vision_use_head = False  # as `load_encoder` opens it
+    return config
 
 
 def _open_clip(model_name: str) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from pallava.devices import device_dtype
 from pallava.errors import PallavaError, check_paths
@@ -191,6 +192,46 @@ def load_llm(
     if isinstance(torch_dtype, str):
         torch_dtype = device_dtype() if torch_dtype == "auto" else torch_dtype.removeprefix("torch.")
     return open_llm(pretrained_model_name_or_path, torch_dtype=torch_dtype, **options)
+
+
+def outline_llm(pretrained_model_name_or_path: str, torch_dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    """Build a language model without its weights, on the meta device; takes what `load_llm` takes.
+
+    Nothing is downloaded, and no code from the folder is run.
+
+    Raises:
+        PallavaError: The model is not on this machine, or its folder lacks files of weights.
+    """
+    name = pretrained_model_name_or_path
+    kept = {key: options[key] for key in (*_HUB_OPTIONS, "gguf_file") if key in options} | {"local_files_only": True}
+    chosen = {key: options[key] for key in ("attn_implementation",) if options.get(key)}
+    with loading_errors(name):
+        try:
+            config = AutoConfig.from_pretrained(name, **kept)
+        except OSError as error:
+            if Path(name).exists():
+                raise
+            raise PallavaError(
+                f"language model '{name}' is not on this machine; download it, or give its folder"
+            ) from error
+        with init_empty_weights():
+            model = AutoModelForCausalLM.from_config(config, torch_dtype=torch_dtype, **chosen)
+    model.config._name_or_path = str(name)
+    if Path(name).is_dir() and "gguf_file" not in options:
+        _check_files(Path(name))
+    return model
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse a folder whose download was not finished."""
+    wanted = {"model.safetensors"} if not any(folder.glob("*.bin")) else set[str]()
+    for index in folder.glob("*.index.json"):
+        wanted = set(map(str, read_json(index).get("weight_map", {}).values()))
+    if missing := sorted(name for name in wanted if not (folder / name).is_file()):
+        raise PallavaError(
+            f"language model '{folder}' lacks {len(missing)} of its {len(wanted)} files of weights "
+            f"({shorten(missing)}); download it again"
+        )
 
 
 def check_reopenable_part(part: Any, name: str) -> None:

@@ -102,12 +102,26 @@ def open_timm(
         PallavaError: timm has no such vision transformer, cannot download it, or the checkpoint does not fit.
     """
     model = _create(name, model_args, pretrained=pretrained and checkpoint is None)
+    config = _config_of(model, name, model_args)
+    encoder = TimmEncoder(config, model)
+    if checkpoint is not None:
+        _load(model, checkpoint, resamples="img_size" in model_args if resamples is None else resamples)
+    return encoder.eval()
+
+
+def outline_timm_encoder(description: Mapping[str, Any], **model_args: Any) -> TimmEncoder:
+    """Build an encoder without its weights; takes what `outline_timm` takes."""
+    model = outline_timm(description, model_args)
+    return TimmEncoder(_config_of(model, description["architecture"], model_args), model).eval()
+
+
+def _config_of(model: Any, name: str, model_args: Mapping[str, Any]) -> TimmEncoderConfig:
     own: dict[str, Any] = {}
     if ":" in name:  # the folder must open without the hub, which adds options to the architecture
         name = model.pretrained_cfg.get("architecture") or name
         own = {k: v for k, v in getattr(model, "_model_args", {}).items() if isinstance(v, (bool, int, float, str))}
         own.pop("num_classes", None)
-    config = TimmEncoderConfig(
+    return TimmEncoderConfig(
         architecture=name,
         model_args={**own, **model_args},
         hidden_size=model.embed_dim,
@@ -115,10 +129,6 @@ def open_timm(
         image_size=model.patch_embed.img_size[0],
         patch_size=model.patch_embed.patch_size[0],
     )
-    encoder = TimmEncoder(config, model)
-    if checkpoint is not None:
-        _load(model, checkpoint, resamples="img_size" in model_args if resamples is None else resamples)
-    return encoder.eval()
 
 
 def timm_image_processor(description: Mapping[str, Any], **model_args: Any) -> CLIPImageProcessor:
