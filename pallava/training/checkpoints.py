@@ -20,7 +20,16 @@ from pallava.model.weights import unreadable
 from pallava.training.compat import admitted_globals
 
 MANIFEST = "checkpoint.json"  # in a DeepSpeed folder: its files and their sizes
+_FLOAT32 = 4  # bytes
 _NUMBER = re.compile(r"(?:iter|epoch)_(\d+)(?:\.pth)?")
+
+
+def checkpoint_bytes(num_trained: int, dtype: torch.dtype, *, has_deepspeed: bool) -> int:
+    """Return the size of a checkpoint of so many trained weights: themselves and AdamW's two states in float32.
+
+    DeepSpeed adds its float32 weights.
+    """
+    return num_trained * ((dtype.itemsize + _FLOAT32 if has_deepspeed else _FLOAT32) + 2 * _FLOAT32)
 
 
 def unfinished_name(name: str) -> str:

@@ -26,9 +26,10 @@ from pallava.cli import main
 from pallava.errors import PallavaError
 from pallava.model.encoders import load_encoder, outline_encoder
 from pallava.model.weights import compare_keys
+from pallava.training.checkpoints import checkpoint_bytes
 from pallava.training.doctor import DoctorSettings, checks, plan_memory
 from pallava.training.doctor.case import Case
-from pallava.training.doctor.memory import Parameters, checkpoint_bytes, plain_memory, zero_memory
+from pallava.training.doctor.memory import Parameters, plain_memory, zero_memory
 from pallava.training.doctor.step import count_activations, count_flops
 from pallava.training.model import PALLaVAModel, build
 from pallava.training.optimizer import grouped_adamw
@@ -241,7 +242,7 @@ def test_the_checkpoint_is_as_large_as_a_saved_one(config: Path) -> None:
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     optimizer.step()
     expected = size((*model.state_dict().values(), *moments(optimizer)))
-    assert checkpoint_bytes(Parameters.of(model), torch.float32, has_deepspeed=False) == expected
+    assert checkpoint_bytes(Parameters.of(model).trained, torch.float32, has_deepspeed=False) == expected
 
 
 @pytest.mark.parametrize("kind", ["clip", "dinov2", "siglip", "timm"])
@@ -312,4 +313,4 @@ def test_the_published_sizes() -> None:
     found = [(plan.total - plan.cuda) / 1e9 for plan in plans]
     assert found == pytest.approx([21.8, 26.9, 27.0], rel=0.05)
     assert count_flops(model, batch) / 6 == pytest.approx(16.35e12, rel=0.02)
-    assert checkpoint_bytes(counts, torch.bfloat16, has_deepspeed=True) == 14 * counts.trained
+    assert checkpoint_bytes(counts.trained, torch.bfloat16, has_deepspeed=True) == 14 * counts.trained

@@ -12,9 +12,9 @@ from packaging.requirements import Requirement
 from torch.utils.data import DataLoader
 
 from pallava.prompts import check_vocabulary, choose_template
+from pallava.training.checkpoints import checkpoint_bytes
 from pallava.training.dataset import check_connectors
 from pallava.training.doctor.case import Case
-from pallava.training.doctor.memory import checkpoint_bytes
 
 Found = tuple[str, str]
 """Status ("ok", "warn" or "fail"), and what was found; for the last also what to do."""
@@ -138,7 +138,7 @@ def _check_shared_memory(case: Case) -> Iterator[Found]:
 
 def _check_disk(case: Case) -> Iterator[Found]:
     hook = case.get("default_hooks.checkpoint", {})
-    each = checkpoint_bytes(case.parameters, case.dtype, case.deepspeed is not None)
+    each = checkpoint_bytes(case.parameters.trained, case.dtype, has_deepspeed=case.deepspeed is not None)
     steps = case.num_epochs * (1 if hook.get("by_epoch", True) else case.num_batches)
     limit = hook.get("max_keep_ckpts", -1)
     saves = max(1, int(steps // max(hook.get("interval", 1), 1)))

@@ -107,9 +107,3 @@ def zero_memory(
         buffers=buffers,
         **step,
     )
-
-
-def checkpoint_bytes(parameters: Parameters, dtype: torch.dtype, has_deepspeed: bool) -> int:
-    """Return the size of a checkpoint: the trained weights and the optimizer of all processes."""
-    weights = dtype.itemsize + _FLOAT32 if has_deepspeed else _FLOAT32
-    return (weights + _ADAM) * parameters.trained

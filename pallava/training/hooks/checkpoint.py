@@ -7,18 +7,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.dist import barrier, get_world_size, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.model import is_model_wrapper
 
 from pallava.errors import PallavaError
 from pallava.io.files import synchronize
-from pallava.training.checkpoints import finish, note_newest, remove, remove_unfinished, unfinished_name
+from pallava.training.checkpoints import (
+    checkpoint_bytes,
+    finish,
+    note_newest,
+    remove,
+    remove_unfinished,
+    unfinished_name,
+)
 from pallava.training.hooks.random_state import store_random_states
 from pallava.training.steps import accumulative_counts, ends_step, is_due
 
-_STATES = 2  # AdamW's, for each trained weight, in float32
 _TORCH_WRITES = ("PytorchStreamWriter", "inline_container")  # in what torch raises where a file cannot be written
 
 
@@ -112,16 +117,12 @@ def describe_launch(runner: Any) -> dict[str, int]:
     return {"processes": get_world_size(), "batch_size": batch_size, "accumulative_counts": counts}
 
 
-def checkpoint_bytes(model: torch.nn.Module, *, has_masters: bool) -> int:
-    """Return the size of a checkpoint: the trained weights, AdamW's two states, and DeepSpeed's float32 weights."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    float32 = 4 * (_STATES + has_masters)
-    return sum(parameter.numel() * (parameter.element_size() + float32) for parameter in trained)
-
-
 def _check_room(runner: Any, folder: Path, most: int) -> None:
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    one = checkpoint_bytes(model, has_masters=not hasattr(runner.optim_wrapper, "_accumulative_counts"))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    has_deepspeed = not hasattr(runner.optim_wrapper, "_accumulative_counts")
+    number = sum(parameter.numel() for parameter in trained)
+    one = checkpoint_bytes(number, trained[0].dtype, has_deepspeed=has_deepspeed)
     free = shutil.disk_usage(folder).free
     if free < one:
         raise PallavaError(
