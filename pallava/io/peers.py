@@ -53,7 +53,7 @@ class PeerWatch:
         interface = address if address in ("127.0.0.1", "localhost") else ""
         self._server = socket.create_server((interface, 0), backlog=num_others)
         meeting = Meeting(address, self._server.getsockname()[1], secrets.token_hex(16))
-        threading.Thread(target=self._accept, args=(self._server, meeting.token, num_others), daemon=True).start()
+        threading.Thread(target=self._accept, args=(self._server, meeting.token), daemon=True).start()
         return meeting
 
     def join(self, meeting: Meeting) -> None:
@@ -77,17 +77,22 @@ class PeerWatch:
         if self._server is not None:
             self._server.close()
 
-    def _accept(self, server: socket.socket, token: str, num_others: int) -> None:
-        with suppress(OSError):  # closed before all came
-            while len(self._connections) < num_others:
+    def _accept(self, server: socket.socket, token: str) -> None:
+        with suppress(OSError):  # closed
+            while True:
                 connection, _ = server.accept()
-                connection.settimeout(_HANDSHAKE)
-                given, _, name = _read_line(connection).decode(errors="replace").partition(" ")
-                if not hmac.compare_digest(given, token):
-                    connection.close()
-                    continue
+                threading.Thread(target=self._greet, args=(connection, token), daemon=True).start()
+
+    def _greet(self, connection: socket.socket, token: str) -> None:
+        """Watch a process that has the token; a stranger, even a silent one, keeps no process waiting."""
+        connection.settimeout(_HANDSHAKE)
+        with suppress(OSError):
+            given, _, name = _read_line(connection).decode(errors="replace").partition(" ")
+            if hmac.compare_digest(given.encode(), token.encode()):
                 connection.sendall(f"{self._name}\n".encode())
                 self._watch(connection, name)
+                return
+        connection.close()
 
     def _watch(self, connection: socket.socket, name: str) -> None:
         connection.settimeout(None)
