@@ -94,7 +94,10 @@ def run_processes(arguments: Sequence[str]) -> tuple[int, int] | None:
 
 def _forward(number: int, frame: FrameType | None) -> None:
     """Pass a signal on to the processes, and wait for what they do with it; torchrun would kill them after 30 s."""
-    for child in psutil.Process().children():
+    children = psutil.Process().children()
+    if not children:  # none was started yet
+        raise SystemExit(128 + number)
+    for child in children:
         with suppress(psutil.NoSuchProcess):
             child.send_signal(number)
 

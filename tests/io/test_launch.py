@@ -113,3 +113,11 @@ def test_the_process_that_fails_has_the_last_word(how: str, code: int, last: str
     assert done.returncode == code
     assert "Traceback" not in done.stderr
     assert (done.stderr.strip().splitlines() or [None])[-1] == last
+
+
+def test_a_signal_before_any_process_was_started(monkeypatch):
+    """It would be lost, and the training would begin."""
+    monkeypatch.setattr(launch.psutil.Process, "children", lambda self: [])
+    with pytest.raises(SystemExit) as ended:
+        launch._forward(15, None)
+    assert ended.value.code == 143
