@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import time
 from types import FrameType
 
@@ -34,7 +33,8 @@ class Interrupts:
         if not self.received:
             self.received, self._time = number, time.monotonic()
         elif time.monotonic() - self._time > _SAME:
-            sys.stderr.write(f"error: a second signal, {signal.Signals(number).name}; stopped without a checkpoint\n")
+            message = f"error: a second signal, {signal.Signals(number).name}; stopped without a checkpoint\n"
+            os.write(2, message.encode())  # sys.stderr raises if the signal came while the process was writing to it
             os._exit(128 + number)
 
     def ignore(self) -> None:
