@@ -67,6 +67,7 @@ class TrainLoop(BaseLoop):
         self.interrupts = Interrupts()
         self._batches = _SkippingBatches(loader.batch_sampler)
         object.__setattr__(loader, "batch_sampler", self._batches)  # a loader forbids to change it
+        object.__setattr__(loader, "persistent_workers", False)  # each epoch's end with it
         loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
         self._loader_timeout = loader_timeout
 

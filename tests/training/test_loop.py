@@ -159,3 +159,9 @@ def test_checkpoints_are_due_where_steps_end(counts, interval, total, expected):
 def test_a_training_that_does_not_end_at_a_step_is_not_due_twice():
     runs = SimpleNamespace(iter=15, max_iters=16, optim_wrapper=SimpleNamespace(_accumulative_counts=3))
     assert not is_due(runs, 5)
+
+
+def test_workers_do_not_outlive_an_epoch():
+    loop, _ = make_loop("persistent", loader={"num_workers": 1, "persistent_workers": True})
+    loop.run()
+    assert len(loop.runner.batches) == 12
