@@ -76,6 +76,8 @@ def resume_newest(config: Config) -> None:
 
     Its seed becomes the run's: the order of the data depends on it.
     """
+    if isinstance(config.get("resume"), str) and config.resume != AUTO:  # a path, which mmengine takes there, too
+        config.load_from, config.resume = config.resume, True
     if not config.get("resume") or config.get("load_from") not in (AUTO, None):
         return
     newest = newest_whole(Path(config.work_dir))

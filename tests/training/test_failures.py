@@ -5,13 +5,14 @@ from functools import partial
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.optim import LinearLR
 from torch.utils.data import DataLoader, Dataset
 from xtuner.registry import BUILDER
 from xtuner.tools.utils import get_seed_from_checkpoint
 
 from pallava.errors import PallavaError
-from pallava.training.failures import check_launch, user_message
+from pallava.training.failures import check_launch, resume_newest, user_message
 
 
 def caught(call):
@@ -58,65 +59,103 @@ def test_a_checkpoint_of_another_model():
 DEEPSPEED, PLAIN = ({"optim_wrapper": {"type": kind}} for kind in ("DeepSpeedOptimWrapper", "AmpOptimWrapper"))
 
 
+LAUNCH = {"processes": 2, "batch_size": 6, "accumulative_counts": 3}  # that wrote both
+HERE = {"train_dataloader": {"batch_size": 6}}
+
+
 @pytest.fixture
 def written(tmp_path):
-    """Checkpoints of two processes under ZeRO-2 and of one process without DeepSpeed, as two folders of runs."""
-    for name in ("model_states", *(f"zero_pp_rank_{rank}_mp_rank_00_optim_states" for rank in (0, 1))):
-        path = tmp_path / "zero2" / "iter_2.pth" / (f"mp_rank_00_{name}.pt" if name == "model_states" else f"{name}.pt")
+    """Checkpoints of two processes, under ZeRO-2 and without DeepSpeed, as two folders of runs."""
+    content = {"meta": {"seed": 3, "launch": LAUNCH}}
+    for name in ("mp_rank_00_model_states", *(f"zero_pp_rank_{rank}_mp_rank_00_optim_states" for rank in (0, 1))):
+        path = tmp_path / "zero2" / "iter_2.pth" / f"{name}.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        torch.save(content, path)
     (tmp_path / "plain").mkdir()
-    (tmp_path / "plain" / "iter_2.pth").touch()
-    for run in ("zero2", "plain"):
-        (tmp_path / run / "last_checkpoint").write_text(str(tmp_path / run / "iter_2.pth"))
+    torch.save(content, tmp_path / "plain" / "iter_2.pth")
     return tmp_path
+
+
+def check(config):
+    """Check a launch as it is done before anything is built."""
+    config = Config({**HERE, **config})
+    resume_newest(config)
+    check_launch(config)
+
+
+def with_counts(launch, counts):
+    """Return a config that accumulates in the way of its runner."""
+    if launch is PLAIN:
+        return {"optim_wrapper": {**PLAIN["optim_wrapper"], "accumulative_counts": counts}}
+    return {**DEEPSPEED, "strategy": {"gradient_accumulation_steps": counts}}
 
 
 @pytest.mark.parametrize("how", ["given", "text", "latest"])
 @pytest.mark.parametrize(
-    ("launch", "run", "processes", "said"),
+    ("launch", "run", "processes", "facts"),
     [
-        (PLAIN, "zero2", "2", "with --deepspeed"),
-        (DEEPSPEED, "plain", "1", "not a folder that --deepspeed wrote"),
-        (DEEPSPEED, "zero2", "1", "wrote its optimizer, 2, got 1"),
-        (DEEPSPEED, "zero2", "3", "wrote its optimizer, 2, got 3"),
+        (PLAIN, "zero2", "2", ["--deepspeed"]),
+        (DEEPSPEED, "plain", "1", ["--deepspeed"]),
+        (DEEPSPEED, "zero2", "1", ["processes=2", "got 1"]),
+        (DEEPSPEED, "zero2", "3", ["processes=2", "got 3"]),
+        (PLAIN, "plain", "1", ["processes=2", "got 1"]),
     ],
 )
-def test_a_checkpoint_of_another_launch(written, monkeypatch, how, launch, run, processes, said):
+def test_a_checkpoint_of_another_launch(written, monkeypatch, how, launch, run, processes, facts):
     monkeypatch.setenv("WORLD_SIZE", processes)
     path = str(written / run / "iter_2.pth")
     ways = {"given": {"resume": True, "load_from": path}, "text": {"resume": path}, "latest": {"resume": True}}
-    config = {**launch, "work_dir": str(written / run), **ways[how]}
     with pytest.raises(PallavaError) as refused:
-        check_launch(config)
-    assert said in str(refused.value)
-    assert path in str(refused.value)
+        check({**with_counts(launch, 3), "work_dir": str(written / run), **ways[how]})
+    assert all(fact in str(refused.value) for fact in [path, *facts])
 
 
 @pytest.mark.parametrize(("launch", "run"), [(DEEPSPEED, "zero2"), (PLAIN, "plain")])
-def test_a_checkpoint_of_a_launch_like_this_one(written, monkeypatch, launch, run):
+@pytest.mark.parametrize(
+    ("batch_size", "counts", "fact"), [(5, 3, "batch_size=6"), (6, 4, "accumulative_counts=3"), (6, 3, None)]
+)
+def test_batches_of_another_size(written, monkeypatch, launch, run, batch_size, counts, fact):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    check_launch({**launch, "resume": True, "load_from": str(written / run / "iter_2.pth"), "work_dir": "x"})
+    config = {**with_counts(launch, counts), "train_dataloader": {"batch_size": batch_size}, "work_dir": "x"}
+    config |= {"resume": True, "load_from": str(written / run / "iter_2.pth")}
+    if fact is None:
+        check(config)
+        return
+    with pytest.raises(PallavaError, match=fact):
+        check(config)
 
 
 def test_what_only_weights_are_taken_from_may_be_of_any_number_of_processes(written, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     config = {**DEEPSPEED, "work_dir": str(written), "load_from": str(written / "zero2" / "iter_2.pth")}
-    check_launch(config)
-    check_launch({**config, "load_from": None, "resume": True})
-    check_launch({**config, "load_from": "https://host/iter_2.pth"})
+    check(config)
+    check({**config, "load_from": None, "resume": True})
+    check({**config, "load_from": "https://host/iter_2.pth"})
     with pytest.raises(PallavaError, match="--deepspeed"):
-        check_launch({**config, **PLAIN, "load_from": config["load_from"] + "/mp_rank_00_model_states.pt"})
+        check({**config, **PLAIN, "load_from": config["load_from"] + "/mp_rank_00_model_states.pt"})
 
 
 def test_the_launch_is_checked_before_anything_is_built(written):
     from mmengine.runner import FlexibleRunner, Runner
 
-    config = {"work_dir": str(written), "resume": True, "load_from": str(written / "zero2" / "iter_2.pth")}
+    path = written / "zero2" / "iter_2.pth"
+    config = Config({"work_dir": str(written), "resume": True, "load_from": str(path)})
     with pytest.raises(PallavaError, match="with --deepspeed"):
-        Runner.from_cfg({**config, **PLAIN})
-    with pytest.raises(PallavaError, match="optimizer, 2, got 1"):
-        FlexibleRunner.from_cfg({**config, **DEEPSPEED})
+        Runner.from_cfg(Config({**config, **PLAIN}))
+    with pytest.raises(PallavaError, match="processes=2.* got 1"):
+        FlexibleRunner.from_cfg(Config({**config, **DEEPSPEED}))
+
+
+@pytest.mark.parametrize("run", ["plain", "zero2"])
+def test_a_damaged_checkpoint_is_refused_before_anything_is_built(written, run):
+    from mmengine.runner import FlexibleRunner, Runner
+
+    path = written / run / "iter_2.pth"
+    file = path / "zero_pp_rank_1_mp_rank_00_optim_states.pt" if run == "zero2" else path
+    file.write_bytes(file.read_bytes()[:-100])
+    runner, launch = (FlexibleRunner, DEEPSPEED) if run == "zero2" else (Runner, PLAIN)
+    with pytest.raises(PallavaError, match="iter_2.pth' is not a whole checkpoint"):
+        runner.from_cfg(Config({**launch, "work_dir": str(written), "resume": True, "load_from": str(path)}))
 
 
 def test_a_run_that_is_shorter_than_its_warm_up():

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from mmengine.config import ConfigDict
-from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from pallava.errors import PallavaError
-from pallava.training.optimizer import grouped_adamw, precise_optim_wrapper
+from pallava.training.optimizer import FiniteOptimWrapper, grouped_adamw, precise_optim_wrapper
 
 
 def model(connector=True, llm=True):
@@ -59,7 +59,7 @@ def test_both_runners_give_two_groups(name, wrapper):
 def test_precision_without_a_gpu():
     adamw = grouped_adamw(model().parameters(), lr=1.0)
     wrapper = precise_optim_wrapper(adamw, accumulative_counts=3, clip_grad={"max_norm": 1})
-    assert type(wrapper) is OptimWrapper
+    assert type(wrapper) is FiniteOptimWrapper
     assert wrapper._accumulative_counts == 3
     with pytest.raises(PallavaError, match="needs a GPU"):
         precise_optim_wrapper(adamw, precision="bfloat16")
