@@ -10,7 +10,14 @@ from mmengine.registry import HOOKS
 from mmengine.visualization import LocalVisBackend, MLflowVisBackend, TensorboardVisBackend, Visualizer
 from peft import LoraConfig
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    StoppingCriteriaList,
+)
 
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
@@ -169,6 +176,29 @@ def test_it_asks_when_it_is_due(runner, make_hook, monkeypatch):
     runner.iter = 25
     hook.after_train(runner)
     assert asked[-1][0] == 25
+
+
+def test_a_signal_cuts_the_answer_short(model, runner, make_hook, monkeypatch):
+    received = SimpleNamespace(received=0)
+    runner.train_loop = SimpleNamespace(interrupts=received)
+    lengths, generate = [], model.network.generate
+
+    def generate_and_interrupt(**inputs):
+        ids = generate(**inputs, min_new_tokens=8)
+        lengths.append(ids.shape[1] - inputs["input_ids"].shape[1])
+        received.received = 15
+        return ids
+
+    monkeypatch.setattr(model.network, "generate", generate_and_interrupt)
+    make_hook().after_train(runner)
+    assert lengths == [8], "the second question was asked after the signal"
+    make_hook().after_train(runner)
+    assert lengths == [8]
+    monkeypatch.undo()
+    until = StoppingCriteriaList([chat_hook_module._StopOnSignal(runner)])
+    network = model.network
+    ids = torch.ones(1, 3, dtype=torch.long)
+    assert network.generate(ids, max_new_tokens=8, min_new_tokens=8, stopping_criteria=until).shape == (1, 4)
 
 
 def test_text_and_picture_reach_log_and_tensorboard(runner, make_hook, tmp_path, monkeypatch, caplog):

@@ -14,7 +14,7 @@ from mmengine.registry import HOOKS
 from mmengine.visualization import MLflowVisBackend
 from torch import nn
 from torch.nn.functional import pad
-from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from pallava.errors import PallavaError
 from pallava.images import open_image
@@ -36,7 +36,8 @@ class SampleChatHook(Hook):
     The answers are those of the model folder converted at this iteration: the same processor, all tiles, greedy, in
     evaluation mode. The training does not change: modes and random states are put back. They go to the log, to
     ``vis_data/sample_chat_ITERATION.txt`` and to TensorBoard; the pictures, once, to the visualizer. One process
-    answers; where no process holds all parameters (ZeRO-3), none does.
+    answers; where no process holds all parameters (ZeRO-3), none does. A signal that ends the training cuts the answer
+    short, since the checkpoint must be written in the time that a scheduler gives.
 
     Args:
         tokenizer: The language model's tokenizer, or its config.
@@ -105,19 +106,34 @@ class SampleChatHook(Hook):
             runner.logger.warning("the sample chat is left out: under ZeRO-3 no process has all parameters")
             return
         with as_converted(model):
+            until = StoppingCriteriaList([_StopOnSignal(runner)])
             texts = [
-                f"Question: {question}\nAnswer: {self._answer(model.network, question, image, max_new_tokens)}"
+                f"Question: {question}\nAnswer: {self._answer(model.network, question, image, until, max_new_tokens)}"
                 for question, image in zip(self.questions, self.images, strict=True)
+                if not _is_interrupted(runner)
             ]
         if step:  # answers before training are short
             self._last_step = step
         _write(runner, step, "\n\n".join(texts))
 
-    def _answer(self, network: Any, question: str, image: Any, max_new_tokens: int) -> str:
+    def _answer(self, network: Any, question: str, image: Any, until: StoppingCriteriaList, max_new_tokens: int) -> str:
         inputs = self.processor(question, images=image, system=self.system).to(network.device)
         network.use_end_tokens(self.processor.end_token_ids)  # as conversion does
-        ids = network.generate(**inputs, max_new_tokens=max_new_tokens)
+        ids = network.generate(**inputs, max_new_tokens=max_new_tokens, stopping_criteria=until)
         return self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :])[0]
+
+
+class _StopOnSignal(StoppingCriteria):
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:  # type: ignore
+        return torch.full((len(input_ids),), _is_interrupted(self._runner), device=input_ids.device)  # (B,)
+
+
+def _is_interrupted(runner: Any) -> bool:
+    interrupts = getattr(getattr(runner, "train_loop", None), "interrupts", None)  # mmengine's own loops have none
+    return interrupts is not None and bool(interrupts.received)
 
 
 @contextmanager
