@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from pallava.model.weights import unreadable
 from pallava.training.compat import admitted_globals
 
 MANIFEST = "checkpoint.json"  # in a DeepSpeed folder: its files and their sizes
+_NOTE = "last_checkpoint"
+_UNFINISHED = ".unfinished"
 _FLOAT32 = 4  # bytes
 _NUMBER = re.compile(r"(?:iter|epoch)_(\d+)(?:\.pth)?")
 
@@ -34,26 +37,26 @@ def checkpoint_bytes(num_trained: int, dtype: torch.dtype, *, has_deepspeed: boo
 
 def unfinished_name(name: str) -> str:
     """Return the name that a checkpoint has until it is whole; every process of a training knows it."""
-    return f".{name}.unfinished"
+    return f".{name}{_UNFINISHED}"
 
 
-def finish(folder: Path, name: str) -> Path:
-    """Give a checkpoint that is written its name, synchronized to the disk; then note it as the newest of its run."""
+def finish(folder: Path, name: str, work_dir: Path) -> Path:
+    """Give a checkpoint that is written its name, synchronized to the disk; then note it as the newest of its run.
+
+    `last_checkpoint` in the work directory is where mmengine and `pallava convert` look for the newest.
+    """
     unfinished, path = folder / unfinished_name(name), folder / name
     if unfinished.is_dir():
         sizes = {file.name: file.stat().st_size for file in sorted(unfinished.iterdir())}
         write_json(unfinished / MANIFEST, {"files": sizes})
     synchronize(unfinished)
-    if path.is_dir():  # of an earlier run: a folder cannot be renamed over another
+    if path.exists() and (path.is_dir() or unfinished.is_dir()):  # of an earlier run, and cannot be replaced in one go
+        (work_dir / _NOTE).unlink(missing_ok=True)  # it may name this one; `newest_whole` knows what a kill leaves
         remove(path)
     unfinished.replace(path)
     synchronize(folder, recursive=False)
+    write_text(work_dir / _NOTE, str(path))
     return path
-
-
-def note_newest(work_dir: Path, path: Path) -> None:
-    """Write the name of a whole checkpoint where mmengine and `pallava convert` look for the newest."""
-    write_text(work_dir / "last_checkpoint", str(path))
 
 
 def remove(path: Path) -> None:
@@ -68,7 +71,7 @@ def remove(path: Path) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed runs left of checkpoints; to be called before the first is written."""
-    for leftover in folder.glob(".*.unfinished"):
+    for leftover in folder.glob(unfinished_name("*")):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
@@ -77,24 +80,39 @@ def remove_unfinished(folder: Path) -> None:
 
 def is_whole(path: Path) -> bool:
     """Return whether a checkpoint is complete: files with their ends, and all that a folder lists."""
-    if path.is_file():
-        return zipfile.is_zipfile(path)
+    if not path.is_dir():
+        return path.is_file() and zipfile.is_zipfile(path)
     files = [file for file in path.iterdir() if file.suffix == ".pt"]
-    try:
-        sizes = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except FileNotFoundError:  # written by mmengine alone
-        sizes = {}
-    except (ValueError, KeyError, TypeError):
-        return False
+    sizes = _listed(path) or {}  # empty: written by mmengine alone
     listed = all((path / name).is_file() and (path / name).stat().st_size == size for name, size in sizes.items())
     return listed and bool(files) and all(map(zipfile.is_zipfile, files))
 
 
+def _listed(folder: Path) -> dict[str, int] | None:
+    """Return the files of a folder and their sizes by its list; None if it has none."""
+    try:
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        return {MANIFEST: -1}  # a list that is damaged fits no file
+
+
 def newest_whole(work_dir: Path) -> Path | None:
     """Return the newest whole checkpoint of a run, by its number of iterations; None without any."""
+    _name_finished(work_dir)
     found = {path: match for path in work_dir.glob("*") if (match := _NUMBER.fullmatch(path.name))}
     newest_first = sorted(found, key=lambda path: int(found[path][1]), reverse=True)
     return next((path for path in newest_first if is_whole(path)), None)
+
+
+def _name_finished(work_dir: Path) -> None:
+    """Give a folder its name that a kill kept from it, between the removal of an older one and the renaming."""
+    for unfinished in work_dir.glob(unfinished_name("*")):
+        path = work_dir / unfinished.name.removeprefix(".").removesuffix(_UNFINISHED)
+        with suppress(OSError):  # another process of this training did it
+            if _NUMBER.fullmatch(path.name) and not path.exists() and _listed(unfinished) and is_whole(unfinished):
+                unfinished.rename(path)
 
 
 def read_meta(path: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Checkpoints that are whole or absent, written where an optimizer step ends."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from pallava.io.files import synchronize
 from pallava.training.checkpoints import (
     checkpoint_bytes,
     finish,
-    note_newest,
+    newest_whole,
     remove,
     remove_unfinished,
     unfinished_name,
@@ -79,8 +78,7 @@ class WholeCheckpointHook(CheckpointHook):
             kept = [number for number in self.keep_ckpt_ids if number != step] + [step]
             runner.message_hub.update_info("keep_ckpt_ids", kept)
         runner.message_hub.update_info("last_ckpt", str(folder / name))
-        last: str | None = self.last_ckpt  # type: ignore[has-type]
-        with _full_disk_reported(folder, name, last):
+        with _full_disk_reported(folder, name):
             runner.save_checkpoint(
                 self.out_dir,
                 unfinished_name(name),
@@ -94,7 +92,7 @@ class WholeCheckpointHook(CheckpointHook):
                 synchronize(folder / unfinished_name(name))  # by each process: it may be the only one that can
             barrier()
             if is_main_process():
-                note_newest(Path(runner.work_dir), finish(folder, name))
+                finish(folder, name, Path(runner.work_dir))
         self.last_ckpt = str(folder / name)
         if self.max_keep_ckpts > 0:
             self._keep(runner, kept)
@@ -137,7 +135,7 @@ def _check_room(runner: Any, folder: Path, most: int) -> None:
 
 
 @contextmanager
-def _full_disk_reported(folder: Path, name: str, last: str | None) -> Iterator[None]:
+def _full_disk_reported(folder: Path, name: str) -> Iterator[None]:
     """Turn what torch or the system raise when a checkpoint cannot be written into a sentence, and free its part."""
     try:
         yield
@@ -146,7 +144,7 @@ def _full_disk_reported(folder: Path, name: str, last: str | None) -> Iterator[N
             raise
         remove(folder / unfinished_name(name))
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:80]
-        good = f"'{os.path.basename(last)}' is the last good one; " if last else ""  # noqa: PTH119
+        good = f"'{last.name}' is the last good one; " if (last := newest_whole(folder)) else ""
         raise PallavaError(
             f"checkpoint '{folder / name}' cannot be written: {reason}; {good}make room and add --resume auto"
         ) from None
