@@ -1,6 +1,7 @@
 """A hook that writes down what a test of a training wants to know."""
 
 import json
+import os
 import zlib
 from pathlib import Path
 
@@ -11,13 +12,17 @@ from torch import Tensor, nn
 
 
 class Probe(Hook):
-    """Writes `probe_<rank>.jsonl` into the work directory: fingerprints, every raw loss, sizes of the first update."""
+    """Writes `probe_<rank>.jsonl` into the work directory: fingerprints, every raw loss, sizes of the first update.
+
+    The process writes its number into `pid_<rank>`.
+    """
 
     priority = "VERY_LOW"
 
     def before_train(self, runner) -> None:
         model = unwrap(runner.model)
         self.file = Path(runner.work_dir, f"probe_{get_rank()}.jsonl")
+        Path(runner.work_dir, f"pid_{get_rank()}").write_text(str(os.getpid()))
         self.start = {name: weight.detach().clone() for name, weight in trained(model).items()}
         self.write(kind="start", connector=fingerprint(model.connector.state_dict()), frozen=fingerprint(frozen(model)))
 
