@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from xtuner.configs import cfgs_name_path
 
 from pallava.io.launch import free_port
+from pallava.model.convert import convert
 from tests.tiny.training import save_data, save_parts, write_config
 
 pytestmark = pytest.mark.smoke
@@ -156,3 +158,23 @@ def test_another_number_of_processes_is_refused(config, tmp_path):
     assert process.returncode == 1
     assert "Traceback" not in output
     assert "wrote its optimizer, 2, got 1" in output
+
+
+@pytest.mark.slow
+def test_a_run_in_half_precision_is_converted_from_its_masters(config, tmp_path):
+    """DeepSpeed computes in bf16 on a CPU, too, where its JSON insists on it."""
+    settings = json.loads(Path(cfgs_name_path["deepspeed_zero2"]).read_text())
+    settings.update(bf16={"enabled": True}, fp16={"enabled": False})
+    (tmp_path / "bf16.json").write_text(json.dumps(settings))
+    train(config, tmp_path / "run", "--deepspeed", str(tmp_path / "bf16.json"), NPROC_PER_NODE="2")
+    checkpoint = tmp_path / "run" / f"iter_{STEPS}.pth"
+    rounded = torch.load(checkpoint / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+    written = load_file(
+        convert(checkpoint, tmp_path / "model", dtype=torch.float32) / "adapter/adapter_model.safetensors"
+    )
+    lora = {key: value for key, value in rounded.items() if "lora_B" in key}
+    assert lora
+    for key, value in lora.items():
+        master = written[key.removeprefix("llm.").replace(".default.weight", ".weight")]
+        assert torch.equal(master.to(torch.bfloat16), value)
+        assert not torch.equal(master, value.float()), key
