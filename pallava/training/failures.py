@@ -15,6 +15,7 @@ from mmengine.runner import FlexibleRunner, Runner, find_latest_checkpoint
 
 from pallava.errors import PallavaError, without_worker
 from pallava.io.files import read_package_data
+from pallava.training import preflight
 
 # What the runner and xtuner's trainer read of a config; other names at its top only help to write it.
 _READ = {*inspect.signature(Runner.__init__).parameters} - {"self", "cfg"}
@@ -61,6 +62,7 @@ def refuse_other_launches() -> None:
 
 
 def _check_and_build(build: Any, runner: Any, config: Config) -> Any:
+    preflight.check(config)
     check_launch(config)
     return build(runner, config)
 

@@ -1,0 +1,113 @@
+"""What this machine or this trainer cannot do: refused before the model is read and before processes wait for others.
+
+By itself, a training that is slow or hangs says nothing.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pallava.errors import PallavaError
+
+_DEVICES = Path("/dev")
+_SLURM_CARDS = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
+_NO_CARDS = ("", "-1", "NoDevFiles")  # the last is Slurm's, for a step without GPUs
+_ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)[af]?")  # such as sm_75, compute_120
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Check that this machine's GPUs and DeepSpeed's settings can train what a config describes.
+
+    Raises:
+        PallavaError: torch cannot use a GPU that exists, or ZeRO's stage is 3.
+    """
+    check_stage(config)
+    check_cards()
+
+
+def check_cards() -> None:
+    """Check that torch sees the GPUs of this machine and has kernels for them.
+
+    An empty CUDA_VISIBLE_DEVICES, or -1, asks for the CPU.
+
+    Raises:
+        PallavaError: It does not see them, or has no kernels.
+    """
+    if not torch.cuda.is_available():
+        if sign := _sign_of_card():
+            raise PallavaError(
+                f"{sign} means a GPU, but torch cannot use one: {_reason()}; correct that, or set "
+                "CUDA_VISIBLE_DEVICES='' to train on the CPU"
+            )
+        return
+    names = torch.cuda.get_arch_list()
+    if torch.version.hip or not names:
+        return
+    for index in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(index)
+        if not any(_runs_on(name, capability) for name in names):
+            raise PallavaError(
+                f"GPU {index} has the compute capability {'.'.join(map(str, capability))}, for which this torch has no "
+                f"kernels, only {', '.join(names)}; install a build of torch that has them, or set CUDA_VISIBLE_DEVICES"
+            )
+
+
+def _sign_of_card() -> str | None:
+    """Return what says that this process should have a GPU."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return None if visible.strip() in _NO_CARDS else f"CUDA_VISIBLE_DEVICES={visible}"
+    if found := sorted(_DEVICES.glob("nvidia[0-9]*")):
+        return f"'{found[0]}'"
+    given = {name: os.environ.get(name, "") for name in _SLURM_CARDS}
+    if given["SLURM_GPUS_ON_NODE"] == "0":  # a number; in the others, 0 is the first card
+        given["SLURM_GPUS_ON_NODE"] = ""
+    return next((f"{name}={value}" for name, value in given.items() if value), None)
+
+
+def _reason() -> str:
+    """Return torch's own words for why it sees no card."""
+    try:
+        torch.cuda.init()
+    except Exception as error:  # a RuntimeError, or an AssertionError of a build without CUDA
+        words = " ".join(str(error).split())
+        code = words.find("Error ")  # what follows a general first sentence
+        return words[max(code, 0) :].split(". ")[0].rstrip(".")[:150]
+    return "it finds none"
+
+
+def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
+    """Return whether code for an architecture runs on a card: the same major version, or compiled when loaded."""
+    parts = _ARCHITECTURE.fullmatch(architecture)
+    if parts is None:
+        return False
+    built = int(parts[2]), int(parts[3])
+    return built <= capability and (parts[1] == "compute" or built[0] == capability[0])
+
+
+def check_stage(config: Mapping[str, Any]) -> None:
+    """Check that DeepSpeed does not cut the weights themselves, which no part of this trainer can work with.
+
+    Raises:
+        PallavaError: ZeRO's stage is 3.
+    """
+    zero = _deepspeed_settings(config).get("zero_optimization") or {}
+    if str(zero.get("stage")) == "3":
+        raise PallavaError(
+            "--deepspeed must be of ZeRO's stage 1 or 2, got stage 3, under which processes hang and checkpoints "
+            "cannot be converted; choose deepspeed_zero1 or deepspeed_zero2"
+        )
+
+
+def _deepspeed_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return DeepSpeed's JSON, as `--deepspeed` or a dumped config put it into the strategy."""
+    strategy = config.get("strategy") or {}
+    found = strategy.get("config") or {}
+    if isinstance(found, str):
+        found = json.loads(Path(found).read_text(encoding="utf-8"))
+    return {**found, **{key: strategy[key] for key in ("zero_optimization",) if strategy.get(key)}}
