@@ -91,7 +91,7 @@ connector = dict(
 
 model = dict(
     type=PALLaVAModel,
-    llm=dict(type=load_llm, pretrained_model_name_or_path=llm_name_or_path),
+    llm=dict(type=load_llm, pretrained_model_name_or_path=llm_name_or_path, torch_dtype=precision),
     visual_encoder=dict(type=load_encoder, source=plip_path),
     connector=connector,
     freeze_llm=True,

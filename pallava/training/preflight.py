@@ -1,6 +1,6 @@
 """What this machine or this trainer cannot do: refused before the model is read and before processes wait for others.
 
-By itself, a training that is slow or hangs says nothing.
+By itself, a training that is slow, rounded or hangs says nothing.
 """
 
 import json
@@ -12,22 +12,26 @@ from typing import Any
 
 import torch
 
+from pallava.devices import device_dtype
 from pallava.errors import PallavaError
 
 _DEVICES = Path("/dev")
 _SLURM_CARDS = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
 _NO_CARDS = ("", "-1", "NoDevFiles")  # the last is Slurm's, for a step without GPUs
 _ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)[af]?")  # such as sm_75, compute_120
+_HALF = ("bfloat16", "float16")
 
 
 def check(config: Mapping[str, Any]) -> None:
     """Check that this machine's GPUs and DeepSpeed's settings can train what a config describes.
 
     Raises:
-        PallavaError: torch cannot use a GPU that exists, or ZeRO's stage is 3.
+        PallavaError: torch cannot use a GPU that exists, ZeRO's stage is 3, or the language model would not be trained
+            in the config's precision.
     """
     check_stage(config)
     check_cards()
+    check_precision(config)
 
 
 def check_cards() -> None:
@@ -104,10 +108,72 @@ def check_stage(config: Mapping[str, Any]) -> None:
         )
 
 
+def check_precision(config: Mapping[str, Any]) -> None:
+    """Check that the language model is read in the precision of the training, and that its own weights can move in it.
+
+    Raises:
+        PallavaError: DeepSpeed does not follow the config's `precision`, the language model would be read in another
+            one, or rounded weights would be trained without float32 masters.
+    """
+    model = config.get("model")
+    llm = model.get("llm") if isinstance(model, Mapping) else None
+    if not isinstance(model, Mapping) or not isinstance(llm, Mapping):
+        return
+    trained, read = _trained_precision(config), _dtype_of(llm)
+    if _is_automatic(llm) and read in _HALF and read != trained:
+        raise PallavaError(
+            f"the language model would be read in {read} and trained in {trained}; set precision='{trained}', and give "
+            "model.llm the same by torch_dtype"
+        )
+    if not _has_deepspeed(config) and not model.get("freeze_llm", True) and read in _HALF:
+        raise PallavaError(
+            f"freeze_llm=False would train weights in {read}, most of which are too coarse to move; add --deepspeed "
+            "deepspeed_zero2, which keeps them in float32, too, or set model.llm.torch_dtype=float32"
+        )
+
+
+def _trained_precision(config: Mapping[str, Any]) -> str:
+    """Return the type that a training computes in; refuse DeepSpeed's where the config asks for another one."""
+    if not _has_deepspeed(config):
+        return _resolve((config.get("optim_wrapper") or {}).get("precision", "auto"))
+    settings = _deepspeed_settings(config)
+    enabled = {name for name in ("bf16", "fp16") if (settings.get(name) or {}).get("enabled") is True}
+    trained = "bfloat16" if "bf16" in enabled else "float16" if enabled else "float32"
+    asked = config.get("precision", "auto")  # the name at the config's top: all that xtuner leaves
+    if asked not in ("auto", trained):
+        raise PallavaError(
+            f"precision='{asked}' does not fit --deepspeed, which would train in {trained}; set precision='auto', or "
+            "enable what you want in DeepSpeed's JSON (bf16, fp16)"
+        )
+    return trained
+
+
+def _has_deepspeed(config: Mapping[str, Any]) -> bool:
+    return "DeepSpeed" in str((config.get("optim_wrapper") or {}).get("type"))
+
+
 def _deepspeed_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return DeepSpeed's JSON, as `--deepspeed` or a dumped config put it into the strategy."""
     strategy = config.get("strategy") or {}
     found = strategy.get("config") or {}
     if isinstance(found, str):
         found = json.loads(Path(found).read_text(encoding="utf-8"))
-    return {**found, **{key: strategy[key] for key in ("zero_optimization",) if strategy.get(key)}}
+    return {**found, **{key: strategy[key] for key in ("zero_optimization", "bf16", "fp16") if strategy.get(key)}}
+
+
+def _is_automatic(llm: Mapping[str, Any]) -> bool:
+    """Return whether our loader chooses the type by the device; one that is given is the user's will."""
+    kind = llm.get("type")
+    is_ours = str(getattr(kind, "__name__", kind)).rpartition(".")[2] == "load_llm"
+    return is_ours and llm.get("torch_dtype", "auto") == "auto"
+
+
+def _dtype_of(llm: Mapping[str, Any]) -> str:
+    """Return the type that the language model is read in; transformers' own "auto" is known only from the files."""
+    if _is_automatic(llm):
+        return _resolve("auto")
+    return str(llm.get("torch_dtype") or "float32").removeprefix("torch.")
+
+
+def _resolve(precision: str) -> str:
+    return str(device_dtype()).removeprefix("torch.") if precision == "auto" else precision
