@@ -197,7 +197,8 @@ custom_hooks = []  # your own: dict(type="my_hooks.MyHook")
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
-    dist_cfg=dict(backend="nccl"),  # gloo on a machine without a GPU
+    # gloo on a machine without a GPU. A process waits two hours (in seconds) for one that tokenizes or saves.
+    dist_cfg=dict(backend="nccl", timeout=7200),
 )
 
 visualizer = dict(type=Visualizer, vis_backends=[dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)])
