@@ -26,6 +26,7 @@ from packaging.version import Version
 
 from pallava.model.versions import block_broken_bitsandbytes
 from pallava.model.weights import unreadable
+from pallava.training.slurm import start_apart_under_slurm
 
 _HISTORY_METHODS = ("min", "max", "mean", "current")
 
@@ -229,6 +230,7 @@ _EVERYWHERE = (
     block_broken_bitsandbytes,  # the first: the others import what may import it
     describe_old_gpu_to_xtuner,
     start_alone_without_mpi,
+    start_apart_under_slurm,
     load_checkpoints_safely,
     keep_float32_in_conversion,
 )

@@ -178,3 +178,21 @@ def test_a_run_in_half_precision_is_converted_from_its_masters(config, tmp_path)
         master = written[key.removeprefix("llm.").replace(".default.weight", ".weight")]
         assert torch.equal(master.to(torch.bfloat16), value)
         assert not torch.equal(master, value.float()), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deepspeed", [(), ZERO2], ids=["plain", "zero2"])
+def test_two_jobs_under_slurm_train_on_one_node_at_once(config, tmp_path, deepspeed):
+    """Each of two tasks; neither a port nor an address is given but by Slurm's variables and the first node's name."""
+    tasks = []
+    for job in ("48213", "48214"):
+        for rank in ("0", "1"):
+            names = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NTASKS": "2", "SLURM_NODELIST": "here"}
+            names |= {"SLURM_JOB_ID": job, "SLURM_STEP_ID": "0", "MASTER_ADDR": "127.0.0.1"}
+            arguments = ("--launcher", "slurm", *deepspeed, "--seed", "1024")
+            tasks.append(start(config, tmp_path / job, *arguments, **names))
+    outputs = [task.communicate(timeout=300)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0] * 4, outputs[0][-2000:] + outputs[-1][-2000:]
+    for rank in (0, 1):
+        assert losses(tmp_path / "48213", rank) == losses(tmp_path / "48214", rank)
+        assert len(losses(tmp_path / "48213", rank)) == STEPS
