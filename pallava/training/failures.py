@@ -16,6 +16,7 @@ from mmengine.runner import FlexibleRunner, Runner
 
 from pallava.errors import PallavaError, without_worker
 from pallava.io.files import read_package_data
+from pallava.training import preflight
 from pallava.training.checkpoints import is_whole, newest_whole, read_meta
 from pallava.training.compat import AUTO
 
@@ -66,6 +67,7 @@ def refuse_other_launches() -> None:
 
 
 def _check_and_build(build: Any, runner: Any, config: Config) -> Any:
+    preflight.check(config)
     resume_newest(config)
     check_launch(config)
     return build(runner, config)
