@@ -151,6 +151,8 @@ def refuse_ineffective_options() -> None:
     def check_and_merge(self: Config, options: Mapping[str, Any], allow_list_keys: bool = True) -> None:
         check_options(self.to_dict(), options)
         merge(self, options, allow_list_keys)
+        if precision := options.get("optim_wrapper.precision"):
+            self.precision = precision  # the trainer drops the wrapper under --deepspeed, and preflight compares this
 
     Config.merge_from_dict = check_and_merge
 

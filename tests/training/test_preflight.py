@@ -236,3 +236,14 @@ def test_rounded_weights_are_not_trained_without_masters(trained, kind):
 def test_other_models_are_let_alone():
     check_precision({"model": {"type": "a"}, "optim_wrapper": {"type": "OptimWrapper"}})
     check_precision({})
+
+
+def test_the_precision_of_the_command_line_is_compared_under_deepspeed():
+    """The trainer drops the wrapper, and the option with it."""
+    config = Config({"optim_wrapper": {"type": "x", "precision": "auto"}, "precision": "auto"})
+    config.merge_from_dict({"optim_wrapper.precision": "float32"})
+    config.strategy = {"config": {"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}}}
+    config.optim_wrapper = {"type": "DeepSpeedOptimWrapper"}
+    config.model = {"llm": {"type": "load_llm"}}
+    with pytest.raises(PallavaError, match=r"float32.*bfloat16"):
+        check_precision(config)
