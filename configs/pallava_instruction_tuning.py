@@ -99,7 +99,7 @@ connector = dict(
 
 model = dict(
     type=PALLaVAModel,
-    llm=dict(type=load_llm, pretrained_model_name_or_path=llm_name_or_path),
+    llm=dict(type=load_llm, pretrained_model_name_or_path=llm_name_or_path, torch_dtype=precision),
     visual_encoder=dict(type=load_encoder, source=plip_path),
     connector=connector,
     freeze_llm=True,
@@ -215,7 +215,8 @@ custom_hooks = []  # your own: dict(type="my_hooks.MyHook")
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
-    dist_cfg=dict(backend="nccl"),  # gloo on a machine without a GPU
+    # gloo on a machine without a GPU. A process waits two hours (in seconds) for one that tokenizes or saves.
+    dist_cfg=dict(backend="nccl", timeout=7200),
 )
 
 # To watch elsewhere, add dict(type="WandbVisBackend", init_kwargs=dict(project="pallava")) (pip install wandb) or

@@ -90,7 +90,7 @@ READ_BY = {
     "betas": ("optim_wrapper.optimizer.betas",),
     "weight_decay": ("optim_wrapper.optimizer.weight_decay",),
     "max_norm": ("optim_wrapper.clip_grad.max_norm",),
-    "precision": ("optim_wrapper.precision",),
+    "precision": ("optim_wrapper.precision", "model.llm.torch_dtype"),
     "save_steps": ("default_hooks.checkpoint.interval",),
     "save_total_limit": ("default_hooks.checkpoint.max_keep_ckpts",),
     "sample_images": ("default_hooks.sample_chat.images",),

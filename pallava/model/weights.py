@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pallava.errors import PallavaError
 from pallava.io.files import read_package_data
+from pallava.model.masters import with_masters
 from pallava.open_clip_weights import unwrap_key
 
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -48,7 +49,8 @@ class _Ignored(dict):
 def read_weights(source: StrPath, prefixes: tuple[str, ...] = ("",)) -> StateDict:
     """Read the tensors of a weights file, a checkpoint, a DeepSpeed folder or a Hugging Face folder; run no code in it.
 
-    Keys lose what DDP, torch.compile and the like put before them, such as ``module._orig_mod.``.
+    Keys lose what DDP, torch.compile and the like put before them, such as ``module._orig_mod.``. Weights that
+    DeepSpeed rounded to half precision are read as their float32 masters; a warning says where that is not possible.
 
     Args:
         source: ``.safetensors``, ``.pth``, ``.pt`` or ``.bin``; a DeepSpeed checkpoint folder or a file in it; a
@@ -129,14 +131,17 @@ def _read_file(path: Path, prefixes: tuple[str, ...]) -> StateDict:
     whole = path.with_name(_MODEL_STATES)
     if path.name.endswith("_optim_states.pt") and whole.is_file():  # a rank's share of the optimizer
         path = whole
-    return _tensors_of(_unpickle_safely(path), path)
+    content = _unpickle_safely(path)
+    if isinstance(content, dict) and "ds_version" in content and isinstance(content.get("module"), dict):
+        content = with_masters(content, path.parent, partial(_unpickle_safely, mmap=True))  # half of a shard is unused
+    return _tensors_of(content, path)
 
 
 def _damaged(path: object, kind: str, reason: object) -> PallavaError:
     return PallavaError(f"'{path}' is not a readable {kind} file ({reason}); copy or download it again")
 
 
-def _unpickle_safely(path: Path) -> Any:
+def _unpickle_safely(path: Path, *, mmap: bool = False) -> Any:
     if tuple(map(int, torch.__version__.split(".")[:2])) < _SAFE_TORCH:
         raise PallavaError(
             f"'{path}' is a pickle, and torch {torch.__version__} cannot open a foreign one safely; "
@@ -145,7 +150,7 @@ def _unpickle_safely(path: Path) -> Any:
     ignored = read_package_data(__file__)["ignored_globals"]
     try:
         with torch.serialization.safe_globals([(_Ignored, name) for name in ignored]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # whatever a damaged or hostile file makes the unpickler raise
         raise unreadable(path, error) from None
 

@@ -28,6 +28,7 @@ from packaging.version import Version
 
 from pallava.model.versions import block_broken_bitsandbytes
 from pallava.model.weights import unreadable
+from pallava.training.slurm import start_apart_under_slurm
 
 AUTO = "auto"  # of --resume: the newest whole checkpoint of the work directory
 _HISTORY_METHODS = ("min", "max", "mean", "current")
@@ -258,6 +259,7 @@ _EVERYWHERE = (
     block_broken_bitsandbytes,  # the first: the others import what may import it
     describe_old_gpu_to_xtuner,
     start_alone_without_mpi,
+    start_apart_under_slurm,
     load_checkpoints_safely,
     accept_resume_auto,
     keep_float32_in_conversion,

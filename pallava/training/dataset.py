@@ -250,8 +250,10 @@ def _one_per_node_first(work: Callable[[], T]) -> T:
 
     A failure of the first is raised after the others are released, which then fail by themselves in the same way.
     """
-    # Every launcher sets it; mmengine's own get_local_rank needs a process group that its runner does not make.
-    is_first = not is_distributed() or os.environ.get("LOCAL_RANK", "0") == "0"
+    # Every launcher sets the first, which under Slurm may be 0 for all (`slurm`). mmengine's own get_local_rank needs a
+    # process group that its runner does not make.
+    numbers = {os.environ.get(name, "0") for name in ("LOCAL_RANK", "SLURM_LOCALID")}
+    is_first = not is_distributed() or numbers == {"0"}
     try:
         result = work() if is_first else None
     except Exception:

@@ -16,6 +16,7 @@ from mmengine.runner import FlexibleRunner, Runner
 
 from pallava.errors import PallavaError, without_worker
 from pallava.io.files import read_package_data
+from pallava.training import preflight
 from pallava.training.checkpoints import is_whole, newest_whole, read_meta
 from pallava.training.compat import AUTO
 
@@ -66,6 +67,7 @@ def refuse_other_launches() -> None:
 
 
 def _check_and_build(build: Any, runner: Any, config: Config) -> Any:
+    preflight.check(config)
     resume_newest(config)
     check_launch(config)
     return build(runner, config)
@@ -151,6 +153,8 @@ def refuse_ineffective_options() -> None:
     def check_and_merge(self: Config, options: Mapping[str, Any], allow_list_keys: bool = True) -> None:
         check_options(self.to_dict(), options)
         merge(self, options, allow_list_keys)
+        if precision := options.get("optim_wrapper.precision"):
+            self.precision = precision  # the trainer drops the wrapper under --deepspeed, and preflight compares this
 
     Config.merge_from_dict = check_and_merge
 

@@ -131,12 +131,15 @@ class PALLaVAModel(BaseModel):
         return 0.0 * torch.stack(learnt).sum() if learnt else torch.zeros((), device=self.network.device)
 
     def train(self, mode: bool = True) -> "PALLaVAModel":
-        """Set training mode; frozen parts stay in evaluation mode."""
+        """Set training mode; frozen parts stay in evaluation mode, but recompute activations."""
         super().train(mode)
         if self.freeze_visual_encoder:
             self.visual_encoder.eval()
         if not any(p.requires_grad for p in self.llm.parameters()):
             self.llm.eval()
+            for module in self.llm.modules():  # the stack of layers, which drops nothing itself
+                if getattr(module, "gradient_checkpointing", False):
+                    module.training = mode
         return self
 
     def init_weights(self) -> None:

@@ -40,13 +40,15 @@ def run(tmp_path_factory):
     torch.save({"state_dict": other}, folder / "other.pth")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}  # the config names a hook of the tests
 
-    def start(*options):
-        return train(config, "--work-dir", "run", "--cfg-options", *options, cwd=folder, env=environment)
+    def start(*options, deepspeed=(), **variables):
+        arguments = ("--work-dir", "run", *deepspeed, "--cfg-options", *options)
+        return train(config, *arguments, cwd=folder, env={**environment, **variables})
 
     return start
 
 
 ROWS = "train_dataloader.dataset.data_path"
+LLM = "model.llm.pretrained_model_name_or_path=./none"
 SLOW = pytest.mark.slow  # what raises these is tested by itself, and how they are reported by the other faults
 
 
@@ -55,7 +57,7 @@ SLOW = pytest.mark.slow  # what raises these is tested by itself, and how they a
     [
         pytest.param(["lr=1e-5"], "optim_wrapper.optimizer.lr", id="no effect"),
         pytest.param([f"{ROWS}=./damaged.jsonl", "train_dataloader.num_workers=1"], "images/damaged.png", id="image"),
-        pytest.param(["model.llm.pretrained_model_name_or_path=./none"], "./none", id="LLM", marks=SLOW),
+        pytest.param([LLM], "./none", id="LLM", marks=SLOW),
         pytest.param([f"{ROWS}=./none.jsonl"], "none.jsonl", id="data", marks=SLOW),
         pytest.param(["model.visual_encoder.source=./none"], "none", id="encoder", marks=SLOW),
         pytest.param(["model.connector.num_layers=3"], "num_layers", id="key", marks=SLOW),
@@ -69,3 +71,20 @@ def test_a_users_mistake_is_one_sentence_and_fails(run, options, fact):
     assert last.startswith("error: ")
     assert fact in last
     assert "Traceback" not in last
+
+
+@pytest.mark.parametrize(
+    ("name", "variables", "fact"),
+    [
+        pytest.param("deepspeed_zero3", {}, "stage 3", id="ZeRO-3 alone"),
+        pytest.param("deepspeed_zero3_offload", {"NPROC_PER_NODE": "2"}, "stage 3", id="ZeRO-3 with two processes"),
+        pytest.param("deepspeed_zero2", {"CUDA_VISIBLE_DEVICES": "99"}, "CUDA_VISIBLE_DEVICES=99", id="no such card"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_a_weight_is_read(run, name, variables, fact):
+    done = run(LLM, deepspeed=("--deepspeed", name), **variables)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert errors
+    assert all(fact in line for line in errors)

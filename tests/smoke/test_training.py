@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from xtuner.configs import cfgs_name_path
 
 from pallava.io.launch import free_port
+from pallava.model.convert import convert
 from tests.tiny.training import save_data, save_parts, write_config
 
 pytestmark = pytest.mark.smoke
@@ -190,3 +192,41 @@ def test_another_number_of_processes_is_refused(config, tmp_path):
     assert "Traceback" not in output
     (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert all(fact in error for fact in ("processes=2", "got 1", "NPROC_PER_NODE"))
+
+
+@pytest.mark.slow
+def test_a_run_in_half_precision_is_converted_from_its_masters(config, tmp_path):
+    """DeepSpeed computes in bf16 on a CPU, too, where its JSON insists on it."""
+    settings = json.loads(Path(cfgs_name_path["deepspeed_zero2"]).read_text())
+    settings.update(bf16={"enabled": True}, fp16={"enabled": False})
+    (tmp_path / "bf16.json").write_text(json.dumps(settings))
+    train(config, tmp_path / "run", "--deepspeed", str(tmp_path / "bf16.json"), NPROC_PER_NODE="2")
+    checkpoint = tmp_path / "run" / f"iter_{STEPS}.pth"
+    rounded = torch.load(checkpoint / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+    written = load_file(
+        convert(checkpoint, tmp_path / "model", dtype=torch.float32) / "adapter/adapter_model.safetensors"
+    )
+    lora = {key: value for key, value in rounded.items() if "lora_B" in key}
+    assert lora
+    for key, value in lora.items():
+        master = written[key.removeprefix("llm.").replace(".default.weight", ".weight")]
+        assert torch.equal(master.to(torch.bfloat16), value)
+        assert not torch.equal(master, value.float()), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deepspeed", [(), ZERO2], ids=["plain", "zero2"])
+def test_two_jobs_under_slurm_train_on_one_node_at_once(config, tmp_path, deepspeed):
+    """Each of two tasks; neither a port nor an address is given but by Slurm's variables and the first node's name."""
+    tasks = []
+    for job in ("48213", "48214"):
+        for rank in ("0", "1"):
+            names = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NTASKS": "2", "SLURM_NODELIST": "here"}
+            names |= {"SLURM_JOB_ID": job, "SLURM_STEP_ID": "0", "MASTER_ADDR": "127.0.0.1"}
+            arguments = ("--launcher", "slurm", *deepspeed, "--seed", "1024")
+            tasks.append(start(config, tmp_path / job, *arguments, **names))
+    outputs = [task.communicate(timeout=300)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0] * 4, outputs[0][-2000:] + outputs[-1][-2000:]
+    for rank in (0, 1):
+        assert losses(tmp_path / "48213", rank) == losses(tmp_path / "48214", rank)
+        assert len(losses(tmp_path / "48213", rank)) == STEPS

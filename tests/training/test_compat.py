@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
 from packaging.requirements import Requirement
 
+from pallava.config_files import find_config
 from pallava.devices import device_dtype
 from pallava.errors import PallavaError
 from pallava.training import compat
@@ -229,3 +230,23 @@ def test_a_cpu_has_no_half_precision(monkeypatch):
     cpu = utils.get_torch_device()
     assert not cpu.is_available()
     assert not cpu.is_bf16_supported()
+
+
+@on_cpu
+@pytest.mark.parametrize("name", ["pallava_domain_alignment", "pallava_instruction_tuning"])
+@pytest.mark.parametrize("backend", ["torch", "deepspeed"])
+def test_processes_wait_two_hours_for_each_other(monkeypatch, name, backend):
+    """The plain runner starts the group by torch, the other one by DeepSpeed; both read it from the config."""
+    import deepspeed
+    from mmengine.dist import init_dist
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    compat.name_single_process()
+    monkeypatch.setattr(deepspeed.comm.comm, "cdb", None)
+    monkeypatch.setattr(torch.multiprocessing, "set_start_method", lambda _: None)  # it would stay
+    init_dist("pytorch", init_backend=backend, **Config.fromfile(find_config(name)).env_cfg.dist_cfg)
+    try:
+        group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+        assert group.options._timeout.total_seconds() == 2 * 60 * 60
+    finally:
+        torch.distributed.destroy_process_group()

@@ -165,12 +165,23 @@ def test_a_tokenizer_with_too_many_tokens_stops_before_the_first_step(num_extra,
         TrainingConfigHook().before_train(runner)
 
 
-@pytest.mark.parametrize(("local_rank", "order"), [("0", ["work", "barrier"]), ("1", ["barrier", "work"])])
-def test_the_first_process_of_a_node_tokenizes_first(local_rank, order, monkeypatch):
+@pytest.mark.parametrize(
+    ("variables", "order"),
+    [
+        ({"LOCAL_RANK": "0"}, ["work", "barrier"]),
+        ({"LOCAL_RANK": "1"}, ["barrier", "work"]),
+        ({"LOCAL_RANK": "0", "SLURM_LOCALID": "0"}, ["work", "barrier"]),
+        ({"LOCAL_RANK": "0", "SLURM_LOCALID": "1"}, ["barrier", "work"]),  # each process sees one card, number 0
+        ({"LOCAL_RANK": "1", "SLURM_LOCALID": "0"}, ["barrier", "work"]),  # torchrun as one task of a node
+    ],
+)
+def test_the_first_process_of_a_node_tokenizes_first(variables, order, monkeypatch):
     done = []
     monkeypatch.setattr(dataset_module, "is_distributed", lambda: True)
     monkeypatch.setattr(dataset_module, "barrier", lambda: done.append("barrier"))
-    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.delenv("SLURM_LOCALID", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     assert _one_per_node_first(lambda: done.append("work") or "result") == "result"
     assert done == order
 

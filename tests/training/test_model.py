@@ -105,11 +105,26 @@ def test_frozen_parts_learn_nothing_and_drop_nothing() -> None:
         assert (parameter.grad is not None) == parameter.requires_grad, name
 
 
-def test_a_frozen_language_model_without_lora_stays_in_evaluation_mode() -> None:
-    model = tiny(llm_lora=None).train()
-    assert not any(module.training for module in model.llm.modules())  # its dropout would act in training
-    assert model.connector.training
-    assert tiny(llm_lora=None, freeze_llm=False).llm.training
+def test_a_frozen_language_model_without_lora_drops_nothing_but_recomputes() -> None:
+    passes = {}
+    for checkpointing in (True, False):
+        llm = golden.llm()
+        for layer in llm.model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        counted: list[object] = []
+        llm.model.layers[0].register_forward_pre_hook(lambda *_: counted.append(None))  # noqa: B023
+        model = tiny(llm=llm, llm_lora=None, use_activation_checkpointing=checkpointing)
+        model.train().connector.eval()  # whose own dropout would hide the language model's
+        losses = [model(collated(golden.samples()))["loss"] for _ in range(2)]
+        assert losses[0] == losses[1] == model.eval()(collated(golden.samples()))["loss"]
+        model.train()
+        counted.clear()
+        model(collated(golden.samples()))["loss"].backward()
+        passes[checkpointing] = len(counted)
+        assert not any(module.training for layer in llm.model.layers for module in layer.modules())
+        assert not any(module.training for module in model.eval().modules())
+    assert passes == {True: 2, False: 1}
+    assert tiny(llm_lora=None, freeze_llm=False).llm.model.layers[0].training
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:

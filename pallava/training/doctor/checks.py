@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 from torch.utils.data import DataLoader
 
 from pallava.prompts import check_vocabulary, choose_template
+from pallava.training import preflight
 from pallava.training.checkpoints import checkpoint_bytes
 from pallava.training.dataset import check_connectors
 from pallava.training.doctor.case import Case
@@ -50,23 +51,24 @@ def _version(name: str) -> str:
 
 
 def _check_cards(case: Case) -> Iterator[Found]:
+    preflight.check_cards()
     if not torch.cuda.is_available():
-        if any(Path("/dev").glob("nvidia[0-9]*")):
-            yield "fail", "torch does not see this machine's cards; install the driver that torch's build needs"
-        else:
-            yield "warn", "no card on this machine; examine the cards on a node that has them"
-        return
+        yield "warn", "no card on this machine; examine the cards on a node that has them"
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
         yield "ok", f"card {index}: {card.name}, {card.total_memory / 1e9:.1f} GB, sm_{card.major}{card.minor}"
 
 
 def _check_launch(case: Case) -> Iterator[Found]:
+    config = case.config.to_dict()
+    if case.deepspeed is not None:  # what xtuner's trainer makes of a config
+        halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        settings = {**case.deepspeed, **{name: {"enabled": case.dtype == dtype} for name, dtype in halves.items()}}
+        config |= {"strategy": {"config": settings}, "optim_wrapper": {"type": "DeepSpeedOptimWrapper"}}
+    preflight.check_stage(config)
+    preflight.check_precision(config)
     runner = "plain runner" if case.deepspeed is None else f"ZeRO stage {case.zero_stage}"
-    if case.zero_stage > 2:
-        yield "fail", f"{runner} cannot train this model; use deepspeed_zero1 or deepspeed_zero2"
-    else:
-        yield "ok", f"{runner}, processes: {case.settings.num_processes}"
+    yield "ok", f"{runner}, processes: {case.settings.num_processes}"
 
 
 def _check_config_paths(case: Case) -> Iterator[Found]:
