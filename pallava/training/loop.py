@@ -13,7 +13,7 @@ from multiprocessing import connection
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, barrier, broadcast_object_list, get_rank, get_world_size
+from mmengine.dist import all_gather_object, all_reduce, barrier, broadcast_object_list, get_rank, get_world_size
 from mmengine.runner import BaseLoop
 from torch.utils.data import DataLoader
 
@@ -108,6 +108,7 @@ class TrainLoop(BaseLoop):
 
     def _train(self) -> None:
         runner, peers = self.runner, _watch_peers()
+        self._check_alike()
         runner.call_hook("before_train")
         runner.call_hook("before_train_epoch")
         self._check_rows()
@@ -196,6 +197,16 @@ class TrainLoop(BaseLoop):
         self._loading = None
         for worker in workers:
             worker.kill()
+
+    def _check_alike(self) -> None:
+        """Refuse processes that resumed at different places: they would wait for each other, or mix their weights."""
+        places = all_gather_object(self._iter)
+        if len(set(places)) > 1:
+            rank = next(rank for rank, place in enumerate(places) if place != places[0])
+            raise PallavaError(
+                f"all processes must resume from the same checkpoint, but process 0 is at iteration {places[0]} and "
+                f"process {rank} at {places[rank]}; put the work directory on a disk that all nodes share"
+            )
 
     def _check_rows(self) -> None:
         """Refuse to continue in the middle of another data set."""

@@ -89,6 +89,15 @@ def test_refuses_other_rows():
         loop.run()
 
 
+def test_refuses_processes_at_different_places(monkeypatch):
+    """Of a work directory that is on a disk of the first node alone."""
+    monkeypatch.setattr("pallava.training.loop.all_gather_object", lambda place: [place, 0])
+    loop, rows = make_loop("places", start=4)
+    with pytest.raises(PallavaError, match="iteration 4 .*process 1 at 0"):
+        loop.run()
+    assert not rows.read
+
+
 @pytest.mark.parametrize("length", [{"max_iters": None}, {"max_epochs": 1}])
 def test_refuses_no_length_and_two(length):
     with pytest.raises(PallavaError, match="max_epochs"):
