@@ -204,6 +204,7 @@ def test_a_file_that_cannot_be_written_to_its_end(tmp_path, write_large, capfd):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
     sentence = capfd.readouterr().out
     assert "iter_5.pth'" in sentence
+    assert "enforce" not in sentence
     assert "'iter_4.pth'" in sentence
     assert sorted(path.name for path in tmp_path.iterdir()) == ["iter_4.pth", "last_checkpoint"]
     assert read(newest_whole(tmp_path)) == 1.0

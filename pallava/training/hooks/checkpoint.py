@@ -143,7 +143,8 @@ def _full_disk_reported(folder: Path, name: str) -> Iterator[None]:
         if not isinstance(error, OSError) and not any(words in str(error) for words in _TORCH_WRITES):
             raise
         remove(folder / unfinished_name(name))
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:80]
+        # torch's own words are positions in the file.
+        reason = getattr(error, "strerror", None) or "a file ends early, as on a full disk or at a quota"
         good = f"'{last.name}' is the last good one; " if (last := newest_whole(folder)) else ""
         raise PallavaError(
             f"checkpoint '{folder / name}' cannot be written: {reason}; {good}make room and add --resume auto"
