@@ -1,5 +1,6 @@
 """A disk that gets full, and checkpoints that are damaged, in whole trainings."""
 
+import re
 import resource
 import shutil
 
@@ -37,8 +38,9 @@ def sizes(checkpoint):
 def only_error(training, code=1) -> str:
     assert training.end() == code, training.output()[-3000:]
     assert "Traceback" not in training.output()
-    (error,) = [line for line in training.output().splitlines() if line.startswith("error: ")]
-    assert len(error) <= 310
+    lines = training.output().splitlines()
+    (error,) = {line.partition("error: ")[2] for line in lines if re.match(r"(\[rank\d\]: )?error: ", line)}
+    assert len(error) <= 300
     return error
 
 
