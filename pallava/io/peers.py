@@ -14,9 +14,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
+from pallava.errors import PallavaError
+
 _IDLE, _INTERVAL, _PROBES = 10, 5, 4  # seconds and number of the kernel's keep-alive: a dead machine is found in 30 s
 _BYE = b"bye\n"
-_HANDSHAKE = 60.0  # seconds
+_HANDSHAKE, _LONGEST = 60.0, 1000  # seconds, and bytes of a line
+NOTICE = 1.2 * (_IDLE + _INTERVAL * _PROBES)
+"""Time in seconds after which a process that is gone has been noticed."""
 
 
 class Meeting(NamedTuple):
@@ -50,8 +54,14 @@ class PeerWatch:
 
     def host(self, address: str, num_others: int) -> Meeting:
         """Wait for the others in the background; to be called by the first process, which passes on the result."""
-        interface = address if address in ("127.0.0.1", "localhost") else ""
-        self._server = socket.create_server((interface, 0), backlog=num_others)
+        if address in ("127.0.0.1", "localhost"):
+            self._server = socket.create_server((address, 0), backlog=num_others)
+        elif socket.has_dualstack_ipv6():
+            self._server = socket.create_server(
+                ("", 0), family=socket.AF_INET6, backlog=num_others, dualstack_ipv6=True
+            )
+        else:
+            self._server = socket.create_server(("", 0), backlog=num_others)
         meeting = Meeting(address, self._server.getsockname()[1], secrets.token_hex(16))
         threading.Thread(target=self._accept, args=(self._server, meeting.token), daemon=True).start()
         return meeting
@@ -60,11 +70,17 @@ class PeerWatch:
         """Connect to the first process, and watch it in the background.
 
         Raises:
-            OSError: The first process cannot be reached.
+            PallavaError: The first process cannot be reached.
         """
-        connection = socket.create_connection((meeting.address, meeting.port), timeout=_HANDSHAKE)
-        connection.sendall(f"{meeting.token} {self._name}\n".encode())
-        host = _read_line(connection).decode()
+        try:
+            connection = socket.create_connection((meeting.address, meeting.port), timeout=_HANDSHAKE)
+            connection.sendall(f"{meeting.token} {self._name}\n".encode())
+            host = _read_line(connection).decode()
+        except OSError as error:
+            raise PallavaError(
+                f"{self._name} cannot reach the first process at {meeting.address}, port {meeting.port}: {error}; the "
+                "nodes of a training must reach each other at all ports"
+            ) from None
         self._watch(connection, host)
 
     def close(self) -> None:
@@ -81,16 +97,16 @@ class PeerWatch:
         with suppress(OSError):  # closed
             while True:
                 connection, _ = server.accept()
+                # A stranger may say nothing for as long as it likes: nobody waits for it.
                 threading.Thread(target=self._greet, args=(connection, token), daemon=True).start()
 
     def _greet(self, connection: socket.socket, token: str) -> None:
-        """Watch a process that has the token; a stranger, even a silent one, keeps no process waiting."""
-        connection.settimeout(_HANDSHAKE)
         with suppress(OSError):
-            given, _, name = _read_line(connection).decode(errors="replace").partition(" ")
-            if hmac.compare_digest(given.encode(), token.encode()):
+            connection.settimeout(_HANDSHAKE)
+            given, _, name = _read_line(connection).partition(b" ")
+            if hmac.compare_digest(given, token.encode()):
                 connection.sendall(f"{self._name}\n".encode())
-                self._watch(connection, name)
+                self._watch(connection, name.decode())
                 return
         connection.close()
 
@@ -120,7 +136,7 @@ class PeerWatch:
 
 def _read_line(connection: socket.socket) -> bytes:
     line = b""
-    while not line.endswith(b"\n"):
+    while not line.endswith(b"\n") and len(line) < _LONGEST:
         byte = connection.recv(1)
         if not byte:
             break

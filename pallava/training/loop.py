@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -18,7 +19,7 @@ from mmengine.runner import BaseLoop
 from torch.utils.data import DataLoader
 
 from pallava.errors import PallavaError
-from pallava.io.peers import PeerWatch, end_process
+from pallava.io.peers import NOTICE, PeerWatch, end_process
 from pallava.training.hooks.checkpoint import WholeCheckpointHook
 from pallava.training.interrupts import EXIT_CODE, Interrupts, ignore_signals
 from pallava.training.steps import ends_step
@@ -100,8 +101,10 @@ class TrainLoop(BaseLoop):
         try:
             with self.interrupts:
                 self._train()
-        except (RuntimeError, OSError, EOFError):  # of a dead worker, wherever the main thread was
+        except (RuntimeError, OSError, EOFError) as error:  # of a dead worker, wherever the main thread was
             if not any(code for _, code in self._workers):
+                if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
+                    time.sleep(NOTICE)  # the watch names the process that is gone, and ends this one
                 raise
             raise PallavaError(self._describe_worker()) from None
         return self.runner.model
