@@ -135,7 +135,7 @@ def test_names_a_worker_that_hangs(num_workers, monkeypatch):
     def give_up(*_):
         raise TimeoutError
 
-    monkeypatch.setattr("pallava.training.loop.end_process", end)
+    monkeypatch.setattr("pallava.training.batches.end_process", end)
     before = signal.signal(signal.SIGUSR2, give_up)
     try:
         options = {"num_workers": num_workers, **({"prefetch_factor": 1} if num_workers else {})}
