@@ -5,6 +5,7 @@ torchrun, with its arguments; where a process fails, that process has the last w
 """
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -90,12 +91,12 @@ def run_processes(arguments: Sequence[str]) -> tuple[int, int] | None:
 
     Return rank and exit code of the first process that failed, if one did; a negative code is a signal's.
     """
+    for number in FORWARDED:  # first, since these imports take seconds
+        signal.signal(number, _forward)
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    for number in FORWARDED:
-        signal.signal(number, _forward)
     try:
         main([f"--signals-to-handle={_TORCHRUNS}", *arguments])
     except ChildFailedError as failed:
@@ -107,8 +108,8 @@ def run_processes(arguments: Sequence[str]) -> tuple[int, int] | None:
 def _forward(number: int, frame: FrameType | None) -> None:
     """Pass a signal on to the processes, and wait for what they do with it; torchrun would kill them after 30 s."""
     children = psutil.Process().children()
-    if not children:  # none was started yet
-        raise SystemExit(128 + number)
+    if not children:  # none was started yet, and an exception could get lost in an import
+        os._exit(128 + number)
     for child in children:
         with suppress(psutil.NoSuchProcess):
             child.send_signal(number)

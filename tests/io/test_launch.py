@@ -115,9 +115,10 @@ def test_the_process_that_fails_has_the_last_word(how: str, code: int, last: str
     assert (done.stderr.strip().splitlines() or [None])[-1] == last
 
 
-def test_a_signal_before_any_process_was_started(monkeypatch):
+def test_a_signal_before_any_process_was_started():
     """It would be lost, and the training would begin."""
-    monkeypatch.setattr(launch.psutil.Process, "children", lambda self: [])
-    with pytest.raises(SystemExit) as ended:
+    if not (pid := os.fork()):
+        launch.psutil.Process.children = lambda self: []
         launch._forward(15, None)
-    assert ended.value.code == 143
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
