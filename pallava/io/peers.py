@@ -10,6 +10,7 @@ import secrets
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
@@ -41,6 +42,12 @@ def end_process(message: str) -> None:
     sys.stderr.write(f"error: {message}\n")
     sys.stderr.flush()
     os._exit(1)
+
+
+def leave_to_watch(error: BaseException) -> None:
+    """Wait where another process may be gone, by an error of gloo or NCCL: the watch names it, and ends this one."""
+    if any(word in str(error) for word in ("gloo", "NCCL")):
+        time.sleep(NOTICE)
 
 
 class PeerWatch:
@@ -97,16 +104,16 @@ class PeerWatch:
         with suppress(OSError):  # closed
             while True:
                 connection, _ = server.accept()
-                # A stranger may say nothing for as long as it likes: nobody waits for it.
                 threading.Thread(target=self._greet, args=(connection, token), daemon=True).start()
 
     def _greet(self, connection: socket.socket, token: str) -> None:
+        """Watch a process that has the token; a stranger, even a silent one, keeps no process waiting."""
+        connection.settimeout(_HANDSHAKE)
         with suppress(OSError):
-            connection.settimeout(_HANDSHAKE)
-            given, _, name = _read_line(connection).partition(b" ")
-            if hmac.compare_digest(given, token.encode()):
+            given, _, name = _read_line(connection).decode(errors="replace").partition(" ")
+            if hmac.compare_digest(given.encode(), token.encode()):
                 connection.sendall(f"{self._name}\n".encode())
-                self._watch(connection, name.decode())
+                self._watch(connection, name)
                 return
         connection.close()
 

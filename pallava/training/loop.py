@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import time
 from contextlib import closing
 from typing import Any
 
@@ -13,7 +12,7 @@ from mmengine.runner import BaseLoop
 from torch.utils.data import DataLoader
 
 from pallava.errors import PallavaError
-from pallava.io.peers import NOTICE, PeerWatch
+from pallava.io.peers import PeerWatch, leave_to_watch
 from pallava.training.batches import Batches
 from pallava.training.hooks.checkpoint import WholeCheckpointHook
 from pallava.training.interrupts import EXIT_CODE, Interrupts
@@ -90,8 +89,7 @@ class TrainLoop(BaseLoop):
                 self._train()
         except (RuntimeError, OSError, EOFError) as error:  # of a dead worker, wherever the main thread was
             if (failure := self._batches.describe_dead_worker()) is None:
-                if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
-                    time.sleep(NOTICE)  # the watch names the process that is gone, and ends this one
+                leave_to_watch(error)
                 raise
             raise PallavaError(failure) from None
         return self.runner.model

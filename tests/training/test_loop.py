@@ -180,7 +180,7 @@ def test_workers_do_not_outlive_an_epoch():
 def test_a_broken_connection_is_left_to_the_watch(monkeypatch):
     """Which of the two speaks first would be a matter of luck; the watch ends the process while the loop waits."""
     waited, (loop, _) = [], make_loop("broken")
-    monkeypatch.setattr("pallava.training.loop.time.sleep", waited.append)
+    monkeypatch.setattr("pallava.io.peers.time.sleep", waited.append)
 
     def fail(*_, **__):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer")
