@@ -74,6 +74,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def interface_to(address: str) -> str | None:
+    """Return the network interface by which this machine reaches another, or its own address; None if by none."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 9))  # sends nothing
+            own = probe.getsockname()[0]
+            for name, addresses in psutil.net_if_addrs().items():
+                if any(own == known.address.partition("%")[0] for known in addresses):
+                    return name
+    return None
+
+
 def run_processes(arguments: Sequence[str]) -> tuple[int, int] | None:
     """Run torchrun to its end, in this process, with arguments such as `Launch.torchrun` and a script's name.
 

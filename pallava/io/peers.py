@@ -10,13 +10,18 @@ import secrets
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
+from pallava.errors import PallavaError
+
 _IDLE, _INTERVAL, _PROBES = 10, 5, 4  # seconds and number of the kernel's keep-alive: a dead machine is found in 30 s
 _BYE = b"bye\n"
-_HANDSHAKE = 60.0  # seconds
+_HANDSHAKE, _LONGEST = 60.0, 1000  # seconds, and bytes of a line
+NOTICE = 1.2 * (_IDLE + _INTERVAL * _PROBES)
+"""Time in seconds after which a process that is gone has been noticed."""
 
 
 class Meeting(NamedTuple):
@@ -39,6 +44,12 @@ def end_process(message: str) -> None:
     os._exit(1)
 
 
+def leave_to_watch(error: BaseException) -> None:
+    """Wait where another process may be gone, by an error of gloo or NCCL: the watch names it, and ends this one."""
+    if any(word in str(error) for word in ("gloo", "NCCL")):
+        time.sleep(NOTICE)
+
+
 class PeerWatch:
     """Watches the other processes until it is closed; `on_loss` gets a sentence that names the one that is gone."""
 
@@ -50,8 +61,14 @@ class PeerWatch:
 
     def host(self, address: str, num_others: int) -> Meeting:
         """Wait for the others in the background; to be called by the first process, which passes on the result."""
-        interface = address if address in ("127.0.0.1", "localhost") else ""
-        self._server = socket.create_server((interface, 0), backlog=num_others)
+        if address in ("127.0.0.1", "localhost"):
+            self._server = socket.create_server((address, 0), backlog=num_others)
+        elif socket.has_dualstack_ipv6():
+            self._server = socket.create_server(
+                ("", 0), family=socket.AF_INET6, backlog=num_others, dualstack_ipv6=True
+            )
+        else:
+            self._server = socket.create_server(("", 0), backlog=num_others)
         meeting = Meeting(address, self._server.getsockname()[1], secrets.token_hex(16))
         threading.Thread(target=self._accept, args=(self._server, meeting.token), daemon=True).start()
         return meeting
@@ -60,11 +77,17 @@ class PeerWatch:
         """Connect to the first process, and watch it in the background.
 
         Raises:
-            OSError: The first process cannot be reached.
+            PallavaError: The first process cannot be reached.
         """
-        connection = socket.create_connection((meeting.address, meeting.port), timeout=_HANDSHAKE)
-        connection.sendall(f"{meeting.token} {self._name}\n".encode())
-        host = _read_line(connection).decode()
+        try:
+            connection = socket.create_connection((meeting.address, meeting.port), timeout=_HANDSHAKE)
+            connection.sendall(f"{meeting.token} {self._name}\n".encode())
+            host = _read_line(connection).decode()
+        except OSError as error:
+            raise PallavaError(
+                f"{self._name} cannot reach the first process at {meeting.address}, port {meeting.port}: {error}; the "
+                "nodes of a training must reach each other at all ports"
+            ) from None
         self._watch(connection, host)
 
     def close(self) -> None:
@@ -120,7 +143,7 @@ class PeerWatch:
 
 def _read_line(connection: socket.socket) -> bytes:
     line = b""
-    while not line.endswith(b"\n"):
+    while not line.endswith(b"\n") and len(line) < _LONGEST:
         byte = connection.recv(1)
         if not byte:
             break

@@ -26,6 +26,7 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.runner import checkpoint
 from packaging.version import Version
 
+from pallava.io.launch import interface_to
 from pallava.model.versions import block_broken_bitsandbytes
 from pallava.model.weights import unreadable
 from pallava.training.slurm import start_apart_under_slurm
@@ -81,6 +82,10 @@ def distribute_on_cpu() -> bool:
 def _without_cuda(start: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(start)
     def start_on_cpu(backend: str, **kwargs: Any) -> None:
+        # By itself gloo takes the address that the host's name has, which often is one that no other node reaches.
+        first = os.environ.get("MASTER_ADDR")
+        if first and "GLOO_SOCKET_IFNAME" not in os.environ and (interface := interface_to(first)):
+            os.environ["GLOO_SOCKET_IFNAME"] = interface
         with mock.patch.object(torch.cuda, "set_device"):
             start("gloo" if backend == "nccl" else backend, **kwargs)
 

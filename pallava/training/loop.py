@@ -3,13 +3,7 @@
 import os
 import signal
 import sys
-import threading
-from collections import deque
-from collections.abc import Generator, Iterator
 from contextlib import closing
-from functools import partial
-from itertools import islice
-from multiprocessing import connection
 from typing import Any
 
 import torch
@@ -18,9 +12,10 @@ from mmengine.runner import BaseLoop
 from torch.utils.data import DataLoader
 
 from pallava.errors import PallavaError
-from pallava.io.peers import PeerWatch, end_process
+from pallava.io.peers import PeerWatch, leave_to_watch
+from pallava.training.batches import Batches
 from pallava.training.hooks.checkpoint import WholeCheckpointHook
-from pallava.training.interrupts import EXIT_CODE, Interrupts, ignore_signals
+from pallava.training.interrupts import EXIT_CODE, Interrupts
 from pallava.training.steps import ends_step
 
 
@@ -56,20 +51,12 @@ class TrainLoop(BaseLoop):
             raise PallavaError("train_cfg must have one of max_iters and max_epochs")
         if runner._val_loop is not None:
             raise PallavaError("the training loop does not validate; remove val_cfg, and use `pallava evaluate`")
-        loader = self.dataloader
-        self._loading: Any = None
-        self._workers: list[tuple[int, int | None]] = []  # process and exit code of each that the loader had
-        if not len(loader):
-            raise PallavaError("the data must fill at least one batch; give more rows or a smaller batch_size")
-        self._max_iters = int(max_iters if max_epochs is None else max_epochs * len(loader))  # type: ignore[arg-type]
+        self._batches = Batches(self.dataloader, runner.seed or 0, loader_timeout)
+        length = len(self.dataloader)
+        self._max_iters = int(max_iters if max_epochs is None else max_epochs * length)  # type: ignore[arg-type]
         self._epoch = self._iter = 0
         self.stop_training = False  # mmengine's EarlyStoppingHook sets it
         self.interrupts = Interrupts()
-        self._batches = _SkippingBatches(loader.batch_sampler)
-        object.__setattr__(loader, "batch_sampler", self._batches)  # a loader forbids to change it
-        object.__setattr__(loader, "persistent_workers", False)  # each epoch's end with it
-        loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
-        self._loader_timeout = loader_timeout
 
     @property
     def max_epochs(self) -> int:
@@ -100,10 +87,11 @@ class TrainLoop(BaseLoop):
         try:
             with self.interrupts:
                 self._train()
-        except (RuntimeError, OSError, EOFError):  # of a dead worker, wherever the main thread was
-            if not any(code for _, code in self._workers):
+        except (RuntimeError, OSError, EOFError) as error:  # of a dead worker, wherever the main thread was
+            if (failure := self._batches.describe_dead_worker()) is None:
+                leave_to_watch(error)
                 raise
-            raise PallavaError(self._describe_worker()) from None
+            raise PallavaError(failure) from None
         return self.runner.model
 
     def _train(self) -> None:
@@ -114,7 +102,7 @@ class TrainLoop(BaseLoop):
         self._check_rows()
         if hasattr(runner.model, "micro_steps"):  # DeepSpeed does not save where it is in an accumulation
             runner.model.model.micro_steps = self._iter
-        with closing(self._iterate()) as batches:
+        with closing(self._batches.iterate(self._iter)) as batches:
             while self._iter < self._max_iters and not self.stop_training:
                 runner.model.train()
                 self._run_iter(next(batches), peers)
@@ -148,56 +136,6 @@ class TrainLoop(BaseLoop):
             )
         raise SystemExit(EXIT_CODE)
 
-    def _iterate(self) -> Generator[Any]:
-        """Yield the batches from the current iteration on, of one epoch after the other."""
-        loader = self.dataloader
-        epoch, position = divmod(self._iter, len(loader))
-        while True:
-            _set_epoch(loader, epoch)
-            # The workers' seeds come from this generator, once an epoch: never from the one of the training.
-            loader.generator = torch.Generator().manual_seed((self.runner.seed or 0) + epoch)
-            self._batches.start(position)
-            self._loading = iter(loader)
-            try:
-                while (batch := self._next_in_time()) is not None:
-                    self._batches.received += 1
-                    yield batch
-            finally:
-                self._end_workers()
-            epoch, position = epoch + 1, 0
-
-    def _next_in_time(self) -> Any:
-        """Return the epoch's next batch; None at its end."""
-        # The loader's own timeout does not cover a worker that hangs while it hands over a batch.
-        timer = threading.Timer(self._loader_timeout, self._end_hanging)
-        timer.daemon = True
-        timer.start()
-        try:
-            return next(self._loading, None)
-        except (OSError, EOFError):  # a worker's connection, which closes a moment before its exit code is known
-            connection.wait([worker.sentinel for worker in getattr(self._loading, "_workers", [])], timeout=1)
-            raise
-        finally:
-            timer.cancel()
-
-    def _end_hanging(self) -> None:
-        workers = self._note_workers()
-        for worker in workers:
-            worker.kill()
-        end_process(self._describe_worker())
-
-    def _note_workers(self) -> list[Any]:
-        workers = getattr(self._loading, "_workers", [])
-        self._workers = [(worker.pid, worker.exitcode) for worker in workers]
-        return workers
-
-    def _end_workers(self) -> None:
-        """End the loader's workers, also those that hang: they ignore signals, and Python would wait for them."""
-        workers = self._note_workers()
-        self._loading = None
-        for worker in workers:
-            worker.kill()
-
     def _check_alike(self) -> None:
         """Refuse processes that resumed at different places: they would wait for each other, or mix their weights."""
         places = all_gather_object(self._iter)
@@ -217,68 +155,6 @@ class TrainLoop(BaseLoop):
                 "start from the weights by model.pretrained_pth"
             )
         self.runner.message_hub.update_info("num_rows", rows)
-
-    def _describe_worker(self) -> str:
-        """Return which worker of the loader died or hangs, and at which rows."""
-        count = len(self._workers)
-        dead = [number for number, (_, code) in enumerate(self._workers) if code]
-        number = dead[0] if dead else self._batches.received % max(1, count)
-        pid, code = self._workers[number] if count else (os.getpid(), 0)
-        rows = ", ".join(map(str, self._batches.next_expected(number, count)))
-        name = f"worker {number} (pid {pid}) of the data loader"
-        if code:
-            reason = f"signal {-code}" if code < 0 else f"exit code {code}"
-            return (
-                f"{name} died at rows {rows} ({reason}), perhaps for lack of memory or of shared memory; lower "
-                "dataloader_num_workers, or give the machine more"
-            )
-        waited = f"has returned no batch for {self._loader_timeout:.0f} s"
-        return f"{name} {waited}, at rows {rows}; look at their images, and whether the disk responds"
-
-
-class _SkippingBatches:
-    """A batch sampler that can begin in the middle of an epoch, and knows what its loader waits for."""
-
-    def __init__(self, batches: Any) -> None:
-        self._batches, self._skipped = batches, 0
-        self.received = 0  # number of batches of this epoch that came back
-        self._given: deque[tuple[int, list[int]]] = deque(maxlen=1024)
-
-    def start(self, position: int) -> None:
-        self._skipped, self.received = position, 0
-        self._given.clear()
-
-    def next_expected(self, worker: int, num_workers: int) -> list[int]:
-        """Return the rows that a worker reads now; workers take turns."""
-        waiting = [rows for i, rows in self._given if i >= self.received and i % max(1, num_workers) == worker]
-        return waiting[0] if waiting else []
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for number, rows in enumerate(islice(self._batches, self._skipped, None)):
-            self._given.append((number, rows))
-            yield rows
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getattr__(self, name: str) -> Any:  # mmengine asks for the sampler
-        return getattr(self.__dict__["_batches"], name)
-
-
-def _set_epoch(loader: DataLoader, epoch: int) -> None:
-    batches: Any = loader.batch_sampler
-    sampler: Any
-    for sampler in (loader.sampler, getattr(batches, "sampler", None), batches):
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
-            return
-
-
-def _start_worker(function: Any, worker: int) -> None:
-    """Start a worker of the loader: it ends with its loader, not by a signal that a scheduler sends to everybody."""
-    ignore_signals()
-    if function is not None:
-        function(worker)
 
 
 def _watch_peers() -> PeerWatch | None:

@@ -67,3 +67,11 @@ def test_generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert title in done.stdout
     assert len(re.findall(r"^  (?:one by one|16 at once) .*(?: +\d+\.\d+){4}$", done.stdout, re.M)) == 6
     assert "times as many answers a second (at least 3:" in done.stdout
+
+
+def test_resume() -> None:
+    command = [sys.executable, str(BENCHMARKS / "resume.py"), "--small"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"^ +\d+(?: +\d+\.\d+){3}$", done.stdout, re.M)) == 3
+    assert re.search(r"^ +40,000 +\(\d+\) +\d+\.\d\d +\(\d+\)$", done.stdout, re.M)

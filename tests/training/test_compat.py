@@ -104,8 +104,11 @@ def test_processes_without_a_gpu(monkeypatch, tmp_path):
     group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     for name, value in {**group, "MASTER_PORT": "0"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")  # is put back
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
     utils._init_dist_pytorch("nccl")
     try:
+        assert os.environ["GLOO_SOCKET_IFNAME"].startswith("lo")
         assert torch.distributed.get_backend() == "gloo"
         model = torch.nn.Linear(1, 1)
         with pytest.raises(ValueError, match="device_ids"):

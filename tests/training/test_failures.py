@@ -1,12 +1,15 @@
 """Whose fault an error is: a user's is one sentence, any other keeps its traceback."""
 
 import sys
+from datetime import timedelta
 from functools import partial
+from threading import Thread
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import LinearLR
+from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 from xtuner.registry import BUILDER
 from xtuner.tools.utils import get_seed_from_checkpoint
@@ -181,6 +184,21 @@ class Broken(Dataset):
 
 def test_an_error_of_ours_in_a_data_loaders_worker():
     assert caught(lambda: next(iter(DataLoader(Broken(), num_workers=1)))) == "row '7', image 'a.png': broken"
+
+
+def test_a_process_that_ended_while_another_waits_for_it():
+    store, groups, seconds = distributed.HashStore(), {}, timedelta(seconds=20)
+
+    def join(rank):
+        groups[rank] = distributed.ProcessGroupGloo(store, rank, 2, seconds)
+
+    threads = [Thread(target=join, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    del groups[1]
+    assert "another process" in caught(lambda: groups[0].allreduce([torch.ones(1)]).wait())
 
 
 @pytest.mark.parametrize("call", [lambda: BUILDER.build({"type": build_wrongly}), lambda: {}["key"], lambda: 1 / 0])

@@ -12,6 +12,7 @@ from mmengine.logging import MessageHub
 from torch.utils.data import DataLoader, Dataset
 
 from pallava.errors import PallavaError
+from pallava.io.peers import NOTICE
 from pallava.training.loop import TrainLoop
 from pallava.training.steps import ends_step, is_due
 
@@ -134,7 +135,7 @@ def test_names_a_worker_that_hangs(num_workers, monkeypatch):
     def give_up(*_):
         raise TimeoutError
 
-    monkeypatch.setattr("pallava.training.loop.end_process", end)
+    monkeypatch.setattr("pallava.training.batches.end_process", end)
     before = signal.signal(signal.SIGUSR2, give_up)
     try:
         options = {"num_workers": num_workers, **({"prefetch_factor": 1} if num_workers else {})}
@@ -174,3 +175,17 @@ def test_workers_do_not_outlive_an_epoch():
     loop, _ = make_loop("persistent", loader={"num_workers": 1, "persistent_workers": True})
     loop.run()
     assert len(loop.runner.batches) == 12
+
+
+def test_a_broken_connection_is_left_to_the_watch(monkeypatch):
+    """Which of the two speaks first would be a matter of luck; the watch ends the process while the loop waits."""
+    waited, (loop, _) = [], make_loop("broken")
+    monkeypatch.setattr("pallava.io.peers.time.sleep", waited.append)
+
+    def fail(*_, **__):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer")
+
+    loop.runner.model.train_step = fail
+    with pytest.raises(RuntimeError, match="gloo"):
+        loop.run()
+    assert waited == [NOTICE]
