@@ -10,7 +10,7 @@ from multiprocessing import connection
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 
 from pallava.errors import PallavaError
 from pallava.io.peers import end_process
@@ -26,12 +26,18 @@ class Batches:
         timeout: Time in seconds after which a worker that returns no batch ends this process.
 
     Raises:
-        PallavaError: The data do not fill a batch.
+        PallavaError: The data do not fill a batch, or the sampler's order cannot be restored.
     """
 
     def __init__(self, loader: DataLoader, seed: int, timeout: float) -> None:
         if not len(loader):
             raise PallavaError("the data must fill at least one batch; give more rows or a smaller batch_size")
+        if _find_epochs(loader) is None and not isinstance(loader.sampler, SequentialSampler):
+            name = type(loader.sampler).__name__
+            raise PallavaError(
+                f"the sampler must have set_epoch, by which a resumed run finds its place, but {name} has none; choose "
+                "DefaultSampler or LengthGroupedSampler"
+            )
         self._loader, self._seed, self._timeout = loader, seed, timeout
         self._order = _Order(loader.batch_sampler)
         self._loading: Any = None
@@ -45,7 +51,8 @@ class Batches:
         loader = self._loader
         epoch, position = divmod(start, len(loader))
         while True:
-            _set_epoch(loader, epoch)
+            if (sampler := _find_epochs(loader)) is not None:
+                sampler.set_epoch(epoch)
             # The workers' seeds come from this generator, once an epoch: never from the one of the training.
             loader.generator = torch.Generator().manual_seed(self._seed + epoch)
             self._order.start(position)
@@ -141,13 +148,11 @@ class _Order:
         return getattr(self.__dict__["_batches"], name)
 
 
-def _set_epoch(loader: DataLoader, epoch: int) -> None:
+def _find_epochs(loader: DataLoader) -> Any:
+    """Return the sampler whose order depends on the epoch; None if there is none."""
     batches: Any = loader.batch_sampler
-    sampler: Any
-    for sampler in (loader.sampler, getattr(batches, "sampler", None), batches):
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(epoch)
-            return
+    samplers = (loader.sampler, getattr(batches, "sampler", None), batches)
+    return next((sampler for sampler in samplers if hasattr(sampler, "set_epoch")), None)
 
 
 def _start_worker(function: Any, worker: int) -> None:

@@ -76,6 +76,10 @@ def save(folder: Path, step: int, keep: int = -1, **options) -> None:
     hook.save(runner)
 
 
+def names(folder: Path) -> list[str]:
+    return sorted({path.name for path in folder.iterdir()} - {checkpoint_hook.LOCK})
+
+
 def read(path: Path) -> float:
     files = [path / name for name in SHARDS] if path.is_dir() else [path]
     values = [torch.load(file, weights_only=True)["value"] for file in files]
@@ -129,7 +133,7 @@ def test_a_kill_between_any_two_file_operations(tmp_path, kind, keep, is_repeate
         steps = {int(path.name[5]) for path in folder.glob("iter_*")}
         save(folder, 6, keep=keep, kind=kind, value=3.0, kept=tuple(sorted(steps)))
         expected = [*sorted(steps), 6][-keep:]
-        assert sorted(path.name for path in folder.iterdir()) == [*(f"iter_{step}.pth" for step in expected), note.name]
+        assert names(folder) == [*(f"iter_{step}.pth" for step in expected), note.name]
         assert note.read_text() == str(folder / "iter_6.pth")
         assert read(folder / "iter_6.pth") == 3.0
         if not is_killed:
@@ -142,7 +146,7 @@ def test_a_file_takes_the_place_of_a_folder_and_back(tmp_path):
     for value, kind in enumerate(("folder", "file", "folder")):
         save(tmp_path, 4, kind=kind, value=float(value))
         assert read(newest_whole(tmp_path)) == value
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["iter_4.pth", "last_checkpoint"]
+    assert names(tmp_path) == ["iter_4.pth", "last_checkpoint"]
 
 
 def test_a_disk_without_room_is_refused_before_the_first_step(tmp_path, monkeypatch):
@@ -171,7 +175,7 @@ def test_a_full_disk_leaves_the_last_good_one(tmp_path, error):
     hook.before_train(runner)
     with pytest.raises(PallavaError, match=r"iter_5.pth.*'iter_4.pth'"):
         hook.save(runner)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["iter_4.pth", "last_checkpoint"]
+    assert names(tmp_path) == ["iter_4.pth", "last_checkpoint"]
     assert read(newest_whole(tmp_path)) == 1.0
 
 
@@ -206,7 +210,7 @@ def test_a_file_that_cannot_be_written_to_its_end(tmp_path, write_large, capfd):
     assert "iter_5.pth'" in sentence
     assert "enforce" not in sentence
     assert "'iter_4.pth'" in sentence
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["iter_4.pth", "last_checkpoint"]
+    assert names(tmp_path) == ["iter_4.pth", "last_checkpoint"]
     assert read(newest_whole(tmp_path)) == 1.0
 
 
@@ -255,3 +259,13 @@ def test_without_any_whole_one_the_training_begins(tmp_path):
     config = Config({"resume": True, "load_from": "auto", "work_dir": str(tmp_path)})
     resume_newest(config)
     assert (config.resume, config.load_from) == (False, None)
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path):
+    hooks = [WholeCheckpointHook(interval=1, by_epoch=False) for _ in range(3)]
+    runner = make_runner(tmp_path, 1)
+    hooks[0].before_train(runner)
+    with pytest.raises(PallavaError, match=str(tmp_path)):
+        hooks[1].before_train(runner)
+    hooks[0].after_train(runner)
+    hooks[2].before_train(runner)

@@ -189,3 +189,9 @@ def test_a_broken_connection_is_left_to_the_watch(monkeypatch):
     with pytest.raises(RuntimeError, match="gloo"):
         loop.run()
     assert waited == [NOTICE]
+
+
+def test_refuses_an_order_that_cannot_be_restored():
+    loader = DataLoader(Rows(), BATCH, shuffle=True)
+    with pytest.raises(PallavaError, match="RandomSampler"):
+        TrainLoop(make_runner("random"), loader, max_iters=1)

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from mmengine.model import is_model_wrapper
 
 from pallava.errors import PallavaError
 from pallava.io.files import synchronize
+from pallava.io.processes import hold_lock
 from pallava.training.checkpoints import (
     checkpoint_bytes,
     finish,
@@ -23,6 +24,7 @@ from pallava.training.checkpoints import (
 from pallava.training.hooks.random_state import store_random_states
 from pallava.training.steps import accumulative_counts, ends_step, is_due
 
+LOCK = ".training.lock"
 _TORCH_WRITES = ("PytorchStreamWriter", "inline_container")  # in what torch raises where a file cannot be written
 
 
@@ -35,8 +37,12 @@ class WholeCheckpointHook(CheckpointHook):
     goes. Only `by_epoch=False` is supported.
 
     Raises:
-        PallavaError: The disk has no room for a checkpoint, or gets full.
+        PallavaError: The disk has no room for a checkpoint, or gets full, or another training writes to the folder.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lock = ExitStack()
 
     def before_train(self, runner: Any) -> None:
         """Check the room on the disk, and say where checkpoints will be written."""
@@ -53,8 +59,15 @@ class WholeCheckpointHook(CheckpointHook):
                 f"({counts} iterations)"
             )
         if is_main_process():
-            remove_unfinished(Path(self.out_dir))
             _check_room(runner, Path(self.out_dir), self.max_keep_ckpts)
+            refusal = f"another training writes to '{self.out_dir}'; end it, or give another --work-dir"
+            self._lock.enter_context(hold_lock(Path(self.out_dir, LOCK), refusal))
+            remove_unfinished(Path(self.out_dir))
+
+    def after_train(self, runner: Any) -> None:
+        """Let others have the folder."""
+        super().after_train(runner)
+        self._lock.close()
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Write a checkpoint where one is due, and after the last iteration."""
