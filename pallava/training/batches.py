@@ -149,7 +149,7 @@ class _Order:
 
 
 def _find_epochs(loader: DataLoader) -> Any:
-    """Return the sampler whose order depends on the epoch; None if there is none."""
+    """Return the sampler whose order depends on the epoch, or None."""
     batches: Any = loader.batch_sampler
     samplers = (loader.sampler, getattr(batches, "sampler", None), batches)
     return next((sampler for sampler in samplers if hasattr(sampler, "set_epoch")), None)

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.serialization import safe_globals
 
 from pallava.errors import PallavaError
 from pallava.io.files import synchronize, temporary_beside, write_json, write_text
-from pallava.model.weights import unreadable
-from pallava.training.compat import admitted_globals
+from pallava.training.compat import load_checkpoint
 
 MANIFEST = "checkpoint.json"  # in a DeepSpeed folder: its files and their sizes
 _NOTE = "last_checkpoint"
@@ -124,11 +122,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     file = next(path.glob("*model_states.pt"), None) if path.is_dir() else path
     if file is None:
         raise PallavaError(f"'{path}' is not a checkpoint: it has no *_model_states.pt; give another one")
-    try:
-        with safe_globals(admitted_globals()):
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever a damaged file makes the unpickler raise
-        raise unreadable(file, error) from None
+    content = load_checkpoint(file, "cpu", mmap=True)
     meta = content.get("meta") if isinstance(content, dict) else None
     if not isinstance(meta, dict) or "seed" not in meta:
         raise PallavaError(

@@ -151,25 +151,31 @@ def gather_without_compiling() -> bool:
     return True
 
 
+def load_checkpoint(file: Any, map_location: Any = None, *, mmap: bool = False) -> Any:
+    """Load with `weights_only=True`, but admit, for this call alone, what mmengine and DeepSpeed write.
+
+    With `mmap`, weights stay in the file until they are used.
+
+    Raises:
+        PallavaError: The file is cut, empty or something else.
+    """
+    try:
+        with torch.serialization.safe_globals(_admitted()):
+            return torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a damaged file makes the unpickler raise
+        if getattr(error, "filename", None):  # the system's, not the file's
+            raise
+        raise unreadable(file, error) from None
+
+
 class _TorchLoadingSafely(types.ModuleType):
     """Stands for `torch` in a module of another library; only its `load` differs."""
 
     @staticmethod
     def load(file: Any, map_location: Any = None, **_: Any) -> Any:
-        """Load with `weights_only=True`, but admit, for this call alone, what mmengine and DeepSpeed write.
-
-        Raises:
-            PallavaError: The file is cut, empty or something else.
-        """
-        try:
-            with torch.serialization.safe_globals(admitted_globals()):
-                return torch.load(file, map_location=map_location, weights_only=True)
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # whatever a damaged file makes the unpickler raise
-            if getattr(error, "filename", None):  # the system's, not the file's
-                raise
-            raise unreadable(file, error) from None
+        return load_checkpoint(file, map_location)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
@@ -243,8 +249,7 @@ def history_method(owner: type, name: str) -> Callable[..., Any]:
     return getattr(HistoryBuffer, name)
 
 
-def admitted_globals() -> list[Any]:
-    """Return what mmengine and DeepSpeed write into checkpoints, for torch's `safe_globals`."""
+def _admitted() -> list[Any]:
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
