@@ -36,8 +36,8 @@ class SampleChatHook(Hook):
     The answers are those of the model folder converted at this iteration: the same processor, all tiles, greedy, in
     evaluation mode. The training does not change: modes and random states are put back. They go to the log, to
     ``vis_data/sample_chat_ITERATION.txt`` and to TensorBoard; the pictures, once, to the visualizer. One process
-    answers; where no process holds all parameters (ZeRO-3), none does. A signal that ends the training cuts the answer
-    short, since the checkpoint must be written in the time that a scheduler gives.
+    answers. A signal that ends the training cuts the answer short, since the checkpoint must be written in the time
+    that a scheduler gives.
 
     Args:
         tokenizer: The language model's tokenizer, or its config.
@@ -102,9 +102,6 @@ class SampleChatHook(Hook):
         if not self.questions or not is_main_process():
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-            runner.logger.warning("the sample chat is left out: under ZeRO-3 no process has all parameters")
-            return
         with as_converted(model):
             until = StoppingCriteriaList([_StopOnSignal(runner)])
             texts = [
