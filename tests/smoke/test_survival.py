@@ -136,7 +136,7 @@ def test_kills(config, uninterrupted, tmp_path, runner, settings, moments):
     assert_same_checkpoints(last, whole)
     assert_same_losses(last.parent, whole.parent)
     assert len([*last.parent.glob("iter_*")]) == 2
-    assert not [*last.parent.glob(".*")]
+    assert not [*last.parent.glob(".*.unfinished")]
 
 
 @pytest.mark.slow
