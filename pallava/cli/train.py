@@ -65,7 +65,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add("config", metavar="CONFIG", help="config file, or the name of a config")
     add("--work-dir", help="folder of logs and checkpoints (default: ./work_dirs/<config>)")
     add("--deepspeed", help="settings of DeepSpeed: deepspeed_zero2, or a JSON file")
-    add("--resume", help="checkpoint to resume from")
+    text = "checkpoint to resume from; auto: the newest whole one of the work directory, or else the start"
+    add("--resume", help=text)
     add("--seed", type=int, help="seed of all random numbers")
     text = "settings to override by their full keys, dots included"
     add("--cfg-options", nargs="+", metavar="KEY=VALUE", default=[], help=text)
