@@ -65,18 +65,16 @@ class FiniteOptimWrapper(OptimWrapper):
             super().step(**kwargs)
 
 
-class FiniteAmpOptimWrapper(AmpOptimWrapper):
+class FiniteAmpOptimWrapper(FiniteOptimWrapper, AmpOptimWrapper):
     """The same in mixed precision; in fp16, the loss scale skips steps, too, in which it was too large."""
-
-    is_skipped = False
 
     def step(self, **kwargs: Any) -> None:
         """Update the weights if all gradients are finite."""
         if not self.loss_scaler.is_enabled():
-            FiniteOptimWrapper.step(self, **kwargs)  # type: ignore[arg-type]
+            super().step(**kwargs)
             return
         before = self.loss_scaler.get_scale()
-        super().step(**kwargs)
+        AmpOptimWrapper.step(self, **kwargs)  # the scaler itself skips, and must see what it skips
         self.is_skipped = self.loss_scaler.get_scale() < before
 
 

@@ -9,13 +9,26 @@ from mmengine.logging import MessageHub
 
 from pallava.errors import PallavaError
 from pallava.training.hooks.nonfinite import SKIPPED, NonFiniteHook
-from pallava.training.optimizer import FiniteOptimWrapper
+from pallava.training.optimizer import FiniteAmpOptimWrapper, FiniteOptimWrapper
 
 
+def wrap(weights, precision, monkeypatch):
+    """Wrap an optimizer as on a GPU of that precision; scaling and skipping are the same on a CPU."""
+    options = {"optimizer": torch.optim.AdamW(weights, lr=0.1), "clip_grad": {"max_norm": 1.0}}
+    if precision == "float32":
+        return FiniteOptimWrapper(**options)
+    monkeypatch.setattr("mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available", lambda: True)
+    wrapper = FiniteAmpOptimWrapper(dtype=precision, loss_scale={"enabled": False}, **options)
+    if precision == "float16":
+        wrapper.loss_scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    return wrapper
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("gradient", [float("nan"), float("inf"), -float("inf")])
-def test_a_step_that_is_not_finite_changes_nothing(gradient):
+def test_a_step_that_is_not_finite_changes_nothing(gradient, precision, monkeypatch):
     weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
-    wrapper = FiniteOptimWrapper(torch.optim.AdamW(weights, lr=0.1), clip_grad={"max_norm": 1.0})
+    wrapper = wrap(weights, precision, monkeypatch)
     for values, is_skipped in (((1.0, 1.0), False), ((1.0, gradient), True), ((1.0, 1.0), False)):
         before = [weight.detach().clone() for weight in weights]
         loss = sum((weight * value).sum() for weight, value in zip(weights, values, strict=True))
