@@ -47,7 +47,7 @@ def user_message(error: BaseException, trace: TracebackType | None = None) -> st
     if isinstance(error, PallavaError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted before the first step; nothing was saved"
+        return "interrupted outside of the training's steps; the checkpoints that were written before stay"
     if isinstance(error, FileNotFoundError):
         return f"{without_worker(str(error))}; correct the path"
     calls = [frame.name for frame in traceback.extract_tb(trace)]
