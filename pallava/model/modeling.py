@@ -23,7 +23,7 @@ from pallava.model.card import CARD, write_model_card
 from pallava.model.connectors import CONNECTORS, ConnectorConfig, import_connector, import_path, make_connector_config
 from pallava.model.encoders import adapter_of, encoder_config, num_tokens, patch_tokens
 from pallava.model.loading import ADAPTER_FOLDER, find_folder, greedy, is_adapted, open_beside_llm, open_whole
-from pallava.model.versions import fill_defaults, keep_attention_cap
+from pallava.model.versions import fill_defaults, keep_attention, keep_attention_cap
 from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from pallava.tiling import MAX_TILES
 
@@ -100,7 +100,8 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         visual_encoder: nn.Module | None = None,
         connector: PreTrainedModel | None = None,
     ) -> None:
-        super().__init__(config)
+        with keep_attention(config):
+            super().__init__(config)
         if llm is None:
             llm = AutoModelForCausalLM.from_config(config.text_config)
         if hasattr(llm, "config"):  # a placeholder has none
@@ -165,11 +166,21 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return pixels.new_zeros(0, self.config.num_visual_tokens, config.llm_hidden_size)
         if not config.reads_tiles:
             pixels, counts = pixels[[0, *accumulate(counts)][:-1]], [1] * len(counts)
-        tokens = patch_tokens(self.visual_encoder, pixels.to(self.device), self.config.vision_feature_layer)
-        images = tokens.to(self.connector.dtype).split(counts)  # I x (1+N, T, D)
+        return self.connect(self.encode_tiles(pixels), counts)
+
+    def encode_tiles(self, pixel_values: Tensor) -> Tensor:
+        """Turn normalized tiles (N, 3, P, P) into the encoder's tokens (N, T, D) that the connector reads."""
+        return patch_tokens(self.visual_encoder, pixel_values.to(self.device), self.config.vision_feature_layer)
+
+    def connect(self, tokens: Tensor, tiles_per_image: Sequence[int]) -> Tensor | list[Tensor]:
+        """Turn the encoder's tokens (sum of 1+N, T, D), each image's overview first, into visual tokens.
+
+        The result is that of `encode_images`; `tiles_per_image` counts each overview, too.
+        """
+        images = tokens.to(self.connector.dtype).split(list(tiles_per_image))  # I x (1+N, T, D)
         overview = torch.stack([image[0] for image in images])  # (I, T, D)
         tiles = pad_sequence([image[1:].flatten(0, 1) for image in images], batch_first=True)  # (I, max N*T, D)
-        lengths = torch.tensor([(count - 1) * overview.shape[1] for count in counts], device=tiles.device)
+        lengths = torch.tensor([(count - 1) * overview.shape[1] for count in tiles_per_image], device=tiles.device)
         tile_mask = torch.arange(tiles.shape[1], device=tiles.device) < lengths[:, None]
         return self.connector(overview, tiles, tile_mask.long())
 
@@ -205,17 +216,20 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | Sequence[Tensor] | None = None,
         tiles_per_image: Tensor | Sequence[int] | None = None,
+        *,
+        visual_tokens: Tensor | Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Return the loss of `forward` without computing the logits of positions without a label.
 
         The vocabulary's scores are needed for the answer alone: with 128,256 words, those of the question and the
         visual tokens would take most of the memory, and in the backward pass twice. The loss is the mean cross-entropy
-        over the labels that are not -100; arguments as in `forward`.
+        over the labels that are not -100; arguments as in `forward`, and `visual_tokens` as in `generate`.
 
         Raises:
             PallavaError: The number of image markers is not the number of images.
         """
-        visual_tokens = None if pixel_values is None else self.encode_images(pixel_values, tiles_per_image)
+        if pixel_values is not None:
+            visual_tokens = self.encode_images(pixel_values, tiles_per_image)
         fused = self.fuse(input_ids, visual_tokens, attention_mask, labels)
         targets = fused.pop("labels")[:, 1:]
         taught = targets != IGNORE_INDEX

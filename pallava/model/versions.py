@@ -9,6 +9,8 @@ folder with an adapter opens without xtuner, too.
 import importlib
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import transformers
@@ -53,6 +55,20 @@ def fill_defaults(config: GenerationConfig) -> None:
     for name, value in getattr(config, "_get_default_generation_params", dict)().items():
         if getattr(config, name, None) is None and name != "max_length":
             setattr(config, name, value)
+
+
+@contextmanager
+def keep_attention(config: Any) -> Iterator[None]:
+    """Keep each part's kind of attention while the whole is built: 4.48 sets that of all parts to its own default.
+
+    That is eager attention, which keeps all scores, for a language model that was opened with sdpa.
+    """
+    parts = [getattr(config, name) for name in config.sub_configs]
+    kinds = [getattr(part, "_attn_implementation_internal", None) for part in parts]
+    yield
+    for part, kind in zip(parts, kinds, strict=True):
+        if kind is not None:
+            part._attn_implementation_internal = kind
 
 
 def keep_attention_cap(llm: Any) -> bool:
