@@ -9,9 +9,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from mmengine.dist import barrier, is_distributed
 from mmengine.logging import print_log
+from pyarrow.compute import list_value_length
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
@@ -105,8 +107,9 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
     @functools.cached_property
     def modality_length(self) -> list[int]:
         """Return the length of each row in tokens, visual ones included; negative for rows without image."""
-        lengths, images = self.rows["length"][:], self.rows["images"][:]
-        return [length if names else -length for length, names in zip(lengths, images, strict=True)]
+        columns = self.rows.with_format("arrow")
+        lengths, num_images = columns["length"][:].to_numpy(), list_value_length(columns["images"][:]).to_numpy()
+        return np.where(num_images > 0, lengths, -lengths).tolist()  # a list, which xtuner's sampler insists on
 
     def __len__(self) -> int:
         """Return the number of rows."""
