@@ -28,7 +28,7 @@ from pallava.model.encoders import count_tokens
 from pallava.model.loading import check_reopenable_part
 from pallava.model.processor import PALLaVAProcessor
 from pallava.prompts import IGNORE_INDEX, PromptTemplate
-from pallava.tiling import MAX_TILES, make_tiles
+from pallava.tiling import MAX_TILES, cut_tiles
 from pallava.training.model import PALLaVAModel, build, connector_settings
 
 T = TypeVar("T")
@@ -124,8 +124,8 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         """Return one row, or with `on_bad_image` "skip" the next one that can be opened.
 
         That is its `id`, `input_ids` and `labels` (lists, with -200 for each image), `pixel_values` (sum of 1+N, 3, P,
-        P) with the tiles of all its images, `tiles_per_image` (list), and the bad rows that it has `replaced` (list of
-        `index`, `id`, `image` and `reason`).
+        P) with the tiles of all its images in bytes, the `normalization` (2, 3) that the model applies to them,
+        `tiles_per_image` (list), and the bad rows that it has `replaced` (list of `index`, `id`, `image` and `reason`).
 
         Raises:
             PallavaError: An image cannot be opened, or those of too many rows after another cannot.
@@ -155,13 +155,14 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
             "id": row["id"],
             "input_ids": row["input_ids"],
             "labels": row["labels"],
-            "pixel_values": torch.cat(tiles) if tiles else torch.zeros(0, 3, size, size),
+            "pixel_values": torch.cat(tiles) if tiles else torch.zeros(0, 3, size, size, dtype=torch.uint8),
+            "normalization": self.tile_spec.normalization,
             "tiles_per_image": [len(image) for image in tiles],
         }
 
     def _tiles(self, path: Path) -> torch.Tensor:
         try:
-            return make_tiles(open_image(path), self.tile_spec)
+            return cut_tiles(open_image(path), self.tile_spec)
         except PallavaError as error:
             raise _BadImage(path, error) from error
 
@@ -181,8 +182,8 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     The data are `input_ids` (0 is padding), `attention_mask` and `labels` (-100 is padding), each (B, L),
     `pixel_values` (sum of 1+N, 3, P, P), not padded, and `tiles_per_image` (I,), both in the order of the images over
-    the batch and empty where it has none. The samples are what the model does not read: the rows' `ids` and the bad
-    rows that they have `replaced`, both lists over the batch.
+    the batch and empty where it has none; and for pixels in bytes their `normalization` (2, 3). The samples are what
+    the model does not read: the rows' `ids` and the bad rows that they have `replaced`, both lists over the batch.
     """
     ids = [torch.tensor(row["input_ids"]) for row in rows]
     labels = [torch.tensor(row["labels"]) for row in rows]
@@ -194,6 +195,8 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "pixel_values": torch.cat([row["pixel_values"] for row in rows]),
         "tiles_per_image": torch.tensor(counts, dtype=torch.long),
     }
+    if data["pixel_values"].dtype == torch.uint8:
+        data["normalization"] = rows[0]["normalization"]
     samples = {
         "ids": [row["id"] for row in rows],
         "replaced": list(chain.from_iterable(row["replaced"] for row in rows)),

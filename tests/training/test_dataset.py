@@ -19,7 +19,7 @@ from pallava.images import open_image
 from pallava.model import load_image_processor
 from pallava.model.connectors import ConnectorConfig, MLPConnector, build_connector
 from pallava.prompts import IMAGE_TOKEN_INDEX
-from pallava.tiling import TileSpec, make_tiles
+from pallava.tiling import TileSpec, make_tiles, normalize
 from pallava.training import dataset as dataset_module
 from pallava.training.dataset import PALLaVADataset, _one_per_node_first, check_connectors, collate
 from pallava.training.hooks.config import TrainingConfigHook
@@ -76,7 +76,8 @@ def test_rows_carry_the_tiles_of_all_their_images(dataset, files):
     assert len(dataset) == 4
     row = dataset[2]
     assert row["tiles_per_image"] == [len(wide), len(tall)]
-    assert torch.equal(row["pixel_values"], torch.cat([wide, tall]))
+    assert torch.equal(normalize(row["pixel_values"], row["normalization"]), torch.cat([wide, tall]))
+    assert row["pixel_values"].nbytes * 4 == wide.nbytes + tall.nbytes
     assert row["input_ids"].count(IMAGE_TOKEN_INDEX) == 2
     assert len(row["labels"]) == len(row["input_ids"])
     assert dataset[0]["tiles_per_image"] == [len(wide)]
@@ -312,6 +313,7 @@ def test_batch_is_padded_on_the_right_and_keeps_the_order_of_images():
     assert data["labels"].tolist() == [[-100, 2, -100, -100], [-100, 2, 3, 4], [-100, 2, 3, -100]]
     assert data["tiles_per_image"].tolist() == [3, 2, 4]
     assert data["pixel_values"][:, 0, 0, 0].tolist() == [2.0] * 3 + [3.0] * 6
+    assert "normalization" not in data  # of pixels that are not bytes
 
 
 def test_batch_without_images_has_empty_ones():
