@@ -34,6 +34,7 @@ from pallava.training.model import PALLaVAModel, build, connector_settings
 T = TypeVar("T")
 
 ON_BAD_IMAGE = ("raise", "skip")
+_NUM_KEPT = 8  # images whose tiles a worker keeps, for rows near each other about one image; 1.4 MB each at most
 _TRIES = 100  # rows that are looked at beyond the budget before a replacement is given up
 _PLACE = re.compile(r"^(cannot \w+ )?image '.*?'(: | )")  # the beginning of an ImageError
 # What the system says of a file that will stay as it is; anything else may be better in a resumed run.
@@ -103,6 +104,7 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         print_log(f"{data_path}: {prepared.describe()}", logger="current")
         self.rows = prepared.rows
         self.image_folder = Path(image_folder)
+        self._kept: dict[Path, torch.Tensor] = {}
 
     @functools.cached_property
     def modality_length(self) -> list[int]:
@@ -161,10 +163,15 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         }
 
     def _tiles(self, path: Path) -> torch.Tensor:
-        try:
-            return cut_tiles(open_image(path), self.tile_spec)
-        except PallavaError as error:
-            raise _BadImage(path, error) from error
+        if path not in self._kept:
+            try:
+                tiles = cut_tiles(open_image(path), self.tile_spec)
+            except PallavaError as error:
+                raise _BadImage(path, error) from error
+            if len(self._kept) == _NUM_KEPT:
+                del self._kept[next(iter(self._kept))]  # the oldest
+            self._kept[path] = tiles
+        return self._kept[path]
 
 
 class _BadImage(PallavaError):

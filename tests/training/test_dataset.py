@@ -94,6 +94,19 @@ def test_lengths_count_visual_tokens_and_tell_text_apart(dataset):
     assert sorted(sampler) == [0, 1, 2, 3]
 
 
+def test_an_image_of_rows_near_each_other_is_decoded_once(dataset, monkeypatch):
+    """Also twice in a row; but only a few are kept."""
+    opened, expected = [], dataset[0]["pixel_values"].clone()
+    monkeypatch.setattr(dataset_module, "open_image", lambda path: opened.append(path.name) or open_image(path))
+    monkeypatch.setattr(dataset_module, "_NUM_KEPT", 1)
+    dataset._kept.clear()
+    for index in (0, 0, 2, 0):
+        dataset[index]["pixel_values"].zero_()  # of the row alone
+    assert opened == ["wide.png", "tall.png", "wide.png"]
+    assert torch.equal(dataset[0]["pixel_values"], expected)
+    assert len(opened) == 3
+
+
 def test_missing_image_names_row_and_path(dataset, files):
     with pytest.raises(PallavaError, match="row '3', image .*missing.png"):
         dataset[3]
