@@ -198,7 +198,7 @@ default_hooks = dict(
         questions=sample_questions,
         prompt_template=prompt_template,
         every_n_iters=sample_chat_steps,
-        max_new_tokens=256,
+        max_new_tokens=64,  # enough to see whether it answers; all processes wait for the longest
     ),
     bad_images=dict(type=BadImagesHook),
     random_states=dict(type=RandomStateHook),
