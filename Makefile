@@ -6,7 +6,7 @@ BIN := $(abspath $(VENV))/bin
 RUN := PATH="$(BIN):$$PATH"
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint install clean
+.PHONY: demo test test-slow lint benchmark install clean
 
 demo: $(INSTALLED)
 	$(RUN) pallava demo
@@ -21,6 +21,10 @@ lint: $(INSTALLED)
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+
+# Rewrites benchmarks/RESULTS.md, within 40 minutes on two cores that have nothing else to do.
+benchmark: $(INSTALLED)
+	$(RUN) python benchmarks/run.py
 
 install: $(INSTALLED)
 

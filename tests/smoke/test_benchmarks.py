@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.tiny import folders as tiny_folders
 
@@ -104,3 +106,80 @@ def test_training(tmp_path: Path) -> None:
     points = json.loads((tmp_path / "sweep.json").read_text())
     assert len(points) == 7
     assert all(point["published_s"] > 0 for point in points)
+
+
+@pytest.fixture
+def flops(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("flops")
+
+
+def test_flops_are_those_of_a_real_step(flops: Any) -> None:
+    predicted, counted = zip(*flops.compare_tiny().values(), strict=True)
+    assert predicted == pytest.approx(counted, rel=flops.MAX_ERROR)
+    assert len(set(predicted)) == 4
+    assert list(predicted) == sorted(predicted, reverse=True)  # each order has less to do than the one before
+
+
+def test_padding_and_waiting_are_not_useful(flops: Any) -> None:
+    dealt = np.array([[[1, 3], [2, 3]], [[2, 2], [2, 2]]])  # a card pads and waits in the first step of two
+    assert flops.useful_share(dealt, lambda words: words) == pytest.approx((9 + 8) / (4 * 3 + 4 * 2))
+    stage, words = flops.STAGES[0], np.random.default_rng(0).integers(20, 400, 5760)
+    grouped, mixed = (flops.deal(stage, words, 4, is_grouped=is_grouped) for is_grouped in (True, False))
+    assert sorted(grouped.flat) == sorted(mixed.flat) == sorted(words)
+    assert flops.useful_share(grouped, lambda words: words) > 0.9 > flops.useful_share(mixed, lambda words: words)
+
+
+@pytest.mark.slow
+def test_flops() -> None:
+    command = [sys.executable, str(BENCHMARKS / "flops.py"), "--small"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith(("published", "+ nothing"))]
+    assert len(rows) == 6  # of memory, and of two stages
+    assert "stage 1, domain alignment: 518,413 rows x 9 epochs, batch 6 x 6" in done.stdout
+
+
+@pytest.mark.slow
+def test_gpu_without_a_card() -> None:
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--small"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "failed: nothing" in done.stdout
+    assert "losses of 6 resumed steps differ by at most 0\n" in done.stdout
+    assert len(re.findall(r"^(?:convert|chat) +[\d.]+ s, exit code 0$", done.stdout, re.M)) == 2
+    assert (
+        len(re.findall(r"^(?:bf16|plain runner)[a-z, ]*(?: +[\d.]+){4} +(?:nan|[\d.]+) +[\d.]+$", done.stdout, re.M))
+        == 4
+    )
+
+
+def test_a_report_keeps_the_sections_of_others(tmp_path: Path) -> None:
+    run: Any = runpy.run_path(str(BENCHMARKS / "run.py"))
+    (tmp_path / "works.py").write_text("print('a ratio of 2.0')")
+    (tmp_path / "ends.py").write_text("print('a table')\nraise SystemExit(3)")
+    assert run["find_benchmarks"](tmp_path) == ["ends", "works"]
+    assert run["run_all"](["ends", "works"], tmp_path) == ["ends"]
+    before = run["read_sections"](tmp_path / "RESULTS.md")
+    assert "exit code 3" in before["ends"]
+    assert "a table" in before["ends"]
+    assert "\na ratio of 2.0\n" in before["works"]
+    (tmp_path / "ends.py").write_text("print('a ratio of 3.0')")
+    assert run["run_all"](["ends"], tmp_path) == []
+    after = run["read_sections"](tmp_path / "RESULTS.md")
+    assert after["works"].strip() == before["works"].strip()
+    assert "exit code" not in after["ends"]
+    assert "\na ratio of 3.0\n" in after["ends"]
+
+
+def test_the_cost_of_a_step_is_drawn(tmp_path: Path) -> None:
+    shapes = [(6, 120, 2), (4, 120, 2), (6, 60, 2), (6, 120, 1)]
+    points = [
+        {"tiles": tiles, "text": text, "batch": batch}
+        | dict.fromkeys(("published_s", "ours_s", "ours_recomputing_s"), tiles * batch + text / 60)
+        for tiles, text, batch in shapes
+    ]
+    runpy.run_path(str(BENCHMARKS / "run.py"))["draw"](points, tmp_path / "cost.png")
+    with Image.open(tmp_path / "cost.png") as picture:
+        assert picture.size == (1500, 480)
+        assert np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0).shape[0] > 10
