@@ -156,6 +156,10 @@ def test_only_what_is_the_same_is_found(parts, data, tmp_path):
     changes = {"layer": -1, "spec": spec, "precision": "torch.float16", "dtype": "float32"}
     for name, value in changes.items():
         assert isinstance(opened(folder, encoder, **{name: value}).find(image), str), name
+    other = load_encoder(parts["plip"])
+    with torch.no_grad():
+        next(other.parameters()).view(-1)[0] += 1e-3
+    assert isinstance(opened(folder, other).find(image), str)
     assert isinstance(opened(folder, encoder).find(data["images"] / "1.png"), str)
     Image.fromarray(np.zeros((9, 9, 3), dtype=np.uint8)).save(image)
     assert isinstance(opened(folder, encoder).find(image), str)
