@@ -65,6 +65,26 @@ def save_pairs(root: Path, num_rows: int = 6, first_seed: int = 0) -> Path:
     return root
 
 
+def save_mixed_pairs(root: Path, num_rows: int, size: tuple[int, int] = (64, 64)) -> Path:
+    """A tree of the generic kind in which eight of twenty rows, by turns, are to be dropped for six reasons."""
+    rows = []
+    root.mkdir(parents=True)
+    for number in range(num_rows):
+        path, kind, text = root / f"{number}.png", number % 20, caption(number)
+        if kind == 3:
+            path.write_bytes((root / f"{number - 1}.png").read_bytes())
+        elif kind in (4, 14):
+            Image.new("RGB", size, "white").save(path)
+        elif kind != 5:
+            save_picture(path, number, size)
+        if kind == 6:
+            path.write_bytes(path.read_bytes()[:-900])
+        text = {7: "Glands.", 17: "A duct.", 8: f"{text} of a mouse"}.get(kind, text)
+        rows.append({"image": path.name, "caption": text})
+    (root / "pairs.json").write_text(json.dumps(rows))
+    return root
+
+
 def save_pubmedvision(root: Path, num_rows: int = 6, first_seed: int = 100) -> Path:
     """A tree of PubMedVision-Alignment whose last row is radiology."""
     rows = []

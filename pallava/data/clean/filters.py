@@ -21,6 +21,7 @@ class Candidate:
     record: Pair | Question
     path: Path
     shared: Findings = field(default_factory=dict)
+    number: int = 0  # among all candidates, in the records' order
 
     @property
     def kind(self) -> str:
@@ -82,6 +83,8 @@ class Filter:
     is_costly = False  # whether each of the findings is stored as soon as it arrives, as those of an endpoint are
     is_ordered = False  # whether decisions depend on earlier candidates: made after judging, in the records' order
     needs_survey = False  # whether it must see every candidate once, in order, before anything is scored
+    share = 0  # number of candidates that a worker on another machine takes at a time; 0 keeps them in this process
+    loads_model = False  # whether such a worker stays, since it loads a model
 
     def survey(self, candidate: Candidate) -> None:
         """Take note of a candidate."""
@@ -97,6 +100,9 @@ class Filter:
     def iter_scores(self, candidates: Sequence[Candidate]) -> Iterator[tuple[int, Findings]]:
         """Yield (index into candidates, findings), in any order."""
         yield from enumerate(self.score(candidates))
+
+    def use_cores(self, count: int) -> None:
+        """Compute with so many cores, as a worker does that shares its machine with others."""
 
     def begin(self) -> None:
         """Forget all candidates; called before the first decision."""

@@ -36,6 +36,7 @@ class ImageFilter(Filter):
 
     name = "image"
     key = f"image-2:{MAX_PIXELS}"
+    share = 32
 
     def __init__(self, max_background: float = MAX_BACKGROUND, *, num_workers: int = 1) -> None:
         if not 0 <= max_background <= 1:
@@ -56,6 +57,9 @@ class ImageFilter(Filter):
     def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
         paths = [str(each.path) for each in candidates]
         return [found for part in self._pool.map(_check_images, batches(paths, _CHUNK)) for found in part]
+
+    def use_cores(self, count: int) -> None:
+        self._pool = WorkerPool(count)
 
     def decide(self, candidate: Candidate, findings: Findings) -> Decision:
         if "problem" in findings:

@@ -70,6 +70,8 @@ class PathologyClip(Filter):
 
     name = "pathology"
     sees_image = True
+    share = _BATCH_SIZE  # so that an image shares its batch with the same others on every engine
+    loads_model = True
 
     def __init__(
         self, model_name: str, pretrained: str | Path | None = None, *, threshold: float = CLIP_THRESHOLD
@@ -85,6 +87,7 @@ class PathologyClip(Filter):
         if not 0 <= threshold <= 1:
             raise PallavaError(f"the threshold of the CLIP judge must be between 0 and 1, got {threshold}")
         self._model_name, self._pretrained, self._threshold = model_name, str(pretrained or ""), threshold
+        self._num_readers = num_cores(at_most=_MAX_READERS)
         checkpoint = Path(self._pretrained)
         weights = hash_file(checkpoint) if checkpoint.is_file() else self._pretrained  # a file may be replaced
         self.key = f"pathology-clip-2/{model_name}/{weights}/captions-{CLIP_VERSION}"
@@ -99,12 +102,15 @@ class PathologyClip(Filter):
                 return None
 
         findings: list[Findings] = []
-        with ThreadPoolExecutor(num_cores(at_most=_MAX_READERS)) as pool:
+        with ThreadPoolExecutor(self._num_readers) as pool:
             for batch in batches(candidates, _BATCH_SIZE):
                 pixels = list(pool.map(read, batch))
                 shares = iter(_compute_shares(network, captions, [each for each in pixels if each is not None]))
                 findings += [{"pathology": None if each is None else round(next(shares), 6)} for each in pixels]
         return findings
+
+    def use_cores(self, count: int) -> None:
+        self._num_readers = min(count, _MAX_READERS)
 
     def decide(self, candidate: Candidate, findings: Findings) -> Decision:
         share = findings["pathology"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
+from pallava.data.clean.engine import BATCH, Engine
 from pallava.data.clean.filters import KEEP, Candidate, Decision, Filter, Findings
 from pallava.data.sources.base import Labelled, Source
 from pallava.errors import PallavaError
@@ -17,7 +18,6 @@ from pallava.io.processes import batches
 from pallava.io.store import Store
 from pallava.judging.endpoint import UnansweredError
 
-_BATCH = 256
 _UNANSWERED = Decision("unanswered")
 
 
@@ -39,6 +39,7 @@ class Pipeline:
     filters: Sequence[Filter]  # in the order in which they decide
     store: Store  # of findings
     drop_unanswered: bool = False  # drop what an endpoint did not answer; otherwise there is no decision
+    engine: Engine = field(default_factory=Engine)  # what computes the findings
     _unanswered: list[UnansweredError] = field(default_factory=list, init=False)
 
     def survey(self) -> None:
@@ -50,8 +51,8 @@ class Pipeline:
                     each.survey(candidate)
 
     def judge(self) -> None:
-        """Compute the findings that are missing, and store them batch by batch; those before an error are kept."""
-        for batch in batches(self._candidates("judge"), _BATCH):
+        """Compute the findings that are missing, and store them part by part; those before an error are kept."""
+        for batch in batches(self._candidates("judge"), self.engine.window):
             self._pass_filters(batch, is_judging=True)
         if self._unanswered and not self.drop_unanswered:
             more = f" ({len(self._unanswered) - 1} more such batches)" if len(self._unanswered) > 1 else ""
@@ -63,20 +64,21 @@ class Pipeline:
         """Yield the outcome for each record, in order, from findings alone: an error if one is missing."""
         for each in self.filters:
             each.begin()
-        for batch in batches(self._candidates("decide"), _BATCH):
+        for batch in batches(self._candidates("decide"), BATCH):
             yield from self._pass_filters(batch)
 
     def _candidates(self, phase: str) -> Iterator[Candidate]:
         total = sum(source.num_bytes for source in self.inputs.values())
         with tqdm(total=total, desc=phase, unit="B", unit_scale=True, mininterval=1, disable=None) as bar:
-            done = 0
+            done = number = 0
             for label, source in self.inputs.items():
                 root = source.root.absolute()
                 for record in source:
                     assert not isinstance(record, Labelled)  # such sources are not opened
                     if record.source != label:
                         record = dataclasses.replace(record, source=label)
-                    yield Candidate(record, root / record.image)
+                    yield Candidate(record, root / record.image, number=number)
+                    number += 1
                     bar.update(done + source.num_bytes_read - bar.n)
                 done += source.num_bytes
 
@@ -103,9 +105,12 @@ class Pipeline:
             return each.score(candidates)
         keys = [each.item_key(one) for one in candidates]
         found = self.store.get(each.key, set(keys))
-        missing = {key: one for key, one in zip(keys, candidates, strict=True) if key not in found}
+        missing: dict[str, Candidate] = {}
+        for key, one in zip(keys, candidates, strict=True):
+            if key not in found:
+                missing.setdefault(key, one)
         if missing and compute:
-            found |= self._compute(each, list(missing), list(missing.values()))
+            found |= self._compute(each, missing)
         elif missing and not (self.drop_unanswered and each.is_costly):
             first = next(iter(missing.values()))
             raise PallavaError(
@@ -114,13 +119,14 @@ class Pipeline:
             )
         return [found.get(key) for key in keys]
 
-    def _compute(self, each: Filter, keys: list[str], candidates: list[Candidate]) -> dict[str, Findings]:
+    def _compute(self, each: Filter, missing: Mapping[str, Candidate]) -> dict[str, Findings]:
         found: dict[str, Findings] = {}
-        try:
-            for part in batches(each.iter_scores(candidates), 1 if each.is_costly else _BATCH):
-                new = {keys[index]: findings for index, findings in part}
-                self.store.put(each.key, new)
-                found |= new
-        except UnansweredError as error:
-            self._unanswered.append(error)
+        for batch in batches(missing, self.engine.window if each.share else BATCH):
+            try:
+                for part in self.engine.iter_parts(each, [missing[key] for key in batch]):
+                    new = {batch[index]: findings for index, findings in part}
+                    self.store.put(each.key, new)
+                    found |= new
+            except UnansweredError as error:
+                self._unanswered.append(error)
         return found

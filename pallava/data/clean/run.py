@@ -13,7 +13,7 @@ from pallava.data.clean.filters import Filter
 from pallava.data.clean.pipeline import Outcome, Pipeline
 from pallava.data.clean.published_index import PublishedIndexFilter
 from pallava.data.clean.report import write_report
-from pallava.data.clean.settings import DROPPED, KEPT, CleanSettings, make_filters
+from pallava.data.clean.settings import DROPPED, KEPT, CleanSettings, make_engine, make_filters
 from pallava.data.material import SUMMARY_NAME, read_sources
 from pallava.data.sources import SOURCES, Source
 from pallava.data.sources.base import Pair, to_json
@@ -65,13 +65,13 @@ def clean(
     roots = {label: source.root.resolve() for label, source in inputs.items()}
     image_folder = Path(chosen.image_folder or os.path.commonpath(roots.values()))
     paths = {label: _relative_root(image_folder, source.root) for label, source in inputs.items()}
-    filters = make_filters(chosen)
+    filters, engine = make_filters(chosen), make_engine(chosen)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with Store(folder / _STORE) as store:
             for name in (KEPT, DROPPED, _PAIRS):  # of a killed run, gigabytes of them
                 remove_leftovers(folder / name)
-            pipeline = Pipeline(inputs, filters, store, chosen.drop_unanswered)
+            pipeline = Pipeline(inputs, filters, store, chosen.drop_unanswered, engine)
             pipeline.survey()
             pipeline.judge()
             counts = _write_outcomes(folder, pipeline.decide(), inputs, filters, paths)
@@ -84,6 +84,7 @@ def clean(
     finally:
         for each in filters:
             each.close()
+        engine.close()
     write_report(folder)
     return summary
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pallava.data.clean import judges
+from pallava.data.clean.engine import Engine
 from pallava.data.clean.filters import BOTH_KINDS, CAPTIONS, Filter, WordsFilter
 from pallava.data.clean.images import MAX_BACKGROUND, DuplicateFilter, ImageFilter
 from pallava.data.clean.published_index import PublishedIndexFilter
+from pallava.data.clean.ray_engine import RayEngine
 from pallava.data.clean.species import SpeciesRules
 from pallava.data.material import SourceSpec
 from pallava.data.sources.base import IMAGE_POLICIES
@@ -19,9 +21,10 @@ from pallava.io.processes import default_num_workers
 from pallava.judging.endpoint import Endpoint
 
 KEPT, DROPPED = "kept.jsonl", "dropped.jsonl"
+ENGINES = ("local", "ray")
 _INDEX = "published-index"
 _INDEX_FILTERS = (_INDEX, "image")  # images of the published list have passed the paper's filters
-_WITHOUT_EFFECT = ("num_workers", "concurrency")
+_WITHOUT_EFFECT = ("num_workers", "concurrency", "engine", "ray_address")
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,14 @@ class CleanSettings:
         int, "number of processes that decode images (default: one for each core, at most 16)", "--workers"
     ] = field(default_factory=default_num_workers)
     concurrency: Annotated[int, "number of requests to an endpoint at a time"] = 8
+    engine: Annotated[
+        str,
+        "engine that runs the filters: processes of this machine, or Ray Data, whose nodes must all see the images",
+        {"choices": ENGINES},
+    ] = "local"
+    ray_address: Annotated[
+        str | None, "Ray cluster as HOST:PORT, or auto (default: start Ray here, with --workers CPUs)"
+    ] = None
 
     @classmethod
     def create(cls, sources: Iterable[SourceSpec], values: Mapping[str, Any]) -> CleanSettings:
@@ -82,6 +93,10 @@ class CleanSettings:
                 raise PallavaError(f"'{judge}' is not a judge of {name}; choose from {', '.join(known)}")
             if values.get(name, "none") != "none" and name not in filters:
                 raise PallavaError(f"the judge '{judge}' is not used: add {name} to the filters (--filters)")
+        if (engine := values.get("engine", "local")) not in ENGINES:
+            raise PallavaError(f"'{engine}' is not an engine; choose from {', '.join(ENGINES)}")
+        if "ray_address" in values and engine != "ray":
+            raise PallavaError(f"--ray-address {values['ray_address']} must go with --engine ray, got {engine}")
         check_at_least(1, workers=values.get("num_workers"), concurrency=values.get("concurrency"))
         for name in ("max_background", "clip_threshold"):
             if not 0 <= values.get(name, 0) <= 1:
@@ -116,6 +131,15 @@ def make_filters(settings: CleanSettings) -> list[Filter]:
     order = sorted((name for name in FILTERS if name in names), key=lambda name: not cheap.get(name))
     makes = [FILTERS[name].make or JUDGES[name][getattr(settings, name)] for name in order]
     return [made for make in makes if (made := make(settings))]
+
+
+def make_engine(settings: CleanSettings) -> Engine:
+    """Make what computes the filters' findings.
+
+    Raises:
+        PallavaError: It is not installed.
+    """
+    return RayEngine(settings.ray_address, settings.num_workers) if settings.engine == "ray" else Engine()
 
 
 _Make = Callable[[CleanSettings], Filter | None]

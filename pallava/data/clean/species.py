@@ -44,6 +44,7 @@ class SpeciesRules(Filter):
 
     name = "species"
     key = "species-rules-2"
+    share = 256
 
     def score(self, candidates: Sequence[Candidate]) -> list[Findings]:
         """Return ``{"species": "human" or "non-human", "found": the words that decided}``."""
