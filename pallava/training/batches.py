@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from pallava.errors import PallavaError
 from pallava.io.peers import end_process
 from pallava.training.interrupts import ignore_signals
+from pallava.training.sampler import LengthSampler
 
 
 class Batches:
@@ -26,17 +27,24 @@ class Batches:
         timeout: Time in seconds after which a worker that returns no batch ends this process.
 
     Raises:
-        PallavaError: The data do not fill a batch, or the sampler's order cannot be restored.
+        PallavaError: The data do not fill a batch, the sampler's order cannot be restored, or its batches have another
+            size.
     """
 
     def __init__(self, loader: DataLoader, seed: int, timeout: float) -> None:
         if not len(loader):
             raise PallavaError("the data must fill at least one batch; give more rows or a smaller batch_size")
-        if _find_epochs(loader) is None and not isinstance(loader.sampler, SequentialSampler):
+        sampler = _find_epochs(loader)
+        if sampler is None and not isinstance(loader.sampler, SequentialSampler):
             name = type(loader.sampler).__name__
             raise PallavaError(
                 f"the sampler must have set_epoch, by which a resumed run finds its place, but {name} has none; choose "
-                "DefaultSampler or LengthGroupedSampler"
+                "LengthSampler or DefaultSampler"
+            )
+        if isinstance(sampler, LengthSampler) and sampler.batch_size != loader.batch_size:
+            raise PallavaError(
+                f"train_dataloader.sampler.batch_size must be train_dataloader.batch_size, {loader.batch_size}, got "
+                f"{sampler.batch_size}; set both alike"
             )
         self._loader, self._seed, self._timeout = loader, seed, timeout
         self._order = _Order(loader.batch_sampler)
