@@ -60,7 +60,7 @@ num_visual_tokens = None  # most of an image; None: computed from encoder and co
 # Scheduler and optimizer
 batch_size = 6  # per process
 accumulative_counts = 4
-dataloader_num_workers = 16
+dataloader_num_workers = None  # per process; None: the cores, divided by the processes of the machine, at most 16
 max_epochs = 12
 lr = 2e-4
 min_lr = 1e-6

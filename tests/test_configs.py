@@ -28,7 +28,7 @@ COMMON = {
     "accumulative_counts": 6,
     "batch_size": 6,
     "max_epochs": 9,
-    "dataloader_num_workers": 16,
+    "dataloader_num_workers": None,  # as the cores are
     "context_length": 2048,
     "num_visual_tokens": None,  # 196 for PLIP: as the encoder has it
     "llm_name_or_path": "meta-llama/Meta-Llama-3-8B-Instruct",

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import time
 from functools import partial
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pallava.errors import PallavaError
 from pallava.io.peers import NOTICE
+from pallava.training.batches import choose_num_workers
 from pallava.training.loop import TrainLoop
 from pallava.training.sampler import LengthSampler
 from pallava.training.steps import ends_step, is_due
@@ -92,6 +94,17 @@ def test_resumes_anywhere_without_reading_what_was_seen(start, sampler):
 def test_refuses_a_sampler_of_another_batch_size():
     with pytest.raises(PallavaError, match=rf"train_dataloader.batch_size, {BATCH}, got {BATCH + 1}"):
         make_loop("size", sampler=partial(LengthSampler, batch_size=BATCH + 1))
+
+
+@pytest.mark.parametrize(
+    ("given", "neighbours", "expected"), [(None, 1, 12), (None, 8, 1), (None, 16, 1), (3, 8, 3), (0, 1, 0)]
+)
+def test_workers_follow_the_cores(given, neighbours, expected, monkeypatch):
+    """Of those of this machine with the same cores; processes of other machines do not count."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {*range(12)}, raising=False)
+    others = [("elsewhere", {*range(12)}), (socket.gethostname(), {99})]
+    monkeypatch.setattr("pallava.training.batches.all_gather_object", lambda mine: [mine] * neighbours + others)
+    assert choose_num_workers({"num_workers": given})["num_workers"] == expected
 
 
 def test_refuses_other_rows():
