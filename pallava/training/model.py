@@ -120,15 +120,20 @@ class PALLaVAModel(BaseModel):
         has_images = len(data["tiles_per_image"]) > 0
         inputs = {k: v for k, v in data.items() if has_images or k not in ("pixel_values", "tiles_per_image")}
         if mode == "loss":
+            nothing = None if has_images else self._nothing_from_images(data["pixel_values"])
             loss = self.network.compute_loss(**inputs)
-            return {"loss": loss if has_images else loss + self._nothing_from_connector()}
+            return {"loss": loss if nothing is None else loss + nothing}
         output = self.network(**inputs)
         return [{"logits": logits} for logits in output.logits] if mode == "predict" else output
 
-    def _nothing_from_connector(self) -> Tensor:
-        """Return zero, with a gradient of zero for the connector: ranks wait for each other's gradients."""
-        learnt = [p.sum() for p in (*self.connector.parameters(), *self.visual_encoder.parameters()) if p.requires_grad]
-        return 0.0 * torch.stack(learnt).sum() if learnt else torch.zeros((), device=self.network.device)
+    def _nothing_from_images(self, pixel_values: Tensor) -> Tensor:
+        """Return zero, with gradients of zero for the connector: ranks wait for each other's gradients.
+
+        They come from a black image ahead of the text, hence in the order of a batch with images: DeepSpeed adds up the
+        gradients of the ranks by the order in which they are ready.
+        """
+        black = torch.zeros(2, *pixel_values.shape[1:], device=self.network.device)  # overview and a tile
+        return 0.0 * sum(tokens.sum() for tokens in self.network.encode_images(black, [2]))
 
     def train(self, mode: bool = True) -> "PALLaVAModel":
         """Set training mode; frozen parts stay in evaluation mode, but recompute activations."""
