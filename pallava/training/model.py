@@ -23,6 +23,7 @@ from pallava.model.connectors import (
 from pallava.model.convert import check_out, convert_run, training_config
 from pallava.model.loading import add_lora, check_reopenable_part, loading_errors
 from pallava.model.weights import load_strictly, read_weights, shorten
+from pallava.training.recompute import Choice, choice_of, recompute
 
 Part = dict[str, Any]
 """A part of the model as a config names it: ``dict(type=..., ...)``."""
@@ -64,7 +65,10 @@ class PALLaVAModel(BaseModel):
         freeze_visual_encoder: Whether the encoder stays as it is.
         llm_lora: peft's `LoraConfig`; without `target_modules` every linear layer but the output's.
         pretrained_pth: Weights to start from: a checkpoint of ours or a published one, a file or a folder.
-        use_activation_checkpointing: Whether to save memory at the price of a second forward pass.
+        activation_checkpointing: What computes its activations anew in the backward pass, which saves memory and takes
+            time: "none", "connector", "llm", "all" (both), a number n (every n-th layer of the language model, and the
+            connector), or "auto": the least that fits the card, which `TrainLoop` finds when it starts ("all" before).
+        use_activation_checkpointing: True is "all", False is "none", in the place of the former; old configs have it.
         vision_feature_layer: Index of the encoder's hidden states that the connector reads; -2 is the last but one.
 
     Raises:
@@ -80,8 +84,9 @@ class PALLaVAModel(BaseModel):
         freeze_visual_encoder: bool = True,
         llm_lora: Part | None = None,
         pretrained_pth: str | None = None,
-        use_activation_checkpointing: bool = True,
+        use_activation_checkpointing: bool | None = None,
         vision_feature_layer: int = -2,
+        activation_checkpointing: Choice = "all",
     ) -> None:
         super().__init__()
         self.freeze_llm, self.freeze_visual_encoder = freeze_llm, freeze_visual_encoder
@@ -104,8 +109,8 @@ class PALLaVAModel(BaseModel):
             print_log(f"attention, whose scores have a cap: {self.llm.config._attn_implementation}", "current")
         for name, parameter in self.named_parameters():  # the optimizer gets parameters without names
             parameter.lr_group = name.split(".")[0]  # type: ignore[attr-defined]
-        if use_activation_checkpointing:
-            self.gradient_checkpointing_enable()
+        choices = {"activation_checkpointing": activation_checkpointing}
+        self.recompute(choice_of({**choices, "use_activation_checkpointing": use_activation_checkpointing}))
         if pretrained_pth is not None:
             self.load_pretrained(pretrained_pth)
         self.train()
@@ -150,13 +155,10 @@ class PALLaVAModel(BaseModel):
     def init_weights(self) -> None:
         """Do nothing: the parts have their weights, and mmengine would draw them anew."""
 
-    def gradient_checkpointing_enable(self) -> None:
-        """Recompute activations in the backward pass, in the parts that have one."""
-        options = {"gradient_checkpointing_kwargs": {"use_reentrant": False}}
-        self.llm.gradient_checkpointing_enable(**options)
-        self.connector.gradient_checkpointing = True
-        if not self.freeze_visual_encoder:
-            self.visual_encoder.gradient_checkpointing_enable(**options)
+    def recompute(self, choice: Choice) -> None:
+        """Set what computes its activations anew in the backward pass: `activation_checkpointing`."""
+        self.activation_checkpointing = choice
+        recompute(self, choice)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> "OrderedDict[str, Tensor]":  # type: ignore[override]
         """Return the trained weights alone."""
