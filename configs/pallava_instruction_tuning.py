@@ -3,13 +3,13 @@
 Get an own copy with `pallava config copy pallava_instruction_tuning`, set PART 1, and launch (`pallava train` takes the
 same arguments as `xtuner train`, finds the config by its bare name, and reports failures in its exit code):
 
-    one GPU     xtuner train pallava_instruction_tuning.py --deepspeed deepspeed_zero2 --seed 1024
-    8 GPUs      NPROC_PER_NODE=8 xtuner train pallava_instruction_tuning.py --deepspeed deepspeed_zero2 --seed 1024
+    one GPU     xtuner train pallava_instruction_tuning.py --deepspeed pallava_zero1 --seed 1024
+    8 GPUs      NPROC_PER_NODE=8 xtuner train pallava_instruction_tuning.py --deepspeed pallava_zero1 --seed 1024
     2 nodes     NPROC_PER_NODE=8 NNODES=2 PORT=12345 ADDR=<first node> NODE_RANK=0 \
-                    xtuner train pallava_instruction_tuning.py --deepspeed deepspeed_zero2 --seed 1024
+                    xtuner train pallava_instruction_tuning.py --deepspeed pallava_zero1 --seed 1024
                 (the same on the second node with NODE_RANK=1)
     Slurm       srun -p <partition> --ntasks=8 --ntasks-per-node=8 --gres=gpu:8 --kill-on-bad-exit=1 \
-                    xtuner train pallava_instruction_tuning.py --launcher slurm --deepspeed deepspeed_zero2 --seed 1024
+                    xtuner train pallava_instruction_tuning.py --launcher slurm --deepspeed pallava_zero1 --seed 1024
     resume      ... --resume auto  (the newest whole checkpoint of the work directory, or the start; or give one)
 """
 
@@ -75,6 +75,9 @@ weight_decay = 0
 max_norm = 1  # gradient clipping
 max_skipped_steps = 10  # in a row, for a loss or gradient that is not finite; more end the training
 warmup_ratio = 0.03
+# Activations that are computed twice to save memory: "none", "connector", "llm", "all", a number n (every n-th layer of
+# the language model, and the connector), or "auto", the least that fits the card.
+recompute = "auto"
 precision = "auto"  # bf16 where the device has it, else fp16 with a dynamic loss scale, else (CPU) float32
 
 # Save
@@ -119,7 +122,7 @@ model = dict(
         target_modules="all-linear",
     ),
     pretrained_pth=pretrained_pth,
-    use_activation_checkpointing=True,
+    activation_checkpointing=recompute,
 )
 
 #######################################################################

@@ -94,6 +94,7 @@ READ_BY = {
     "betas": ("optim_wrapper.optimizer.betas",),
     "weight_decay": ("optim_wrapper.optimizer.weight_decay",),
     "max_norm": ("optim_wrapper.clip_grad.max_norm",),
+    "recompute": ("model.activation_checkpointing",),
     "precision": ("optim_wrapper.precision", "model.llm.torch_dtype"),
     "save_steps": ("default_hooks.checkpoint.interval",),
     "save_total_limit": ("default_hooks.checkpoint.max_keep_ckpts",),
@@ -110,6 +111,7 @@ DEMO_TOP = {
     "sample_questions",
     "prompt_template",
     "context_length",
+    "recompute",
     "batch_size",
     "dataloader_num_workers",
     "accumulative_counts",
@@ -125,7 +127,6 @@ DEMO_KEYS |= {f"model.connector.{key}" for key in ("num_hidden_layers", "num_att
 DEMO_KEYS |= {f"model.llm_lora.{key}" for key in ("r", "lora_alpha", "lora_dropout")}
 DEMO_KEYS |= {
     "model.connector.dropout",
-    "model.use_activation_checkpointing",
     "default_hooks.sample_chat.max_new_tokens",
 }
 DIFFERENT = {

@@ -29,7 +29,7 @@ prompt_template = train_dataloader.dataset.prompt_template = __chat.prompt_templ
 # Smaller parts. Without dropout and recomputation a few hundred steps go further.
 model.connector.update(num_hidden_layers=2, num_attention_heads=4, intermediate_size=768, dropout=0.0)
 model.llm_lora.update(r=16, lora_alpha=32, lora_dropout=0.0)
-model.use_activation_checkpointing = False
+recompute = model.activation_checkpointing = "none"
 
 batch_size = train_dataloader.batch_size = train_dataloader.sampler.batch_size = 2
 dataloader_num_workers = train_dataloader.num_workers = 0

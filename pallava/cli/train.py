@@ -64,7 +64,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("config", metavar="CONFIG", help="config file, or the name of a config")
     add("--work-dir", help="folder of logs and checkpoints (default: ./work_dirs/<config>)")
-    add("--deepspeed", help="settings of DeepSpeed: deepspeed_zero2, or a JSON file")
+    add("--deepspeed", help="settings of DeepSpeed: pallava_zero1, deepspeed_zero2, or a JSON file")
     text = "checkpoint to resume from; auto: the newest whole one of the work directory, or else the start"
     add("--resume", help=text)
     add("--seed", type=int, help="seed of all random numbers")
@@ -93,7 +93,7 @@ def run_train(config: str, cfg_options: list[str], local_rank: int | None, **opt
 def run_doctor(
     config: Annotated[str, "config file, or the name of a config", {"metavar": "CONFIG"}],
     *,
-    deepspeed: Annotated[str | None, "settings of DeepSpeed: deepspeed_zero2, or a JSON file"] = None,
+    deepspeed: Annotated[str | None, "settings of DeepSpeed: pallava_zero1, deepspeed_zero2, or a JSON file"] = None,
     nproc: Annotated[int, "number of processes on all nodes, a card each"] = 1,
     nodes: Annotated[int | None, "number of nodes (default: one for every 8 processes)"] = None,
     work_dir: Annotated[str | None, "folder of logs and checkpoints (default: ./work_dirs/<config>)"] = None,
@@ -145,7 +145,7 @@ def _doctor_text(report: Any) -> str:
     plans = [plan.to_dict() for plan in report.memory]
     numbers = [[f"{plan[part] / 1e9:.1f}" for part in parts] for plan in plans]
     fits = [["yes" if size in plan["fits_gb"] else "no" for size in CARDS_GB] for plan in plans]
-    names = [[plan["runner"], "yes" if plan["activation_checkpointing"] else "no"] for plan in plans]
+    names = [[plan["runner"], str(plan["activation_checkpointing"])] for plan in plans]
     cells = [[*name, *number, *fit] for name, number, fit in zip(names, numbers, fits, strict=True)]
     return f"{text}\n\n{Table('GB on a card in the longest batch:', header, cells).to_text()}"
 

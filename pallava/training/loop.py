@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from pallava.errors import PallavaError
 from pallava.io.peers import PeerWatch, leave_to_watch
 from pallava.training.batches import Batches, choose_num_workers
+from pallava.training.doctor.auto import settle
 from pallava.training.features import connected_features
 from pallava.training.hooks.checkpoint import WholeCheckpointHook
 from pallava.training.interrupts import EXIT_CODE, Interrupts
@@ -98,6 +99,7 @@ class TrainLoop(BaseLoop):
     def _train(self) -> None:
         runner, peers = self.runner, _watch_peers()
         self._check_alike()
+        settle(runner, self.dataloader)
         runner.call_hook("before_train")
         runner.call_hook("before_train_epoch")
         self._check_rows()

@@ -25,6 +25,7 @@ from pallava.model.loading import add_lora, check_reopenable_part, loading_error
 from pallava.model.weights import load_strictly, read_weights, shorten
 from pallava.tiling import normalize
 from pallava.training.features import FeatureWriter, complete_tokens
+from pallava.training.recompute import Choice, choice_of, recompute
 
 Part = dict[str, Any]
 """A part of the model as a config names it: ``dict(type=..., ...)``."""
@@ -66,7 +67,10 @@ class PALLaVAModel(BaseModel):
         freeze_visual_encoder: Whether the encoder stays as it is.
         llm_lora: peft's `LoraConfig`; without `target_modules` every linear layer but the output's.
         pretrained_pth: Weights to start from: a checkpoint of ours or a published one, a file or a folder.
-        use_activation_checkpointing: Whether to save memory at the price of a second forward pass.
+        activation_checkpointing: What computes its activations anew in the backward pass, which saves memory and takes
+            time: "none", "connector", "llm", "all" (both), a number n (every n-th layer of the language model, and the
+            connector), or "auto": the least that fits the card, which `TrainLoop` finds when it starts ("all" before).
+        use_activation_checkpointing: True is "all", False is "none", in the place of the former; old configs have it.
         vision_feature_layer: Index of the encoder's hidden states that the connector reads; -2 is the last but one.
 
     Raises:
@@ -82,8 +86,9 @@ class PALLaVAModel(BaseModel):
         freeze_visual_encoder: bool = True,
         llm_lora: Part | None = None,
         pretrained_pth: str | None = None,
-        use_activation_checkpointing: bool = True,
+        use_activation_checkpointing: bool | None = None,
         vision_feature_layer: int = -2,
+        activation_checkpointing: Choice = "all",
     ) -> None:
         super().__init__()
         self.freeze_llm, self.freeze_visual_encoder = freeze_llm, freeze_visual_encoder
@@ -107,8 +112,8 @@ class PALLaVAModel(BaseModel):
             print_log(f"attention, whose scores have a cap: {self.llm.config._attn_implementation}", "current")
         for name, parameter in self.named_parameters():  # the optimizer gets parameters without names
             parameter.lr_group = name.split(".")[0]  # type: ignore[attr-defined]
-        if use_activation_checkpointing:
-            self.gradient_checkpointing_enable()
+        choices = {"activation_checkpointing": activation_checkpointing}
+        self.recompute(choice_of({**choices, "use_activation_checkpointing": use_activation_checkpointing}))
         if pretrained_pth is not None:
             self.load_pretrained(pretrained_pth)
         self.train()
@@ -126,9 +131,10 @@ class PALLaVAModel(BaseModel):
         if normalization is not None and has_images and inputs["pixel_values"].dtype == torch.uint8:
             inputs["pixel_values"] = normalize(inputs["pixel_values"], normalization)
         if mode == "loss":
+            nothing = None if has_images else self._nothing_from_images(data["pixel_values"])
             inputs, shares = self._with_features(inputs)
             loss = self.network.compute_loss(**inputs)
-            return {"loss": loss if has_images else loss + self._nothing_from_connector(), **shares}
+            return {"loss": loss if nothing is None else loss + nothing, **shares}
         output = self.network(**inputs)
         return [{"logits": logits} for logits in output.logits] if mode == "predict" else output
 
@@ -142,10 +148,14 @@ class PALLaVAModel(BaseModel):
         share = torch.tensor(names.count(None) / len(names))  # mmengine logs it beside the loss
         return {**rest, "visual_tokens": visual_tokens}, {"cached_share": share}
 
-    def _nothing_from_connector(self) -> Tensor:
-        """Return zero, with a gradient of zero for the connector: ranks wait for each other's gradients."""
-        learnt = [p.sum() for p in (*self.connector.parameters(), *self.visual_encoder.parameters()) if p.requires_grad]
-        return 0.0 * torch.stack(learnt).sum() if learnt else torch.zeros((), device=self.network.device)
+    def _nothing_from_images(self, pixel_values: Tensor) -> Tensor:
+        """Return zero, with gradients of zero for the connector: ranks wait for each other's gradients.
+
+        They come from a black image ahead of the text, hence in the order of a batch with images: DeepSpeed adds up the
+        gradients of the ranks by the order in which they are ready.
+        """
+        black = torch.zeros(2, *pixel_values.shape[1:], device=self.network.device)  # overview and a tile
+        return 0.0 * sum(tokens.sum() for tokens in self.network.encode_images(black, [2]))
 
     def train(self, mode: bool = True) -> "PALLaVAModel":
         """Set training mode; frozen parts stay in evaluation mode, but recompute activations."""
@@ -162,13 +172,10 @@ class PALLaVAModel(BaseModel):
     def init_weights(self) -> None:
         """Do nothing: the parts have their weights, and mmengine would draw them anew."""
 
-    def gradient_checkpointing_enable(self) -> None:
-        """Recompute activations in the backward pass, in the parts that have one."""
-        options = {"gradient_checkpointing_kwargs": {"use_reentrant": False}}
-        self.llm.gradient_checkpointing_enable(**options)
-        self.connector.gradient_checkpointing = True
-        if not self.freeze_visual_encoder:
-            self.visual_encoder.gradient_checkpointing_enable(**options)
+    def recompute(self, choice: Choice) -> None:
+        """Set what computes its activations anew in the backward pass: `activation_checkpointing`."""
+        self.activation_checkpointing = choice
+        recompute(self, choice)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> "OrderedDict[str, Tensor]":  # type: ignore[override]
         """Return the trained weights alone."""

@@ -112,6 +112,7 @@ def write_config(name: str, parts: dict[str, Path], data: dict[str, Path], path:
     config.model.connector.update(num_hidden_layers=2, num_attention_heads=2)
     config.model.llm_lora.r = 4
     config.model.pretrained_pth = None
+    config.model.activation_checkpointing = "all"
     config.train_dataloader.update(batch_size=1, num_workers=0)
     config.train_dataloader.sampler = {"type": "DefaultSampler", "shuffle": True}  # mixes rows with and without image
     config.optim_wrapper.accumulative_counts = 1

@@ -27,12 +27,15 @@ from pallava.errors import PallavaError
 from pallava.model.encoders import load_encoder, outline_encoder
 from pallava.model.weights import compare_keys
 from pallava.training.checkpoints import checkpoint_bytes
-from pallava.training.doctor import DoctorSettings, checks, plan_memory
+from pallava.training.doctor import DoctorSettings, checks
+from pallava.training.doctor.auto import plan_step
 from pallava.training.doctor.case import Case
-from pallava.training.doctor.memory import Parameters, plain_memory, zero_memory
+from pallava.training.doctor.memory import Parameters, plain_memory, read_zero_settings, zero_memory
 from pallava.training.doctor.step import count_activations, count_flops
 from pallava.training.model import PALLaVAModel, build
 from pallava.training.optimizer import grouped_adamw
+from pallava.training.recompute import Choice
+from pallava.training.zero import read_settings
 from tests.tiny import folders
 from tests.tiny.training import save_data, save_parts, write_config
 
@@ -70,14 +73,19 @@ def doctor(config: Path, *words: str, capsys: pytest.CaptureFixture[str]) -> tup
     return code, json.loads(printed.out)
 
 
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Estimate fewer choices, each of which takes a second."""
+    monkeypatch.setattr("pallava.training.doctor.TRIED", ("none", "all"))
+
+
 def faults(report: dict[str, Any]) -> dict[str, str]:
     return {each["check"]: each["text"] for each in report["findings"] if each["status"] == "fail"}
 
 
-def real_model(case: Case, use_checkpointing: bool, **llm: Any) -> Any:
+def real_model(case: Case, choice: Choice) -> Any:
     torch.manual_seed(0)
-    model = case.config.model
-    return build({**model, "llm": {**model.llm, **llm}, "use_activation_checkpointing": use_checkpointing})
+    return build({**case.config.model, "activation_checkpointing": choice})
 
 
 def size(tensors: Iterable[torch.Tensor]) -> int:
@@ -105,27 +113,26 @@ def peak_of_a_step(model: Any, batch: dict[str, Any]) -> int:
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("use_checkpointing", [True, False])
-def test_activations_are_those_of_a_real_step(config: Path, use_checkpointing: bool, attention: str) -> None:
+@pytest.mark.parametrize("choice", ["all", "none"])
+def test_activations_are_those_of_a_real_step(config: Path, choice: Choice, attention: str) -> None:
     case = Case(DoctorSettings(str(config)))
-    batch, model, outline = case.longest_batch, real_model(case, use_checkpointing), case.outline(use_checkpointing)
+    batch, model, outline = case.longest_batch, real_model(case, choice), case.outline(choice)
     for each in (model, outline):
         each.llm.config._attn_implementation = attention  # which the layers read
     measured = peak_of_a_step(model, batch)
     assert count_activations(outline, batch) == pytest.approx(measured, rel=0.1)
 
 
-@pytest.mark.parametrize("use_checkpointing", [True, False])
-def test_memory_is_that_of_a_real_step(config: Path, use_checkpointing: bool) -> None:
+@pytest.mark.parametrize("choice", ["all", "none"])
+def test_memory_is_that_of_a_real_step(config: Path, choice: Choice) -> None:
     case = Case(DoctorSettings(str(config)))
-    model = real_model(case, use_checkpointing)
+    model = real_model(case, choice)
     peak = peak_of_a_step(model, case.longest_batch)
     optimizer = grouped_adamw(model.parameters(), lr=1e-3)
     optimizer.step()
     weights, states = list(model.parameters()), moments(optimizer)
     gradients = [weight.grad for weight in weights if weight.grad is not None]
-    plans = plan_memory(case)
-    (found,) = (each for each in plans if (each.runner, each.activation_checkpointing) == ("plain", use_checkpointing))
+    found = plan_step(case, "plain", choice)
     assert (found.weights, found.gradients, found.optimizer, found.buffers) == (
         *map(size, (weights, gradients, states)),
         0,
@@ -134,10 +141,10 @@ def test_memory_is_that_of_a_real_step(config: Path, use_checkpointing: bool) ->
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("use_checkpointing", [True, False])
-def test_flops_are_those_of_a_real_step(config: Path, use_checkpointing: bool, attention: str) -> None:
+@pytest.mark.parametrize("choice", ["all", "none"])
+def test_flops_are_those_of_a_real_step(config: Path, choice: Choice, attention: str) -> None:
     case = Case(DoctorSettings(str(config)))
-    model, outline = real_model(case, use_checkpointing), case.outline(use_checkpointing)
+    model, outline = real_model(case, choice), case.outline(choice)
     for each in (model, outline):
         each.llm.config._attn_implementation = attention  # which the layers read
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
@@ -150,7 +157,7 @@ def test_a_training_that_would_do(config: Path, tmp_path: Path, capsys: pytest.C
     assert (code, report["exit_code"], faults(report)) == (0, 0, {})
     assert {each["check"] for each in report["findings"]} == {*checks.CHECKS, "memory", "compute"}
     assert "skipped" not in {each["status"] for each in report["findings"]}
-    assert [each["runner"] for each in report["memory"]] == ["plain", "ZeRO-1", "ZeRO-2"] * 2
+    assert [each["runner"] for each in report["memory"]] == ["plain", "ZeRO-1", "ZeRO-2"] * 5
     compute = report["compute"]
     expected = compute["flops_per_sample_with_checkpointing"] * compute["samples"] / (0.4 * 989e12 * 3600)
     assert compute["hours_with_checkpointing"] == pytest.approx(expected)
@@ -189,6 +196,7 @@ def test_what_needs_a_missing_part_is_skipped(config: Path, capsys: pytest.Captu
     assert {status[name] for name in ("disk", "memory", "compute")} == {"skipped"}
 
 
+@pytest.mark.usefixtures("few")
 def test_too_little_room(config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "free_bytes", lambda path: 100_000)
     words = ["--nproc", "16", "--cfg-options", "train_dataloader.num_workers=3"]
@@ -200,6 +208,7 @@ def test_too_little_room(config: Path, capsys: pytest.CaptureFixture[str], monke
     assert "save_total_limit" in found["disk"]
 
 
+@pytest.mark.usefixtures("few")
 def test_a_model_that_is_too_large_for_the_card(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The tiny model takes hardly more than CUDA; DeepSpeed's two buckets of 5e8 elements do not fit."""
     words = ["--deepspeed", "deepspeed_zero2", "--cfg-options", "optim_wrapper.precision=auto"]
@@ -216,11 +225,13 @@ def test_a_model_that_is_too_large_for_the_card(config: Path, capsys: pytest.Cap
     assert doctor(config, "--card-gb", "4", *words, capsys=capsys)[0] == 0
 
 
+@pytest.mark.usefixtures("few")
 def test_deepspeed_settings(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = {"zero_optimization": {"stage": 1, "reduce_bucket_size": 5e7, "overlap_comm": False}}
     (tmp_path / "small.json").write_text(json.dumps(small))
     _, report = doctor(config, "--deepspeed", str(tmp_path / "small.json"), capsys=capsys)
     assert {each["buffers"] for each in report["memory"] if each["runner"] != "plain"} == {2 * 50_000_000}
+    assert Case(DoctorSettings(str(config), deepspeed="pallava_zero1")).deepspeed == read_settings("pallava_zero1")
     for given, fact in (("deepspeed_zero3", "deepspeed_zero2"), ("gone.json", "gone.json")):
         code, report = doctor(config, "--deepspeed", given, capsys=capsys)
         assert code == 1
@@ -236,7 +247,7 @@ def test_a_language_model_whose_download_was_not_finished(config: Path, tmp_path
 
 
 def test_the_checkpoint_is_as_large_as_a_saved_one(config: Path) -> None:
-    model = real_model(Case(DoctorSettings(str(config))), True)
+    model = real_model(Case(DoctorSettings(str(config))), "all")
     optimizer = grouped_adamw(model.parameters(), lr=1e-3)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
@@ -307,10 +318,14 @@ def test_the_published_sizes() -> None:
     assert counts == Parameters(trained=395_406_336, frozen_llm=8_030_261_248, frozen_others=85_799_424)
     activations = count_activations(model, batch)
     stage = {"stage": 2, "overlap_comm": True}
-    step: dict[str, Any] = {"activation_checkpointing": True, "activations": activations}
+    step: dict[str, Any] = {"activation_checkpointing": "all", "activations": activations}
     plans = [zero_memory(counts, torch.bfloat16, number, stage, **step) for number in (16, 1)]
     plans.append(plain_memory(counts, torch.bfloat16, 16, **step))
     found = [(plan.total - plan.cuda) / 1e9 for plan in plans]
     assert found == pytest.approx([21.8, 26.9, 27.0], rel=0.05)
+    stock, ours = plans[0], zero_memory(counts, torch.bfloat16, 16, *read_zero_settings(None, 1), **step)
+    assert stock.buffers - ours.buffers == 1_800_000_000
+    assert ours.gradients == 4 * counts.trained  # all of them, in float32
+    assert ours.total < stock.total + 4 * counts.trained - 1_800_000_000
     assert count_flops(model, batch) / 6 == pytest.approx(16.35e12, rel=0.02)
     assert checkpoint_bytes(counts.trained, torch.bfloat16, has_deepspeed=True) == 14 * counts.trained

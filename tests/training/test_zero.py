@@ -1,5 +1,6 @@
 """Our settings of DeepSpeed, by two processes over gloo: what they send, add up and skip, beside xtuner's."""
 
+import copy
 import json
 import os
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from xtuner.configs import cfgs_name_path
 from pallava.io.launch import free_port
 from pallava.training import compat
 from pallava.training.zero import SETTINGS
+from tests.tiny import golden
+from tests.training.test_model import tiny
 
 COUNTS = 6  # gradients that are added up in an optimizer step
 NAMES = ("deepspeed_zero2", "pallava_zero1", "pallava_zero2")
@@ -125,6 +128,32 @@ def test_gradients_are_added_up_in_float32(tmp_path: Path) -> None:
         assert found[0]["moved"] == found[1]["moved"]
         assert found[0]["moved"][0] == found[0]["moved"][1], f"{name}: a gradient of NaN has moved the weights"
         assert [each["skipped"] for each in found] == [True, True]
+
+
+def mixed(rank: int) -> list[bool]:
+    """Descend by the gradient of a batch with images in one process, and of one without in the other."""
+    torch.manual_seed(0)
+    text = {key: torch.tensor(value) for key, value in (("input_ids", [5, 6, 7]), ("labels", [-100, 6, 7]))}
+    batches = [golden.batch(golden.samples()), golden.batch([{**text, "tiles": torch.zeros(0, 3, 32, 32)}])]
+    batches[1]["tiles_per_image"] = torch.zeros(0, dtype=torch.long)
+    model = tiny().eval()
+    for batch in batches:
+        (model(batch)["loss"] / 2).backward()
+    expected = {name: p.detach() - p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    found = []
+    for name in NAMES:
+        engine, *_ = open_engine(name, copy.deepcopy(model), 1, False, **SGD)
+        engine.backward(engine(batches[rank], mode="loss")["loss"])
+        engine.step()
+        state = engine.module.state_dict()
+        found.append(state.keys() == expected.keys() and all(state[key].allclose(expected[key]) for key in state))
+    return found
+
+
+def test_a_process_without_images_beside_one_with_some(tmp_path: Path) -> None:
+    """DeepSpeed adds up gradients by the order in which they are ready, which must be the same in both."""
+    assert in_two(mixed, tmp_path) == [[True] * 3] * 2
 
 
 def test_the_names_are_xtuners_beside_its_own() -> None:

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-
 from pallava.errors import cap_message
+from pallava.training.doctor.auto import choose, plan_step
 from pallava.training.doctor.case import Case, DoctorSettings, NotChecked
 from pallava.training.doctor.checks import CHECKS, Check, Found
-from pallava.training.doctor.memory import CARDS_GB, Memory, plain_memory, zero_memory
-from pallava.training.doctor.step import count_activations, count_flops
+from pallava.training.doctor.memory import CARDS_GB, Memory
+from pallava.training.doctor.step import count_flops
 from pallava.training.failures import user_message
+from pallava.training.recompute import TRIED
 
 __all__ = ["CARDS_GB", "DoctorSettings", "Finding", "Report", "examine"]
 
@@ -83,32 +83,26 @@ def _run(check: Check, case: Case) -> Iterator[Found]:
 
 
 def plan_memory(case: Case) -> list[Memory]:
-    """Return the memory of a card under each runner, with and without activation checkpointing."""
-    launch = (case.parameters, case.dtype, case.settings.num_processes)
-    given = (case.deepspeed or {}).get("zero_optimization", {"overlap_comm": True})  # as in xtuner's JSON
-    plans = []
-    for has_checkpointing in (True, False):
-        activations = count_activations(case.outline(has_checkpointing), case.longest_batch)
-        step: dict[str, Any] = {"activation_checkpointing": has_checkpointing, "activations": activations}
-        plans.append(plain_memory(*launch, **step))
-        plans += [zero_memory(*launch, {**given, "stage": stage}, **step) for stage in (1, 2)]
-    return plans
+    """Return the memory of a card under each runner, with each choice of activation checkpointing."""
+    choices = list(reversed(TRIED))
+    if case.choice not in (*choices, "auto"):
+        choices.append(case.choice)
+    return [plan_step(case, runner, choice) for choice in choices for runner in ("plain", "ZeRO-1", "ZeRO-2")]
 
 
 def _judge_memory(case: Case, plans: list[Memory]) -> Found:
     """Return whether the plan of the config and the launch fits the card, and if not what to do."""
-    runner = "plain" if case.deepspeed is None else f"ZeRO-{case.zero_stage}"
-    asked = (runner, bool(case.get("model.use_activation_checkpointing", True)))
-    own = next((plan for plan in plans if (plan.runner, plan.activation_checkpointing) == asked), None)
-    if own is None:
-        return "warn", f"the memory of {runner} is not known"
-    card = _card_bytes(case)
-    text = f"{own.describe()} of a card of {card / 1e9:.3g} GB in the longest batch"
-    if own.total <= card:
+    if case.deepspeed is not None and case.zero_stage not in (1, 2):
+        return "warn", f"the memory of {case.runner_name} is not known"
+    own = choose(case) if case.choice == "auto" else plan_step(case, case.runner_name, case.choice)
+    text = f"{own.describe()} of a card of {case.card_bytes / 1e9:.3g} GB in the longest batch"
+    if case.choice == "auto":
+        text = f"auto takes {own.activation_checkpointing!r}: {text}"
+    if case.fits(own):
         return "ok", text
-    if fitting := [plan for plan in plans if plan.total <= card]:
+    if fitting := [each for each in plans if case.fits(each)]:
         return "fail", f"{text}; {fitting[0].describe()}"
-    if own.total - own.activations - own.buffers > card:
+    if own.total - own.activations - own.buffers > case.card_bytes:
         return "fail", f"{text}; take larger cards, or a smaller language model"
     advice = f"lower batch_size or context_length (activations: {own.activations / 1e9:.1f} GB)"
     if case.deepspeed is not None:
@@ -116,21 +110,14 @@ def _judge_memory(case: Case, plans: list[Memory]) -> Found:
     return "fail", f"{text}; {advice}"
 
 
-def _card_bytes(case: Case) -> float:
-    if case.settings.card_gb is not None:
-        return case.settings.card_gb * 1e9
-    cards = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
-    return min(cards, default=CARDS_GB[-1] * 1e9)
-
-
 def _estimate_compute(case: Case) -> dict[str, float]:
-    """Return FLOPs of a sample of the first batch, and hours, with and without activation checkpointing."""
+    """Return FLOPs of a sample of the first batch, and hours, with all recomputed and with nothing."""
     settings, num_rows = case.settings, len(case.first_batch["data"]["input_ids"])
     samples = case.num_epochs * len(case.loader.dataset)
     speed = settings.num_processes * settings.peak_tflops * 1e12 * settings.share
     found = {"samples": samples, "cards": settings.num_processes, "flops_per_second": speed}
-    for name, has_checkpointing in (("with", True), ("without", False)):
-        flops = count_flops(case.outline(has_checkpointing), case.first_batch) / num_rows
+    for name, choice in (("with", "all"), ("without", "none")):
+        flops = count_flops(case.outline(choice), case.first_batch) / num_rows
         found[f"flops_per_sample_{name}_checkpointing"] = flops
         found[f"hours_{name}_checkpointing"] = flops * samples / speed / 3600
     return found

@@ -18,9 +18,10 @@ from pallava.errors import PallavaError
 from pallava.io.processes import default_num_workers
 from pallava.model.encoders import outline_encoder
 from pallava.model.loading import outline_llm
-from pallava.training.doctor.memory import Parameters
+from pallava.training.doctor.memory import CARDS_GB, Memory, Parameters
 from pallava.training.failures import user_message
 from pallava.training.model import build
+from pallava.training.recompute import Choice, choice_of
 
 T = TypeVar("T")
 _OUTLINED = {"load_llm": "llm", "from_pretrained": "llm", "load_encoder": "encoder", "load_plip": "encoder"}
@@ -115,7 +116,7 @@ class Case:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise PallavaError(
-                f"--deepspeed '{given}' must be deepspeed_zero1, deepspeed_zero2 or a JSON file ({error})"
+                f"--deepspeed '{given}' must be pallava_zero1, deepspeed_zero2 or a JSON file ({error})"
             ) from None
         return found
 
@@ -129,6 +130,23 @@ class Case:
     def zero_stage(self) -> int:
         """Return the stage of ZeRO; 0 is without it."""
         return int((self.deepspeed or {}).get("zero_optimization", {}).get("stage", 0))
+
+    @property
+    def runner_name(self) -> str:
+        """Return the way to train, as a plan of its memory names it."""
+        return "plain" if self.deepspeed is None else f"ZeRO-{self.zero_stage}"
+
+    @property
+    def card_bytes(self) -> float:
+        """Return the memory of a card: the given one, that of the smallest card here, or else the largest known."""
+        if self.settings.card_gb is not None:
+            return self.settings.card_gb * 1e9
+        cards = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
+        return min(cards, default=CARDS_GB[-1] * 1e9)
+
+    def fits(self, plan: Memory, share: float = 1.0) -> bool:
+        """Return whether a plan fits in a share of the card."""
+        return plan.total <= share * self.card_bytes
 
     @property
     def dtype(self) -> torch.dtype:
@@ -159,14 +177,19 @@ class Case:
     @once
     def model(self) -> Any:
         """Return the whole model on the meta device, as the config trains it."""
-        return self.outline(self.get("model.use_activation_checkpointing", True))
+        return self.outline(self.choice)
 
-    def outline(self, use_checkpointing: bool) -> Any:
-        """Build the whole model on the meta device, with or without activation checkpointing."""
+    @property
+    def choice(self) -> Choice:
+        """Return the config's choice of activation checkpointing."""
+        return choice_of(self.get("model", {}))
+
+    def outline(self, choice: Choice) -> Any:
+        """Build the whole model on the meta device, with a choice of activation checkpointing."""
         parts = {"llm": self.language_model, "visual_encoder": self.visual_encoder}
         for name in ("language_model", "visual_encoder"):  # LoRA changes a part in place
             del self.opened[name]
-        options = {"pretrained_pth": None, "use_activation_checkpointing": use_checkpointing}
+        options = {"pretrained_pth": None, "activation_checkpointing": choice, "use_activation_checkpointing": None}
         with torch.device("meta"):
             return build({**self.config.model, **parts, **options}).to(self.dtype)
 

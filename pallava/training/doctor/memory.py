@@ -7,9 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from pallava.training.recompute import Choice
+from pallava.training.zero import read_settings
+
 _FLOAT32 = 4  # bytes
 _ADAM = 2 * _FLOAT32  # two moments of a weight
 _BUCKET = 500_000_000  # elements; DeepSpeed's default of reduce_bucket_size
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CUDA = 1_500_000_000  # bytes of the CUDA context and NCCL beside torch's tensors, at the most
 CARDS_GB = (24, 40, 80)
 """Sizes of cards that each plan is compared with."""
@@ -20,7 +24,7 @@ class Memory:
     """Bytes on one card by part, under one way to train."""
 
     runner: str  # "plain", "ZeRO-1" or "ZeRO-2"
-    activation_checkpointing: bool
+    activation_checkpointing: Choice
     weights: int
     gradients: int
     optimizer: int  # moments, and under DeepSpeed the float32 masters
@@ -35,8 +39,8 @@ class Memory:
 
     def describe(self) -> str:
         """Return the way to train, and what it takes."""
-        word = "with" if self.activation_checkpointing else "without"
-        return f"{self.runner} {word} activation checkpointing takes {self.total / 1e9:.1f} GB"
+        choice = f"activation_checkpointing={self.activation_checkpointing!r}"
+        return f"{self.runner} with {choice} takes {self.total / 1e9:.1f} GB"
 
     def to_dict(self) -> dict[str, Any]:
         """Return bytes by part, and the cards that it fits."""
@@ -86,23 +90,41 @@ def plain_memory(parameters: Parameters, dtype: torch.dtype, num_processes: int,
     )
 
 
+def read_zero_settings(deepspeed: Mapping[str, Any] | None, stage: int) -> tuple[dict[str, Any], torch.dtype | None]:
+    """Return `zero_optimization` for a stage, and the type that gradients are added up in (None: the training's).
+
+    Those of `deepspeed`, a JSON of DeepSpeed's, or else of ours.
+    """
+    settings = read_settings(f"pallava_zero{stage}") if deepspeed is None else deepspeed
+    given = (settings.get("data_types") or {}).get("grad_accum_dtype")
+    return {**(settings.get("zero_optimization") or {}), "stage": stage}, _TYPES.get(str(given))
+
+
 def zero_memory(
-    parameters: Parameters, dtype: torch.dtype, num_processes: int, settings: Mapping[str, Any], **step: Any
+    parameters: Parameters,
+    dtype: torch.dtype,
+    num_processes: int,
+    settings: Mapping[str, Any],
+    accumulation: torch.dtype | None = None,
+    **step: Any,
 ) -> Memory:
     """Return the memory under ZeRO-1 or ZeRO-2, where the whole model is in one precision.
 
-    `settings` are `zero_optimization` of DeepSpeed's JSON; other arguments as in `plain_memory`.
+    `settings` and `accumulation` are those of `read_zero_settings`; other arguments as in `plain_memory`.
     """
     share = -(-parameters.trained // num_processes)
     is_offloaded = (settings.get("offload_optimizer") or {}).get("device", "none") != "none"
     num_buckets = 1 + bool(settings.get("overlap_comm")) if settings.get("contiguous_gradients", True) else 0
     buffers = num_buckets * dtype.itemsize * int(float(settings.get("reduce_bucket_size", _BUCKET)))
+    gradients = (accumulation or dtype).itemsize * (share if settings["stage"] == 2 else parameters.trained)
+    if settings["stage"] == 2 and accumulation not in (None, dtype):
+        gradients += dtype.itemsize * share  # those of the batch, before they are added
     # A gradient and a root of a moment in float32, when the buffers are free.
     step["activations"] = max(step["activations"], 0 if is_offloaded else 2 * _FLOAT32 * share - buffers)
     return Memory(
         f"ZeRO-{settings['stage']}",
         weights=dtype.itemsize * parameters.total,
-        gradients=dtype.itemsize * (share if settings["stage"] == 2 else parameters.trained),
+        gradients=gradients,
         optimizer=0 if is_offloaded else (_FLOAT32 + _ADAM) * share,
         buffers=buffers,
         **step,
