@@ -96,8 +96,8 @@ def build_smollm2() -> tuple[Any, Any]:
     return with_images(AutoModelForCausalLM.from_pretrained(fetch_smollm2()))
 
 
-def with_images(llm: Any) -> tuple[Any, Any]:
-    """Put the demo's shape of encoder and connector around a language model."""
+def with_images(llm: Any, *, is_published: bool = False) -> tuple[Any, Any]:
+    """Put the demo's shape of encoder and connector around a language model, or the published one."""
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
     from pallava.demo import PLIP_MODEL
@@ -109,7 +109,8 @@ def with_images(llm: Any) -> tuple[Any, Any]:
         ScaleInvariantConnectorConfig,
     )
 
-    vision = PLIP_MODEL["vision_cfg"]
+    published = {"layers": 12, "width": 768, "head_width": 64, "patch_size": 16, "image_size": 224}
+    vision = published if is_published else PLIP_MODEL["vision_cfg"]
     width, side = vision["width"], vision["image_size"]
     encoder = CLIPVisionConfig(
         hidden_size=width,
@@ -119,7 +120,8 @@ def with_images(llm: Any) -> tuple[Any, Any]:
         image_size=side,
         patch_size=vision["patch_size"],
     )
-    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 768}
+    demo = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 768}
+    sizes: dict[str, int] = {} if is_published else demo
     connector = ScaleInvariantConnectorConfig(visual_hidden_size=width, llm_hidden_size=llm.config.hidden_size, **sizes)
     parts = CLIPVisionModel(encoder), ScaleInvariantConnector(connector)
     model = PALLaVAForConditionalGeneration.from_parts(llm, *parts).eval()

@@ -32,7 +32,7 @@ def takes_cache(llm: Any, config: GenerationConfig, options: dict[str, Any]) -> 
     own = causal_lm(llm)
     if not own._supports_default_dynamic_cache() or getattr(own.config, "sliding_window", None) is not None:
         return False
-    if config.cache_implementation is not None or config.num_return_sequences != 1:
+    if config.cache_implementation is not None or config.num_return_sequences not in (None, 1):
         return False
     kinds = set(getattr(own.config, "layer_types", None) or ["full_attention"])
     return kinds == {"full_attention"} and config.get_generation_mode(options.get("assistant_model")) in _ONE_ROW_EACH
@@ -69,8 +69,8 @@ def share_beginnings(
 
     Returns:
         What `fuse` returns for all rows, each with its padding between the shared beginning and the rest, and the
-        cache of the first P positions: (B, heads, P, width) in each layer. None where it would not pay: fewer than half
-        of the rows share, or a row has several images, none, or nothing behind it.
+        cache of the first P positions: (B, heads, P, width) in each layer. None where it would not pay, as less than a
+        quarter is saved, or where a row has several images, none, or nothing behind it.
     """
     real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     rows = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids.cpu(), real.cpu(), strict=True)]
@@ -80,7 +80,7 @@ def share_beginnings(
     ends = [row.index(IMAGE_TOKEN_INDEX) + 1 for row in rows]
     keys = [(tuple(row[:end]), image) for row, end, image in zip(rows, ends, image_of, strict=True)]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    if 2 * len(numbers) > len(rows):
+    if 4 * len(numbers) > 3 * len(rows):  # another pass through the weights costs more
         return None
     beginnings = _fuse(model, [ids for ids, _ in numbers], [visual_tokens[image] for _, image in numbers])
     rests = _fuse(model, [row[end:] for row, end in zip(rows, ends, strict=True)], [])

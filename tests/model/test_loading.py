@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -18,6 +19,7 @@ from pallava.model.loading import (
     add_lora,
     check_reopenable_part,
     find_folder,
+    is_adapted,
     load_llm,
     load_tokenizer,
     merge_lora,
@@ -151,6 +153,33 @@ def test_a_type_that_is_given_is_that_of_all_weights(tmp_path, dtype):
         assert {value.dtype for value in opened.parameters()} == {torch.bfloat16}
     opened, _ = load(folder, "cpu")
     assert {value.dtype for value in opened.parameters()} == {torch.float32}
+
+
+def test_a_model_for_answering_has_its_adapter_merged(tmp_path):
+    parts = folders.save_parts(tmp_path / "parts")
+    built = folders.build(parts, folders.open_llm(parts, has_lora=True))
+    folder = folders.save(parts, built, tmp_path / "model")
+    kept = PALLaVAForConditionalGeneration.from_pretrained(folder).eval()
+    merged, processor = load(folder, "cpu")
+    assert is_adapted(kept.llm)
+    assert not is_adapted(merged.llm)
+    assert not any("lora" in name for name, _ in merged.named_modules())
+    inputs = processor(["what is shown ?", "yes ?"], [Image.new("RGB", (70, 50), "pink")] * 2)
+    expected = folders.answers(kept, processor, inputs, max_new_tokens=8)
+    assert folders.answers(merged, processor, inputs, max_new_tokens=8) == expected
+
+
+def test_a_model_for_answering_is_of_one_type(tmp_path):
+    parts = folders.save_parts(tmp_path / "parts")
+    built = folders.build(parts, folders.open_llm(parts, has_lora=True))
+    folder = folders.save(parts, built, tmp_path / "model")
+    AutoModelForCausalLM.from_pretrained(parts["llm"], torch_dtype=torch.bfloat16).save_pretrained(parts["llm"])
+    model, processor = load(folder, "cpu")
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    inputs = processor("what is shown ?", Image.new("RGB", (70, 50), "pink"))
+    assert folders.answers(model, processor, inputs, max_new_tokens=2)
+    given, _ = load(folder, "cpu", torch_dtype=torch.float32)
+    assert {weight.dtype for weight in given.parameters()} == {torch.float32}
 
 
 def test_a_folder_whose_tokenizer_has_too_many_tokens_is_not_loaded(tmp_path):

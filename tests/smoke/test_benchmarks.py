@@ -72,6 +72,18 @@ def test_generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "times as many answers a second (at least 3:" in done.stdout
 
 
+@pytest.mark.slow
+def test_evaluate() -> None:
+    command = [sys.executable, str(BENCHMARKS / "evaluate.py"), "--small", "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+    for title in ("merged", "adapter"):
+        assert re.search(
+            rf"^{title} .*\n  b135031 .*(?: +\d+\.\d+){{4}}\n  now .*\n  ratio .*rounds from", done.stdout, re.M
+        )
+    assert len(re.findall(r"^chat, .* ratio \d+\.\d\d$", done.stdout, re.M)) == 2
+
+
 def test_resume() -> None:
     command = [sys.executable, str(BENCHMARKS / "resume.py"), "--small"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

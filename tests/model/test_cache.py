@@ -1,0 +1,108 @@
+"""What is computed once gives the answers of what is computed for each."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from pallava.errors import PallavaError
+from pallava.model import PALLaVAForConditionalGeneration
+from pallava.model.cache import share_beginnings, takes_cache
+from tests.tiny import golden
+
+IMAGE = -200
+PROMPTS = [[5, 6, IMAGE, 7, 8, 9, 4], [5, 6, IMAGE, 8], [5, 6, IMAGE, 9, 3], [3, 4, 5, IMAGE, 9, 3], [5, 6, IMAGE, 4]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> PALLaVAForConditionalGeneration:
+    return golden.model(tmp_path_factory.mktemp("plip"))
+
+
+@pytest.fixture
+def batch(model: PALLaVAForConditionalGeneration) -> dict[str, Any]:
+    """Five questions about two images, of which one gives fewer visual tokens, as other connectors do."""
+    torch.manual_seed(0)
+    length = max(map(len, PROMPTS))
+    images = [torch.randn(size, model.config.text_config.hidden_size) for size in (4, 2)]
+    return {
+        "input_ids": torch.tensor([[0] * (length - len(row)) + row for row in PROMPTS]),
+        "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in PROMPTS]),
+        "visual_tokens": images,
+        "image_of": [0, 0, 1, 1, 1],
+    }
+
+
+def test_rows_that_share_their_beginning(model: PALLaVAForConditionalGeneration, batch: dict[str, Any]) -> None:
+    shared = share_beginnings(model, **batch)
+    assert shared is not None
+    fused, cache = shared
+    assert cache.get_seq_length() == 2 + 4
+    assert fused["attention_mask"].sum(1).tolist() == [4 + 6, 4 + 3, 2 + 4, 2 + 5, 2 + 3]
+    together = model.generate(**batch, max_new_tokens=6)
+    alone = [
+        model.generate(torch.tensor([row]), visual_tokens=[batch["visual_tokens"][image]], max_new_tokens=6)[0]
+        for row, image in zip(PROMPTS, batch["image_of"], strict=True)
+    ]
+    for row, expected, prompt in zip(together, alone, PROMPTS, strict=True):
+        assert row[-6:].tolist()[: len(expected) - len(prompt)] == expected[len(prompt) :].tolist()
+    assert len({tuple(row[-6:].tolist()) for row in together}) > 2
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"num_beams": 2, "num_return_sequences": 2}])
+def test_beams_compute_all(model: Any, batch: dict[str, Any], options: dict[str, int]) -> None:
+    tokens = [batch["visual_tokens"][number] for number in batch["image_of"]]
+    each = {**batch, "visual_tokens": tokens, "image_of": None}
+    ids = [model.generate(**given, max_new_tokens=5, **options).tolist() for given in (batch, each)]
+    assert ids[0] == ids[1]
+
+
+def test_where_it_would_not_pay(model: PALLaVAForConditionalGeneration, batch: dict[str, Any]) -> None:
+    def changed(**values: Any) -> Any:
+        return share_beginnings(model, **{**batch, **values})
+
+    ids = batch["input_ids"]
+    assert changed() is not None
+    assert changed(visual_tokens=batch["visual_tokens"] * 3, image_of=[0, 1, 2, 3, 0]) is None, "a fifth is saved"
+    assert changed(input_ids=ids.masked_fill(ids == 6, IMAGE)) is None, "several images"
+    assert changed(input_ids=ids.masked_fill(ids == IMAGE, 7)) is None, "none"
+    assert changed(input_ids=ids[:, :-1], attention_mask=batch["attention_mask"][:, :-1]) is None, "nothing behind it"
+    with pytest.raises(PallavaError, match="5 image marker.* 3 image"):
+        model.generate(**{**batch, "image_of": [0, 1, 1]})
+
+
+@pytest.fixture
+def others() -> dict[str, Any]:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"vocab_size": 16, "num_key_value_heads": 2}
+    return {
+        "window": MistralForCausalLM(MistralConfig(sliding_window=8, **sizes)),
+        "no window": MistralForCausalLM(MistralConfig(sliding_window=None, **sizes)),
+        "unused window": Qwen2ForCausalLM(Qwen2Config(use_sliding_window=False, **sizes)),
+    }
+
+
+def test_language_models_that_see_a_window_take_no_cache(others: dict[str, Any]) -> None:
+    config = GenerationConfig()
+    assert {name: takes_cache(llm, config, {}) for name, llm in others.items()} == {
+        "window": False,
+        "no window": True,
+        "unused window": True,
+    }
+
+
+def test_a_cache_that_cannot_be_used_is_left_alone(model: Any, batch: dict[str, Any]) -> None:
+    cache = DynamicCache()
+    given = {"visual_tokens": batch["visual_tokens"][:1], "cache": cache, "max_new_tokens": 3}
+    model.generate(batch["input_ids"][:1], num_beams=2, **given)
+    assert cache.get_seq_length() == 0
+    ids = model.generate(batch["input_ids"][:1], **given)
+    assert cache.get_seq_length() == ids.shape[1] - 1 - 1 + 4
