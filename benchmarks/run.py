@@ -21,7 +21,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -31,7 +30,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pallava.io.processes import num_cores
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "benchmarks"
 TIMEOUT = 1500  # seconds of one benchmark
 SWEEP, PICTURE = "build/sweep.json", "training.png"
 ORDER = ("training", "flops", "gpu", "generate", "evaluate", "encode", "pointing", "data_pipeline", "resume")
@@ -47,9 +45,9 @@ CHART = f"![Seconds of a step against tiles, words and rows of a batch]({PICTURE
 def main() -> int:
     """Run the benchmarks that were named, or all; return 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = find_benchmarks(FOLDER)
+    known = find_benchmarks(ROOT / "benchmarks")
     parser.add_argument("names", nargs="*", choices=[[], *known], metavar="NAME", help=f"{', '.join(known)}")
-    failed = run_all(parser.parse_args().names or known, FOLDER)
+    failed = run_all(parser.parse_args().names or known, ROOT / "benchmarks")
     print(f"failed: {', '.join(failed) or 'nothing'}")
     return int(bool(failed))
 
@@ -121,10 +119,9 @@ def describe_machine() -> str:
     cpu = Path("/proc/cpuinfo")  # of Linux
     models = re.findall(r"^model name\s*: (.+)$", cpu.read_text(), re.M) if cpu.exists() else []
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    memory, cores = psutil.virtual_memory().total / 1e9, num_cores()
+    name, memory = models[0] if models else platform.machine(), psutil.virtual_memory().total / 1e9
     threads = f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}"
-    name = models[0] if models else platform.processor() or platform.machine()
-    return f"{cores} cores of {name}, {memory:.0f} GB, {card}; torch {version('torch')}, {threads}"
+    return f"{num_cores()} cores of {name}, {memory:.0f} GB, {card}; torch {torch.__version__}, {threads}"
 
 
 def draw(points: Sequence[dict[str, float]], path: Path) -> None:

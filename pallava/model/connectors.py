@@ -139,16 +139,30 @@ class ScaleInvariantConnector(PreTrainedModel):
         return self._connect(overview, tiles, tile_mask)
 
     def _connect(self, overview: Tensor, tiles: Tensor, tile_mask: Tensor | None) -> Tensor:
-        # The layers are run without the model around them: in newer transformers it asks the first norm for a scale,
-        # and the published connector's has none.
-        queries = self.qformer.dropout(self.qformer.layernorm(overview))
-        across: dict[str, Any] = {}
-        if self.config.add_cross_attention:
-            lowest = torch.finfo(tiles.dtype).min  # is added to the scores of padding: (I, 1, 1, M)
-            mask = None if tile_mask is None else (1 - tile_mask[:, None, None].to(tiles.dtype)) * lowest
-            across = {"encoder_hidden_states": tiles, "encoder_attention_mask": mask}
-        read = self.qformer.encoder(queries, query_length=queries.shape[1], **across).last_hidden_state  # (I, T, D)
-        return self.projection(self.norm(overview + read))  # (I, T, H)
+        hidden = self.qformer.dropout(self.qformer.layernorm(overview))
+        mask = None
+        if tile_mask is not None:  # what is added to the scores of padding: (I, 1, 1, M)
+            mask = (1 - tile_mask[:, None, None].to(tiles.dtype)) * torch.finfo(tiles.dtype).min
+        for layer in self.qformer.encoder.layer:
+            hidden = self._attend(layer.attention, hidden, hidden)
+            if layer.has_cross_attention:
+                hidden = self._attend(layer.crossattention, hidden, tiles, mask)
+            hidden = layer.output_query(layer.intermediate_query(hidden), hidden)
+        return self.projection(self.norm(overview + hidden))  # (I, T, H)
+
+    def _attend(self, block: Any, hidden: Tensor, read: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Let each token of `hidden` (I, T, D) read those of `read`, as the block does, but keep no scores (I, T, M).
+
+        transformers has eager attention alone for this block: benchmarks/training.py.
+        """
+        attention, heads = block.attention, self.config.num_attention_heads
+        query, key, value = (
+            linear(tokens).unflatten(-1, (heads, -1)).transpose(1, 2)  # (I, heads, T or M, D / heads)
+            for linear, tokens in ((attention.query, hidden), (attention.key, read), (attention.value, read))
+        )
+        dropout = attention.dropout.p if self.training else 0.0
+        found = nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout)
+        return block.output(found.transpose(1, 2).flatten(2), hidden)
 
     @classmethod
     def from_published(

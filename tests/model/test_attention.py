@@ -33,15 +33,37 @@ def test_attention_by_hand() -> None:
     torch.testing.assert_close(attention[0, 0], scores.softmax(-1).mean(0))
 
 
-def test_the_ordinary_path_computes_no_attention_maps(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = connector()
-    asked = []
-    forward = model.qformer.encoder.forward
-    monkeypatch.setattr(
-        model.qformer.encoder, "forward", lambda *a, **given: asked.append(given) or forward(*a, **given)
-    )
-    model(torch.randn(1, 4, 8), torch.randn(1, 12, 8))
-    assert not asked[0].get("output_attentions")
+def test_the_ordinary_path_keeps_no_scores() -> None:
+    """It equals transformers' eager attention, which does, in what comes out and in every gradient."""
+    model, overview, tiles = connector(), torch.randn(2, 5, 8), torch.randn(2, 12, 8)
+    mask = torch.ones(2, 12, dtype=torch.long)
+    mask[1, 7:] = 0
+    scores = ((5, 5), (5, 12))
+    with torch.autograd.graph.saved_tensors_hooks(lambda kept: shapes.append(kept.shape) or kept, lambda kept: kept):
+        shapes: list[torch.Size] = []
+        own = model(overview, tiles, mask)
+        assert shapes
+        assert not [shape for shape in shapes if shape[-2:] in scores]
+        read = model.qformer(overview, encoder_hidden_states=tiles, encoder_attention_mask=mask).last_hidden_state
+        assert {shape[-2:] for shape in shapes} >= set(scores)
+    theirs = model.projection(model.norm(overview + read))
+    torch.testing.assert_close(own, theirs, atol=1e-5, rtol=1e-5)
+    parameters = [each for each in model.parameters() if each.requires_grad]
+    expected = torch.autograd.grad(theirs.square().sum(), parameters)
+    for gradient, other in zip(torch.autograd.grad(own.square().sum(), parameters), expected, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-5, rtol=1e-4)
+
+
+def test_attention_is_dropped_in_training_alone() -> None:
+    model, overview, tiles = connector(), torch.randn(1, 4, 8), torch.randn(1, 12, 8)
+    assert torch.equal(model(overview, tiles), model(overview, tiles))
+    for block in (layer for layer in model.qformer.encoder.layer):
+        block.attention.attention.dropout.p = 0.9
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout) and module.p < 0.9:
+            module.p = 0.0
+    model.train()
+    assert not torch.allclose(model(overview, tiles), model(overview, tiles))
 
 
 def test_a_tile_that_is_attended_to_changes_the_picture() -> None:
