@@ -49,11 +49,12 @@ class Rows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         from pallava.images import open_image
-        from pallava.tiling import make_tiles
+        from pallava.tiling import cut_tiles
 
-        tiles = make_tiles(open_image(self.paths[index % len(self.paths)]), self.spec)
+        tiles = cut_tiles(open_image(self.paths[index % len(self.paths)]), self.spec)
         texts = {"id": str(index), "input_ids": [1] * 400, "labels": [1] * 400, "replaced": []}
-        return {**texts, "pixel_values": tiles, "tiles_per_image": [len(tiles)]}
+        pixels = {"pixel_values": tiles, "normalization": self.spec.normalization}
+        return {**texts, **pixels, "tiles_per_image": [len(tiles)]}
 
 
 def main() -> int:

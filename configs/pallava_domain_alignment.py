@@ -13,7 +13,6 @@ same arguments as `xtuner train`, finds the config by its bare name, and reports
     resume      ... --resume auto  (the newest whole checkpoint of the work directory, or the start; or give one)
 """
 
-from mmengine.dataset import DefaultSampler
 from mmengine.hooks import DistSamplerSeedHook, IterTimerHook, LoggerHook, ParamSchedulerHook
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
@@ -33,6 +32,7 @@ from pallava.training.hooks.random_state import RandomStateHook
 from pallava.training.loop import TrainLoop
 from pallava.training.model import PALLaVAModel, build_connector
 from pallava.training.optimizer import grouped_adamw, precise_optim_wrapper
+from pallava.training.sampler import LengthSampler
 
 # Imports of a config do not run while it is parsed; this statement does, and loads the plugin early enough. The dumped
 # config, which loses it, has `custom_imports` instead.
@@ -59,7 +59,7 @@ num_visual_tokens = None  # most of an image; None: computed from encoder and co
 # Scheduler and optimizer
 batch_size = 6  # per process
 accumulative_counts = 6
-dataloader_num_workers = 16
+dataloader_num_workers = None  # per process; None: the cores, divided by the processes of the machine, at most 16
 max_epochs = 9
 lr = 1e-4
 min_lr = 0.0
@@ -136,7 +136,8 @@ train_dataloader = dict(
         on_bad_image=on_bad_image,
         max_bad_images=max_bad_images,
     ),
-    sampler=dict(type=DefaultSampler, shuffle=True),
+    # Random, but rows that are computed together have like lengths: less padding, and no process waits for another.
+    sampler=dict(type=LengthSampler, batch_size=batch_size),
     collate_fn=dict(type=collate),
 )
 

@@ -17,7 +17,6 @@ from mmengine.hooks import DistSamplerSeedHook, IterTimerHook, LoggerHook, Param
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
 from peft import LoraConfig
-from xtuner.dataset.samplers import LengthGroupedSampler
 from xtuner.engine.hooks import DatasetInfoHook
 
 from pallava.model import load_encoder, load_image_processor
@@ -33,6 +32,7 @@ from pallava.training.hooks.random_state import RandomStateHook
 from pallava.training.loop import TrainLoop
 from pallava.training.model import PALLaVAModel, build_connector
 from pallava.training.optimizer import grouped_adamw, precise_optim_wrapper
+from pallava.training.sampler import LengthSampler
 
 # Imports of a config do not run while it is parsed; this statement does, and loads the plugin early enough. The dumped
 # config, which loses it, has `custom_imports` instead.
@@ -60,7 +60,7 @@ num_visual_tokens = None  # most of an image; None: computed from encoder and co
 # Scheduler and optimizer
 batch_size = 6  # per process
 accumulative_counts = 4
-dataloader_num_workers = 16
+dataloader_num_workers = None  # per process; None: the cores, divided by the processes of the machine, at most 16
 max_epochs = 12
 lr = 2e-4
 min_lr = 1e-6
@@ -137,12 +137,8 @@ train_dataloader = dict(
         on_bad_image=on_bad_image,
         max_bad_images=max_bad_images,
     ),
-    # Rows of like length, and with or without an image, stand together: less padding, and no rank waits for another.
-    sampler=dict(
-        type=LengthGroupedSampler,
-        length_property="modality_length",
-        per_device_batch_size=batch_size * accumulative_counts,
-    ),
+    # Random, but rows that are computed together have like lengths: less padding, and no process waits for another.
+    sampler=dict(type=LengthSampler, batch_size=batch_size),
     collate_fn=dict(type=collate),
 )
 

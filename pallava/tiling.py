@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from pallava.errors import PallavaError
@@ -69,6 +70,11 @@ class TileSpec:
                 raise PallavaError(f"the image processor's {name} must have 3 values, got {len(numbers)}")
         return cls(sides.pop(), (*map(float, mean),), (*map(float, std),), processor.resample)  # type: ignore[arg-type]
 
+    @property
+    def normalization(self) -> torch.Tensor:
+        """Return mean and standard deviation as `normalize` takes them, float32 of shape (2, 3)."""
+        return torch.tensor([self.mean, self.std])
+
 
 def choose_canvas(
     image_size: tuple[int, int], tile_size: int, canvases: Sequence[tuple[int, int]] = PUBLISHED_CANVASES
@@ -95,7 +101,18 @@ def choose_canvas(
 def make_tiles(
     image: Image.Image, spec: TileSpec, canvases: Sequence[tuple[int, int]] = PUBLISHED_CANVASES
 ) -> torch.Tensor:
-    """Make the overview and the tiles of one image, normalized for the encoder.
+    """Make the overview and the tiles of one image, normalized for the encoder: `cut_tiles` and `normalize` in one.
+
+    Returns:
+        float32 of shape (1+N, 3, P, P): the overview, then the tiles row by row; N is 0 with `overview_only`.
+    """
+    return normalize(cut_tiles(image, spec, canvases), spec.normalization)
+
+
+def cut_tiles(
+    image: Image.Image, spec: TileSpec, canvases: Sequence[tuple[int, int]] = PUBLISHED_CANVASES
+) -> torch.Tensor:
+    """Cut the overview and the tiles of one image, in bytes.
 
     Args:
         image: A picture; `open_image` makes it RGB and upright if it has not done so before.
@@ -103,18 +120,24 @@ def make_tiles(
         canvases: Grids (columns, rows) to choose from.
 
     Returns:
-        float32 of shape (1+N, 3, P, P): the overview, then the tiles row by row; N is 0 with `overview_only`.
+        uint8 of shape (1+N, 3, P, P): the overview, then the tiles row by row; N is 0 with `overview_only`.
     """
     image = open_image(image)
     size = spec.size
     overview = np.asarray(image.resize((size, size), spec.resample))  # (P, P, 3)
     if spec.overview_only:
-        return _normalize(torch.from_numpy(overview.copy())[None], spec)
+        return _channels_first(overview[None])
     canvas = np.asarray(_fit(image, choose_canvas(image.size, size, canvases), spec.resample))  # (R*P, C*P, 3)
     rows, columns = canvas.shape[0] // size, canvas.shape[1] // size
     tiles = canvas.reshape(rows, size, columns, size, 3).transpose(0, 2, 1, 3, 4)  # (R, C, P, P, 3)
     stack = np.concatenate([overview[None], tiles.reshape(-1, size, size, 3)])  # (1+N, P, P, 3)
-    return _normalize(torch.from_numpy(stack), spec)
+    return _channels_first(stack)
+
+
+def normalize(tiles: torch.Tensor, normalization: torch.Tensor) -> torch.Tensor:
+    """Turn bytes (N, 3, P, P) into the float32 that the encoder reads, by `TileSpec.normalization` (2, 3)."""
+    mean, std = normalization.to(torch.float32).view(2, 3, 1, 1)
+    return tiles.to(torch.float32).div_(255).sub_(mean).div_(std)
 
 
 def place_on_canvas(image_size: tuple[int, int], canvas_size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -130,7 +153,7 @@ def place_on_canvas(image_size: tuple[int, int], canvas_size: tuple[int, int]) -
 
 def denormalize(tiles: torch.Tensor, spec: TileSpec) -> torch.Tensor:
     """Turn tiles (N, 3, P, P) as the encoder reads them back into bytes of the same shape."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    mean, std = spec.normalization.view(2, 3, 1, 1)
     return tiles.mul(std).add(mean).mul(255).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -148,8 +171,5 @@ def _fit(image: Image.Image, canvas_size: tuple[int, int], resample: int) -> Ima
     return canvas
 
 
-def _normalize(stack: torch.Tensor, spec: TileSpec) -> torch.Tensor:
-    """Turn bytes (1+N, P, P, 3) into float32 (1+N, 3, P, P)."""
-    mean, std = (torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (spec.mean, spec.std))
-    pixels = stack.permute(0, 3, 1, 2).contiguous().to(torch.float32)
-    return pixels.div_(255).sub_(mean).div_(std)
+def _channels_first(stack: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(stack.transpose(0, 3, 1, 2)))

@@ -18,6 +18,7 @@ from pallava.model import PALLaVAProcessor, load_image_processor
 from pallava.pretraining.pairs import write_pairs
 from pallava.pretraining.trainer import PairDataset
 from pallava.prompts import get_template
+from pallava.tiling import normalize
 from pallava.training.dataset import PALLaVADataset
 from tests.tiny import golden
 from tests.tiny.clips import write_hugging_face, write_open_clip
@@ -55,7 +56,8 @@ def through_training(paths: list[Path], folder: Path) -> list[Tensor]:
         num_proc=1,
         cache_dir=folder / "cache",
     )
-    return [torch.as_tensor(dataset[index]["pixel_values"][0]) for index in range(len(paths))]
+    rows = [dataset[index] for index in range(len(paths))]
+    return [normalize(row["pixel_values"], row["normalization"])[0] for row in rows]
 
 
 def through_zero_shot(paths: list[Path], folder: Path) -> list[Tensor]:

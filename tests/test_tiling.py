@@ -1,5 +1,7 @@
 """Canvas choice, cutting and normalization on pictures whose tiles can be told by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,19 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from pallava.errors import PallavaError
-from pallava.tiling import PUBLISHED_CANVASES, TileSpec, choose_canvas, make_tiles
+from pallava.tiling import PUBLISHED_CANVASES, TileSpec, choose_canvas, cut_tiles, make_tiles
 
 SPEC = TileSpec(size=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def test_normalizing_is_the_arithmetic_of_the_image_processor():
+    spec = TileSpec(size=8, mean=(0.48, 0.45, 0.4), std=(0.27, 0.26, 0.28))
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    found = make_tiles(Image.fromarray(pixels), spec)[0]
+    expected = (pixels.astype(np.float64) / 255 - spec.mean) / spec.std
+    np.testing.assert_allclose(found.numpy(), expected.transpose(2, 0, 1), atol=1e-6)
+    overview = cut_tiles(Image.fromarray(pixels), dataclasses.replace(spec, overview_only=True))
+    assert np.array_equal(overview[0].numpy(), pixels.transpose(2, 0, 1))
 
 
 def test_fifteen_canvases_in_order_of_columns():

@@ -30,7 +30,7 @@ model.connector.update(num_hidden_layers=2, num_attention_heads=4, intermediate_
 model.llm_lora.update(r=16, lora_alpha=32, lora_dropout=0.0)
 model.use_activation_checkpointing = False
 
-batch_size = train_dataloader.batch_size = 3
+batch_size = train_dataloader.batch_size = train_dataloader.sampler.batch_size = 3
 dataloader_num_workers = train_dataloader.num_workers = 0
 accumulative_counts = optim_wrapper.accumulative_counts = 1
 max_epochs = train_cfg.max_epochs = param_scheduler[1].end = 1

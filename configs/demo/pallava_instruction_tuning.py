@@ -31,10 +31,9 @@ model.connector.update(num_hidden_layers=2, num_attention_heads=4, intermediate_
 model.llm_lora.update(r=16, lora_alpha=32, lora_dropout=0.0)
 model.use_activation_checkpointing = False
 
-batch_size = train_dataloader.batch_size = 2
+batch_size = train_dataloader.batch_size = train_dataloader.sampler.batch_size = 2
 dataloader_num_workers = train_dataloader.num_workers = 0
 accumulative_counts = optim_wrapper.accumulative_counts = 1
-train_dataloader.sampler.per_device_batch_size = batch_size * accumulative_counts
 max_epochs = train_cfg.max_epochs = param_scheduler[1].end = 1
 warmup_ratio = 0.1
 param_scheduler[0].end = param_scheduler[1].begin = warmup_ratio * max_epochs

@@ -99,15 +99,20 @@ def map_in_order(function: Callable[[Value], Result], values: Iterable[Value], n
         yield from pool.map(function, values)
 
 
+def usable_cores() -> frozenset[int]:
+    """Return the numbers of the cores that this process may use: a scheduler may give each process its own."""
+    return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+
+
 def num_cores(at_most: int | None = None) -> int:
     """Return the number of cores that this process may use, or the bound if that is smaller."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(usable_cores())
     return cores if at_most is None else min(cores, at_most)
 
 
-def default_num_workers() -> int:
-    """Return the default number of worker processes: one for each core, at most 16."""
-    return num_cores(at_most=16)
+def default_num_workers(num_sharing: int = 1) -> int:
+    """Return the default number of workers of each process that shares the cores: one for each core, 1 to 16."""
+    return min(max(num_cores() // num_sharing, 1), 16)
 
 
 def run_child(

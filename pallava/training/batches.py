@@ -1,6 +1,7 @@
 """Batches of a training: from any place of an epoch on, with workers that are named when they fail."""
 
 import os
+import socket
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -10,11 +11,15 @@ from multiprocessing import connection
 from typing import Any
 
 import torch
+from mmengine.dist import all_gather_object
+from mmengine.logging import print_log
 from torch.utils.data import DataLoader, SequentialSampler
 
 from pallava.errors import PallavaError
 from pallava.io.peers import end_process
+from pallava.io.processes import default_num_workers, usable_cores
 from pallava.training.interrupts import ignore_signals
+from pallava.training.sampler import LengthSampler
 
 
 class Batches:
@@ -26,17 +31,24 @@ class Batches:
         timeout: Time in seconds after which a worker that returns no batch ends this process.
 
     Raises:
-        PallavaError: The data do not fill a batch, or the sampler's order cannot be restored.
+        PallavaError: The data do not fill a batch, the sampler's order cannot be restored, or its batches have another
+            size.
     """
 
     def __init__(self, loader: DataLoader, seed: int, timeout: float) -> None:
         if not len(loader):
             raise PallavaError("the data must fill at least one batch; give more rows or a smaller batch_size")
-        if _find_epochs(loader) is None and not isinstance(loader.sampler, SequentialSampler):
+        sampler = _find_epochs(loader)
+        if sampler is None and not isinstance(loader.sampler, SequentialSampler):
             name = type(loader.sampler).__name__
             raise PallavaError(
                 f"the sampler must have set_epoch, by which a resumed run finds its place, but {name} has none; choose "
-                "DefaultSampler or LengthGroupedSampler"
+                "LengthSampler or DefaultSampler"
+            )
+        if isinstance(sampler, LengthSampler) and sampler.batch_size != loader.batch_size:
+            raise PallavaError(
+                f"train_dataloader.sampler.batch_size must be train_dataloader.batch_size, {loader.batch_size}, got "
+                f"{sampler.batch_size}; set both alike"
             )
         self._loader, self._seed, self._timeout = loader, seed, timeout
         self._order = _Order(loader.batch_sampler)
@@ -146,6 +158,20 @@ class _Order:
 
     def __getattr__(self, name: str) -> Any:  # mmengine asks for the sampler
         return getattr(self.__dict__["_batches"], name)
+
+
+def choose_num_workers(dataloader: dict[str, Any]) -> dict[str, Any]:
+    """Return a loader's config whose `num_workers`, if None, is the number of cores for each process that shares them.
+
+    All processes must call it together.
+    """
+    if dataloader.get("num_workers", 0) is not None:
+        return dataloader
+    place = socket.gethostname(), usable_cores()
+    chosen = dataloader.copy()
+    chosen["num_workers"] = default_num_workers(all_gather_object(place).count(place))
+    print_log(f"data loader: {chosen['num_workers']} worker(s) for each process", "current")
+    return chosen
 
 
 def _find_epochs(loader: DataLoader) -> Any:

@@ -9,9 +9,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from mmengine.dist import barrier, is_distributed
 from mmengine.logging import print_log
+from pyarrow.compute import list_value_length
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
@@ -26,12 +28,13 @@ from pallava.model.encoders import count_tokens
 from pallava.model.loading import check_reopenable_part
 from pallava.model.processor import PALLaVAProcessor
 from pallava.prompts import IGNORE_INDEX, PromptTemplate
-from pallava.tiling import MAX_TILES, make_tiles
+from pallava.tiling import MAX_TILES, cut_tiles
 from pallava.training.model import PALLaVAModel, build, connector_settings
 
 T = TypeVar("T")
 
 ON_BAD_IMAGE = ("raise", "skip")
+_NUM_KEPT = 8  # images whose tiles a worker keeps, for rows near each other about one image; 1.4 MB each at most
 _TRIES = 100  # rows that are looked at beyond the budget before a replacement is given up
 _PLACE = re.compile(r"^(cannot \w+ )?image '.*?'(: | )")  # the beginning of an ImageError
 # What the system says of a file that will stay as it is; anything else may be better in a resumed run.
@@ -101,12 +104,14 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         print_log(f"{data_path}: {prepared.describe()}", logger="current")
         self.rows = prepared.rows
         self.image_folder = Path(image_folder)
+        self._kept: dict[Path, torch.Tensor] = {}
 
     @functools.cached_property
     def modality_length(self) -> list[int]:
         """Return the length of each row in tokens, visual ones included; negative for rows without image."""
-        lengths, images = self.rows["length"][:], self.rows["images"][:]
-        return [length if names else -length for length, names in zip(lengths, images, strict=True)]
+        columns = self.rows.with_format("arrow")
+        lengths, num_images = columns["length"][:].to_numpy(), list_value_length(columns["images"][:]).to_numpy()
+        return np.where(num_images > 0, lengths, -lengths).tolist()  # a list, which xtuner's sampler insists on
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -121,8 +126,8 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         """Return one row, or with `on_bad_image` "skip" the next one that can be opened.
 
         That is its `id`, `input_ids` and `labels` (lists, with -200 for each image), `pixel_values` (sum of 1+N, 3, P,
-        P) with the tiles of all its images, `tiles_per_image` (list), and the bad rows that it has `replaced` (list of
-        `index`, `id`, `image` and `reason`).
+        P) with the tiles of all its images in bytes, the `normalization` (2, 3) that the model applies to them,
+        `tiles_per_image` (list), and the bad rows that it has `replaced` (list of `index`, `id`, `image` and `reason`).
 
         Raises:
             PallavaError: An image cannot be opened, or those of too many rows after another cannot.
@@ -152,15 +157,21 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
             "id": row["id"],
             "input_ids": row["input_ids"],
             "labels": row["labels"],
-            "pixel_values": torch.cat(tiles) if tiles else torch.zeros(0, 3, size, size),
+            "pixel_values": torch.cat(tiles) if tiles else torch.zeros(0, 3, size, size, dtype=torch.uint8),
+            "normalization": self.tile_spec.normalization,
             "tiles_per_image": [len(image) for image in tiles],
         }
 
     def _tiles(self, path: Path) -> torch.Tensor:
-        try:
-            return make_tiles(open_image(path), self.tile_spec)
-        except PallavaError as error:
-            raise _BadImage(path, error) from error
+        if path not in self._kept:
+            try:
+                tiles = cut_tiles(open_image(path), self.tile_spec)
+            except PallavaError as error:
+                raise _BadImage(path, error) from error
+            if len(self._kept) == _NUM_KEPT:
+                del self._kept[next(iter(self._kept))]  # the oldest
+            self._kept[path] = tiles
+        return self._kept[path]
 
 
 class _BadImage(PallavaError):
@@ -178,8 +189,8 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     The data are `input_ids` (0 is padding), `attention_mask` and `labels` (-100 is padding), each (B, L),
     `pixel_values` (sum of 1+N, 3, P, P), not padded, and `tiles_per_image` (I,), both in the order of the images over
-    the batch and empty where it has none. The samples are what the model does not read: the rows' `ids` and the bad
-    rows that they have `replaced`, both lists over the batch.
+    the batch and empty where it has none; and for pixels in bytes their `normalization` (2, 3). The samples are what
+    the model does not read: the rows' `ids` and the bad rows that they have `replaced`, both lists over the batch.
     """
     ids = [torch.tensor(row["input_ids"]) for row in rows]
     labels = [torch.tensor(row["labels"]) for row in rows]
@@ -191,6 +202,8 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "pixel_values": torch.cat([row["pixel_values"] for row in rows]),
         "tiles_per_image": torch.tensor(counts, dtype=torch.long),
     }
+    if data["pixel_values"].dtype == torch.uint8:
+        data["normalization"] = rows[0]["normalization"]
     samples = {
         "ids": [row["id"] for row in rows],
         "replaced": list(chain.from_iterable(row["replaced"] for row in rows)),

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from pallava.errors import PallavaError
 from pallava.io.peers import PeerWatch, leave_to_watch
-from pallava.training.batches import Batches
+from pallava.training.batches import Batches, choose_num_workers
 from pallava.training.hooks.checkpoint import WholeCheckpointHook
 from pallava.training.interrupts import EXIT_CODE, Interrupts
 from pallava.training.steps import ends_step
@@ -29,7 +29,7 @@ class TrainLoop(BaseLoop):
 
     Args:
         runner: mmengine's runner.
-        dataloader: The loader, or its config.
+        dataloader: The loader, or its config, whose `num_workers` None follows the cores.
         max_iters: Number of iterations.
         max_epochs: Number of epochs, which may be a fraction; instead of `max_iters`.
         loader_timeout: Time in seconds after which a worker of the loader that returns no batch ends the training.
@@ -46,7 +46,7 @@ class TrainLoop(BaseLoop):
         max_epochs: float | None = None,
         loader_timeout: float = 1800,
     ) -> None:
-        super().__init__(runner, dataloader)
+        super().__init__(runner, choose_num_workers(dataloader) if isinstance(dataloader, dict) else dataloader)
         if (max_iters is None) == (max_epochs is None):
             raise PallavaError("train_cfg must have one of max_iters and max_epochs")
         if runner._val_loop is not None:

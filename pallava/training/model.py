@@ -23,6 +23,7 @@ from pallava.model.connectors import (
 from pallava.model.convert import check_out, convert_run, training_config
 from pallava.model.loading import add_lora, check_reopenable_part, loading_errors
 from pallava.model.weights import load_strictly, read_weights, shorten
+from pallava.tiling import normalize
 
 Part = dict[str, Any]
 """A part of the model as a config names it: ``dict(type=..., ...)``."""
@@ -119,6 +120,9 @@ class PALLaVAModel(BaseModel):
         """
         has_images = len(data["tiles_per_image"]) > 0
         inputs = {k: v for k, v in data.items() if has_images or k not in ("pixel_values", "tiles_per_image")}
+        normalization = inputs.pop("normalization", None)
+        if normalization is not None and has_images and inputs["pixel_values"].dtype == torch.uint8:
+            inputs["pixel_values"] = normalize(inputs["pixel_values"], normalization)
         if mode == "loss":
             loss = self.network.compute_loss(**inputs)
             return {"loss": loss if has_images else loss + self._nothing_from_connector()}

@@ -44,9 +44,8 @@ def uninterrupted(config, tmp_path_factory):
 
 GROUPED = {
     "train_dataloader__sampler___delete_": True,
-    "train_dataloader__sampler__type": "xtuner.dataset.samplers.LengthGroupedSampler",
-    "train_dataloader__sampler__length_property": "modality_length",
-    "train_dataloader__sampler__per_device_batch_size": 6,
+    "train_dataloader__sampler__type": "pallava.training.sampler.LengthSampler",
+    "train_dataloader__sampler__batch_size": 2,
 }
 
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 ZERO2 = ("--deepspeed", "deepspeed_zero2")
 STEPS = 8
 METRICS = {"iteration", "time", "loss", "lr", "connector_lr", "grad_norm", "skipped_steps", "samples_per_second"}
-METRICS |= {"tokens_per_second", "padding_share", "waiting_share", "memory"}
+METRICS |= {"tokens_per_second", "padding_share", "uneven_share", "waiting_share", "memory"}
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,7 @@ def check_metrics(work_dir: Path, ranks: int = 1) -> None:
         assert line["skipped_steps"] == line["padding_share"] == 0  # of one row a process
         assert 0 < line["samples_per_second"] < line["tokens_per_second"]
         assert 0 < line["waiting_share"] < 1
+        assert 0 <= line["uneven_share"] < (ranks > 1) * 0.5 + 1e-9
         assert 100 < line["memory"] < 100_000
     assert len({line["grad_norm"] for line in lines}) == STEPS
     log, shown = next(work_dir.glob("*/*.log")).read_text(), ("samples_per_second", "waiting_share", "grad_norm")

@@ -12,4 +12,5 @@ class Poison(Hook):
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         if runner.iter + 1 in self.iterations and get_rank() == self.rank:
-            data_batch["data"]["pixel_values"].fill_(float("nan"))
+            data = data_batch["data"]
+            data["pixel_values"] = data["pixel_values"].float().fill_(float("nan"))

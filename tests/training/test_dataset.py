@@ -19,7 +19,7 @@ from pallava.images import open_image
 from pallava.model import load_image_processor
 from pallava.model.connectors import ConnectorConfig, MLPConnector, build_connector
 from pallava.prompts import IMAGE_TOKEN_INDEX
-from pallava.tiling import TileSpec, make_tiles
+from pallava.tiling import TileSpec, make_tiles, normalize
 from pallava.training import dataset as dataset_module
 from pallava.training.dataset import PALLaVADataset, _one_per_node_first, check_connectors, collate
 from pallava.training.hooks.config import TrainingConfigHook
@@ -76,7 +76,8 @@ def test_rows_carry_the_tiles_of_all_their_images(dataset, files):
     assert len(dataset) == 4
     row = dataset[2]
     assert row["tiles_per_image"] == [len(wide), len(tall)]
-    assert torch.equal(row["pixel_values"], torch.cat([wide, tall]))
+    assert torch.equal(normalize(row["pixel_values"], row["normalization"]), torch.cat([wide, tall]))
+    assert row["pixel_values"].nbytes * 4 == wide.nbytes + tall.nbytes
     assert row["input_ids"].count(IMAGE_TOKEN_INDEX) == 2
     assert len(row["labels"]) == len(row["input_ids"])
     assert dataset[0]["tiles_per_image"] == [len(wide)]
@@ -91,6 +92,19 @@ def test_lengths_count_visual_tokens_and_tell_text_apart(dataset):
     assert lengths == [tokens[0] + 3, -tokens[1], tokens[2] + 2 * 3, tokens[3] + 3]
     sampler = LengthGroupedSampler(dataset, 2, "modality_length", seed=0)
     assert sorted(sampler) == [0, 1, 2, 3]
+
+
+def test_an_image_of_rows_near_each_other_is_decoded_once(dataset, monkeypatch):
+    """Also twice in a row; but only a few are kept."""
+    opened, expected = [], dataset[0]["pixel_values"].clone()
+    monkeypatch.setattr(dataset_module, "open_image", lambda path: opened.append(path.name) or open_image(path))
+    monkeypatch.setattr(dataset_module, "_NUM_KEPT", 1)
+    dataset._kept.clear()
+    for index in (0, 0, 2, 0):
+        dataset[index]["pixel_values"].zero_()  # of the row alone
+    assert opened == ["wide.png", "tall.png", "wide.png"]
+    assert torch.equal(dataset[0]["pixel_values"], expected)
+    assert len(opened) == 3
 
 
 def test_missing_image_names_row_and_path(dataset, files):
@@ -312,6 +326,7 @@ def test_batch_is_padded_on_the_right_and_keeps_the_order_of_images():
     assert data["labels"].tolist() == [[-100, 2, -100, -100], [-100, 2, 3, 4], [-100, 2, 3, -100]]
     assert data["tiles_per_image"].tolist() == [3, 2, 4]
     assert data["pixel_values"][:, 0, 0, 0].tolist() == [2.0] * 3 + [3.0] * 6
+    assert "normalization" not in data  # of pixels that are not bytes
 
 
 def test_batch_without_images_has_empty_ones():

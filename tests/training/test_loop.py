@@ -3,7 +3,9 @@
 import os
 import re
 import signal
+import socket
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from pallava.errors import PallavaError
 from pallava.io.peers import NOTICE
+from pallava.training.batches import choose_num_workers
 from pallava.training.loop import TrainLoop
+from pallava.training.sampler import LengthSampler
 from pallava.training.steps import ends_step, is_due
 
 ROWS, BATCH = 10, 2
@@ -21,6 +25,8 @@ ROWS, BATCH = 10, 2
 
 class Rows(Dataset):
     """Rows that remember who read them, and what happens at one of them."""
+
+    modality_length = tuple(range(3, 3 + ROWS))
 
     def __init__(self, at=None, act=None):
         self.read, self.at, self.act = [], at, act
@@ -64,23 +70,41 @@ def make_runner(name):
 
 def make_loop(name, start=0, rows=None, max_iters=12, **options):
     rows, runner = rows or Rows(), make_runner(name)
-    loader = DataLoader(rows, BATCH, sampler=DefaultSampler(rows, seed=7), **options.pop("loader", {}))
+    sampler = options.pop("sampler", DefaultSampler)(rows, seed=7)
+    loader = DataLoader(rows, BATCH, sampler=sampler, **options.pop("loader", {}))
     loop = TrainLoop(runner, loader, max_iters=max_iters, **options)
     runner.train_loop, loop._iter = loop, start
     return loop, rows
 
 
+@pytest.mark.parametrize("sampler", [DefaultSampler, partial(LengthSampler, batch_size=BATCH)])
 @pytest.mark.parametrize("start", [1, 4, 5, 7, 10])
-def test_resumes_anywhere_without_reading_what_was_seen(start):
+def test_resumes_anywhere_without_reading_what_was_seen(start, sampler):
     """Five batches an epoch: in its middle, before and at its end, and in the next one."""
-    whole, _ = make_loop(f"whole-{start}")
+    whole, _ = make_loop(f"whole-{start}", sampler=sampler)
     whole.run()
-    resumed, rows = make_loop(f"resumed-{start}", start)
+    resumed, rows = make_loop(f"resumed-{start}", start, sampler=sampler)
     resumed.run()
     batches = [batch.tolist() for batch in whole.runner.batches]
     assert [batch.tolist() for batch in resumed.runner.batches] == batches[start:]
     assert rows.read == [row for batch in batches[start:] for row in batch]
     assert len({tuple(batch) for batch in batches}) > ROWS // BATCH, "every epoch has the same order"
+
+
+def test_refuses_a_sampler_of_another_batch_size():
+    with pytest.raises(PallavaError, match=rf"train_dataloader.batch_size, {BATCH}, got {BATCH + 1}"):
+        make_loop("size", sampler=partial(LengthSampler, batch_size=BATCH + 1))
+
+
+@pytest.mark.parametrize(
+    ("given", "neighbours", "expected"), [(None, 1, 12), (None, 8, 1), (None, 16, 1), (3, 8, 3), (0, 1, 0)]
+)
+def test_workers_follow_the_cores(given, neighbours, expected, monkeypatch):
+    """Of those of this machine with the same cores; processes of other machines do not count."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {*range(12)}, raising=False)
+    others = [("elsewhere", {*range(12)}), (socket.gethostname(), {99})]
+    monkeypatch.setattr("pallava.training.batches.all_gather_object", lambda mine: [mine] * neighbours + others)
+    assert choose_num_workers({"num_workers": given})["num_workers"] == expected
 
 
 def test_refuses_other_rows():

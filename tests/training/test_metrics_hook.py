@@ -21,7 +21,7 @@ BATCH = {  # a row of 3 tokens with an image, one of 5 without: 2 + 4 and 5 posi
     "labels": torch.tensor([[-100, -100, 6, -100, -100], [-100, -100, -100, 8, 9]]),
 }
 KEYS = ["iteration", "time", "loss", "lr", "connector_lr", "grad_norm", "skipped_steps"]
-KEYS += ["samples_per_second", "tokens_per_second", "padding_share", "waiting_share", "memory"]
+KEYS += ["samples_per_second", "tokens_per_second", "padding_share", "uneven_share", "waiting_share", "memory"]
 
 
 @pytest.mark.parametrize(
@@ -33,13 +33,14 @@ def test_tokens_of_a_batch(num_visual_tokens, expected):
 
 
 def test_a_step_of_two_processes():
-    """Batches, loss, samples, taught, padding, positions, seconds, waiting and memory of each."""
-    sums = torch.tensor([[2, 3.0, 12, 100, 30, 400, 4.0, 1.0, 500.4], [2, 5.0, 12, 60, 10, 100, 4.0, 2.0, 700]])
+    """Batches, loss, samples, taught, padding, seconds, waiting, memory and positions of two batches of each."""
+    sums = torch.tensor([[2, 3.0, 12, 100, 30, 4.0, 1.0, 500.4, 300, 100], [2, 5.0, 12, 60, 10, 4.0, 2.0, 700, 40, 60]])
     assert summarize(sums.double()) == {
         "loss": 2.0,
         "samples_per_second": 6.0,
         "tokens_per_second": 40.0,
         "padding_share": 0.08,
+        "uneven_share": 1 - 500 / (2 * (300 + 100)),
         "waiting_share": 0.5,
         "memory": 700,
     }
@@ -120,6 +121,7 @@ def test_a_line_for_each_step(tmp_path, clock):
     assert list(first) == list(second) == KEYS
     expected = {"iteration": 2, "loss": 1.0, "lr": 2e-4, "connector_lr": 1e-4, "grad_norm": 0.25, "skipped_steps": 0}
     expected |= {"samples_per_second": 0.5, "tokens_per_second": 0.75, "padding_share": 1 / 12, "waiting_share": 0.75}
+    expected["uneven_share"] = 0.0
     assert {key: second[key] for key in expected} == expected
     assert (first["loss"], first["waiting_share"], first["samples_per_second"]) == (2.0, 0.25, 0.5)
     assert 100 < first["memory"] < 100_000

@@ -19,9 +19,11 @@ from transformers import (
 
 from pallava.errors import PallavaError
 from pallava.model.connectors import build_connector, choose_heads
+from pallava.tiling import TileSpec, cut_tiles, make_tiles
 from pallava.training.model import PALLaVAModel
 from tests.model.test_weights import save_malicious
 from tests.tiny import golden, my_base
+from tests.tiny.pictures import noise
 
 
 def tiny(cross: bool = True, **changes: Any) -> PALLaVAModel:
@@ -93,6 +95,21 @@ def test_loss_equals_the_recorded_one() -> None:
     for index, row in enumerate(golden.samples()):
         loss = model(collated([row]), mode="loss")["loss"]
         torch.testing.assert_close(loss, recorded[f"loss_{index}"][0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_are_normalized_as_the_processor_does(dtype: torch.dtype) -> None:
+    """Also in half precision, in which the encoder alone computes."""
+    model, batch = tiny().eval().to(dtype), collated(golden.samples()[:1])
+    spec = TileSpec(model.visual_encoder.config.image_size, (0.48, 0.45, 0.4), (0.27, 0.26, 0.28))
+    picture = noise(90, 60)
+    tiles, loss = make_tiles(picture, spec), {}
+    for pixels in (tiles, cut_tiles(picture, spec)):
+        batch.update(pixel_values=pixels, tiles_per_image=torch.tensor([len(pixels)]), normalization=spec.normalization)
+        loss[pixels.dtype] = model(dict(batch))["loss"]
+    assert loss[torch.uint8] == loss[torch.float32]
+    other = model({**batch, "normalization": TileSpec(16, (0, 0, 0), (1, 1, 1)).normalization})["loss"]
+    assert loss[torch.uint8] != other
 
 
 def test_frozen_parts_learn_nothing_and_drop_nothing() -> None:

@@ -15,6 +15,7 @@ from xtuner.configs import cfgs_name_path
 from pallava.config_files import check_syntax, find_config
 from pallava.devices import device_dtype
 from pallava.errors import PallavaError
+from pallava.io.processes import default_num_workers
 from pallava.model.encoders import outline_encoder
 from pallava.model.loading import outline_llm
 from pallava.training.doctor.memory import Parameters
@@ -117,6 +118,12 @@ class Case:
                 f"--deepspeed '{given}' must be deepspeed_zero1, deepspeed_zero2 or a JSON file ({error})"
             ) from None
         return found
+
+    @property
+    def num_workers(self) -> int:
+        """Return the number of workers of each process's loader; where the config has None, by the cores here."""
+        given = self.config.train_dataloader.get("num_workers", 0)
+        return default_num_workers(self.settings.processes_per_node) if given is None else given
 
     @property
     def zero_stage(self) -> int:

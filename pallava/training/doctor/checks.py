@@ -124,7 +124,7 @@ def _batch_bytes(batch: Mapping[str, Any]) -> int:
 
 
 def _check_shared_memory(case: Case) -> Iterator[Found]:
-    workers = case.get("train_dataloader.num_workers", 0)
+    workers = case.num_workers
     if not workers or not _SHM.exists():
         yield "ok", "batches need no shared memory"
         return

@@ -63,7 +63,7 @@ def _run_step(model: nn.Module, batch: Mapping[str, Any], shapes: "_Shapes") -> 
 
 
 def _to_shape(value: Tensor) -> Tensor:
-    return _empty(value) if value.is_floating_point() else value
+    return _empty(value) if value.is_floating_point() or value.dtype == torch.uint8 else value  # which are pixels
 
 
 @contextmanager

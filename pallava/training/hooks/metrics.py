@@ -20,7 +20,7 @@ from pallava.training.steps import ends_step
 
 METRICS_FILE = "metrics.jsonl"
 _HISTORY = 1000  # optimizer steps that the logs may average over
-_NUM_SUMS = 8  # batches, loss, samples, taught tokens, padding, positions, seconds, seconds of waiting
+_NUM_SUMS = 7  # batches, loss, samples, taught tokens, padding, seconds, seconds of waiting
 
 
 @HOOKS.register_module()
@@ -30,10 +30,11 @@ class TrainingMetricsHook(Hook):
     A line has `iteration`, `time` (seconds since 1970), `loss` (mean over the batches and processes of the step), `lr`
     and `<group>_lr`, `grad_norm` (null where it is not computed, or the step was skipped), `skipped_steps` (so far),
     `samples_per_second`, `tokens_per_second` (tokens with a label), `padding_share` (of the positions that the language
-    model computes), `waiting_share` (of the time, for data, of the process that waits longest) and `memory` (peak
-    in MB, of the process that needs most: of its GPU since the last line of the log, or without one of itself). Samples
-    and tokens are those of all processes. The time is that of training alone: chats, checkpoints and logging are left
-    out. What is not finite is null.
+    model computes), `uneven_share` (of the positions that all processes could compute while the one with the longest
+    batch does: the others wait for it in each micro-step), `waiting_share` (of the time, for data, of the process that
+    waits longest) and `memory` (peak in MB, of the process that needs most: of its GPU since the last line of the log,
+    or without one of itself). Samples and tokens are those of all processes. The time is that of training alone: chats,
+    checkpoints and logging are left out. What is not finite is null.
     """
 
     priority = 55  # after what measures and counts (NORMAL), before the logger (BELOW_NORMAL)
@@ -42,6 +43,7 @@ class TrainingMetricsHook(Hook):
         self._start = _Start()
         self._begun = 0.0
         self._sums = torch.zeros(_NUM_SUMS, dtype=torch.float64)
+        self._positions: list[int] = []  # of each batch of the step
         self._skipped = 0
 
     def before_run(self, runner: Any) -> None:
@@ -62,17 +64,20 @@ class TrainingMetricsHook(Hook):
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Add up what this batch was, and log it at the end of an optimizer step."""
         loss = runner.message_hub.get_scalar("train/loss").current()  # on the CPU by now, unlike the outputs
-        counts = count_tokens(data_batch["data"], _unwrap(runner.model).network.config.num_visual_tokens)
+        num_visual_tokens = _unwrap(runner.model).network.config.num_visual_tokens
+        *counts, positions = count_tokens(data_batch["data"], num_visual_tokens)
         seconds = time.perf_counter() - self._start.time, self._begun - self._start.time
         size = len(data_batch["data"]["input_ids"])
         self._sums += torch.tensor([1, loss, size, *counts, *seconds], dtype=torch.float64)
+        self._positions.append(positions)
         if ends_step(runner):
             self._log(runner)
             self._sums.zero_()
+            self._positions.clear()
 
     def _log(self, runner: Any) -> None:
         # One exchange a step, where the processes have just waited for each other's gradients.
-        mine = torch.cat([self._sums, torch.tensor([_memory()], dtype=torch.float64)])
+        mine = torch.cat([self._sums, torch.tensor([_memory(), *self._positions], dtype=torch.float64)])
         metrics = summarize(torch.stack(all_gather(mine)))
         skipped = _skipped_steps(runner)
         is_skipped, self._skipped = skipped > self._skipped, skipped
@@ -109,16 +114,17 @@ def count_tokens(data: dict[str, Tensor], num_visual_tokens: int) -> tuple[int, 
 
 
 def summarize(sums: Tensor) -> dict[str, float]:
-    """Return the metrics of a step from each process's sums and memory (processes, 8 + 1)."""
-    batches, loss, samples, taught, padding, positions = sums[:, :6].sum(0).tolist()
-    seconds = sums[:, 6].max().item()
+    """Return the metrics of a step from each process's sums, memory and positions (processes, 7 + 1 + batches)."""
+    batches, loss, samples, taught, padding = sums[:, :5].sum(0).tolist()
+    seconds, positions = sums[:, 5].max().item(), sums[:, 8:]
     return {
         "loss": loss / batches,
         "samples_per_second": samples / seconds,
         "tokens_per_second": taught / seconds,
-        "padding_share": padding / positions,
-        "waiting_share": (sums[:, 7] / sums[:, 6]).max().item(),
-        "memory": round(sums[:, 8].max().item()),
+        "padding_share": padding / positions.sum().item(),
+        "uneven_share": 1 - (positions.mean(0).sum() / positions.amax(0).sum()).item(),
+        "waiting_share": (sums[:, 6] / sums[:, 5]).max().item(),
+        "memory": round(sums[:, 7].max().item()),
     }
 
 
