@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import init_empty_weights
+from mmengine.dataset import DefaultSampler
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from training import published_loss
@@ -35,6 +36,7 @@ from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from pallava.training.doctor.memory import Memory, Parameters, zero_memory
 from pallava.training.doctor.step import count_activations, count_flops
 from pallava.training.model import PALLaVAModel
+from pallava.training.sampler import LengthSampler
 
 ROOT = Path(__file__).resolve().parents[1]
 PEAK, SHARE, CARD_GB, CARDS = 989e12, 0.4, 80, (1, 8, 16)  # of an H100 in bf16
@@ -223,17 +225,18 @@ class Lengths(list[int]):
     modality_length = property(list)
 
 
-def deal(stage: Stage, words: np.ndarray, cards: int, *, is_grouped: bool) -> np.ndarray:
+def deal(words: np.ndarray, cards: int, *, is_grouped: bool) -> np.ndarray:
     """Return the text tokens of the rows (micro-steps, B, cards) of an epoch, as the sampler deals them."""
-    from mmengine.dataset import DefaultSampler
-    from xtuner.dataset.samplers import LengthGroupedSampler
-
     rows: Any = Lengths((words + NUM_VISUAL).tolist())
-    sampler: Any = DefaultSampler(rows, shuffle=True, seed=0)
-    if is_grouped:  # for one process that has the batches of all
-        sampler = LengthGroupedSampler(rows, BATCH * stage.accumulation * cards, "modality_length", seed=0)
-    dealt = words[np.fromiter(sampler, int)]
-    return dealt[: len(dealt) // (BATCH * cards) * BATCH * cards].reshape(-1, BATCH, cards)
+    order = np.fromiter(DefaultSampler(rows, shuffle=True, seed=0), int)  # of one process; several take turns in it
+    ranks = [order[rank::cards] for rank in range(cards)]
+    if is_grouped:
+        sampler = LengthSampler(rows, BATCH, seed=0)
+        sampler.world_size = cards
+        for sampler.rank in range(cards):
+            ranks[sampler.rank] = np.fromiter(sampler, int)
+    whole = len(words) // (BATCH * cards) * BATCH
+    return np.stack([words[rank[:whole]].reshape(-1, BATCH) for rank in ranks], axis=2)
 
 
 def useful_share(dealt: np.ndarray, cost: Cost) -> float:
@@ -257,7 +260,7 @@ def report(costs: Costs, stage: Stage, num_rows: int) -> list[float]:
     """Print the table of a stage; return the hours of each order on the most cards."""
     drawn = np.random.default_rng(0).lognormal(math.log(stage.words) - stage.sigma**2 / 2, stage.sigma, num_rows)
     words, hours = drawn.round().clip(16, CONTEXT - NUM_VISUAL).astype(int), []
-    deals = cache(lambda cards, is_grouped: deal(stage, words, cards, is_grouped=is_grouped))
+    deals = cache(lambda cards, is_grouped: deal(words, cards, is_grouped=is_grouped))
     print(f"\nstage {stage.name}: {stage.rows:,} rows x {stage.epochs} epochs, batch {BATCH} x {stage.accumulation};")
     print(f"text: {stage.words} tokens on average, log-normal, sigma {stage.sigma:g}, {stage.taught} of them taught\n")
     heads = [f"{title} x {cards}" for title in ("GB", "useful", "hours") for cards in CARDS]
