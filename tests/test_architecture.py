@@ -21,9 +21,10 @@ MAY_IMPORT = {
     "training": {"io", "model", "data"},
     "pretraining": {"io", "model", "data"},
     "evaluation": {"io", "model", "data", "judging", "report"},
+    "serving": {"io", "model"},
     "adapters": {"io", "model"},
     "demo": {"io", "model", "data", "judging", "training", "pretraining", "evaluation", "report"},
-    "cli": {"io", "model", "data", "judging", "training", "pretraining", "evaluation", "report", "demo"},
+    "cli": {"io", "model", "data", "judging", "training", "pretraining", "evaluation", "serving", "report", "demo"},
 }
 FOUNDATION_OF = {"io": {"errors"}, "report": set()}
 

@@ -93,18 +93,16 @@ def run_chat(
 ) -> None:
     """Ask a model folder about an image; for research only, not for diagnosis."""
     from pallava.images import open_image
-    from pallava.model import ask, load
+    from pallava.model import load
+    from pallava.serving.session import Session
 
     check_at_least(1, max_new_tokens=max_new_tokens)
     if not all(map(str.strip, question)):
         raise PallavaError("--question must not be empty; leave it out to type questions")
     images = [open_image(path) for path in image]  # before the model, which takes its time
-    loaded, processor = load(model, device, base_llm=base_llm, trust_remote_code=trust_remote_code)
-    history: list[tuple[str, str]] = []
+    session = Session(*load(model, device, base_llm=base_llm, trust_remote_code=trust_remote_code), images)
     for text in question or _typed_questions():
-        answer = ask(loaded, processor, images, text, history=history, max_new_tokens=max_new_tokens)
-        history.append((text, answer))
-        print(answer, flush=True)
+        print(session.ask(text, max_new_tokens=max_new_tokens), flush=True)
 
 
 def _typed_questions() -> Iterator[str]:

@@ -22,7 +22,7 @@ from pallava.evaluation.encoders.load import load_encoder, model_kind
 from pallava.evaluation.report import write_report
 from pallava.evaluation.tasks import TASKS, Task
 from pallava.io.hashing import hash_folder
-from pallava.model import PALLaVAConfig, PALLaVAForConditionalGeneration, PALLaVAProcessor
+from pallava.model import PALLaVAConfig, load
 from pallava.model.connectors import import_connector
 from pallava.model.loading import ADAPTER_FOLDER
 
@@ -200,7 +200,5 @@ def hash_model(folder: str | Path) -> str:
 
 def _load(model: str, options: EvaluateOptions, max_new_tokens: int, local_rank: int) -> Answerer:
     device = find_device(options.device, local_rank)
-    network = PALLaVAForConditionalGeneration.from_pretrained(
-        model, base_llm=options.base_llm, trust_remote_code=options.trust_remote_code
-    )
-    return Answerer(network.to(device).eval(), PALLaVAProcessor.from_pretrained(model), max_new_tokens)
+    parts = load(model, device, base_llm=options.base_llm, trust_remote_code=options.trust_remote_code)
+    return Answerer(*parts, max_new_tokens)

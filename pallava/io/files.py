@@ -27,13 +27,14 @@ def report_os_errors(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def whole_file(path: str | Path, mode: str = "w", **open_options: Any) -> Iterator[IO[Any]]:
+def whole_file(path: str | Path, mode: str = "w", *, durable: bool = True, **open_options: Any) -> Iterator[IO[Any]]:
     """Open a file for writing that takes its place only once it is complete.
 
     The content goes to a hidden temporary file beside it (its own for each writer, so that two runs do not collide), is
     synchronized to the disk and renamed. If anything fails, the temporary file is removed and an older file stays. What
     is not a file, such as a pipe or ``/dev/stdout``, is written to directly; a link stays a link. The mode is "w" or
-    "wb"; text is UTF-8 unless the options of `open` say otherwise.
+    "wb"; text is UTF-8 unless the options of `open` say otherwise. A file that is not `durable`, because its reader
+    checks it, is renamed without waiting for the disk.
     """
     if "b" not in mode:
         open_options.setdefault("encoding", "utf-8")
@@ -46,15 +47,17 @@ def whole_file(path: str | Path, mode: str = "w", **open_options: Any) -> Iterat
     try:
         with temporary.open(mode.replace("w", "x"), **open_options) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         _name_file(error, temporary, path)
         raise
-    synchronize(path.parent, recursive=False)
+    if durable:
+        synchronize(path.parent, recursive=False)
 
 
 @contextmanager
@@ -86,9 +89,9 @@ def write_text(path: str | Path, text: str, **open_options: Any) -> None:
         file.write(text)
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
+def write_bytes(path: str | Path, content: bytes, *, durable: bool = True) -> None:
     """Write a binary file whole; see `whole_file`."""
-    with whole_file(path, "wb") as file:
+    with whole_file(path, "wb", durable=durable) as file:
         file.write(content)
 
 

@@ -22,6 +22,7 @@ from pallava.model.connectors import (
     register_connector,
 )
 from pallava.model.encoders import load_encoder, load_image_processor, load_plip, register_encoder
+from pallava.model.loading import for_answering
 from pallava.model.modeling import PALLaVAConfig, PALLaVAForConditionalGeneration
 from pallava.model.processor import Image, PALLaVAProcessor, list_images
 from pallava.model.versions import register_by_name
@@ -37,7 +38,10 @@ register_by_name(PALLaVAForConditionalGeneration)
 def load(
     folder: str | os.PathLike[str], device: str = "auto", **options: Any
 ) -> tuple[PALLaVAForConditionalGeneration, PALLaVAProcessor]:
-    """Open a model folder for answering: in evaluation mode, on a device.
+    """Open a model folder for answering: in evaluation mode, on a device, with an adapter merged into its base.
+
+    The encoder and the connector are in the language model's type, unless `torch_dtype` is given. Use
+    `PALLaVAForConditionalGeneration.from_pretrained` for a model that is to be trained or saved.
 
     Args:
         folder: Output of ``pallava convert``, or its name on the Hugging Face hub.
@@ -52,7 +56,8 @@ def load(
     model = PALLaVAForConditionalGeneration.from_pretrained(folder, **options)
     processor = PALLaVAProcessor.from_pretrained(folder)
     check_vocabulary(processor.tokenizer, model.llm.get_input_embeddings().num_embeddings)
-    return model.to(device).eval(), processor  # type: ignore[arg-type]
+    model = for_answering(model.to(device), keep_types="torch_dtype" in options or "dtype" in options)  # type: ignore[arg-type]
+    return model, processor
 
 
 def ask(

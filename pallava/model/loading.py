@@ -128,6 +128,21 @@ def merge_lora(llm: Any) -> Any:
     return llm.merge_and_unload()
 
 
+def for_answering(model: Any, *, keep_types: bool) -> Any:
+    """Merge an adapter into its language model, bring all parts to that one's type, and turn to evaluation mode.
+
+    In place. An adapter to a quantized or an offloaded language model stays beside it, for its weights could not hold
+    the sum.
+    """
+    llm = model.llm
+    is_whole = not getattr(llm, "is_quantized", False) and not any(weight.is_meta for weight in llm.parameters())
+    if is_adapted(llm) and is_whole:
+        model.llm = merge_lora(llm)
+    for part in () if keep_types else (model.visual_encoder, model.connector):
+        part.to(model.llm.dtype)
+    return model.eval()
+
+
 def load_adapter(base_llm: str | None, adapter: Path, **options: Any) -> Any:
     """Open the base language model, with options as in `open_llm`, and its LoRA adapter, through peft.
 

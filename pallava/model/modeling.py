@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import LongTensor, Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pallava.errors import PallavaError
+from pallava.model.cache import generate_behind, share_beginnings, takes_cache
 from pallava.model.card import CARD, write_model_card
 from pallava.model.connectors import CONNECTORS, ConnectorConfig, import_connector, import_path, make_connector_config
 from pallava.model.encoders import adapter_of, encoder_config, num_tokens, patch_tokens
@@ -250,13 +251,18 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         tiles_per_image: Tensor | Sequence[int] | None = None,
         *,
         visual_tokens: Tensor | Sequence[Tensor] | None = None,
+        image_of: Sequence[int] | None = None,
+        cache: Cache | None = None,
         **generate_kwargs: Any,
     ) -> LongTensor:
         """Answer each sample of a batch, greedily by default.
 
         The first arguments are as in `forward`; `visual_tokens`, as `encode_images` returns them, take the place of
-        `pixel_values`, so that an image with several questions is encoded once. Other arguments are options of
-        transformers' `generate`, such as `max_new_tokens` or `streamer`, which gets the new tokens alone.
+        `pixel_values`. With `image_of`, for each image marker the number of its image, an image with several questions
+        is given once; what their prompts begin with, up to the image, is computed once, too, where that pays. `cache`
+        has keys and values of the first positions after fusing, and gets those of the others; it is left as it is
+        where it cannot be used (`pallava.model.cache.takes_cache`). Other arguments are options of transformers'
+        `generate`, such as `max_new_tokens` or `streamer`, which gets the new tokens alone.
 
         Returns:
             (B, L + new tokens): `input_ids` as they were given, followed by the answers, each with its end token, then
@@ -268,12 +274,18 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if pixel_values is not None:
             visual_tokens = self.encode_images(pixel_values, tiles_per_image)
-        fused = self.fuse(input_ids, visual_tokens, attention_mask, left=True)
-        fused.pop("position_ids")  # generate counts them itself, from the mask
         config = copy.deepcopy(generate_kwargs.pop("generation_config", None) or self.generation_config)
         fill_defaults(config)
         rest = config.update(**generate_kwargs)
-        output = self.llm.generate(**fused, generation_config=config, **rest)  # new tokens alone, from embeddings
+        cache = cache if (can_cache := takes_cache(self.llm, config, rest)) else None
+        shared = None
+        if image_of is not None and visual_tokens is not None:
+            if can_cache and cache is None:
+                shared = share_beginnings(self, input_ids, attention_mask, list(visual_tokens), image_of)
+            visual_tokens = [visual_tokens[number] for number in image_of]
+        fused, cache = shared or (self.fuse(input_ids, visual_tokens, attention_mask, left=True), cache)
+        fused.pop("position_ids")  # generate counts them itself, from the mask
+        output = generate_behind(self.llm, cache, fused, generation_config=config, **rest)
         answers = output if isinstance(output, Tensor) else output.sequences
         prompts = input_ids.to(answers).repeat_interleave(len(answers) // len(input_ids), dim=0)
         sequences = torch.cat([prompts, answers], dim=1)

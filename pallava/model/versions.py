@@ -7,6 +7,7 @@ folder with an adapter opens without xtuner, too.
 """
 
 import importlib
+import inspect
 import logging
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import transformers
-from transformers import GenerationConfig
+from torch import Tensor, nn
+from transformers import GenerationConfig, GenerationMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from pallava.errors import PallavaError
@@ -23,6 +25,11 @@ _VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 
 NEEDS_CLASS_NAMES = _VERSION < (5, 0)
 """Whether a processor names the class of its image processor: 5.x finds it in the folder, and warns of the name."""
+
+CACHE_ARGUMENT = "past_key_values"
+"""Name of the argument with keys and values, which is shorter from 5.24 on."""
+if "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
+    CACHE_ARGUMENT = "cache"
 
 
 def check_version(version: tuple[int, ...]) -> None:
@@ -55,6 +62,31 @@ def fill_defaults(config: GenerationConfig) -> None:
     for name, value in getattr(config, "_get_default_generation_params", dict)().items():
         if getattr(config, name, None) is None and name != "max_length":
             setattr(config, name, value)
+
+
+@contextmanager
+def embeddings_behind_cache(llm: nn.Module, embeddings: Tensor) -> Iterator[None]:
+    """Let `generate` begin with embeddings (B, L', H) of which a cache holds the first positions.
+
+    4.48 takes embeddings for an empty cache alone: it passes on ids, of which there are none.
+    """
+    if _VERSION >= (5, 0):
+        yield
+        return
+
+    def pass_embeddings(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if kwargs["input_ids"] is not None and kwargs["input_ids"].shape[1] == 0:
+            new = len(kwargs["cache_position"])
+            kwargs |= {"input_ids": None, "inputs_embeds": embeddings[:, -new:]}
+            if (positions := kwargs.get("position_ids")) is not None:
+                kwargs["position_ids"] = positions[:, -new:]
+        return args, kwargs
+
+    hook = llm.register_forward_pre_hook(pass_embeddings, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from pallava.io.launch import interface_to
 from pallava.model.versions import block_broken_bitsandbytes
 from pallava.model.weights import unreadable
 from pallava.training.slurm import start_apart_under_slurm
+from pallava.training.zero import accumulate_in_float32, name_settings
 
 AUTO = "auto"  # of --resume: the newest whole checkpoint of the work directory
 _HISTORY_METHODS = ("min", "max", "mean", "current")
@@ -273,6 +274,8 @@ _EVERYWHERE = (
     load_checkpoints_safely,
     accept_resume_auto,
     keep_float32_in_conversion,
+    name_settings,
+    accumulate_in_float32,
 )
 _WITHOUT_GPU = (
     describe_cpu_to_xtuner,

@@ -29,6 +29,7 @@ from pallava.model.loading import check_reopenable_part
 from pallava.model.processor import PALLaVAProcessor
 from pallava.prompts import IGNORE_INDEX, PromptTemplate
 from pallava.tiling import MAX_TILES, cut_tiles
+from pallava.training.features import FeatureCache, collate_features
 from pallava.training.model import PALLaVAModel, build, connector_settings
 
 T = TypeVar("T")
@@ -63,6 +64,8 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         on_bad_image: ``"raise"`` ends the training at an image that cannot be opened; ``"skip"`` takes the next row
             that opens in the place of its row. Which one that is depends on the row alone, so a resumed run repeats it.
         max_bad_images: Largest share of the rows, 0 to 1, that `BadImagesHook` lets be replaced; one row always may.
+        features: The cache of the encoder's tokens, or its config, which `TrainLoop` opens for the model's encoder;
+            with a folder, an image that has an entry is not decoded.
 
     Raises:
         PallavaError: The data are missing, broken or prepared with other settings, the number of visual tokens is not
@@ -84,6 +87,7 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         connector: Mapping[str, Any] | None = None,
         on_bad_image: str = "raise",
         max_bad_images: float = 0.001,
+        features: Mapping[str, Any] | FeatureCache | None = None,
     ) -> None:
         if on_bad_image not in ON_BAD_IMAGE or not 0 <= max_bad_images <= 1:
             raise PallavaError(
@@ -91,6 +95,7 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
                 f"{max_bad_images}"
             )
         self.on_bad_image, self.max_bad_images = on_bad_image, max_bad_images
+        self.features: FeatureCache = build(features) or FeatureCache()
         connects = connector_settings(connector)
         num_visual_tokens = _count_visual_tokens(image_processor, num_visual_tokens, connects)
         tokenizer, image_processor = build(tokenizer), build(image_processor)
@@ -128,6 +133,7 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         That is its `id`, `input_ids` and `labels` (lists, with -200 for each image), `pixel_values` (sum of 1+N, 3, P,
         P) with the tiles of all its images in bytes, the `normalization` (2, 3) that the model applies to them,
         `tiles_per_image` (list), and the bad rows that it has `replaced` (list of `index`, `id`, `image` and `reason`).
+        Its `features` are what `FeatureCache.find` returned for each image; those with tokens have no pixels.
 
         Raises:
             PallavaError: An image cannot be opened, or those of too many rows after another cannot.
@@ -151,15 +157,20 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         )
 
     def _encode(self, row: dict[str, Any]) -> dict[str, Any]:
-        tiles = [self._tiles(self.image_folder / name) for name in row["images"]]
+        paths = [self.image_folder / name for name in row["images"]]
+        features = [self.features.find(path) for path in paths]
         size = self.tile_spec.size
+        nothing = torch.zeros(0, 3, size, size, dtype=torch.uint8)
+        found = zip(paths, features, strict=True)
+        tiles = [self._tiles(path) if isinstance(each, str) else nothing for path, each in found]
         return {
             "id": row["id"],
             "input_ids": row["input_ids"],
             "labels": row["labels"],
-            "pixel_values": torch.cat(tiles) if tiles else torch.zeros(0, 3, size, size, dtype=torch.uint8),
+            "pixel_values": torch.cat([nothing, *tiles]),
             "normalization": self.tile_spec.normalization,
-            "tiles_per_image": [len(image) for image in tiles],
+            "tiles_per_image": [len(image) or len(each) for image, each in zip(tiles, features, strict=True)],
+            "features": features,
         }
 
     def _tiles(self, path: Path) -> torch.Tensor:
@@ -189,7 +200,8 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     The data are `input_ids` (0 is padding), `attention_mask` and `labels` (-100 is padding), each (B, L),
     `pixel_values` (sum of 1+N, 3, P, P), not padded, and `tiles_per_image` (I,), both in the order of the images over
-    the batch and empty where it has none; and for pixels in bytes their `normalization` (2, 3). The samples are what
+    the batch and empty where it has none; for pixels in bytes their `normalization` (2, 3); and with a feature cache
+    those of `collate_features`. The samples are what
     the model does not read: the rows' `ids` and the bad rows that they have `replaced`, both lists over the batch.
     """
     ids = [torch.tensor(row["input_ids"]) for row in rows]
@@ -201,6 +213,7 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
         "pixel_values": torch.cat([row["pixel_values"] for row in rows]),
         "tiles_per_image": torch.tensor(counts, dtype=torch.long),
+        **collate_features(rows),
     }
     if data["pixel_values"].dtype == torch.uint8:
         data["normalization"] = rows[0]["normalization"]

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from pallava.errors import PallavaError
 from pallava.io.peers import PeerWatch, leave_to_watch
 from pallava.training.batches import Batches, choose_num_workers
+from pallava.training.features import connected_features
 from pallava.training.hooks.checkpoint import WholeCheckpointHook
 from pallava.training.interrupts import EXIT_CODE, Interrupts
 from pallava.training.steps import ends_step
@@ -102,7 +103,8 @@ class TrainLoop(BaseLoop):
         self._check_rows()
         if hasattr(runner.model, "micro_steps"):  # DeepSpeed does not save where it is in an accumulation
             runner.model.model.micro_steps = self._iter
-        with closing(self._batches.iterate(self._iter)) as batches:
+        features = connected_features(self.dataloader.dataset, runner.model, runner.optim_wrapper)
+        with features, closing(self._batches.iterate(self._iter)) as batches:
             while self._iter < self._max_iters and not self.stop_training:
                 runner.model.train()
                 self._run_iter(next(batches), peers)

@@ -24,6 +24,7 @@ from pallava.model.convert import check_out, convert_run, training_config
 from pallava.model.loading import add_lora, check_reopenable_part, loading_errors
 from pallava.model.weights import load_strictly, read_weights, shorten
 from pallava.tiling import normalize
+from pallava.training.features import FeatureWriter, complete_tokens
 
 Part = dict[str, Any]
 """A part of the model as a config names it: ``dict(type=..., ...)``."""
@@ -86,6 +87,7 @@ class PALLaVAModel(BaseModel):
     ) -> None:
         super().__init__()
         self.freeze_llm, self.freeze_visual_encoder = freeze_llm, freeze_visual_encoder
+        self.features: FeatureWriter | None = None  # while `connected_features` fills a cache
         self.llm = _build_llm(llm)
         self.visual_encoder = build(visual_encoder)
         widths = (self.visual_encoder.config.hidden_size, self.llm.config.hidden_size)
@@ -124,10 +126,21 @@ class PALLaVAModel(BaseModel):
         if normalization is not None and has_images and inputs["pixel_values"].dtype == torch.uint8:
             inputs["pixel_values"] = normalize(inputs["pixel_values"], normalization)
         if mode == "loss":
+            inputs, shares = self._with_features(inputs)
             loss = self.network.compute_loss(**inputs)
-            return {"loss": loss if has_images else loss + self._nothing_from_connector()}
+            return {"loss": loss if has_images else loss + self._nothing_from_connector(), **shares}
         output = self.network(**inputs)
         return [{"logits": logits} for logits in output.logits] if mode == "predict" else output
+
+    def _with_features(self, data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Put visual tokens in the place of a batch's images, and return the share of them that was cached, too."""
+        if "feature_names" not in data:
+            return data, {}
+        tokens, names = complete_tokens(self.network, data, self.features), data["feature_names"]
+        visual_tokens = self.network.connect(tokens, data["tiles_per_image"].tolist())
+        rest = {key: data[key] for key in ("input_ids", "labels", "attention_mask")}
+        share = torch.tensor(names.count(None) / len(names))  # mmengine logs it beside the loss
+        return {**rest, "visual_tokens": visual_tokens}, {"cached_share": share}
 
     def _nothing_from_connector(self) -> Tensor:
         """Return zero, with a gradient of zero for the connector: ranks wait for each other's gradients."""

@@ -100,13 +100,13 @@ def check_stage(config: Mapping[str, Any]) -> None:
     Raises:
         PallavaError: ZeRO's stage is neither 1 nor 2.
     """
-    settings = _deepspeed_settings(config)
+    settings = deepspeed_settings(config)
     stage = str((settings.get("zero_optimization") or {}).get("stage", 0))
     if settings and stage not in ("1", "2"):
         reason = "processes hang and checkpoints cannot be converted" if stage == "3" else "no step with NaN is skipped"
         raise PallavaError(
             f"--deepspeed must be of ZeRO's stage 1 or 2, got stage {stage}, under which {reason}; choose "
-            "deepspeed_zero1 or deepspeed_zero2"
+            "pallava_zero1, deepspeed_zero1 or deepspeed_zero2"
         )
 
 
@@ -121,24 +121,24 @@ def check_precision(config: Mapping[str, Any]) -> None:
     llm = model.get("llm") if isinstance(model, Mapping) else None
     if not isinstance(model, Mapping) or not isinstance(llm, Mapping):
         return
-    trained, read = _trained_precision(config), _dtype_of(llm)
+    trained, read = trained_precision(config), _dtype_of(llm)
     if _is_automatic(llm) and read in _HALF and read != trained:
         raise PallavaError(
             f"the language model would be read in {read} and trained in {trained}; set precision='{trained}', and give "
             "model.llm the same by torch_dtype"
         )
-    if not _has_deepspeed(config) and not model.get("freeze_llm", True) and read in _HALF:
+    if not has_deepspeed(config) and not model.get("freeze_llm", True) and read in _HALF:
         raise PallavaError(
             f"freeze_llm=False would train weights in {read}, most of which are too coarse to move; add --deepspeed "
-            "deepspeed_zero2, which keeps them in float32, too, or set model.llm.torch_dtype=float32"
+            "pallava_zero1 or deepspeed_zero2, which keep them in float32, too, or set model.llm.torch_dtype=float32"
         )
 
 
-def _trained_precision(config: Mapping[str, Any]) -> str:
+def trained_precision(config: Mapping[str, Any]) -> str:
     """Return the type that a training computes in; refuse DeepSpeed's where the config asks for another one."""
-    if not _has_deepspeed(config):
+    if not has_deepspeed(config):
         return _resolve((config.get("optim_wrapper") or {}).get("precision", "auto"))
-    settings = _deepspeed_settings(config)
+    settings = deepspeed_settings(config)
     enabled = {name for name in ("bf16", "fp16") if (settings.get(name) or {}).get("enabled") is True}
     trained = "bfloat16" if "bf16" in enabled else "float16" if enabled else "float32"
     asked = config.get("precision", "auto")  # the name at the config's top: all that xtuner leaves
@@ -150,11 +150,12 @@ def _trained_precision(config: Mapping[str, Any]) -> str:
     return trained
 
 
-def _has_deepspeed(config: Mapping[str, Any]) -> bool:
+def has_deepspeed(config: Mapping[str, Any]) -> bool:
+    """Return whether a config, as the trainer has changed it, trains under DeepSpeed."""
     return "DeepSpeed" in str((config.get("optim_wrapper") or {}).get("type"))
 
 
-def _deepspeed_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def deepspeed_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return DeepSpeed's JSON, as `--deepspeed` or a dumped config put it into the strategy."""
     strategy = config.get("strategy") or {}
     found = strategy.get("config") or {}

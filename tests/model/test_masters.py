@@ -14,6 +14,7 @@ from torch import Tensor
 from pallava.errors import PallavaError
 from pallava.io.launch import free_port
 from pallava.model.weights import read_weights
+from tests.tiny.zero import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 STATES = "mp_rank_00_model_states.pt"
@@ -22,7 +23,7 @@ PROCESSES = (1, 3)
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Checkpoints of both stages, by one process and by three."""
+    """Checkpoints of both stages and of our settings, by one process and by three."""
     folders = {}
     for processes in PROCESSES:
         folders[processes] = folder = tmp_path_factory.mktemp(f"zero{processes}")
@@ -38,12 +39,11 @@ def rounded(folder: Path) -> dict[str, Tensor]:
     return torch.load(folder / STATES, weights_only=False)["module"]
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("tag", SETTINGS)
 @pytest.mark.parametrize("processes", PROCESSES)
-def test_masters_are_those_that_deepspeed_joins(written: dict[int, Path], processes: int, stage: int) -> None:
+def test_masters_are_those_that_deepspeed_joins(written: dict[int, Path], processes: int, tag: str) -> None:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    tag = f"stage{stage}"
     folder = written[processes] / tag
     own = get_fp32_state_dict_from_zero_checkpoint(str(written[processes]), tag, exclude_frozen_parameters=True)
     for source in (folder, folder / STATES, next(folder.glob("*_optim_states.pt"))):

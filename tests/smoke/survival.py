@@ -16,25 +16,18 @@ import psutil
 import pytest
 import torch
 
+from pallava.training.zero import read_settings
 from tests.smoke.test_training import environment
 from tests.tiny.training import save_data, save_parts, write_config
 
 LIMIT = 120  # seconds that any training may take
 SEED = ("--seed", "3")
 AUTO = ("--resume", "auto", *SEED)
-BF16 = {  # xtuner's deepspeed_zero2.json, which asks the device whether it has bf16
-    "gradient_accumulation_steps": "auto",
-    "train_micro_batch_size_per_gpu": "auto",
-    "gradient_clipping": "auto",
-    "zero_allow_untested_optimizer": True,
-    "zero_force_ds_cpu_optimizer": False,
-    "zero_optimization": {"stage": 2, "overlap_comm": True},
-    "bf16": {"enabled": True},
-}
+BF16 = {**read_settings("pallava_zero1"), "bf16": {"enabled": True}, "fp16": {"enabled": False}}  # as on a GPU
 RUNNERS = {
     "plain": ((), 1),
     "plain-2": ((), 2),
-    "zero1-2": (("--deepspeed", "deepspeed_zero1"), 2),
+    "zero1-2": (("--deepspeed", "pallava_zero1"), 2),
     "zero2": (("--deepspeed", "deepspeed_zero2"), 1),
     "zero2-2": (("--deepspeed", "deepspeed_zero2"), 2),
     "bf16-2": (("--deepspeed", "bf16.json"), 2),

@@ -80,6 +80,34 @@ def test_resume() -> None:
     assert re.search(r"^ +40,000 +\(\d+\) +\d+\.\d\d +\(\d+\)$", done.stdout, re.M)
 
 
+def test_contestants_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours in three ways, and the published order, have one loss and one gradient; the other two recipes train."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    training = importlib.import_module("training")
+    torch.manual_seed(0)
+    model, batch = training.build_ours(training.TINY), training.make_batch(training.TINY, training.Shape())
+    steps = training.own_steps(model, batch)
+    training.check_equal(model, steps, batch)
+    flops = {name: training.count_flops(step, batch) for name, step in steps.items()}
+    assert flops[training.CACHED] < flops[training.OURS] < flops[training.RECOMPUTING] < flops[training.PUBLISHED]
+    wrong = {**steps, training.PUBLISHED: lambda batch: 1.001 * training.own_loss(model, batch)}
+    with pytest.raises((AssertionError, SystemExit)):
+        training.check_equal(model, wrong, batch)
+    others = [build(training.TINY)(batch) for build in (training.build_next, training.build_xtuner)]
+    assert all(loss.requires_grad and torch.isfinite(loss) for loss in others)
+
+
+@pytest.mark.slow
+def test_training(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "training.py"), "--small", "--sweep", str(tmp_path / "sweep.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"times as fast \(rounds from", done.stdout)) == 4
+    points = json.loads((tmp_path / "sweep.json").read_text())
+    assert len(points) == 7
+    assert all(point["published_s"] > 0 for point in points)
+
+
 @pytest.fixture
 def flops(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(BENCHMARKS)
@@ -155,31 +183,3 @@ def test_the_cost_of_a_step_is_drawn(tmp_path: Path) -> None:
     with Image.open(tmp_path / "cost.png") as picture:
         assert picture.size == (1500, 480)
         assert np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0).shape[0] > 10
-
-
-def test_contestants_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ours in three ways, and the published order, have one loss and one gradient; the other two recipes train."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    training = importlib.import_module("training")
-    torch.manual_seed(0)
-    model, batch = training.build_ours(training.TINY), training.make_batch(training.TINY, training.Shape())
-    steps = training.own_steps(model, batch)
-    training.check_equal(model, steps, batch)
-    flops = {name: training.count_flops(step, batch) for name, step in steps.items()}
-    assert flops[training.CACHED] < flops[training.OURS] < flops[training.RECOMPUTING] < flops[training.PUBLISHED]
-    wrong = {**steps, training.PUBLISHED: lambda batch: 1.001 * training.own_loss(model, batch)}
-    with pytest.raises((AssertionError, SystemExit)):
-        training.check_equal(model, wrong, batch)
-    others = [build(training.TINY)(batch) for build in (training.build_next, training.build_xtuner)]
-    assert all(loss.requires_grad and torch.isfinite(loss) for loss in others)
-
-
-@pytest.mark.slow
-def test_training(tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCHMARKS / "training.py"), "--small", "--sweep", str(tmp_path / "sweep.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"times as fast \(rounds from", done.stdout)) == 4
-    points = json.loads((tmp_path / "sweep.json").read_text())
-    assert len(points) == 7
-    assert all(point["published_s"] > 0 for point in points)

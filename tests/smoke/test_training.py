@@ -70,10 +70,14 @@ def assert_resumes(config: Path, work_dir: Path, resumed: Path, *arguments: str,
 
 @pytest.fixture(scope="module")
 def zero2_run(config, tmp_path_factory) -> Path:
-    """Two processes under ZeRO-2, by the command of the paper's authors."""
+    """Two processes under ZeRO-2, by the command of the paper's authors; they fill a feature cache."""
     work_dir = tmp_path_factory.mktemp("zero2") / "run"
-    train(config, work_dir, *ZERO2, "--seed", "1024", command=("xtuner",), NPROC_PER_NODE="2")
+    train(config, work_dir, *ZERO2, "--seed", "1024", *cached(config), command=("xtuner",), NPROC_PER_NODE="2")
     return work_dir
+
+
+def cached(config: Path) -> tuple[str, str]:
+    return "--cfg-options", f"train_dataloader.dataset.features.folder={config.parent / 'features'}"
 
 
 def test_two_processes_under_zero2(zero2_run):
@@ -120,7 +124,14 @@ def check_metrics(work_dir: Path, ranks: int = 1) -> None:
 
 
 def test_zero2_resumes(config, zero2_run, tmp_path):
-    assert_resumes(config, zero2_run, tmp_path / "resumed", *ZERO2, ranks=2, NPROC_PER_NODE="2")
+    """Images that the first run encoded are read from its feature cache, to the same losses."""
+    options = (*ZERO2, *cached(config))
+    assert_resumes(config, zero2_run, tmp_path / "resumed", *options, ranks=2, NPROC_PER_NODE="2")
+    shares = [
+        {step["cached"] for rank in (0, 1) for step in read(run, "step", rank) if step["images"]}
+        for run in (zero2_run, tmp_path / "resumed")
+    ]
+    assert shares == [{0}, {1}]
 
 
 def test_zero2_converts_exactly(config, zero2_run, tmp_path):

@@ -28,7 +28,8 @@ class Probe(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         images = len(data_batch["data"]["tiles_per_image"])
-        self.write(kind="step", step=runner.iter + 1, loss=float(outputs["loss"]), images=images)
+        loss, cached = (None if key not in outputs else float(outputs[key]) for key in ("loss", "cached_share"))
+        self.write(kind="step", step=runner.iter + 1, loss=loss, images=images, cached=cached)
         if runner.iter == 0:
             weights = trained(unwrap(runner.model))
             moved = {name: (weights[name].detach() - self.start[name]).abs().flatten() for name in weights}

@@ -116,13 +116,32 @@ def test_answers_are_those_of_the_converted_model(model, runner, make_hook, smol
         assert f"Question: {question}\nAnswer: {answer}\n" in said(runner, 0)
 
 
-def test_every_tile_is_seen(model, runner, make_hook, monkeypatch):
-    seen = []
-    generate = model.network.generate
-    monkeypatch.setattr(model.network, "generate", lambda **inputs: seen.append(inputs) or generate(**inputs))
+def test_every_tile_is_seen_once_and_all_questions_are_one_batch(model, runner, make_hook, monkeypatch):
+    seen, batches = [], []
+    generate, encode = model.network.generate, model.network.encode_tiles
+    monkeypatch.setattr(model.network, "generate", lambda **inputs: batches.append(inputs) or generate(**inputs))
+    monkeypatch.setattr(model.network, "encode_tiles", lambda tiles: seen.append(tiles) or encode(tiles))
     make_hook().after_train(runner)
-    assert [inputs["tiles_per_image"].tolist() for inputs in seen] == [[9], [9]]  # 64 x 32: a canvas of 4 x 2
-    assert seen[0]["pixel_values"].shape == (9, 3, 16, 16)
+    assert [tiles.shape for tiles in seen] == [(9, 3, 16, 16)]  # 64 x 32: a canvas of 4 x 2
+    assert [len(inputs["input_ids"]) for inputs in batches] == [2]
+
+
+def test_processes_share_the_questions(model, runner, make_hook, monkeypatch):
+    """The first of two asks the one question, the second the other, and the answers are those of one process."""
+    make_hook(max_new_tokens=6).after_train(runner)
+    expected, gathered = said(runner, 0), []
+    for rank in (1, 0, 2):
+        monkeypatch.setattr(chat_hook_module, "get_dist_info", lambda rank=rank: (rank, 3))
+        monkeypatch.setattr(chat_hook_module, "is_main_process", lambda rank=rank: rank == 0)
+        monkeypatch.setattr(chat_hook_module, "all_gather_object", lambda own: gathered.append(own) or gathered)
+        runner.log_dir = str(Path(runner.log_dir).with_name(f"log{rank}"))
+        hook = make_hook(max_new_tokens=6)
+        hook.after_train(runner)
+        assert hook._last_step is None
+        assert Path(runner.log_dir).exists() == (rank == 0)
+        if rank == 0:
+            assert said(runner, 0) == expected
+    assert [list(own) for own in gathered] == [[1], [0], []]
 
 
 def test_training_goes_on_as_if_nothing_had_happened(model, runner, make_hook):
@@ -159,7 +178,7 @@ def test_state_while_answering_and_after_a_failure(model):
 
 def test_it_asks_when_it_is_due(runner, make_hook, monkeypatch):
     asked = []
-    monkeypatch.setattr(SampleChatHook, "_answer", lambda self, *args: asked.append((runner.iter, args[-1])) or "yes")
+    monkeypatch.setattr(SampleChatHook, "_answer", lambda self, *args: asked.append((runner.iter, args[-1])) or ["yes"])
     hook = make_hook(questions=["What is it?"], max_new_tokens=200)
     hook.before_train(runner)
     for runner.iter in range(20):
@@ -178,22 +197,23 @@ def test_it_asks_when_it_is_due(runner, make_hook, monkeypatch):
     assert asked[-1][0] == 25
 
 
-def test_a_signal_cuts_the_answer_short(model, runner, make_hook, monkeypatch):
+def test_a_signal_cuts_the_answers_short(model, runner, make_hook, monkeypatch):
     received = SimpleNamespace(received=0)
     runner.train_loop = SimpleNamespace(interrupts=received)
-    lengths, generate = [], model.network.generate
+    gathered = []
+    monkeypatch.setattr(chat_hook_module, "all_gather_object", lambda own: gathered.append(own) or [own])
+    forward = model.llm.get_base_model().forward
 
-    def generate_and_interrupt(**inputs):
-        ids = generate(**inputs, min_new_tokens=8)
-        lengths.append(ids.shape[1] - inputs["input_ids"].shape[1])
+    def forward_and_interrupt(*args, **kwargs):
         received.received = 15
-        return ids
+        return forward(*args, **kwargs)
 
-    monkeypatch.setattr(model.network, "generate", generate_and_interrupt)
+    monkeypatch.setattr(model.llm.get_base_model(), "forward", forward_and_interrupt)
     make_hook().after_train(runner)
-    assert lengths == [8], "the second question was asked after the signal"
+    assert all(len(answer.split()) <= 1 for answer in gathered[0].values())
+    assert list(gathered[0]) == [0, 1]
     make_hook().after_train(runner)
-    assert lengths == [8]
+    assert gathered[1] == {}, "a process that was interrupted before asks nothing, and yet the others hear of it"
     monkeypatch.undo()
     until = StoppingCriteriaList([chat_hook_module._StopOnSignal(runner)])
     network = model.network
@@ -204,7 +224,7 @@ def test_a_signal_cuts_the_answer_short(model, runner, make_hook, monkeypatch):
 def test_text_and_picture_reach_log_and_tensorboard(runner, make_hook, tmp_path, monkeypatch, caplog):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    monkeypatch.setattr(SampleChatHook, "_answer", lambda self, *args: "an answer")
+    monkeypatch.setattr(SampleChatHook, "_answer", lambda self, *args: ["an answer"] * 2)
     backends = [{"type": LocalVisBackend}, {"type": TensorboardVisBackend}]
     runner.visualizer = Visualizer(save_dir=str(tmp_path), vis_backends=backends)
     with caplog.at_level(logging.INFO, logger="test_chat_hook"):
@@ -224,7 +244,7 @@ def test_the_picture_is_a_file_in_mlflow(runner, make_hook, monkeypatch):
     names = []
     monkeypatch.setattr(MLflowVisBackend, "add_image", lambda self, name, *args: names.append(name))
     monkeypatch.setattr(MLflowVisBackend, "experiment", None)
-    monkeypatch.setattr(SampleChatHook, "_answer", lambda self, *args: "an answer")
+    monkeypatch.setattr(SampleChatHook, "_answer", lambda self, *args: ["an answer"] * 2)
     runner.visualizer._vis_backends["mlflow"] = MLflowVisBackend(save_dir="unused")
     make_hook().before_train(runner)
     assert names == ["sample_chat_0.png"]
@@ -241,12 +261,6 @@ def test_picture_shows_overview_and_tiles_in_their_places():
     assert sheet[8, 88].tolist() == [0, 0, 0]
     assert sheet[2, 1, 0] > 200  # the overview, left
     assert sheet[30, 8].tolist() == [255, 255, 255]
-
-
-def test_other_processes_are_not_asked(runner, make_hook, monkeypatch):
-    monkeypatch.setattr(SampleChatHook, "_answer", lambda *args: pytest.fail("asked"))
-    monkeypatch.setattr(chat_hook_module, "is_main_process", lambda: False)
-    make_hook().after_train(runner)
 
 
 @pytest.mark.parametrize("changes", [{"images": []}, {"questions": []}])

@@ -20,7 +20,7 @@ from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 from pallava.prompts import build_question
 from pallava.tiling import make_tiles
 
-_LIKE_LENGTH = 16  # characters; within them, questions about one image stand together
+_LIKE_LENGTH = 16  # characters
 _AHEAD = 2  # batches whose images are opened while the model works
 
 
@@ -61,7 +61,9 @@ class Answerer:
         return Batch(possible, problems, dict(self.processor(texts)) if texts else {}, [*tiles.values()], image_of)
 
     def answer(self, batch: Batch) -> list[str]:
-        """Answer the questions that can be asked, in their order; each image is encoded once.
+        """Answer the questions that can be asked, in their order.
+
+        Each image is encoded once, and what the prompts of its questions begin with, up to the image, computed once.
 
         Raises:
             PallavaError: The device has too little memory.
@@ -70,9 +72,9 @@ class Answerer:
             return []
         try:
             with torch.inference_mode():
-                encoded = self.model.encode_images(batch.tiles) if batch.tiles else []
-                tokens = [encoded[number] for number in batch.image_of]
-                ids = self.model.generate(**batch.prompts, visual_tokens=tokens, max_new_tokens=self.max_new_tokens)
+                tokens = self.model.encode_images(batch.tiles) if batch.tiles else []
+                images: dict[str, Any] = {"visual_tokens": tokens, "image_of": batch.image_of}
+                ids = self.model.generate(**batch.prompts, **images, max_new_tokens=self.max_new_tokens)
         except torch.OutOfMemoryError:
             raise PallavaError(
                 f"{self.model.device} has too little memory for {len(batch.items)} questions at once; lower "
@@ -82,11 +84,21 @@ class Answerer:
 
 
 def plan_batches(items: Sequence[Item], batch_size: int) -> list[list[Item]]:
-    """Cut questions into batches of like length, those about one image side by side; the longest come first.
+    """Cut questions into batches, those about one image side by side, for what they share is computed once a batch.
 
-    The batches depend on the questions alone: neither on what has been answered, nor on the number of processes.
+    Images of like length, which is that of the longest question, stand together, the longest first; within an image
+    questions are ordered by their length. The batches depend on the questions alone: neither on what has been answered,
+    nor on the number of processes.
     """
-    ordered = sorted(items, key=lambda item: (-(len(item.question) // _LIKE_LENGTH), item.image, item.id))
+    longest: dict[str, int] = {}
+    for item in items:
+        longest[item.image] = max(longest.get(item.image, 0), len(item.question))
+
+    def place(item: Item) -> tuple[Any, ...]:
+        length = longest[item.image] if item.image else len(item.question)
+        return -(length // _LIKE_LENGTH), item.image, -len(item.question), item.id
+
+    ordered = sorted(items, key=place)
     return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import all_gather_object, get_dist_info, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
@@ -35,9 +35,9 @@ class SampleChatHook(Hook):
 
     The answers are those of the model folder converted at this iteration: the same processor, all tiles, greedy, in
     evaluation mode. The training does not change: modes and random states are put back. They go to the log, to
-    ``vis_data/sample_chat_ITERATION.txt`` and to TensorBoard; the pictures, once, to the visualizer. One process
-    answers. A signal that ends the training cuts the answer short, since the checkpoint must be written in the time
-    that a scheduler gives.
+    ``vis_data/sample_chat_ITERATION.txt`` and to TensorBoard; the pictures, once, to the visualizer. The processes
+    share the questions, and each answers its own in one batch, since all wait for the last. A signal that ends the
+    training cuts answers short, since the checkpoint must be written in the time that a scheduler gives.
 
     Args:
         tokenizer: The language model's tokenizer, or its config.
@@ -63,7 +63,7 @@ class SampleChatHook(Hook):
         questions: Sequence[str],
         prompt_template: str | Mapping[str, Any] | PromptTemplate | None = None,
         every_n_iters: int = 1000,
-        max_new_tokens: int = 256,
+        max_new_tokens: int = 64,
         system: str | None = None,
     ) -> None:
         self.questions = list(questions) if images else []
@@ -78,7 +78,7 @@ class SampleChatHook(Hook):
             self.pictures = [open_image(path) for path in images]
         except PallavaError as error:
             raise PallavaError(f"sample image of the chat: {error}; set sample_images, or [] for no chat") from error
-        self.images = self.pictures * (len(self.questions) // len(images))
+        self.images = self.pictures * (len(self.questions) // len(images))  # one for each question
         self.processor = PALLaVAProcessor(build(image_processor), build(tokenizer), prompt_template)
 
     def before_train(self, runner: Any) -> None:
@@ -99,25 +99,37 @@ class SampleChatHook(Hook):
             self._chat(runner, runner.iter, self.max_new_tokens)
 
     def _chat(self, runner: Any, step: int, max_new_tokens: int) -> None:
-        if not self.questions or not is_main_process():
+        if not self.questions:
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        with as_converted(model):
-            until = StoppingCriteriaList([_StopOnSignal(runner)])
-            texts = [
-                f"Question: {question}\nAnswer: {self._answer(model.network, question, image, until, max_new_tokens)}"
-                for question, image in zip(self.questions, self.images, strict=True)
-                if not _is_interrupted(runner)
-            ]
         if step:  # answers before training are short
             self._last_step = step
-        _write(runner, step, "\n\n".join(texts))
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        rank, num_processes = get_dist_info()
+        own, answers = range(rank, len(self.questions), num_processes), list[str]()
+        if own and not _is_interrupted(runner):
+            with as_converted(model):
+                answers = self._answer(
+                    model.network, own, StoppingCriteriaList([_StopOnSignal(runner)]), max_new_tokens
+                )
+        gathered = all_gather_object(dict(zip(own, answers, strict=False)))  # by each process, signal or none
+        if is_main_process():
+            found = sorted({number: answer for each in gathered for number, answer in each.items()}.items())
+            texts = [f"Question: {self.questions[number]}\nAnswer: {answer}" for number, answer in found]
+            _write(runner, step, "\n\n".join(texts))
 
-    def _answer(self, network: Any, question: str, image: Any, until: StoppingCriteriaList, max_new_tokens: int) -> str:
-        inputs = self.processor(question, images=image, system=self.system).to(network.device)
+    @torch.no_grad()
+    def _answer(self, network: Any, own: Sequence[int], until: StoppingCriteriaList, max_new_tokens: int) -> list[str]:
+        """Answer the questions of these numbers in one batch, in which each different image is encoded once."""
+        questions, pictures = [self.questions[i] for i in own], [self.images[i] for i in own]
+        inputs = self.processor(questions, images=pictures, system=self.system).to(network.device)
+        tiles = inputs.pop("pixel_values").split(inputs.pop("tiles_per_image").tolist())
+        first = [next(i for i, each in enumerate(pictures) if each is picture) for picture in pictures]
+        different = sorted(set(first))
+        tokens, image_of = network.encode_images([tiles[i] for i in different]), [different.index(i) for i in first]
         network.use_end_tokens(self.processor.end_token_ids)  # as conversion does
-        ids = network.generate(**inputs, max_new_tokens=max_new_tokens, stopping_criteria=until)
-        return self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :])[0]
+        images = {"visual_tokens": tokens, "image_of": image_of}
+        ids = network.generate(**inputs, **images, max_new_tokens=max_new_tokens, stopping_criteria=until)
+        return self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :])
 
 
 class _StopOnSignal(StoppingCriteria):

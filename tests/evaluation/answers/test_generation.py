@@ -84,12 +84,32 @@ def test_a_question_without_an_image(answerer: Answerer, items: list[Item], tmp_
     assert mixed[:4] != mixed[4:]
 
 
-def test_batches_hold_questions_of_like_length(items: list[Item]):
+def test_batches_hold_questions_about_one_image_and_those_of_like_length(items: list[Item]):
     batches = plan_batches(items, 16)
-    lengths = [[len(item.question) // 16 for item in batch] for batch in batches]
+    order = [item.image for batch in batches for item in batch]
     assert [len(batch) for batch in batches] == [16, 16, 16]
-    assert all(min(longer) >= max(shorter) for longer, shorter in itertools.pairwise(lengths))
+    assert len([image for image, _ in itertools.groupby(order)]) == len(set(order))
+    alone = [replace(item, image=f"{number}.png") for number, item in enumerate(items)]
+    for different in (alone, [replace(item, image="") for item in items]):
+        lengths = [[len(item.question) // 16 for item in batch] for batch in plan_batches(different, 16)]
+        assert all(min(longer) >= max(shorter) for longer, shorter in itertools.pairwise(lengths))
     assert sorted(item.id for batch in batches for item in batch) == sorted(item.id for item in items)
+
+
+def test_what_questions_about_one_image_begin_with_is_computed_once(answerer: Answerer, items: list[Item]):
+    """And the answers are those of the same questions whose images are each given apart."""
+    batch = answerer.prepare(plan_batches(items, 16)[0])
+    rows: list[int] = []
+    hook = answerer.model.llm.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["attention_mask"])), with_kwargs=True
+    )
+    together = answerer.answer(batch)
+    hook.remove()
+    assert rows[0] == len(batch.tiles) == 2
+    assert set(rows[1:]) == {16}
+    tiles = [batch.tiles[number] for number in batch.image_of]
+    assert together == answerer.answer(replace(batch, tiles=tiles, image_of=list(range(16))))
+    assert len(set(together)) > 8, "a model that always says the same proves nothing"
 
 
 def test_interrupted_work_goes_on_without_asking_twice(answerer: Answerer, items: list[Item], tmp_path: Path):
