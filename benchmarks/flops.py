@@ -25,8 +25,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import init_empty_weights
-from torch import Tensor, nn
+from mmengine.dataset import DefaultSampler
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from training import published_loss
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -34,6 +36,7 @@ from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from pallava.training.doctor.memory import Memory, Parameters, zero_memory
 from pallava.training.doctor.step import count_activations, count_flops
 from pallava.training.model import PALLaVAModel
+from pallava.training.sampler import LengthSampler
 
 ROOT = Path(__file__).resolve().parents[1]
 PEAK, SHARE, CARD_GB, CARDS = 989e12, 0.4, 80, (1, 8, 16)  # of an H100 in bf16
@@ -84,33 +87,11 @@ class AllLogits(PALLaVAModel):
 
 
 class PublishedOrder(PALLaVAModel):
-    """The order of work of https://github.com/ddw2AIGROUP2CQUPT/PA-LLaVA (xtuner_add/pallava/model.py).
-
-    Every image is padded to the most tiles of the batch by its last one. All layers of the encoder run, in training
-    mode, with gradients of its input and recomputed, since activation checkpointing asks for all of that. Every
-    position gets scores of the vocabulary.
-    """
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.visual_encoder.enable_input_require_grads()
-        self.visual_encoder.gradient_checkpointing_enable({"use_reentrant": False})
-
-    def train(self, mode: bool = True) -> PublishedOrder:
-        """Set the mode of all parts, frozen or not."""
-        return nn.Module.train(self, mode)  # type: ignore[return-value]
+    """The published order of work."""
 
     def forward(self, data: dict[str, Tensor], data_samples: object = None, mode: str = "loss") -> Any:
         """Return the loss of a batch."""
-        counts = data["tiles_per_image"]
-        images, most = data["pixel_values"].split(counts.tolist()), int(counts.max())
-        padded = torch.cat([torch.cat([image, image[-1:].expand(most - len(image), -1, -1, -1)]) for image in images])
-        hidden = self.visual_encoder(padded, output_hidden_states=True).hidden_states[-2][:, 1:]
-        tokens = hidden.unflatten(0, (len(images), most))  # (B, 1+N, T, D)
-        mask = (torch.arange(1, most, device=counts.device) < counts[:, None]).repeat_interleave(tokens.shape[2], 1)
-        visual = self.connector(tokens[:, 0], tokens[:, 1:].flatten(1, 2), mask.long())
-        words = self.network.fuse(data["input_ids"], visual, data["attention_mask"], data["labels"])
-        return {"loss": self.llm(**words, use_cache=False).loss}
+        return {"loss": published_loss(self, data)}
 
 
 class Work(NamedTuple):
@@ -138,10 +119,9 @@ ORDERS = (
 )
 ASSUMPTIONS = f"""Assumed: {TILES} tiles and an overview a row, in the published order {MOST_TILES}, padded to the most
 of a batch; text as drawn; bf16 and ZeRO-2 as xtuner's JSON has it, where all cards wait for the slowest in each
-micro-step; {SHARE:.0%} of {PEAK / 1e12:g} TFLOPS, whatever is computed; kernels of attention that keep no scores (the
-published connector and encoder keep them and need more). Published: rows in any order in both stages, all parts
-recomputed. Ours: of all batches only one too long for {CARD_GB} GB is recomputed. Not counted: optimizer,
-communication, reading of images, checkpoints, chats."""
+micro-step; {SHARE:.0%} of {PEAK / 1e12:g} TFLOPS, whatever is computed. Published: rows in any order in both stages,
+all parts recomputed. Ours: of all batches only one that is too long for {CARD_GB} GB is recomputed. Not counted:
+optimizer, communication, reading of images, checkpoints, chats."""
 
 
 def main() -> int:
@@ -245,17 +225,18 @@ class Lengths(list[int]):
     modality_length = property(list)
 
 
-def deal(stage: Stage, words: np.ndarray, cards: int, *, is_grouped: bool) -> np.ndarray:
+def deal(words: np.ndarray, cards: int, *, is_grouped: bool) -> np.ndarray:
     """Return the text tokens of the rows (micro-steps, B, cards) of an epoch, as the sampler deals them."""
-    from mmengine.dataset import DefaultSampler
-    from xtuner.dataset.samplers import LengthGroupedSampler
-
     rows: Any = Lengths((words + NUM_VISUAL).tolist())
-    sampler: Any = DefaultSampler(rows, shuffle=True, seed=0)
-    if is_grouped:  # for one process that has the batches of all
-        sampler = LengthGroupedSampler(rows, BATCH * stage.accumulation * cards, "modality_length", seed=0)
-    dealt = words[np.fromiter(sampler, int)]
-    return dealt[: len(dealt) // (BATCH * cards) * BATCH * cards].reshape(-1, BATCH, cards)
+    order = np.fromiter(DefaultSampler(rows, shuffle=True, seed=0), int)  # of one process; several take turns in it
+    ranks = [order[rank::cards] for rank in range(cards)]
+    if is_grouped:
+        sampler = LengthSampler(rows, BATCH, seed=0)
+        sampler.world_size = cards
+        for sampler.rank in range(cards):
+            ranks[sampler.rank] = np.fromiter(sampler, int)
+    whole = len(words) // (BATCH * cards) * BATCH
+    return np.stack([words[rank[:whole]].reshape(-1, BATCH) for rank in ranks], axis=2)
 
 
 def useful_share(dealt: np.ndarray, cost: Cost) -> float:
@@ -279,7 +260,7 @@ def report(costs: Costs, stage: Stage, num_rows: int) -> list[float]:
     """Print the table of a stage; return the hours of each order on the most cards."""
     drawn = np.random.default_rng(0).lognormal(math.log(stage.words) - stage.sigma**2 / 2, stage.sigma, num_rows)
     words, hours = drawn.round().clip(16, CONTEXT - NUM_VISUAL).astype(int), []
-    deals = cache(lambda cards, is_grouped: deal(stage, words, cards, is_grouped=is_grouped))
+    deals = cache(lambda cards, is_grouped: deal(words, cards, is_grouped=is_grouped))
     print(f"\nstage {stage.name}: {stage.rows:,} rows x {stage.epochs} epochs, batch {BATCH} x {stage.accumulation};")
     print(f"text: {stage.words} tokens on average, log-normal, sigma {stage.sigma:g}, {stage.taught} of them taught\n")
     heads = [f"{title} x {cards}" for title in ("GB", "useful", "hours") for cards in CARDS]

@@ -229,7 +229,8 @@ def launch_all(folder: Path, *, small: bool) -> list[str]:
 
     data = save_data(folder, 48)
     config = write_config("pallava_domain_alignment", save_parts(folder), data, folder / "tiny.py", num_steps=12)
-    runners = {"plain": [], "ZeRO-1": ["--deepspeed", "deepspeed_zero1"], "ZeRO-2": ["--deepspeed", "deepspeed_zero2"]}
+    settings = {"ZeRO-1": "pallava_zero1", "ZeRO-2": "pallava_zero2"}
+    runners = {"plain": [], **{name: ["--deepspeed", file] for name, file in settings.items()}}
     options = ["train_dataloader.batch_size=2", "optim_wrapper.accumulative_counts=3"]
     failures = []
     for name, words in list(runners.items())[-1:] if small else runners.items():

@@ -21,17 +21,20 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import psutil
+import torch
+from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pallava.io.files import write_text
 from pallava.io.processes import num_cores
+from pallava.report.plots import COLOURS
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "benchmarks"
 TIMEOUT = 1500  # seconds of one benchmark
 SWEEP, PICTURE = "build/sweep.json", "training.png"
 ORDER = ("training", "flops", "gpu", "generate", "evaluate", "encode", "pointing", "data_pipeline", "resume")
@@ -41,15 +44,17 @@ HEAD = """# Results of the benchmarks
 
 `make benchmark` writes this file; `python benchmarks/run.py NAME` runs one again. What is compared, and what it means,
 is said at the top of each benchmark's file. Contestants took turns in one run, and a ratio is one of that run."""
-CHART = f"![Seconds of a step against tiles, words and rows of a batch]({PICTURE})"
 
 
 def main() -> int:
     """Run the benchmarks that were named, or all; return 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = find_benchmarks(FOLDER)
-    parser.add_argument("names", nargs="*", choices=[[], *known], metavar="NAME", help=f"{', '.join(known)}")
-    failed = run_all(parser.parse_args().names or known, FOLDER)
+    known = find_benchmarks(ROOT / "benchmarks")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(known)} (default: all)")
+    names = parser.parse_args().names or known
+    if unknown := sorted(set(names) - set(known)):
+        parser.error(f"no benchmark '{unknown[0]}'; choose {', '.join(known)}")
+    failed = run_all(names, ROOT / "benchmarks")
     print(f"failed: {', '.join(failed) or 'nothing'}")
     return int(bool(failed))
 
@@ -66,13 +71,13 @@ def run_all(names: Sequence[str], folder: Path) -> list[str]:
     for name in names:
         print(f"{name} ...", flush=True)
         code, section = run(name, folder)
-        failed += [name] * bool(code)
-        if (ROOT / SWEEP).exists() and name == "training" and not code:
+        failed += [name] if code else []
+        if (ROOT / SWEEP).exists() and name == "training":
             draw(json.loads((ROOT / SWEEP).read_text()), folder / PICTURE)
-            section += f"\n{CHART}\n"
+            section += f"\n![Seconds of a step against tiles, text and batch]({PICTURE})\n"
         sections = read_sections(report) | {name: section}
         ordered = [sections.pop(each) for each in find_benchmarks(folder) if each in sections]
-        report.write_text("\n\n".join([HEAD, *(each.strip() for each in ordered)]) + "\n", encoding="utf-8")
+        write_text(report, "\n\n".join([HEAD, *(each.strip() for each in ordered)]) + "\n")
     return failed
 
 
@@ -83,27 +88,29 @@ def read_sections(report: Path) -> dict[str, str]:
 
 
 def run(name: str, folder: Path) -> tuple[int, str]:
-    """Run a benchmark; return its exit code and its section."""
-    words = [str(folder / f"{name}.py"), *OPTIONS.get(name, [])]
-    if name == "pointing" and not (ROOT / "demo" / "model").exists():
-        return 0, write_section(name, words, "not run: no model of `make demo`")
+    """Run a benchmark; return its exit code and its section: the command, when and where it ran, what it printed."""
+    begin, words = time.perf_counter(), OPTIONS.get(name, [])
     (ROOT / SWEEP).parent.mkdir(exist_ok=True)
-    begin = time.perf_counter()
-    try:
-        done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
-        code, output, errors = done.returncode, done.stdout, done.stderr
-    except subprocess.TimeoutExpired as error:
-        code, output, errors = 124, (error.stdout or b"").decode(), f"ended after {TIMEOUT} s"
+    (ROOT / SWEEP).unlink(missing_ok=True)
+    code, text = 0, "not run: no model of `make demo`"
+    if name != "pointing" or (ROOT / "demo" / "model").exists():
+        code, text = execute([sys.executable, str(folder / f"{name}.py"), *words])
+    taken = f"{time.perf_counter() - begin:.0f} s"
+    where = f"{date.today()}, {describe_revision()}, {taken}, {describe_machine()}"
     failure = f"**Failed with exit code {code}.**\n\n" if code else ""
-    taken = f", {time.perf_counter() - begin:.0f} s"
-    shown = f"{output}\n{errors[-2000:] if code else ''}".strip()
-    return code, write_section(name, words, f"{failure}```text\n{shown}\n```", taken)
+    command = " ".join(["python", f"benchmarks/{name}.py", *words])
+    return code, f"## {name}\n\n`{command}`\n\n{where}\n\n{failure}```text\n{text}\n```\n"
 
 
-def write_section(name: str, words: Sequence[str], text: str, taken: str = "") -> str:
-    """Return a section: the command, where and when it ran, what it printed."""
-    command = " ".join(["python", f"benchmarks/{name}.py", *words[1:]])
-    return f"## {name}\n\n`{command}`\n\n{date.today()}, {describe_revision()}{taken}, {describe_machine()}\n\n{text}\n"
+def execute(words: Sequence[str]) -> tuple[int, str]:
+    """Run a command; return its exit code and its output, with the end of its errors if it failed."""
+    quiet = {} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"}  # DeepSpeed prints that it finds no other
+    options: Any = {"cwd": ROOT, "env": {**os.environ, **quiet}, "capture_output": True, "text": True}
+    try:
+        done = subprocess.run(words, timeout=TIMEOUT, **options)
+    except subprocess.TimeoutExpired as error:
+        return 124, f"{(error.stdout or b'').decode()}\nended after {TIMEOUT} s".strip()
+    return done.returncode, f"{done.stdout}\n{done.stderr[-2000:] if done.returncode else ''}".strip()
 
 
 def describe_revision() -> str:
@@ -111,28 +118,21 @@ def describe_revision() -> str:
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "pallava", "benchmarks/*.py"]).returncode
-    return f"revision {commit or 'unknown'}{' with changes' * bool(changed)}"
+    return f"revision {commit or 'unknown'}{' with changes' if changed else ''}"
 
 
 def describe_machine() -> str:
     """Return cores, memory, torch, threads and the card."""
-    import torch
-
     cpu = Path("/proc/cpuinfo")  # of Linux
     models = re.findall(r"^model name\s*: (.+)$", cpu.read_text(), re.M) if cpu.exists() else []
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    memory, cores = psutil.virtual_memory().total / 1e9, num_cores()
-    threads = f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}"
-    name = models[0] if models else platform.processor() or platform.machine()
-    return f"{cores} cores of {name}, {memory:.0f} GB, {card}; torch {version('torch')}, {threads}"
+    cores = f"{num_cores()} cores of {[*models, platform.machine()][0]}"
+    torches = f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}"
+    return f"{cores}, {psutil.virtual_memory().total / 1e9:.0f} GB, {card}; {torches}"
 
 
 def draw(points: Sequence[dict[str, float]], path: Path) -> None:
     """Draw the seconds of a step against each size of a batch, where the other sizes are the usual ones."""
-    from matplotlib.figure import Figure
-
-    from pallava.report.plots import COLOURS
-
     lines = {"published_s": "published order", "ours_recomputing_s": "ours, recomputing", "ours_s": "ours"}
     labels = {"tiles": "tiles of an image", "text": "tokens of text in a row", "batch": "rows of a batch"}
     usual = {key: Counter(point[key] for point in points).most_common(1)[0][0] for key in labels}
