@@ -33,7 +33,7 @@ def step(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor], tuple[int, 
     def count(place: int) -> Any:
         return lambda *_: passes.__setitem__(place, passes[place] + 1)
 
-    parts = (model.connector.qformer.encoder, *model.llm.get_base_model().model.layers)
+    parts = (model.connector.norm, *model.llm.get_base_model().model.layers)
     hooks = [part.register_forward_pre_hook(count(place)) for place, part in enumerate(parts)]
     torch.manual_seed(1)
     model.zero_grad()
