@@ -25,7 +25,7 @@ from pallava.model.loading import add_lora, check_reopenable_part, loading_error
 from pallava.model.weights import load_strictly, read_weights, shorten
 from pallava.tiling import normalize
 from pallava.training.features import FeatureWriter, complete_tokens
-from pallava.training.recompute import Choice, choice_of, recompute
+from pallava.training.recompute import Choice, choice_of, count_positions, recompute
 
 Part = dict[str, Any]
 """A part of the model as a config names it: ``dict(type=..., ...)``."""
@@ -131,6 +131,7 @@ class PALLaVAModel(BaseModel):
         if normalization is not None and has_images and inputs["pixel_values"].dtype == torch.uint8:
             inputs["pixel_values"] = normalize(inputs["pixel_values"], normalization)
         if mode == "loss":
+            self._recompute_long(inputs)
             nothing = None if has_images else self._nothing_from_images(data["pixel_values"])
             inputs, shares = self._with_features(inputs)
             loss = self.network.compute_loss(**inputs)
@@ -172,10 +173,21 @@ class PALLaVAModel(BaseModel):
     def init_weights(self) -> None:
         """Do nothing: the parts have their weights, and mmengine would draw them anew."""
 
-    def recompute(self, choice: Choice) -> None:
-        """Set what computes its activations anew in the backward pass: `activation_checkpointing`."""
-        self.activation_checkpointing = choice
+    def recompute(self, choice: Choice, above: int = 0) -> None:
+        """Set what computes its activations anew in the backward pass, in batches of more than so many positions."""
+        self.activation_checkpointing, self._recomputed, self._recompute_above = choice, choice, above
         recompute(self, choice)
+
+    def _recompute_long(self, data: Mapping[str, Tensor]) -> None:
+        """Recompute in a long batch alone, where `recompute` says from which length on."""
+        if not (self._recompute_above and self.training):
+            return
+        positions = count_positions(data, self.network.config.num_visual_tokens)
+        wanted: Choice = self.activation_checkpointing if positions > self._recompute_above else "none"
+        if wanted != self._recomputed:
+            self._recomputed = wanted
+            recompute(self, wanted)
+            self.train()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> "OrderedDict[str, Tensor]":  # type: ignore[override]
         """Return the trained weights alone."""

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from pallava.errors import PallavaError
+from pallava.prompts import IMAGE_TOKEN_INDEX
 
 Choice = str | int
 """A member of `CHOICES`, or a number n: every n-th layer of the language model, and the connector."""
@@ -58,6 +59,16 @@ def recompute(model: Any, choice: Choice) -> None:
         _switch(model.visual_encoder, is_all or choice == "connector")
     if isinstance(choice, int):
         _leave_out(model.llm, choice)
+
+
+def count_positions(data: Mapping[str, Any], num_visual_tokens: int) -> int:
+    """Return the positions that the language model computes in a batch of `collate`: rows times the longest one.
+
+    An image takes at most `num_visual_tokens` of them.
+    """
+    images = (data["input_ids"] == IMAGE_TOKEN_INDEX).sum(1)  # (B,)
+    lengths = data["attention_mask"].sum(1) + images * (num_visual_tokens - 1)
+    return len(lengths) * int(lengths.max())
 
 
 def _switch(part: Any, on: bool) -> None:

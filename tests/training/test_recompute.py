@@ -16,7 +16,7 @@ from pallava.training.doctor.auto import choose, settle
 from pallava.training.doctor.case import Case
 from pallava.training.hooks.chat import as_converted
 from pallava.training.model import build
-from pallava.training.recompute import NAMED, Choice, choice_of
+from pallava.training.recompute import NAMED, Choice, choice_of, count_positions
 from tests.tiny import golden
 from tests.tiny.training import save_data, save_parts, write_config
 from tests.training.test_model import tiny
@@ -134,6 +134,40 @@ def test_auto_takes_the_least_that_fits_as_doctor_does(config: Path, monkeypatch
         assert repr(choice) in line
         assert "plain" in line
     assert taken(config, monkeypatch, 0)[0] == "all"  # what needs least, though it does not fit
+
+
+def test_auto_recomputes_long_batches_alone(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the estimate says of a batch that just fits is what it says of any batch so long."""
+    case = Case(DoctorSettings(str(config), cfg_options=("optim_wrapper.precision=float32",)))
+    words = {key: case.longest_batch["data"][key][:, :-10] for key in ("input_ids", "attention_mask", "labels")}
+    case.opened["half_batch"] = {"data": {**case.longest_batch["data"], **words}}
+    needs = [auto.plan_step(case, "plain", "none", batch).total for batch in (case.half_batch, case.longest_batch)]
+    tokens = case.model.network.config.num_visual_tokens
+    sizes = [count_positions(batch["data"], tokens) for batch in (case.half_batch, case.longest_batch)]
+    assert sizes[0] < sizes[1]
+    for need, size in zip(needs, sizes, strict=True):
+        monkeypatch.setattr(Case, "card_bytes", need / 0.9)
+        assert auto.most_positions(case) == pytest.approx(size, abs=1)
+    monkeypatch.setattr(Case, "card_bytes", sum(needs) / 2 / 0.9)
+    middle = auto.most_positions(case)
+    assert middle == pytest.approx(sum(sizes) / 2, abs=1)
+    assert f"{middle:,} positions" in _judge_memory(case, [])[1]
+
+
+def test_only_long_batches_are_recomputed() -> None:
+    torch.manual_seed(0)
+    model = tiny(llm_lora=LORA, activation_checkpointing="none")
+    loss, _, passes = step(model)
+    positions = count_positions(golden.batch(golden.samples()), model.network.config.num_visual_tokens)
+    for above, expected in ((positions - 1, PASSES["all"]), (positions, passes), (positions - 1, PASSES["all"])):
+        model.recompute("all", above)
+        found = step(model)
+        assert found[2] == expected
+        assert found[0] == loss
+    model.recompute("all", positions)
+    assert step(model)[2] == passes
+    model.recompute("all")
+    assert step(model)[2] == PASSES["all"]
 
 
 def test_auto_without_an_estimate_recomputes_all(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,16 +14,19 @@ from pallava.training.doctor.case import Case, DoctorSettings
 from pallava.training.doctor.memory import Memory, plain_memory, read_zero_settings, zero_memory
 from pallava.training.doctor.step import count_activations
 from pallava.training.hooks.random_state import get_random_state, set_random_state
-from pallava.training.recompute import TRIED, Choice
+from pallava.training.recompute import TRIED, Choice, count_positions
 
 _SHARE = 0.9  # of a card that the estimate may take: the allocator's gaps and the largest kernels are not in it
 
 
-def plan_step(case: Case, runner: str, choice: Choice) -> Memory:
-    """Return the memory of a card under a runner ("plain", "ZeRO-1" or "ZeRO-2") and a choice of recomputation."""
-    key = f"activations {choice}"
+def plan_step(case: Case, runner: str, choice: Choice, batch: Any = None) -> Memory:
+    """Return the memory of a card under a runner ("plain", "ZeRO-1" or "ZeRO-2") and a choice of recomputation.
+
+    The batch is that of the longest rows by default.
+    """
+    key = f"activations {choice} {'' if batch is None else id(batch)}"
     if key not in case.opened:
-        case.opened[key] = count_activations(case.outline(choice), case.longest_batch)
+        case.opened[key] = count_activations(case.outline(choice), case.longest_batch if batch is None else batch)
     launch = (case.parameters, case.dtype, case.settings.num_processes)
     step: dict[str, Any] = {"activation_checkpointing": choice, "activations": case.opened[key]}
     if runner == "plain":
@@ -41,6 +44,20 @@ def choose(case: Case) -> Memory:
     return found
 
 
+def most_positions(case: Case) -> int:
+    """Return how many positions a batch may have, as `count_positions` counts them, to fit without recomputation.
+
+    Memory grows with them in a line, which two batches show: that of the longest rows, and one half as long.
+    """
+    tokens = case.model.network.config.num_visual_tokens
+    batches = (case.half_batch, case.longest_batch)
+    low, high = (count_positions(batch["data"], tokens) for batch in batches)
+    least, most = (case.need(plan_step(case, case.runner_name, "none", batch)) for batch in batches)
+    if high <= low or most <= least:
+        return 0
+    return max(0, int(low + (_SHARE * case.room - least) * (high - low) / (most - least)))
+
+
 def settle(runner: Any, dataloader: Any) -> None:
     """Replace the "auto" of a training by what fits, at its start: only then are model, data and device all known.
 
@@ -52,20 +69,23 @@ def settle(runner: Any, dataloader: Any) -> None:
         return
     found = [_decide(runner, dataloader) if is_main_process() else None]
     broadcast_object_list(found)
-    choice, reason = found[0]  # type: ignore[misc]
-    model.recompute(choice)
-    print_log(f"activation_checkpointing: auto takes {choice!r} ({reason})", "current")
+    choice, above, reason = found[0]  # type: ignore[misc]
+    model.recompute(choice, above)
+    where = f" in batches of more than {above:,} positions" if above else ""
+    print_log(f"activation_checkpointing: auto takes {choice!r}{where} ({reason})", "current")
 
 
-def _decide(runner: Any, dataloader: Any) -> tuple[Choice, str]:
+def _decide(runner: Any, dataloader: Any) -> tuple[Choice, int, str]:
     random_state = get_random_state()  # parts that are built draw weights
     try:
         case = _RunningCase(runner, dataloader)
         found = choose(case)
+        choice = found.activation_checkpointing
+        above = 0 if choice == "none" else most_positions(case)
         found = found if torch.cuda.is_available() else replace(found, cuda=0)
-        return found.activation_checkpointing, f"{found.describe()} of {case.describe_room()} in the longest batch"
+        return choice, above, f"{found.describe()} of {case.describe_room()} in the longest batch"
     except Exception as error:  # a config may name anything; without an estimate the training still runs
-        return "all", f"no estimate: {' '.join(str(error).split())[:150]}"
+        return "all", 0, f"no estimate: {' '.join(str(error).split())[:150]}"
     finally:
         set_random_state(random_state)
 
@@ -91,17 +111,19 @@ class _RunningCase(Case):
         dataset, size = self.loader.dataset, self.get("train_dataloader.batch_size", 1)
         return self.loader.collate_fn([dataset[index] for index in range(min(size, len(dataset)))])
 
-    def fits(self, plan: Memory, share: float = 1.0) -> bool:
-        """Without a card, what is free must hold what is not there yet: all but the weights."""
-        if torch.cuda.is_available():
-            return super().fits(plan, share)
-        return plan.total - plan.weights - plan.cuda <= share * _free_memory()
+    @property
+    def room(self) -> float:
+        return super().room if torch.cuda.is_available() else _free_memory()
+
+    def need(self, plan: Memory) -> int:
+        """Return the bytes of a plan; without a card, of what is not there yet: all but the weights."""
+        return super().need(plan) if torch.cuda.is_available() else plan.total - plan.weights - plan.cuda
 
     def describe_room(self) -> str:
         """Return the memory that must hold it."""
         if torch.cuda.is_available():
-            return f"a card of {self.card_bytes / 1e9:.3g} GB"
-        return f"{_free_memory() / 1e9:.3g} GB that are free for a process"
+            return f"a card of {self.room / 1e9:.3g} GB"
+        return f"{self.room / 1e9:.3g} GB that are free for a process"
 
 
 def _free_memory() -> float:

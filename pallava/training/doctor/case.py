@@ -144,9 +144,18 @@ class Case:
         cards = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
         return min(cards, default=CARDS_GB[-1] * 1e9)
 
+    @property
+    def room(self) -> float:
+        """Return the bytes that must hold what a training needs."""
+        return self.card_bytes
+
+    def need(self, plan: Memory) -> int:
+        """Return the bytes of a plan that the room must hold."""
+        return plan.total
+
     def fits(self, plan: Memory, share: float = 1.0) -> bool:
-        """Return whether a plan fits in a share of the card."""
-        return plan.total <= share * self.card_bytes
+        """Return whether a plan fits in a share of the room."""
+        return self.need(plan) <= share * self.room
 
     @property
     def dtype(self) -> torch.dtype:
@@ -216,11 +225,20 @@ class Case:
     @once
     def longest_batch(self) -> Any:
         """Return the batch of the longest rows, or the first batch where the data set does not know lengths."""
+        return self._batch_below(1)
+
+    @once
+    def half_batch(self) -> Any:
+        """Return the batch of the longest rows of at most half the length of the longest; likewise."""
+        return self._batch_below(0.5)
+
+    def _batch_below(self, share: float) -> Any:
         dataset, size = self.loader.dataset, len(self.first_batch["data"]["input_ids"])
-        lengths = getattr(dataset, "modality_length", None)
-        if lengths is None:
+        lengths = [abs(length) for length in getattr(dataset, "modality_length", [])]
+        rows = [index for index, length in enumerate(lengths) if length <= share * max(lengths)]
+        if not rows:
             return self.first_batch
-        longest = sorted(range(len(lengths)), key=lambda index: -abs(lengths[index]))[:size]
+        longest = sorted(rows, key=lambda index: -lengths[index])[:size]
         return self.loader.collate_fn([dataset[index] for index in longest])
 
     @property
