@@ -33,7 +33,7 @@ from training import published_loss
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from pallava.training.doctor.memory import Memory, Parameters, zero_memory
+from pallava.training.doctor.memory import Memory, Parameters, read_zero_settings, zero_memory
 from pallava.training.doctor.step import count_activations, count_flops
 from pallava.training.model import PALLaVAModel
 from pallava.training.sampler import LengthSampler
@@ -118,10 +118,10 @@ ORDERS = (
     Order("+ nothing recomputed where that fits: ours", Work(PALLaVAModel, recomputes=False), is_grouped=True),
 )
 ASSUMPTIONS = f"""Assumed: {TILES} tiles and an overview a row, in the published order {MOST_TILES}, padded to the most
-of a batch; text as drawn; bf16 and ZeRO-2 as xtuner's JSON has it, where all cards wait for the slowest in each
-micro-step; {SHARE:.0%} of {PEAK / 1e12:g} TFLOPS, whatever is computed. Published: rows in any order in both stages,
-all parts recomputed. Ours: of all batches only one that is too long for {CARD_GB} GB is recomputed. Not counted:
-optimizer, communication, reading of images, checkpoints, chats."""
+of a batch; text as drawn; bf16; all cards wait for the slowest in each micro-step; {SHARE:.0%} of
+{PEAK / 1e12:g} TFLOPS, whatever is computed. Published: rows in any order in both stages, all parts recomputed, ZeRO-2
+as xtuner's JSON has it. Ours: pallava_zero1; of all batches only those too long for
+{CARD_GB} GB are recomputed. Not counted: optimizer, communication, reading of images, checkpoints, chats."""
 
 
 def main() -> int:
@@ -201,8 +201,9 @@ class Costs:
     def memory(self, work: Work, stage: Stage, words: int, cards: int) -> Memory:
         """Return the memory of a card in a batch of rows of so many text tokens."""
         step = {"activation_checkpointing": work.recomputes, "activations": self.activations(work, stage, BATCH, words)}
-        settings = {"stage": 2, "overlap_comm": True}  # as in xtuner's JSON
-        return zero_memory(Parameters.of(self.build(work)), torch.bfloat16, cards, settings, **step)
+        xtuners = {"zero_optimization": {"overlap_comm": True}}
+        zero = read_zero_settings(xtuners, 2) if work.model is PublishedOrder else read_zero_settings(None, 1)
+        return zero_memory(Parameters.of(self.build(work)), torch.bfloat16, cards, *zero, **step)
 
     def most_words(self, work: Work, stage: Stage, cards: int) -> int:
         """Return the text tokens of the longest rows whose batch fits a card, from the line through two batches."""

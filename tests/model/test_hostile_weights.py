@@ -390,7 +390,7 @@ def test_the_other_readers_execute_nothing(reader: str, parts: dict[str, Any], t
 
 
 def test_pickles_of_weights_are_opened_in_two_places_and_safely() -> None:
-    """Here, and where xtuner resumes a run's own checkpoints."""
+    """Here, and where xtuner resumes a run's own checkpoints; Ray's workers read what the process that asks wrote."""
     package = Path(convert.__globals__["__file__"]).parents[1]
     lines = {
         (path.relative_to(package).as_posix(), line.strip())
@@ -398,5 +398,6 @@ def test_pickles_of_weights_are_opened_in_two_places_and_safely() -> None:
         for line in path.read_text(encoding="utf-8").splitlines()
         if "torch.load(" in line or "pickle.load" in line or "Unpickler(" in line
     }
-    assert {name for name, _ in lines} == {"model/weights.py", "training/compat.py", "io/pickles.py"}
-    assert all("weights_only=True" in line for name, line in lines if name != "io/pickles.py")
+    others = {"io/pickles.py", "data/clean/ray_engine.py"}
+    assert {name for name, _ in lines} == {"model/weights.py", "training/compat.py", *others}
+    assert all("weights_only=True" in line for name, line in lines if name not in others)

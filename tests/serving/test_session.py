@@ -22,7 +22,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[PALLaVAForCondition
 
 @pytest.fixture
 def image() -> Image.Image:
-    return Image.effect_noise((70, 50), 60).convert("RGB")
+    return Image.linear_gradient("L").resize((70, 50)).convert("RGB")
 
 
 @pytest.fixture
