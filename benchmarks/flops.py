@@ -27,8 +27,8 @@ import torch
 from accelerate import init_empty_weights
 from mmengine.dataset import DefaultSampler
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from training import published_loss
+from torch.utils.flop_counter import FlopCounterMode
+from training import CPU_KERNELS, published_loss
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -167,13 +167,9 @@ def make_batch(sizes: Sizes, rows: int, words: int, taught: int, tiles: int) -> 
 
 def compare_tiny() -> dict[Work, tuple[int, int]]:
     """Return the operations of a step of a tiny model as `count_flops` predicts them, and as they are counted in it."""
-    found, batch, aten = {}, make_batch(TINY, 3, words=40, taught=20, tiles=4), torch.ops.aten
-    known = {  # torch has the formulas of CUDA's kernels; a CPU's does the same work
-        aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *s, **_: sdpa_backward_flop_count(*s[:4]),
-    }
+    found, batch = {}, make_batch(TINY, 3, words=40, taught=20, tiles=4)
     for work in dict.fromkeys(order.work for order in ORDERS):
-        with FlopCounterMode(display=False, custom_mapping=known) as counter:
+        with FlopCounterMode(display=False, custom_mapping=CPU_KERNELS) as counter:
             build(TINY, work, "cpu")(batch["data"], mode="loss")["loss"].backward()
         found[work] = count_flops(build(TINY, work, "meta"), batch), counter.get_total_flops()
     return found

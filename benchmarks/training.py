@@ -17,6 +17,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import sys
@@ -30,6 +31,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from transformers.activations import ACT2FN
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED, NEXT, XTUNER = "published order of work", "LLaVA-NeXT (transformers)", "LLaVA (xtuner), overview alone"
@@ -51,6 +54,13 @@ TINY = {
     "rank": 8,
 }
 GRIDS = {4: (2, 2), 5: (1, 5), 6: (2, 3), 8: (2, 4)}  # rows and columns of a canvas by its number of tiles
+
+_aten = torch.ops.aten
+CPU_KERNELS = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *s, **_: sdpa_backward_flop_count(*s[:4]),
+}
+"""Attention on a CPU for torch's counter, which has the formulas of CUDA's kernels alone."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +100,9 @@ Step = Callable[[dict[str, Tensor]], Tensor]
 
 def own_steps(model: Any, batch: dict[str, Tensor]) -> dict[str, Step]:
     """Return the steps that compute one and the same loss."""
+    encoder = keep_scores(model.visual_encoder)
     return {
-        PUBLISHED: lambda batch: published_loss(model, batch),
+        PUBLISHED: lambda batch: published_loss(model, batch, encoder),
         OURS: lambda batch: own_loss(model, batch),
         RECOMPUTING: lambda batch: own_loss(model, batch, recompute=True),
         CACHED: cached(model, batch),
@@ -189,21 +200,22 @@ def cached(model: Any, batch: dict[str, Tensor]) -> Step:
     return lambda _: network.compute_loss(**words, visual_tokens=network.connect(tokens, counts))
 
 
-def published_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+def published_loss(model: Any, batch: dict[str, Tensor], encoder: Any = None) -> Tensor:
     """Return the loss by the order of work of https://github.com/ddw2AIGROUP2CQUPT/PA-LLaVA (xtuner_add/pallava).
 
     Every image is padded to the most tiles by its last one; all of the encoder's layers run, in training mode and with
-    gradients of its input, since checkpointing asked for them; the connector's attention keeps its scores; the language
-    model scores every position. All three recompute their activations. The mask of the tiles, one tile too long there,
-    is right here, so that the loss can be compared.
+    gradients of its input, since checkpointing asked for them; its attention and the connector's keep their scores; the
+    language model scores every position. All three recompute their activations. The mask of the tiles, one tile too
+    long there, is right here, so that the loss can be compared.
     """
     from xtuner.model.utils import prepare_inputs_labels_for_multimodal
 
     images = batch["pixel_values"].split(batch["tiles_per_image"].tolist())
     most = max(map(len, images))
     padded = torch.cat([torch.cat([image, image[-1:].expand(most - len(image), -1, -1, -1)]) for image in images])
-    with recomputing(model, encoder=True):
-        hidden = model.visual_encoder(padded, output_hidden_states=True).hidden_states[-2][:, 1:]
+    encoder = encoder or model.visual_encoder
+    with recomputing(model, encoder):
+        hidden = encoder(padded, output_hidden_states=True).hidden_states[-2][:, 1:]
         tokens = hidden.unflatten(0, (len(images), most))  # (B, 1+N, T, D)
         mask = (torch.arange(1, most) < batch["tiles_per_image"][:, None]).repeat_interleave(tokens.shape[2], 1)
         visual = checkpoint(_connect, model.connector, tokens, mask.long(), use_reentrant=False)
@@ -219,7 +231,7 @@ def _connect(connector: Any, tokens: Tensor, mask: Tensor) -> Tensor:
 
 
 @contextmanager
-def recomputing(model: Any, *, encoder: bool = False) -> Iterator[None]:
+def recomputing(model: Any, encoder: Any = None) -> Iterator[None]:
     """Recompute activations of the language model, the connector and maybe the encoder while a loss is computed.
 
     The flags stay as they are set here until the backward pass: what is recomputed does not ask for them again.
@@ -228,18 +240,29 @@ def recomputing(model: Any, *, encoder: bool = False) -> Iterator[None]:
     model.llm.gradient_checkpointing_enable(**options)
     model.connector.gradient_checkpointing = True
     hook = None
-    if encoder:
-        model.visual_encoder.gradient_checkpointing_enable(**options)
-        model.visual_encoder.train()
-        embeddings = model.visual_encoder.get_input_embeddings()
+    if encoder is not None:
+        encoder.gradient_checkpointing_enable(**options)
+        encoder.train()
+        embeddings = encoder.get_input_embeddings()
         hook = embeddings.register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
     yield
     model.llm.gradient_checkpointing_disable()
     model.connector.gradient_checkpointing = False
     if hook is not None:
         hook.remove()
-        model.visual_encoder.gradient_checkpointing_disable()
-        model.visual_encoder.eval()
+        encoder.gradient_checkpointing_disable()
+        encoder.eval()
+
+
+def keep_scores(encoder: Any) -> Any:
+    """Return a copy of a CLIP whose attention computes in three steps, as transformers' did before it used sdpa."""
+    from transformers.models.clip.modeling_clip import CLIPAttention
+
+    encoder = copy.deepcopy(encoder)
+    for layer in encoder.vision_model.encoder.layers:
+        layer.self_attn.__class__ = CLIPAttention
+        layer.mlp.activation_fn = ACT2FN[encoder.config.hidden_act]
+    return encoder
 
 
 def build_next(sizes: dict[str, Any]) -> Step:
@@ -352,9 +375,7 @@ def measure(steps: dict[str, Step], batch: dict[str, Tensor], rounds: int) -> di
 
 def count_flops(step: Step, batch: dict[str, Tensor]) -> float:
     """Return the floating point operations of a step, as torch counts them."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=CPU_KERNELS) as counter:
         run(step, batch)
     return float(counter.get_total_flops())
 

@@ -22,7 +22,7 @@ from pallava.errors import PallavaError
 from pallava.model.cache import generate_behind, share_beginnings, takes_cache
 from pallava.model.card import CARD, write_model_card
 from pallava.model.connectors import CONNECTORS, ConnectorConfig, import_connector, import_path, make_connector_config
-from pallava.model.encoders import adapter_of, encoder_config, num_tokens, patch_tokens
+from pallava.model.encoders import adapter_of, encoder_config, num_tokens, patch_tokens, spare_memory
 from pallava.model.loading import ADAPTER_FOLDER, find_folder, greedy, is_adapted, open_beside_llm, open_whole
 from pallava.model.versions import fill_defaults, keep_attention, keep_attention_cap
 from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -111,6 +111,7 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             visual_encoder = adapter_of(config.vision_config).build(config.vision_config)
         if connector is None:
             connector = CONNECTORS[config.connector_config.model_type](config.connector_config)
+        spare_memory(visual_encoder)
         self.llm: Any = llm
         self.visual_encoder: Any = visual_encoder
         self.connector: Any = connector
