@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from pallava.cli import main
 from pallava.evaluation.encoders.embeddings import EmbeddingCache, embed_images
 from pallava.evaluation.encoders.load import load_encoder
-from pallava.model import PALLaVAProcessor, load_image_processor
+from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor, load_image_processor
 from pallava.pretraining.pairs import write_pairs
 from pallava.pretraining.trainer import PairDataset
 from pallava.prompts import get_template
@@ -85,18 +85,19 @@ def through_chat(paths: list[Path], folder: Path) -> list[Tensor]:
     processor.save_pretrained(folder / "model")
     seen: list[Tensor] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PALLaVAProcessor, "__call__", noting(PALLaVAProcessor.__call__, seen))
+        patch.setattr(PALLaVAForConditionalGeneration, "encode_images", noting(seen))
         for path in paths:
             words = ["--image", str(path), "--question", "what is shown ?", "--max-new-tokens", "1", "--device", "cpu"]
             assert main(["chat", str(folder / "model"), *words]) == 0
     return seen
 
 
-def noting(call: Callable, seen: list[Tensor]) -> Callable:
-    def noted(*arguments, **options):
-        inputs = call(*arguments, **options)
-        seen.append(inputs["pixel_values"])
-        return inputs
+def noting(seen: list[Tensor]) -> Callable:
+    encode = PALLaVAForConditionalGeneration.encode_images
+
+    def noted(model: PALLaVAForConditionalGeneration, images: list[Tensor]):
+        seen.extend(images)
+        return encode(model, images)
 
     return noted
 

@@ -59,6 +59,7 @@ def test_it_ends_counts_and_resumes(config, tmp_path):
     assert listed(tmp_path / "resumed") == bad
 
 
+@pytest.mark.slow
 def test_it_stops_over_the_budget(config, tmp_path):
     """Both processes, though each has met only some of the bad images."""
     option = ("--cfg-options", "train_dataloader.dataset.max_bad_images=0.005")

@@ -56,6 +56,7 @@ def test_encode() -> None:
     assert "images per second (at least 0.97:" in done.stdout
 
 
+@pytest.mark.slow
 def test_generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = tiny_folders.save_parts(tmp_path / "parts")
     model = tiny_folders.build(parts, tiny_folders.open_llm(parts, has_lora=True)).bfloat16()

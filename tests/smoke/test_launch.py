@@ -76,7 +76,7 @@ def test_a_users_mistake_is_one_sentence_and_fails(run, options, fact):
 @pytest.mark.parametrize(
     ("name", "variables", "fact"),
     [
-        pytest.param("deepspeed_zero3", {}, "stage 3", id="ZeRO-3 alone"),
+        pytest.param("deepspeed_zero3", {}, "stage 3", id="ZeRO-3 alone", marks=SLOW),
         pytest.param("deepspeed_zero3_offload", {"NPROC_PER_NODE": "2"}, "stage 3", id="ZeRO-3 with two processes"),
         pytest.param("deepspeed_zero2", {"CUDA_VISIBLE_DEVICES": "99"}, "CUDA_VISIBLE_DEVICES=99", id="no such card"),
     ],

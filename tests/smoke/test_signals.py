@@ -53,7 +53,7 @@ def start(config, folder, runner: str, kind: str, seconds: float = 2.0) -> Train
 @pytest.mark.parametrize(
     ("runner", "kind", "number", "send"),
     [
-        ("plain", "save", signal.SIGTERM, to_launcher),
+        pytest.param("plain", "save", signal.SIGTERM, to_launcher, marks=SLOW),
         ("zero2-2", "chat", signal.SIGUSR1, to_launcher),
         pytest.param("plain", "train", signal.SIGTERM, to_launcher, marks=SLOW),
         pytest.param("plain", "train", signal.SIGINT, to_group, marks=SLOW),
