@@ -39,7 +39,12 @@ TIMEOUT = 1500  # seconds of one benchmark
 SWEEP, PICTURE = "build/sweep.json", "training.png"
 ORDER = ("training", "flops", "gpu", "generate", "evaluate", "encode", "pointing", "data_pipeline", "resume")
 """Benchmarks in the order of the report; any other in the folder comes after them."""
-OPTIONS = {"training": ["--sweep", SWEEP], "generate": ["--rounds", "3"], "pointing": ["demo"]}
+OPTIONS = {
+    "training": ["--sweep", SWEEP],
+    "generate": ["--rounds", "3"],
+    "evaluate": ["--rounds", "2"],
+    "pointing": ["demo"],
+}
 HEAD = """# Results of the benchmarks
 
 `make benchmark` writes this file; `python benchmarks/run.py NAME` runs one again. What is compared, and what it means,

@@ -9,8 +9,8 @@ is the median over the rounds. What must be equal, the losses and gradients of t
 first.
 
 Example:
-  python benchmarks/training.py                    # some 10 minutes on two cores
-  python benchmarks/training.py --sweep sweep.json # the cost against tiles, text and batch, too: some 15 minutes more
+  python benchmarks/training.py                    # some 8 minutes on two cores
+  python benchmarks/training.py --sweep sweep.json # the cost against tiles, text and batch, too: some 4 minutes more
   python benchmarks/training.py --small            # tiny parts in seconds, for a test; its numbers say nothing
 """
 
@@ -75,7 +75,7 @@ def main() -> int:
     """Measure, print the tables, and return 1 if a ratio or the share of the peak is below its minimum."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="tiny parts; their numbers say nothing")
-    parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--sweep", metavar="FILE", type=Path, help="JSON file of costs by tiles, text and batch")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
@@ -90,7 +90,7 @@ def main() -> int:
     failed = report(measure(steps, batch, rounds), {name: count_flops(step, batch) for name, step in steps.items()})
     if options.sweep:
         names = {PUBLISHED: "published_s", OURS: "ours_s", RECOMPUTING: "ours_recomputing_s"}
-        points = list(sweep({names[name]: ours[name] for name in names}, sizes, 1 if options.small else 2))
+        points = list(sweep({names[name]: ours[name] for name in names}, sizes))
         options.sweep.write_text(json.dumps(points, indent=1))
     return 0 if options.small else failed
 
@@ -408,19 +408,15 @@ def report(seconds: dict[str, list[float]], flops: dict[str, float]) -> int:
     return int(failed)
 
 
-def sweep(steps: dict[str, Step], sizes: dict[str, Any], rounds: int) -> Iterator[dict[str, float]]:
+def sweep(steps: dict[str, Step], sizes: dict[str, Any]) -> Iterator[dict[str, float]]:
     """Yield the cost of a step at other numbers of tiles, words and samples than the ordinary ones."""
     middle = Shape((6, 6), (120, 120))
     shapes = [middle, *(Shape((n, n), middle.text) for n in (4, 8)), *(Shape(middle.tiles, (n, n)) for n in (60, 480))]
     shapes += [Shape((6,) * n, (120,) * n) for n in (1, 4)]
     for shape in shapes:
         batch = make_batch(sizes, shape)
-        times: dict[str, list[float]] = {name: [] for name in steps}
-        for _ in range(rounds):
-            for name, step in steps.items():
-                times[name].append(run(step, batch))
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        yield {"tiles": shape.tiles[0], "text": shape.text[0], "batch": len(shape.tiles), **medians}
+        seconds = {name: run(step, batch) for name, step in steps.items()}
+        yield {"tiles": shape.tiles[0], "text": shape.text[0], "batch": len(shape.tiles), **seconds}
 
 
 if __name__ == "__main__":
