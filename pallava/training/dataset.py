@@ -201,8 +201,8 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     The data are `input_ids` (0 is padding), `attention_mask` and `labels` (-100 is padding), each (B, L),
     `pixel_values` (sum of 1+N, 3, P, P), not padded, and `tiles_per_image` (I,), both in the order of the images over
     the batch and empty where it has none; for pixels in bytes their `normalization` (2, 3); and with a feature cache
-    those of `collate_features`. The samples are what
-    the model does not read: the rows' `ids` and the bad rows that they have `replaced`, both lists over the batch.
+    those of `collate_features`. The samples are what the model does not read: the rows' `ids` and the bad rows that
+    they have `replaced`, both lists over the batch.
     """
     ids = [torch.tensor(row["input_ids"]) for row in rows]
     labels = [torch.tensor(row["labels"]) for row in rows]

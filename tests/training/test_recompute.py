@@ -141,7 +141,7 @@ def test_auto_recomputes_long_batches_alone(config: Path, monkeypatch: pytest.Mo
     case = Case(DoctorSettings(str(config), cfg_options=("optim_wrapper.precision=float32",)))
     words = {key: case.longest_batch["data"][key][:, :-10] for key in ("input_ids", "attention_mask", "labels")}
     case.opened["half_batch"] = {"data": {**case.longest_batch["data"], **words}}
-    needs = [auto.plan_step(case, "plain", "none", batch).total for batch in (case.half_batch, case.longest_batch)]
+    needs = [auto.plan_step(case, "plain", "none", batch).total for batch in ("half_batch", "longest_batch")]
     tokens = case.model.network.config.num_visual_tokens
     sizes = [count_positions(batch["data"], tokens) for batch in (case.half_batch, case.longest_batch)]
     assert sizes[0] < sizes[1]

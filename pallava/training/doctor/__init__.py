@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pallava.errors import cap_message
-from pallava.training.doctor.auto import choose, most_positions, plan_step
+from pallava.training.doctor.auto import choose, describe_choice, most_positions, plan_step
 from pallava.training.doctor.case import Case, DoctorSettings, NotChecked
 from pallava.training.doctor.checks import CHECKS, Check, Found
 from pallava.training.doctor.memory import CARDS_GB, Memory
@@ -98,8 +98,7 @@ def _judge_memory(case: Case, plans: list[Memory]) -> Found:
     text = f"{own.describe()} of a card of {case.card_bytes / 1e9:.3g} GB in the longest batch"
     if case.choice == "auto":
         above = 0 if own.activation_checkpointing == "none" else most_positions(case)
-        where = f" in batches of more than {above:,} positions" if above else ""
-        text = f"auto takes {own.activation_checkpointing!r}{where}: {text}"
+        text = f"{describe_choice(own.activation_checkpointing, above)}: {text}"
     if case.fits(own):
         return "ok", text
     if fitting := [each for each in plans if case.fits(each)]:

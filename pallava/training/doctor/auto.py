@@ -19,14 +19,14 @@ from pallava.training.recompute import TRIED, Choice, count_positions
 _SHARE = 0.9  # of a card that the estimate may take: the allocator's gaps and the largest kernels are not in it
 
 
-def plan_step(case: Case, runner: str, choice: Choice, batch: Any = None) -> Memory:
+def plan_step(case: Case, runner: str, choice: Choice, batch: str = "longest_batch") -> Memory:
     """Return the memory of a card under a runner ("plain", "ZeRO-1" or "ZeRO-2") and a choice of recomputation.
 
-    The batch is that of the longest rows by default.
+    The batch is named as in `Case`.
     """
-    key = f"activations {choice} {'' if batch is None else id(batch)}"
+    key = f"activations {choice} {batch}"
     if key not in case.opened:
-        case.opened[key] = count_activations(case.outline(choice), case.longest_batch if batch is None else batch)
+        case.opened[key] = count_activations(case.outline(choice), getattr(case, batch))
     launch = (case.parameters, case.dtype, case.settings.num_processes)
     step: dict[str, Any] = {"activation_checkpointing": choice, "activations": case.opened[key]}
     if runner == "plain":
@@ -50,12 +50,18 @@ def most_positions(case: Case) -> int:
     Memory grows with them in a line, which two batches show: that of the longest rows, and one half as long.
     """
     tokens = case.model.network.config.num_visual_tokens
-    batches = (case.half_batch, case.longest_batch)
-    low, high = (count_positions(batch["data"], tokens) for batch in batches)
+    batches = ("half_batch", "longest_batch")
+    low, high = (count_positions(getattr(case, batch)["data"], tokens) for batch in batches)
     least, most = (case.need(plan_step(case, case.runner_name, "none", batch)) for batch in batches)
     if high <= low or most <= least:
         return 0
     return max(0, int(low + (_SHARE * case.room - least) * (high - low) / (most - least)))
+
+
+def describe_choice(choice: Choice, above: int) -> str:
+    """Return what "auto" takes, in batches of more than so many positions."""
+    where = f" in batches of more than {above:,} positions" if above else ""
+    return f"auto takes {choice!r}{where}"
 
 
 def settle(runner: Any, dataloader: Any) -> None:
@@ -71,8 +77,7 @@ def settle(runner: Any, dataloader: Any) -> None:
     broadcast_object_list(found)
     choice, above, reason = found[0]  # type: ignore[misc]
     model.recompute(choice, above)
-    where = f" in batches of more than {above:,} positions" if above else ""
-    print_log(f"activation_checkpointing: auto takes {choice!r}{where} ({reason})", "current")
+    print_log(f"activation_checkpointing: {describe_choice(choice, above)} ({reason})", "current")
 
 
 def _decide(runner: Any, dataloader: Any) -> tuple[Choice, int, str]:

@@ -235,7 +235,8 @@ class Case:
     def _batch_below(self, share: float) -> Any:
         dataset, size = self.loader.dataset, len(self.first_batch["data"]["input_ids"])
         lengths = [abs(length) for length in getattr(dataset, "modality_length", [])]
-        rows = [index for index, length in enumerate(lengths) if length <= share * max(lengths)]
+        bound = share * max(lengths, default=0)
+        rows = [index for index, length in enumerate(lengths) if length <= bound]
         if not rows:
             return self.first_batch
         longest = sorted(rows, key=lambda index: -lengths[index])[:size]
