@@ -185,3 +185,14 @@ def test_a_choice_that_is_given_stays() -> None:
         model = tiny(activation_checkpointing=choice)
         settle(SimpleNamespace(model=model), None)
         assert model.activation_checkpointing == choice
+
+
+def test_batches_of_the_longest_rows_and_of_those_half_as_long() -> None:
+    """Of as many rows as a real training has: looking at all of them for each would take hours."""
+    num_rows = 300_000
+    rows = type("Rows", (list,), {"modality_length": [*range(1, num_rows), -num_rows]})(range(num_rows))
+    case: Any = Case.__new__(Case)
+    loader = SimpleNamespace(dataset=rows, collate_fn=list)
+    case.opened = {"loader": loader, "first_batch": {"data": {"input_ids": torch.zeros(2, 1)}}}
+    assert case.longest_batch == [num_rows - 1, num_rows - 2]
+    assert case.half_batch == [num_rows // 2 - 1, num_rows // 2 - 2]
