@@ -1,6 +1,7 @@
 """Batches of a training: from any place of an epoch on, with workers that are named when they fail."""
 
 import os
+import signal
 import socket
 import threading
 from collections import deque
@@ -54,6 +55,7 @@ class Batches:
         self._order = _Order(loader.batch_sampler)
         self._loading: Any = None
         self._workers: list[tuple[int, int | None]] = []  # process and exit code of each that the loader had
+        self._hanging: str | None = None
         object.__setattr__(loader, "batch_sampler", self._order)  # a loader forbids to change it
         object.__setattr__(loader, "persistent_workers", False)  # each epoch's end with it
         loader.worker_init_fn = partial(_start_worker, loader.worker_init_fn)
@@ -93,9 +95,10 @@ class Batches:
 
     def _end_hanging(self) -> None:
         workers = self._note_workers()
+        self._hanging = self._describe_worker()  # for the main thread, which may hear of the deaths first
         for worker in workers:
             worker.kill()
-        end_process(self._describe_worker())
+        end_process(self._hanging)
 
     def _note_workers(self) -> list[Any]:
         workers = getattr(self._loading, "_workers", [])
@@ -106,12 +109,18 @@ class Batches:
         """End the loader's workers, also those that hang: they ignore signals, and Python would wait for them."""
         workers = self._note_workers()
         self._loading = None
-        for worker in workers:
-            worker.kill()
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises for each, wherever the main thread is
+        try:
+            for worker in workers:
+                worker.kill()
+            for worker in workers:
+                worker.join(timeout=1)
+        finally:
+            signal.signal(signal.SIGCHLD, before)
 
     def describe_dead_worker(self) -> str | None:
-        """Return which worker died, and at which rows; None if none did."""
-        return self._describe_worker() if any(code for _, code in self._workers) else None
+        """Return which worker died or hangs, and at which rows; None if none does."""
+        return self._hanging or self._describe_worker() if any(code for _, code in self._workers) else None
 
     def _describe_worker(self) -> str:
         """Return which worker of the loader died or hangs, and at which rows."""
