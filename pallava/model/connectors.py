@@ -12,6 +12,7 @@ import json
 import pkgutil
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -140,28 +141,35 @@ class ScaleInvariantConnector(PreTrainedModel):
 
     def _connect(self, overview: Tensor, tiles: Tensor, tile_mask: Tensor | None) -> Tensor:
         hidden = self.qformer.dropout(self.qformer.layernorm(overview))
-        mask = None
-        if tile_mask is not None:  # what is added to the scores of padding: (I, 1, 1, M)
-            mask = (1 - tile_mask[:, None, None].to(tiles.dtype)) * torch.finfo(tiles.dtype).min
+        sizes = None
+        if tile_mask is not None and not tile_mask.is_meta:  # padding is left out, rather than computed and masked
+            sizes = tile_mask.sum(1).tolist()
+            tiles = tiles[tile_mask.bool()]  # (sum of M, D)
         for layer in self.qformer.encoder.layer:
             hidden = self._attend(layer.attention, hidden, hidden)
             if layer.has_cross_attention:
-                hidden = self._attend(layer.crossattention, hidden, tiles, mask)
+                hidden = self._attend(layer.crossattention, hidden, tiles, sizes)
             hidden = layer.output_query(layer.intermediate_query(hidden), hidden)
         return self.projection(self.norm(overview + hidden))  # (I, T, H)
 
-    def _attend(self, block: Any, hidden: Tensor, read: Tensor, mask: Tensor | None = None) -> Tensor:
+    def _attend(self, block: Any, hidden: Tensor, read: Tensor, sizes: list[int] | None = None) -> Tensor:
         """Let each token of `hidden` (I, T, D) read those of `read`, as the block does, but keep no scores (I, T, M).
 
-        transformers has eager attention alone for this block: benchmarks/training.py.
+        `read` is (I, M, D); with `sizes`, the M of each image, (sum of M, D). transformers has eager attention alone
+        for this block: benchmarks/training.py.
         """
         attention, heads = block.attention, self.config.num_attention_heads
         query, key, value = (
-            linear(tokens).unflatten(-1, (heads, -1)).transpose(1, 2)  # (I, heads, T or M, D / heads)
+            linear(tokens).unflatten(-1, (heads, -1)).transpose(-3, -2)  # (I, heads, T or M, D / heads)
             for linear, tokens in ((attention.query, hidden), (attention.key, read), (attention.value, read))
         )
         dropout = attention.dropout.p if self.training else 0.0
-        found = nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout)
+        attend = partial(nn.functional.scaled_dot_product_attention, dropout_p=dropout)
+        if sizes is None:
+            found = attend(query, key, value)
+        else:
+            images = (query.split(1), key[None].split(sizes, 2), value[None].split(sizes, 2))
+            found = torch.cat([attend(*image) for image in zip(*images, strict=True)])
         return block.output(found.transpose(1, 2).flatten(2), hidden)
 
     @classmethod
