@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pallava.errors import PallavaError
+from pallava.matmul import use_onednn
 
 if TYPE_CHECKING:
     import torch
@@ -13,13 +14,15 @@ if TYPE_CHECKING:
 def find_device(name: str, local_rank: int = 0) -> str:
     """Return the name of an available device; ``auto`` is a GPU if one is available, for each local rank its own.
 
+    On a CPU, matrix products are computed by the faster library from now on (`pallava.matmul`).
+
     Raises:
         PallavaError: The device is not available.
     """
     import torch
 
     if name == "auto":
-        return f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+        name = f"cuda:{local_rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     try:
         if torch.device(name).type == "meta":
             raise RuntimeError("its tensors are empty")
@@ -27,6 +30,8 @@ def find_device(name: str, local_rank: int = 0) -> str:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise PallavaError(f"device {name!r} is not available; choose auto, cpu or cuda ({reason})") from None
+    if torch.device(name).type == "cpu":
+        use_onednn()
     return name
 
 

@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms import Normalize
 from transformers import CLIPImageProcessor
 
+from pallava.devices import find_device
 from pallava.errors import PallavaError
 from pallava.images import open_image
 from pallava.io.files import whole_file, whole_folder, write_json
@@ -119,12 +120,14 @@ def train(out: Path, arguments: Sequence[str], description: Path | None, *, augm
     `description` is a JSON file of a model that open_clip does not know; the others are as in `Pretraining`.
 
     Raises:
-        PallavaError: The model is not a CLIP ViT, the weights to start from are unknown, or a picture cannot be read.
+        PallavaError: The model is not a CLIP ViT, the weights to start from are unknown, a picture cannot be read, or
+            the device is not available.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # The last of an option given twice counts: these are defaults.
     words = ["--device", device, "--precision", "amp" if device == "cuda" else "fp32", *arguments]
     parsed = parse_args(words)
+    find_device(parsed.device)
     described = describe(str(description or parsed.model), parsed.pretrained, parsed)
     if described.get("quick_gelu"):
         words.append("--force-quick-gelu")

@@ -27,6 +27,7 @@ from mmengine.runner import checkpoint
 from packaging.version import Version
 
 from pallava.io.launch import interface_to
+from pallava.matmul import use_onednn
 from pallava.model.versions import block_broken_bitsandbytes
 from pallava.model.weights import unreadable
 from pallava.training.slurm import start_apart_under_slurm
@@ -283,4 +284,5 @@ _WITHOUT_GPU = (
     wrap_on_cpu,
     gather_without_gradients,
     gather_without_compiling,
+    use_onednn,
 )

@@ -117,7 +117,7 @@ def test_training(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "training.py"), "--small", "--sweep", str(tmp_path / "sweep.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"times as fast \(rounds from", done.stdout)) == 4
+    assert len(re.findall(r"times as fast \(rounds from", done.stdout)) == 5
     points = json.loads((tmp_path / "sweep.json").read_text())
     assert len(points) == 7
     assert all(point["published_s"] > 0 for point in points)
