@@ -34,13 +34,20 @@ def use_onednn() -> bool:
     has_mkl, has_onednn = torch.backends.mkl.is_available(), hasattr(torch.ops.mkldnn, "_linear_pointwise")
     if not (has_mkl and has_onednn and torch.backends.cpu.get_cpu_capability() == "AVX512" and _is_amd()):
         return False
+    replace_kernels()
+    return True
+
+
+def replace_kernels() -> None:
+    """Let oneDNN multiply, whatever this CPU is."""
+    import torch
+
     with warnings.catch_warnings():  # that kernels are replaced
         warnings.simplefilter("ignore")
         library = torch.library.Library("aten", "IMPL")
         library.impl("mm", _mm, "CPU")
         library.impl("addmm", _addmm, "CPU")
     _libraries.append(library)
-    return True
 
 
 def _is_amd() -> bool:

@@ -5,6 +5,7 @@ A step is skipped if nothing that it depends on has changed.
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -170,6 +171,12 @@ def _code(*patterns: str) -> list[Path]:
 
 @contextlib.contextmanager
 def _quiet(log: Path) -> Iterator[None]:
-    """Send the output of libraries to a file."""
+    """Send the output of libraries to a file, and what programs that they start write to standard error."""
+    terminal = os.dup(2)
     with log.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        yield
+        os.dup2(out.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)

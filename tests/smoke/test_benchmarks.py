@@ -87,6 +87,15 @@ def test_evaluate() -> None:
 
 
 @pytest.mark.slow
+def test_matmul() -> None:
+    command = [sys.executable, str(BENCHMARKS / "matmul.py"), "--small"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (
+        len(re.findall(r"^(?:encoder|language model|LoRA|vocabulary).* \d+ +\d+ +\d+\.\d\d$", done.stdout, re.M)) == 20
+    )
+
+
 def test_resume() -> None:
     command = [sys.executable, str(BENCHMARKS / "resume.py"), "--small"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
