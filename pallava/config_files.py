@@ -29,8 +29,8 @@ def find_config(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
-    if name.removesuffix(".py") in config_names():
-        return configs_dir() / f"{name.removesuffix('.py')}.py"
+    if name in config_names():
+        return configs_dir() / f"{name}.py"
     for path in (_xtuner_dir() / "configs").rglob(f"{Path(name).name}.py"):
         if path.stem == name:
             return path

@@ -1,5 +1,7 @@
 """Settings that would change nothing are refused, and so is a config that Python cannot read."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +95,19 @@ def test_a_config_that_is_not_python(tmp_path: Path, capsys: pytest.CaptureFixtu
     error = capsys.readouterr().err
     assert "broken.py" in error
     assert "line 1" in error
+
+
+def test_a_missing_copy_is_not_the_config_that_it_is_a_copy_of(capsys: pytest.CaptureFixture[str]) -> None:
+    assert find_config("pallava_domain_alignment").is_file()
+    for command in ("train", "doctor"):
+        assert main([command, "pallava_domain_alignment.py"]) == 2
+        assert "config 'pallava_domain_alignment.py' does not exist" in capsys.readouterr().err
+
+
+def test_libraries_say_nothing_about_a_missing_gpu(tmp_path: Path) -> None:
+    """On the standard output of a command that a script may read."""
+    code = "from pallava.cli import main; main(['--version']); import deepspeed; import bitsandbytes"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert "pallava" in done.stdout  # what follows may fail: bitsandbytes needs triton.ops
+    assert "accelerator" not in done.stdout + done.stderr
+    assert "compiled without GPU" not in done.stdout + done.stderr

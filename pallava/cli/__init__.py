@@ -5,6 +5,7 @@ import difflib
 import importlib
 import inspect
 import io
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):  # one byte that the other side cannot encode costs no more than itself
             stream.reconfigure(errors=errors)
+    _silence_libraries()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if damaged := next(filter(find_damage, words), ""):
         print(f"error: an argument must be UTF-8 text: {find_damage(damaged)}", file=sys.stderr)
@@ -65,6 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED
+
+
+def _silence_libraries() -> None:
+    """Leave out what libraries say on every machine without a GPU while they are imported."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
 
 
 def load_command(name: str) -> tuple[Callable[[argparse.ArgumentParser], None], Callable[..., Any], str]:

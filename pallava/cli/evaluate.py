@@ -22,7 +22,7 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="folder of a model, checkpoint of an encoder, or name that open_clip knows")
     text = "task; each lists its options by --help"
     tasks = parser.add_subparsers(dest="task", required=True, metavar=f"{{{','.join(TASKS)}}}", help=text)
-    text = "output folder (default: evaluation/TASK, or evaluation for an encoder)"
+    text = "output folder (default: evaluation/TASK)"
     for task in TASKS.values():
         subparser = tasks.add_parser(task.name, help=task.help)
         subparser.add_argument("--data", action="append", required=True, help=task.data)
@@ -38,10 +38,9 @@ def run_evaluate(
     from pallava.evaluation.report import report_text
     from pallava.evaluation.run import evaluate
 
-    is_encoder = model_kind(model) == "encoder"
-    if not is_encoder and "RANK" not in os.environ and read_launch(os.environ).processes > 1:
+    if model_kind(model) != "encoder" and "RANK" not in os.environ and read_launch(os.environ).processes > 1:
         return _launch(words)
-    out = out or Path("evaluation", *([] if is_encoder else [task]))
+    out = out or Path("evaluation", task)
     try:
         report = evaluate(model, task, data, out, **options)
     except PallavaError:

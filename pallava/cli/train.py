@@ -15,6 +15,8 @@ from pallava.errors import PallavaError, check_at_least
 from pallava.io.files import write_bytes
 from pallava.io.launch import read_launch
 
+_DEEPSPEED = "settings of DeepSpeed: pallava_zero1, pallava_zero2, deepspeed_zero1, deepspeed_zero2, or a JSON file"
+
 
 def run_demo(
     scale: Annotated[
@@ -64,7 +66,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("config", metavar="CONFIG", help="config file, or the name of a config")
     add("--work-dir", help="folder of logs and checkpoints (default: ./work_dirs/<config>)")
-    add("--deepspeed", help="settings of DeepSpeed: pallava_zero1, deepspeed_zero2, or a JSON file")
+    add("--deepspeed", help=_DEEPSPEED)
     text = "checkpoint to resume from; auto: the newest whole one of the work directory, or else the start"
     add("--resume", help=text)
     add("--seed", type=int, help="seed of all random numbers")
@@ -93,7 +95,7 @@ def run_train(config: str, cfg_options: list[str], local_rank: int | None, **opt
 def run_doctor(
     config: Annotated[str, "config file, or the name of a config", {"metavar": "CONFIG"}],
     *,
-    deepspeed: Annotated[str | None, "settings of DeepSpeed: pallava_zero1, deepspeed_zero2, or a JSON file"] = None,
+    deepspeed: Annotated[str | None, _DEEPSPEED] = None,
     nproc: Annotated[int, "number of processes on all nodes, a card each"] = 1,
     nodes: Annotated[int | None, "number of nodes (default: one for every 8 processes)"] = None,
     work_dir: Annotated[str | None, "folder of logs and checkpoints (default: ./work_dirs/<config>)"] = None,
@@ -205,7 +207,7 @@ def run_config_copy(
     source, target = find_config(name), Path(destination)
     if "read_base" in source.read_text(encoding="utf-8"):
         raise PallavaError(
-            f"'{source.name}' builds on another config, which a copy would lose; copy the one that its read_base "
+            f"'{name}' builds on another config, which a copy would lose; copy the one that its read_base "
             "names, or change it by --cfg-options"
         )
     if target.is_dir() or not target.suffix:

@@ -1,5 +1,6 @@
 """One evaluation from the data to the report: of a PA-LLaVA, which answers, or of an encoder, which embeds."""
 
+import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -76,6 +77,8 @@ def evaluate(model: str | Path, task: str, data: Data, out: str | Path | None = 
 
 def _evaluate_encoder(model: str, task: Task, sources: _Sources, out: Path | None, options: EvaluateOptions) -> _Report:
     assert task.measure is not None
+    if out:
+        _refuse_another(out, {"model": model, "task": task.name, "kind": "encoder"})
     # Read the data before loading the model, so that a wrong path fails at once.
     data = {label: task.read(path, name, options) for label, (name, path) in sources.items()}
     device = find_device(options.device)
@@ -87,6 +90,16 @@ def _evaluate_encoder(model: str, task: Task, sources: _Sources, out: Path | Non
     if out:
         write_report(report, out)
     return report
+
+
+def _refuse_another(out: Path, expected: dict[str, str]) -> None:
+    """Refuse a folder with the results of something else; the same evaluation is written anew."""
+    path = out / "results.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else expected
+    if any(found.get(name) != value for name, value in expected.items()):
+        raise PallavaError(
+            f"'{out}' has the results of the task {found.get('task')} of '{found.get('model')}'; give another --out"
+        )
 
 
 def _evaluate_model(model: str, task: Task, sources: _Sources, out: Path | None, options: EvaluateOptions) -> _Report:

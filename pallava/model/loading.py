@@ -220,15 +220,8 @@ def outline_llm(pretrained_model_name_or_path: str, torch_dtype: torch.dtype, **
     name = pretrained_model_name_or_path
     kept = {key: options[key] for key in (*_HUB_OPTIONS, "gguf_file") if key in options} | {"local_files_only": True}
     chosen = {key: options[key] for key in ("attn_implementation",) if options.get(key)}
-    with loading_errors(name):
-        try:
-            config = AutoConfig.from_pretrained(name, **kept)
-        except OSError as error:
-            if Path(name).exists():
-                raise
-            raise PallavaError(
-                f"language model '{name}' is not on this machine; download it, or give its folder"
-            ) from error
+    with loading_errors(name, downloads_nothing=True):
+        config = AutoConfig.from_pretrained(name, **kept)
         with init_empty_weights():
             model = AutoModelForCausalLM.from_config(config, torch_dtype=torch_dtype, **chosen)
     model.config._name_or_path = str(name)
@@ -265,12 +258,16 @@ def load_tokenizer(pretrained_model_name_or_path: str | os.PathLike[str], **opti
     Raises:
         PallavaError: The tokenizer does not exist, or cannot be read.
     """
-    with loading_errors(pretrained_model_name_or_path, "tokenizer"):
+    with loading_errors(
+        pretrained_model_name_or_path, "tokenizer", downloads_nothing=options.get("local_files_only", False)
+    ):
         return AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **{"trust_remote_code": False, **options})
 
 
 @contextmanager
-def loading_errors(source: str | os.PathLike[str], part: str = "language model") -> Iterator[None]:
+def loading_errors(
+    source: str | os.PathLike[str], part: str = "language model", *, downloads_nothing: bool = False
+) -> Iterator[None]:
     """Turn whatever transformers raises on a missing or broken part of the model into one sentence."""
     advice = "give the path of a Hugging Face folder, or a name on the hub that this machine can reach and may read"
     name = str(source)  # on the hub, it has at most one slash and no leading dot or slash
@@ -282,6 +279,8 @@ def loading_errors(source: str | os.PathLike[str], part: str = "language model")
     except PallavaError:
         raise
     except Exception as error:  # a broken folder makes transformers stumble over anything
+        if downloads_nothing and isinstance(error, OSError) and not Path(source).exists():
+            raise PallavaError(f"{part} '{source}' is not on this machine; download it, or give its folder") from None
         raise PallavaError(f"{part} '{source}' cannot be opened: {_reason(error)}; {advice}") from None
 
 

@@ -83,7 +83,7 @@ def test_evaluate() -> None:
         assert re.search(
             rf"^{title} .*\n  b135031 .*(?: +\d+\.\d+){{4}}\n  now .*\n  ratio .*rounds from", done.stdout, re.M
         )
-    assert len(re.findall(r"^chat, .* ratio \d+\.\d\d$", done.stdout, re.M)) == 2
+    assert len(re.findall(r"^chat, .*\n  first turn .* ratio \d+\.\d\d$", done.stdout, re.M)) == 4
 
 
 @pytest.mark.slow

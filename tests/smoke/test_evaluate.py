@@ -61,6 +61,20 @@ def test_retrieval(work: Path, capsys: pytest.CaptureFixture[str]):
     assert "by chance" in (work / "out" / "index.html").read_text()
 
 
+def test_another_evaluation_is_not_replaced(work: Path, capsys: pytest.CaptureFixture[str]):
+    (work / "pairs.jsonl").write_text(
+        '{"image": "fat/0.png", "caption": "fat"}\n{"image": "fat/1.png", "caption": "more"}'
+    )
+    retrieval = ["plip", "retrieval", "--data", "pairs.jsonl", "--image-folder", "tissue"]
+    zero_shot = ["plip", "zero-shot", "--data", "tissue"]
+    for task in (retrieval, zero_shot, retrieval):  # each in a folder of its own, and again
+        assert main(["evaluate", *task]) == 0
+    before = (work / "evaluation" / "retrieval" / "results.json").read_bytes()
+    assert main(["evaluate", *zero_shot, "--out", "evaluation/retrieval"]) == 2
+    assert "has the results of the task retrieval of 'plip'" in capsys.readouterr().err
+    assert (work / "evaluation" / "retrieval" / "results.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

@@ -123,7 +123,10 @@ def ask_all(
     found = [(item, stored[_key(item, view)]) for item in items]
     problems = {item.image: one["problem"] for item, one in found if one["problem"]}
     if problems and all(one["problem"] for _, one in found):
-        raise PallavaError(f"no image of {len(problems)} can be opened; the first: {next(iter(problems.values()))}")
+        raise PallavaError(
+            f"no image of {len(problems)} can be opened; --image-folder names the folder that the images' names begin "
+            f"in; the first: {next(iter(problems.values()))}"
+        )
     return [Answer(item, one["answer"]) for item, one in found], problems
 
 

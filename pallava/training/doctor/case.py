@@ -116,7 +116,8 @@ class Case:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise PallavaError(
-                f"--deepspeed '{given}' must be pallava_zero1, deepspeed_zero2 or a JSON file ({error})"
+                f"--deepspeed '{given}' must be pallava_zero1, pallava_zero2, deepspeed_zero1, deepspeed_zero2 or a "
+                f"JSON file ({error})"
             ) from None
         return found
 
