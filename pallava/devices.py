@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pallava.errors import PallavaError
-from pallava.matmul import use_onednn
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +30,8 @@ def find_device(name: str, local_rank: int = 0) -> str:
         reason = str(error).splitlines()[0]
         raise PallavaError(f"device {name!r} is not available; choose auto, cpu or cuda ({reason})") from None
     if torch.device(name).type == "cpu":
+        from pallava.matmul import use_onednn
+
         use_onednn()
     return name
 

@@ -1,18 +1,16 @@
-"""Matrix products on a CPU by AMD, of whose speed torch's own reach less than half.
+"""Faster products of float32 matrices on AMD CPUs.
 
-torch multiplies matrices of float32 by MKL, which on a CPU that is not by Intel leaves AVX-512 unused. oneDNN, which
-torch carries for other types, uses it: benchmarks/matmul.py.
+torch multiplies them with MKL, which does not use AVX-512 on AMD. oneDNN, which torch includes for other types, does:
+benchmarks/matmul.py compares them.
 """
-
-from __future__ import annotations
 
 import functools
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _MIN_WORK = 1 << 20  # multiplications in a product beside which the call of a Python function does not count
@@ -29,8 +27,6 @@ def use_onednn() -> bool:
     Returns:
         Whether oneDNN multiplies.
     """
-    import torch
-
     has_mkl, has_onednn = torch.backends.mkl.is_available(), hasattr(torch.ops.mkldnn, "_linear_pointwise")
     if not (has_mkl and has_onednn and torch.backends.cpu.get_cpu_capability() == "AVX512" and _is_amd()):
         return False
@@ -40,8 +36,6 @@ def use_onednn() -> bool:
 
 def replace_kernels() -> None:
     """Let oneDNN multiply, whatever this CPU is."""
-    import torch
-
     with warnings.catch_warnings():  # that kernels are replaced
         warnings.simplefilter("ignore")
         library = torch.library.Library("aten", "IMPL")
@@ -56,8 +50,6 @@ def _is_amd() -> bool:
 
 def _mm(left: Tensor, right: Tensor) -> Tensor:
     """Multiply (M, K) by (K, N)."""
-    import torch
-
     if not _suits(left, right):
         return torch.ops.aten.mm.out(left, right, out=left.new_empty(0))
     (rows, inner), columns = left.shape, right.shape[1]
@@ -69,16 +61,12 @@ def _mm(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _addmm(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    import torch
-
     if bias.shape == right.shape[1:] and bias.dtype == left.dtype and beta == alpha == 1 and _suits(left, right):
         return _multiply(left, right, bias)
     return torch.ops.aten.addmm.out(bias, left, right, beta=beta, alpha=alpha, out=left.new_empty(0))
 
 
 def _suits(left: Tensor, right: Tensor) -> bool:
-    import torch
-
     return (
         left.dtype == right.dtype == torch.float32
         and left.dim() == right.dim() == 2
@@ -89,6 +77,4 @@ def _suits(left: Tensor, right: Tensor) -> bool:
 
 
 def _multiply(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    import torch
-
     return torch.ops.mkldnn._linear_pointwise(left, right.t(), bias, "none", [], "")

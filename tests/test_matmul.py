@@ -6,7 +6,7 @@ from torch import nn
 
 from pallava import matmul
 
-MKL = torch.backends.mkldnn.flags
+flags = torch.backends.mkldnn.flags
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("left", LAYOUTS)
 @pytest.mark.parametrize("right", LAYOUTS)
 @pytest.mark.parametrize(("rows", "inner", "columns"), [(300, 64, 200), (700, 300, 20), (20, 300, 700), (1, 2048, 600)])
-def test_equals_mkl(onednn, left, right, rows, inner, columns):
+def test_products_are_right(onednn, left, right, rows, inner, columns):
     torch.manual_seed(0)
     a, b = LAYOUTS[left](torch.randn(rows, inner)), LAYOUTS[right](torch.randn(inner, columns))
     near = {"rtol": 0, "atol": 1e-6 * inner}  # as many products of about 1, each sum rounded
@@ -58,7 +58,7 @@ def test_gradients_equal_those_of_mkl(onednn, capfd):
 
     assert uses_onednn(capfd, gradients)
     ours = gradients()
-    with MKL(enabled=False):
+    with flags(enabled=False):
         assert not uses_onednn(capfd, gradients)
         expected = gradients()
     for one, other in zip(ours, expected, strict=True):
@@ -108,5 +108,5 @@ def test_leaves_other_cpus_alone(monkeypatch, tmp_path, maker, capability):
 def test_still_needed(capfd):
     """Where this fails, torch takes oneDNN by itself: see whether it does on a CPU by AMD, and delete the module."""
     matrix = torch.randn(512, 512)
-    with MKL(enabled=True):
+    with flags(enabled=True):
         assert not uses_onednn(capfd, lambda: torch.mm(matrix, matrix, out=torch.empty(512, 512)))

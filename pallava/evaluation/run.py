@@ -1,6 +1,5 @@
 """One evaluation from the data to the report: of a PA-LLaVA, which answers, or of an encoder, which embeds."""
 
-import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from pallava.io.hashing import hash_folder
 from pallava.model import PALLaVAConfig, load
 from pallava.model.connectors import import_connector
 from pallava.model.loading import ADAPTER_FOLDER
+from pallava.model.weights import read_json
 
 Data = str | Path | Sequence[str | Path]
 _Report = dict[str, Any]
@@ -71,14 +71,15 @@ def evaluate(model: str | Path, task: str, data: Data, out: str | Path | None = 
         check_columns(read_columns(given.columns), texts)
         if given.split and not any(name in SOURCES for name, _ in sources.values()):
             raise PallavaError(f"--split {given.split} is for a public set, NAME=PATH, got {', '.join(texts)}")
+    folder = None if out is None else Path(out)
+    if folder:
+        _refuse_another(folder, {"model": str(model), "task": task, "kind": kind})
     run = _evaluate_encoder if kind == "encoder" else _evaluate_model
-    return run(str(model), row, sources, None if out is None else Path(out), given)
+    return run(str(model), row, sources, folder, given)
 
 
 def _evaluate_encoder(model: str, task: Task, sources: _Sources, out: Path | None, options: EvaluateOptions) -> _Report:
     assert task.measure is not None
-    if out:
-        _refuse_another(out, {"model": model, "task": task.name, "kind": "encoder"})
     # Read the data before loading the model, so that a wrong path fails at once.
     data = {label: task.read(path, name, options) for label, (name, path) in sources.items()}
     device = find_device(options.device)
@@ -95,7 +96,7 @@ def _evaluate_encoder(model: str, task: Task, sources: _Sources, out: Path | Non
 def _refuse_another(out: Path, expected: dict[str, str]) -> None:
     """Refuse a folder with the results of something else; the same evaluation is written anew."""
     path = out / "results.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else expected
+    found = read_json(path) if path.is_file() else expected
     if any(found.get(name) != value for name, value in expected.items()):
         raise PallavaError(
             f"'{out}' has the results of the task {found.get('task')} of '{found.get('model')}'; give another --out"

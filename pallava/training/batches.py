@@ -120,7 +120,9 @@ class Batches:
 
     def describe_dead_worker(self) -> str | None:
         """Return which worker died or hangs, and at which rows; None if none does."""
-        return self._hanging or self._describe_worker() if any(code for _, code in self._workers) else None
+        if self._hanging or not any(code for _, code in self._workers):
+            return self._hanging
+        return self._describe_worker()
 
     def _describe_worker(self) -> str:
         """Return which worker of the loader died or hangs, and at which rows."""

@@ -1,6 +1,7 @@
 import contextlib
+import os
 
-from pallava.demo import DemoSettings
+from pallava.demo import DemoSettings, pipeline
 from pallava.demo.pipeline import Demo, Step, run_steps
 
 
@@ -62,3 +63,12 @@ def test_steps_depend_on_data_files_as_on_code(tmp_path):
     assert {"questions.py", "questions.yaml"} <= sources["draw"]
     assert {"rules.py", "rules.yaml", "class_sets.json", "statistics.yaml"} <= sources["questions"]
     assert {"clip.py", "clip.yaml", "chat_template.jinja"} <= sources["stage1"]
+
+
+def test_what_programs_write_goes_to_the_log(tmp_path, capfd):
+    """DeepSpeed tries a compiler when it is imported, whose errors would stand between the lines of the progress."""
+    with pipeline._quiet(tmp_path / "step.log"):
+        os.write(2, b"cannot find -laio")
+    os.write(2, b"progress")
+    assert capfd.readouterr().err == "progress"
+    assert "cannot find -laio" in (tmp_path / "step.log").read_text()

@@ -233,3 +233,8 @@ def test_merged_lora_computes_the_same(lora, is_tied, tmp_path):
     for each in (merged, open_llm(tmp_path)):
         torch.testing.assert_close(each(IDS).logits, expected, atol=1e-4, rtol=0)
     assert merged.config.tie_word_embeddings is (is_tied and not lora)
+
+
+def test_a_tokenizer_that_is_not_here_is_not_looked_for_on_the_hub():
+    with pytest.raises(PallavaError, match="tokenizer 'nobody/nothing' is not on this machine"):
+        load_tokenizer("nobody/nothing", local_files_only=True)

@@ -73,6 +73,9 @@ def test_another_evaluation_is_not_replaced(work: Path, capsys: pytest.CaptureFi
     assert main(["evaluate", *zero_shot, "--out", "evaluation/retrieval"]) == 2
     assert "has the results of the task retrieval of 'plip'" in capsys.readouterr().err
     assert (work / "evaluation" / "retrieval" / "results.json").read_bytes() == before
+    (work / "evaluation" / "zero-shot" / "results.json").write_text("{")
+    assert main(["evaluate", *zero_shot]) == 2
+    assert "is not JSON" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,8 @@ def ask_all(
     problems = {item.image: one["problem"] for item, one in found if one["problem"]}
     if problems and all(one["problem"] for _, one in found):
         raise PallavaError(
-            f"no image of {len(problems)} can be opened; --image-folder names the folder that the images' names begin "
-            f"in; the first: {next(iter(problems.values()))}"
+            f"no image of {len(problems)} can be opened; --image-folder gives the folder they are in; the first: "
+            f"{next(iter(problems.values()))}"
         )
     return [Answer(item, one["answer"]) for item, one in found], problems
 
