@@ -250,8 +250,12 @@ def build_with_weights(build: Callable[[Any], Any], config: Any, state: Mapping[
     with init_empty_weights(include_buffers=False):
         module = build(config)
     with torch.device("cpu"):  # weights are real even where the caller builds on the meta device
-        parameters = {key: nn.Parameter(value, requires_grad=value.is_floating_point()) for key, value in state.items()}
-    load_strictly(module, parameters, source=source)
+        learnt = {key for key, _ in module.named_parameters()}  # unlike buffers, such as a batch norm's means
+        tensors = {
+            key: nn.Parameter(value, requires_grad=value.is_floating_point()) if key in learnt else value
+            for key, value in state.items()
+        }
+    load_strictly(module, tensors, source=source)
     return module.eval()
 
 

@@ -1,8 +1,8 @@
 """The model as xtuner trains it: its frozen parts, its saved weights, the weights that it starts from."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from mmengine.logging import print_log
@@ -23,6 +23,7 @@ from pallava.model.connectors import (
 from pallava.model.convert import check_out, convert_run, training_config
 from pallava.model.loading import add_lora, check_reopenable_part, loading_errors
 from pallava.model.weights import load_strictly, read_weights, shorten
+from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from pallava.tiling import normalize
 from pallava.training.features import FeatureWriter, complete_tokens
 from pallava.training.recompute import Choice, choice_of, count_positions, recompute
@@ -66,15 +67,19 @@ class PALLaVAModel(BaseModel):
         freeze_llm: Whether the language model's own weights stay as they are; LoRA still learns.
         freeze_visual_encoder: Whether the encoder stays as it is.
         llm_lora: peft's `LoraConfig`; without `target_modules` every linear layer but the output's.
-        pretrained_pth: Weights to start from: a checkpoint of ours or a published one, a file or a folder.
+        pretrained_pth: Weights to start from: a checkpoint of ours or a published one, a file or a folder. One of a
+            connector alone leaves LoRA new.
         activation_checkpointing: What computes its activations anew in the backward pass, which saves memory and takes
             time: "none", "connector", "llm", "all" (both), a number n (every n-th layer of the language model, and the
             connector), or "auto": the least that fits the card, which `TrainLoop` finds when it starts ("all" before).
         use_activation_checkpointing: True is "all", False is "none", in the place of the former; old configs have it.
         vision_feature_layer: Index of the encoder's hidden states that the connector reads; -2 is the last but one.
+        objective: What the loss asks for: "answers" of the language model, or "words" (`word_loss`), which teaches a
+            new connector alone: of the language model only the word embeddings are used.
 
     Raises:
-        PallavaError: A part cannot be opened, or the weights to start from do not fit.
+        PallavaError: A part cannot be opened, the weights to start from do not fit, or the objective does not fit what
+            is trained.
     """
 
     def __init__(
@@ -89,8 +94,17 @@ class PALLaVAModel(BaseModel):
         use_activation_checkpointing: bool | None = None,
         vision_feature_layer: int = -2,
         activation_checkpointing: Choice = "all",
+        objective: Literal["answers", "words"] = "answers",
     ) -> None:
         super().__init__()
+        if objective not in ("answers", "words"):
+            raise PallavaError(f'model.objective must be "answers" or "words", got {objective!r:.100}')
+        if objective == "words" and not (freeze_llm and llm_lora is None):
+            raise PallavaError(
+                'model.objective "words" does not run the language model: set model.llm_lora=None and '
+                "model.freeze_llm=True"
+            )
+        self.objective = objective
         self.freeze_llm, self.freeze_visual_encoder = freeze_llm, freeze_visual_encoder
         self.features: FeatureWriter | None = None  # while `connected_features` fills a cache
         self.llm = _build_llm(llm)
@@ -134,7 +148,7 @@ class PALLaVAModel(BaseModel):
             self._recompute_long(inputs)
             nothing = None if has_images else self._nothing_from_images(data["pixel_values"])
             inputs, shares = self._with_features(inputs)
-            loss = self.network.compute_loss(**inputs)
+            loss = self._word_loss(inputs) if self.objective == "words" else self.network.compute_loss(**inputs)
             return {"loss": loss if nothing is None else loss + nothing, **shares}
         output = self.network(**inputs)
         return [{"logits": logits} for logits in output.logits] if mode == "predict" else output
@@ -148,6 +162,15 @@ class PALLaVAModel(BaseModel):
         rest = {key: data[key] for key in ("input_ids", "labels", "attention_mask")}
         share = torch.tensor(names.count(None) / len(names))  # mmengine logs it beside the loss
         return {**rest, "visual_tokens": visual_tokens}, {"cached_share": share}
+
+    def _word_loss(self, inputs: Mapping[str, Any]) -> Tensor | float:
+        if "visual_tokens" not in inputs and "pixel_values" not in inputs:
+            return 0.0  # no row has an image
+        visual_tokens = inputs.get("visual_tokens")
+        if visual_tokens is None:
+            visual_tokens = self.network.encode_images(inputs["pixel_values"], inputs["tiles_per_image"])
+        has_image = (inputs["input_ids"] == IMAGE_TOKEN_INDEX).any(1)
+        return word_loss(visual_tokens, inputs["labels"][has_image], self.llm.get_input_embeddings().weight)
 
     def _nothing_from_images(self, pixel_values: Tensor) -> Tensor:
         """Return zero, with gradients of zero for the connector: ranks wait for each other's gradients.
@@ -197,14 +220,18 @@ class PALLaVAModel(BaseModel):
         return OrderedDict((key, value) for key, value in state.items() if key in trained)
 
     def load_pretrained(self, source: str) -> None:
-        """Load trained weights strictly, whose keys and shapes must be those of this model.
+        """Load trained weights strictly, whose keys and shapes must be those of this model, or of its connector alone.
 
         Raises:
             PallavaError: The file cannot be read safely, or its keys and shapes are not those of this model.
         """
         state = own_checkpoint_keys(read_weights(source), self.connector.config, source)
-        load_strictly(self, state, source=source, expected=self.state_dict())
-        print_log(f"Loaded pretrained weights from {source}", "current")
+        expected = self.state_dict()
+        if is_connector := bool(state) and all(key.startswith("connector.") for key in state):
+            expected = OrderedDict((key, value) for key, value in expected.items() if key.startswith("connector."))
+        load_strictly(self, state, source=source, expected=expected)
+        what = "a connector, and nothing else," if is_connector else "pretrained weights"
+        print_log(f"Loaded {what} from {source}", "current")
 
     def to_hf(
         self,
@@ -240,6 +267,37 @@ class PALLaVAModel(BaseModel):
             trust_remote_code=True,  # the user named the config, and it has been executed
             **sizes,
         )
+
+
+def word_loss(visual_tokens: Tensor | Sequence[Tensor], labels: Tensor, embeddings: Tensor) -> Tensor:
+    """Return how badly visual tokens name the words of their texts, without running the language model.
+
+    An image's mean visual token is compared with the embedding of each word that is taught in the batch. These scores,
+    added to the log of the words' shares of the batch, are to give the shares of the words in the image's own text, by
+    cross-entropy. So a word that all texts have teaches nothing, and what tells one image from another is learnt at
+    once; captions as bags of words are what https://arxiv.org/abs/2411.03313 trains an encoder with. Texts in which a
+    fact has no word of its own ("necrosis yes, mitosis no") cannot teach it.
+
+    Args:
+        visual_tokens: (I, T, H), or a list of (T_i, H).
+        labels: (I, L), token ids of the taught text, -100 elsewhere.
+        embeddings: (V, H), of the language model's vocabulary.
+    """
+    taught = labels != IGNORE_INDEX
+    words, index = labels[taught].unique(return_inverse=True)  # (W,), (taught labels,)
+    counts = torch.zeros(len(labels), len(words), device=labels.device)
+    counts.index_put_((taught.nonzero()[:, 0], index), counts.new_ones(()), accumulate=True)
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)  # (I, W)
+    means = torch.stack([tokens.mean(0) for tokens in visual_tokens])
+    scores = (means @ embeddings[words].to(means.dtype).T).float() + shares.mean(0).log()
+    return nn.functional.cross_entropy(scores, shares)
+
+
+def unwrap(model: Any) -> Any:
+    """Return the model that the wrappers of mmengine or DeepSpeed are around."""
+    while hasattr(model, "module"):
+        model = model.module
+    return model
 
 
 def build(part: Any) -> Any:

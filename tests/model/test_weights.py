@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from pallava.errors import PallavaError
 from pallava.model import ScaleInvariantConnector, load_image_processor, load_plip
-from pallava.model.weights import load_strictly, read_weights
+from pallava.model.weights import build_with_weights, load_strictly, read_weights
 from tests.tiny import golden
 
 
@@ -199,3 +199,12 @@ def test_two_files_are_not_guessed_between(tmp_path: Path) -> None:
         torch.save({"a": torch.ones(1)}, tmp_path / name)
     with pytest.raises(PallavaError, match="several weight files \\(a.pth, b.pth\\)"):
         read_weights(tmp_path)
+
+
+def test_buffers_stay_buffers(tmp_path: Path) -> None:
+    """A batch norm's means, as in an encoder of one's own, are no parameters."""
+    normed = torch.nn.BatchNorm1d(3)
+    state = {**normed.state_dict(), "running_mean": torch.tensor([1.0, 2.0, 3.0])}
+    opened = build_with_weights(lambda config: torch.nn.BatchNorm1d(config), 3, state, tmp_path)
+    assert [name for name, _ in opened.named_parameters()] == ["weight", "bias"]
+    torch.testing.assert_close(opened(torch.tensor([[1.0, 2.0, 3.0]])), torch.zeros(1, 3))

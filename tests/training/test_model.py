@@ -20,7 +20,7 @@ from transformers import (
 from pallava.errors import PallavaError
 from pallava.model.connectors import build_connector, choose_heads
 from pallava.tiling import TileSpec, cut_tiles, make_tiles
-from pallava.training.model import PALLaVAModel
+from pallava.training.model import PALLaVAModel, word_loss
 from tests.model.test_weights import save_malicious
 from tests.tiny import golden, my_base
 from tests.tiny.pictures import noise
@@ -249,3 +249,71 @@ def test_a_cap_of_attention_is_kept_and_in_the_log(
     with torch.no_grad():
         torch.testing.assert_close(model.network(ids).logits, published(ids).logits, atol=1e-4, rtol=0)
     assert ["eager" in line for line in lines] == [True]
+
+
+def test_the_word_loss_by_hand() -> None:
+    """Two images, the words 5 and 6 on one and 5 and 7 on the other: word 5 cannot tell them apart."""
+    embeddings = torch.eye(8)
+    tokens = torch.zeros(2, 3, 8)
+    tokens[0, :, 6], tokens[1, 0, 7] = 2.0, 6.0  # means of 2
+    labels = torch.tensor([[-100, 5, 6], [5, 7, -100]])
+    scores = torch.tensor([[0.0, 2, 0], [0, 0, 2]]) + torch.tensor([1 / 2, 1 / 4, 1 / 4]).log()  # of words 5, 6, 7
+    shares = torch.tensor([[1 / 2, 1 / 2, 0], [1 / 2, 0, 1 / 2]])
+    expected = -(shares * scores.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(word_loss(tokens, labels, embeddings), expected)
+    torch.testing.assert_close(word_loss(list(tokens), labels, embeddings), expected)  # of different lengths
+
+
+def test_a_word_of_all_texts_teaches_nothing() -> None:
+    tokens = torch.zeros(2, 1, 4, requires_grad=True)
+    word_loss(tokens, torch.tensor([[3, 3], [3, -100]]), torch.eye(4)).backward()
+    assert not tokens.grad.any()
+
+
+def words(**changes: Any) -> PALLaVAModel:
+    return tiny(objective="words", llm_lora=None, **changes)
+
+
+def test_word_alignment_trains_the_connector_alone_and_runs_no_layer() -> None:
+    model, ran = words().train(), []
+    for layer in model.llm.model.layers:
+        layer.register_forward_hook(lambda *_: ran.append(None))
+    without = {"input_ids": torch.tensor([5, 6]), "labels": torch.tensor([-100, 6]), "tiles": torch.zeros(0, 3, 32, 32)}
+    batch = collated([*golden.samples(), without])
+    batch["tiles_per_image"] = batch["tiles_per_image"][:-1]
+    model(dict(batch))["loss"].backward()
+    assert not ran
+    assert {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None} == {"connector"}
+    assert all(p.grad.any() for p in model.connector.parameters() if p.dim() > 1)
+    model.eval()  # a row without an image changes nothing
+    torch.testing.assert_close(model(batch)["loss"], model(collated(golden.samples()))["loss"])
+
+
+def test_word_alignment_of_rows_without_images_still_reaches_the_connector() -> None:
+    row = {"input_ids": torch.tensor([5, 6]), "labels": torch.tensor([-100, 6]), "tiles": torch.zeros(0, 3, 32, 32)}
+    batch = golden.batch([row])
+    batch["tiles_per_image"] = torch.zeros(0, dtype=torch.long)
+    model = words()
+    model(batch)["loss"].backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.connector.parameters())
+
+
+def test_stage_1_goes_on_from_a_connector_alone(tmp_path: Path) -> None:
+    first = words()
+    torch.save({"state_dict": first.state_dict()}, tmp_path / "words.pth")
+    assert all(key.startswith("connector.") for key in first.state_dict())
+    model = tiny(pretrained_pth=str(tmp_path / "words.pth"))
+    torch.testing.assert_close(model.connector.state_dict(), first.connector.state_dict())
+    lacking = {key: value for key, value in first.state_dict().items() if "norm" not in key}
+    torch.save({"state_dict": lacking}, tmp_path / "words.pth")
+    with pytest.raises(PallavaError, match="missing"):
+        tiny(pretrained_pth=str(tmp_path / "words.pth"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"objective": "word"}, "objective"), ({"objective": "words"}, "llm_lora=None")],
+)
+def test_an_objective_that_does_not_fit_is_refused(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(PallavaError, match=named):
+        tiny(**changes)
