@@ -30,6 +30,7 @@ from pallava.training.hooks.config import TrainingConfigHook
 from pallava.training.hooks.metrics import TrainingMetricsHook
 from pallava.training.hooks.nonfinite import NonFiniteHook
 from pallava.training.hooks.random_state import RandomStateHook
+from pallava.training.hooks.reading import TileReadingHook
 from pallava.training.loop import TrainLoop
 from pallava.training.model import PALLaVAModel, build_connector
 from pallava.training.optimizer import grouped_adamw, precise_optim_wrapper
@@ -200,6 +201,7 @@ default_hooks = dict(
     sampler_seed=dict(type=DistSamplerSeedHook),
     dataset_info=dict(type=DatasetInfoHook, tokenizer=tokenizer),
     metrics=dict(type=TrainingMetricsHook),  # vis_data/metrics.jsonl has a line for each optimizer step
+    tile_reading=dict(type=TileReadingHook),  # logs tile_entropy: does the connector still read the tiles?
     sample_chat=dict(
         type=SampleChatHook,
         tokenizer=tokenizer,

@@ -4,6 +4,7 @@ Both are computed beside the model and not in it, so that the ordinary path is n
 N tiles, T tokens of a tile, S = N * T tile tokens, D encoder width, K layers with cross-attention.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -66,13 +67,32 @@ def cross_attention(connector: Any, overview: Tensor, tiles: Tensor) -> Tensor:
     Raises:
         PallavaError: The connector has no cross-attention.
     """
+    return _attention_of_heads(connector, overview, tiles).mean(2)
+
+
+@torch.no_grad()
+def attention_entropy(connector: Any, overview: Tensor, tiles: Tensor) -> Tensor:
+    """Return the entropy of a connector's attention to the tiles by layer, (K,): 1 even over all tokens, 0 on one.
+
+    It is that of each head and overview token as a share of the largest, log S, and their mean. Dropout is left out;
+    arguments and errors are those of `cross_attention`.
+    """
+    was_training = connector.training
+    connector.eval()
+    attention = _attention_of_heads(connector, overview, tiles)
+    connector.train(was_training)
+    return torch.special.entr(attention).sum(-1).mean((0, 2, 3)) / math.log(tiles.shape[1])
+
+
+def _attention_of_heads(connector: Any, overview: Tensor, tiles: Tensor) -> Tensor:
+    """Return a connector's attention to the tiles, (B, K, heads, T, S)."""
     if not (isinstance(connector, ScaleInvariantConnector) and connector.config.reads_tiles):
         raise PallavaError("the connector must have cross-attention to the tiles; this one has none to show")
     dtype = connector.norm.weight.dtype
     read = connector.qformer(
         query_embeds=overview.to(dtype), encoder_hidden_states=tiles.to(dtype), output_attentions=True
     )
-    return torch.stack([layer.float().mean(1) for layer in read.cross_attentions], dim=1)
+    return torch.stack([layer.float() for layer in read.cross_attentions], dim=1)
 
 
 @torch.no_grad()

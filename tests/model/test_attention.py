@@ -7,7 +7,7 @@ import torch
 
 from pallava.errors import PallavaError
 from pallava.model import ScaleInvariantConnector, ScaleInvariantConnectorConfig
-from pallava.model.attention import cross_attention, embed_patches, load_eyes, read_tiles
+from pallava.model.attention import attention_entropy, cross_attention, embed_patches, load_eyes, read_tiles
 from tests.model.test_encoders import pixels_of, whole_model
 from tests.tiny import golden
 
@@ -31,6 +31,25 @@ def test_attention_by_hand() -> None:
     query, key = cross.query(hidden).view(4, 2, 4), cross.key(tiles).view(12, 2, 4)
     scores = torch.einsum("qhd,khd->hqk", query, key) / 4**0.5
     torch.testing.assert_close(attention[0, 0], scores.softmax(-1).mean(0))
+
+
+def test_entropy_of_attention() -> None:
+    """1 where all tokens are read alike, 0 where one is, and that of each head in between."""
+    model, overview, tiles = connector().train(), torch.randn(1, 4, 8), torch.randn(1, 12, 8)
+    keys = [model.qformer.encoder.layer[index].crossattention.attention.key for index in (0, 2)]
+    with torch.no_grad():
+        for key in keys:
+            key.weight.zero_()
+    torch.testing.assert_close(attention_entropy(model, overview, tiles), torch.ones(2))
+    assert model.training
+    with torch.no_grad():
+        keys[1].weight.normal_(std=1000)
+    even, on_one = attention_entropy(model, overview, tiles)
+    assert even == 1
+    assert on_one < 0.05
+    heads = connector().qformer(query_embeds=overview, encoder_hidden_states=tiles, output_attentions=True)
+    expected = [-(layer * layer.log()).sum(-1).mean() / torch.tensor(12.0).log() for layer in heads.cross_attentions]
+    torch.testing.assert_close(attention_entropy(connector(), overview, tiles), torch.stack(expected))
 
 
 def test_the_ordinary_path_keeps_no_scores() -> None:

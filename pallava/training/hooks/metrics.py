@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pallava.io.files import append_line, report_os_errors
 from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from pallava.training.model import unwrap
 from pallava.training.steps import ends_step
 
 METRICS_FILE = "metrics.jsonl"
@@ -64,7 +65,7 @@ class TrainingMetricsHook(Hook):
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Add up what this batch was, and log it at the end of an optimizer step."""
         loss = runner.message_hub.get_scalar("train/loss").current()  # on the CPU by now, unlike the outputs
-        num_visual_tokens = _unwrap(runner.model).network.config.num_visual_tokens
+        num_visual_tokens = unwrap(runner.model).network.config.num_visual_tokens
         *counts, positions = count_tokens(data_batch["data"], num_visual_tokens)
         seconds = time.perf_counter() - self._start.time, self._begun - self._start.time
         size = len(data_batch["data"]["input_ids"])
@@ -137,12 +138,6 @@ def _memory() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # which Linux gives in KB
-
-
-def _unwrap(model: Any) -> Any:
-    while hasattr(model, "module"):
-        model = model.module
-    return model
 
 
 def _skipped_steps(runner: Any) -> int:
