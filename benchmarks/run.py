@@ -37,13 +37,12 @@ from pallava.report.plots import COLOURS
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 1500  # seconds of one benchmark
 SWEEP, PICTURE = "build/sweep.json", "training.png"
-ORDER = ("training", "matmul", "flops", "gpu", "generate", "evaluate", "encode", "pointing", "data_pipeline", "resume")
+ORDER = ("training", "matmul", "flops", "gpu", "generate", "evaluate", "encode", "data_pipeline", "resume")
 """Benchmarks in the order of the report; any other in the folder comes after them."""
 OPTIONS = {
     "training": ["--sweep", SWEEP],
     "generate": ["--rounds", "3"],
     "evaluate": ["--rounds", "2"],
-    "pointing": ["demo"],
 }
 HEAD = """# Results of the benchmarks
 
@@ -97,9 +96,7 @@ def run(name: str, folder: Path) -> tuple[int, str]:
     begin, words = time.perf_counter(), OPTIONS.get(name, [])
     (ROOT / SWEEP).parent.mkdir(exist_ok=True)
     (ROOT / SWEEP).unlink(missing_ok=True)
-    code, text = 0, "not run: no model of `make demo`"
-    if name != "pointing" or (ROOT / "demo" / "model").exists():
-        code, text = execute([sys.executable, str(folder / f"{name}.py"), *words])
+    code, text = execute([sys.executable, str(folder / f"{name}.py"), *words])
     taken = f"{time.perf_counter() - begin:.0f} s"
     where = f"{date.today()}, {describe_revision()}, {taken}, {describe_machine()}"
     failure = f"**Failed with exit code {code}.**\n\n" if code else ""

@@ -13,6 +13,7 @@ __import__("pallava.training")
 __chat = default_hooks.sample_chat
 # A value that the published config computed from another one has its full key here: it would keep the old one.
 llm_name_or_path = model.llm.pretrained_model_name_or_path = "./demo/llm"
+model.pretrained_pth = "./demo/words"
 plip_path = model.visual_encoder.source = "./demo/plip/encoder"
 data_path = train_dataloader.dataset.data_path = "./demo/data/domain_alignment.jsonl"
 image_folder = train_dataloader.dataset.image_folder = "./demo/data/images"
@@ -27,6 +28,7 @@ prompt_template = train_dataloader.dataset.prompt_template = __chat.prompt_templ
 
 # Smaller parts. Without dropout and recomputation a few hundred steps go further.
 model.connector.update(num_hidden_layers=2, num_attention_heads=4, intermediate_size=768, dropout=0.0)
+model.connector.initializer_range = 0.07  # 1 / sqrt(192), its width: tokens keep their length through each new layer
 model.llm_lora.update(r=16, lora_alpha=32, lora_dropout=0.0)
 recompute = model.activation_checkpointing = "none"
 
@@ -37,6 +39,7 @@ max_epochs = train_cfg.max_epochs = param_scheduler[1].end = 1
 warmup_ratio = 0.1
 param_scheduler[0].end = param_scheduler[1].begin = warmup_ratio * max_epochs
 lr = optim_wrapper.optimizer.lr = 1e-3
+connector_lr_mult = optim_wrapper.optimizer.lr_mults.connector = 0.1  # it has learnt to read the tiles
 save_steps = default_hooks.checkpoint.interval = 1000
 save_total_limit = default_hooks.checkpoint.max_keep_ckpts = 1
 default_hooks.logger.interval = 5

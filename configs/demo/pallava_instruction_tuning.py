@@ -28,16 +28,18 @@ prompt_template = train_dataloader.dataset.prompt_template = __chat.prompt_templ
 
 # Smaller parts. Without dropout and recomputation a few hundred steps go further.
 model.connector.update(num_hidden_layers=2, num_attention_heads=4, intermediate_size=768, dropout=0.0)
+model.connector.initializer_range = 0.07  # 1 / sqrt(192), its width: tokens keep their length through each new layer
 model.llm_lora.update(r=16, lora_alpha=32, lora_dropout=0.0)
 recompute = model.activation_checkpointing = "none"
 
-batch_size = train_dataloader.batch_size = train_dataloader.sampler.batch_size = 2
+batch_size = train_dataloader.batch_size = train_dataloader.sampler.batch_size = 3
 dataloader_num_workers = train_dataloader.num_workers = 0
 accumulative_counts = optim_wrapper.accumulative_counts = 1
 max_epochs = train_cfg.max_epochs = param_scheduler[1].end = 1
 warmup_ratio = 0.1
 param_scheduler[0].end = param_scheduler[1].begin = warmup_ratio * max_epochs
 lr = optim_wrapper.optimizer.lr = 1e-3
+connector_lr_mult = optim_wrapper.optimizer.lr_mults.connector = 0.1  # it has learnt to read the tiles
 save_steps = default_hooks.checkpoint.interval = 1000
 save_total_limit = default_hooks.checkpoint.max_keep_ckpts = 1
 default_hooks.logger.interval = 5

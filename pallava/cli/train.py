@@ -22,11 +22,13 @@ def run_demo(
     scale: Annotated[
         float, "fraction of the demo's size, above 0 to 1; a small one only shows that all steps run"
     ] = 1.0,
+    seed: Annotated[int, "seed of the images, the questions and the trainings (default: 1024)"] = 1024,
 ) -> None:
     """Train a small PA-LLaVA on this computer, and look at what it learnt."""
     from pallava.demo import DemoSettings
 
-    settings = DemoSettings().scaled(scale)
+    check_at_least(0, seed=seed)
+    settings = DemoSettings(seed=seed).scaled(scale)
     from pallava.demo.pipeline import Demo  # takes seconds to import; a wrong argument fails at once
 
     report = Demo(Path("demo"), settings, _Lines()).run()

@@ -27,8 +27,8 @@ class DemoSettings:
     plip_epochs: int = 4
     plip_batch: int = 64
     plip_lr: float = 1e-3
-    alignment_rows: int = 2520  # captions of stage 1, each seen once
-    instruction_rows: int = 1080  # conversations of stage 2, each seen once
+    alignment_rows: int = 2520  # captions of word alignment, and of stage 1 once
+    instruction_rows: int = 2400  # conversations of stage 2, each seen once
     turns: int = 6  # questions in each conversation
     closed_per_kind: int = 68  # about how often each closed question is asked on held-out pictures
     open_per_kind: int = 72  # and each open one

@@ -20,6 +20,7 @@ from pallava.demo import PLIP_MODEL, DemoSettings, Progress, fetch
 from pallava.demo.exam import ask_without_tiles, plip_accuracies, summary
 from pallava.demo.material import read_pictures, write_material
 from pallava.demo.page import write_page
+from pallava.demo.pointing import measure
 from pallava.demo.stages import evaluate_model, pretrain_plip, train_stage
 from pallava.evaluation.answers.items import Answer, read_predictions
 from pallava.io.files import write_json
@@ -27,7 +28,9 @@ from pallava.io.hashing import hash_file, hash_json
 from pallava.model.card import add_scores
 from pallava.model.convert import convert
 
-ALIGNMENT, INSTRUCTION = "demo/pallava_domain_alignment", "demo/pallava_instruction_tuning"
+WORDS, ALIGNMENT, INSTRUCTION = (
+    f"demo/pallava_{name}" for name in ("word_alignment", "domain_alignment", "instruction_tuning")
+)
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,19 @@ class Demo:
         Raises:
             PallavaError: A step fails; with the reason.
         """
-        self._data.mkdir(parents=True, exist_ok=True)
-        (self.folder / "logs").mkdir(exist_ok=True)
+        self._make_folders()
         return self._write_report(run_steps(self._steps(), self.folder / ".stamps", self.say))
+
+    def prepare(self) -> None:
+        """Run the steps ahead of the language model's trainings: language model, data, encoder and training files.
+
+        Raises:
+            PallavaError: A step fails; with the reason.
+        """
+        self._make_folders()
+        steps = self._steps()
+        names = [step.name for step in steps]
+        run_steps(steps[: names.index("words")], self.folder / ".stamps", self.say)
 
     def say(self, text: str, mark: str = "") -> None:
         """Pass a line on, after the time since the beginning."""
@@ -100,9 +113,11 @@ class Demo:
         drawing = _code("demo/__init__.*", "demo/material.py", "demo/micrographs.*", "demo/questions.*")
         plip = _code("pretraining/**/*.*", "demo/stages.py")
         asking = _code("demo/exam.py", "demo/stages.py", "evaluation/**/*.*")
-        configs = [find_config(ALIGNMENT), find_config(INSTRUCTION)]
+        looking = _code("demo/pointing.py", "model/attention.py")
+        configs = [find_config(name) for name in (WORDS, ALIGNMENT, INSTRUCTION)]
         parts = _code("model/**/*.*", "training/**/*.*", "data/**/*.*") + configs
         draw, pretrain = partial(write_material, data, *given), partial(pretrain_plip, folder, *given)
+        name_words = partial(train_stage, WORDS, folder / "words", *given, processes=1)
         align = partial(train_stage, ALIGNMENT, folder / "stage1", *given)
         instruct = partial(train_stage, INSTRUCTION, folder / "stage2", *given)
         sizes, done = asdict(self.settings), "last_checkpoint"
@@ -112,11 +127,17 @@ class Demo:
             Step("plip", pretrain, PLIP_MODEL, plip, folder / "plip" / "encoder" / "config.json"),
             Step("plip_report", self._examine_plip, None, asking, folder / "plip_report.json"),
             Step("dataformat", self._format, None, _code("data/**/*.*"), data / "domain_alignment.jsonl"),
+            Step("words", name_words, None, parts, folder / "words" / done),
             Step("stage1", align, None, parts, folder / "stage1" / done),
             Step("stage2", instruct, None, parts, folder / "stage2" / done),
             Step("convert", self._convert, None, _code("training/**/*.*"), folder / "model" / "config.json"),
             Step("questions", self._examine, None, asking, folder / "answers_without_tiles.json"),
+            Step("pointing", self._point, None, looking, folder / "pointing.json"),
         ]
+
+    def _make_folders(self) -> None:
+        self._data.mkdir(parents=True, exist_ok=True)
+        (self.folder / "logs").mkdir(exist_ok=True)
 
     def _fetch(self) -> None:
         fetch.fetch_file(fetch.SLIDE)
@@ -127,7 +148,7 @@ class Demo:
 
     def _examine_plip(self) -> None:
         facts = [(picture.path, picture.facts) for picture in read_pictures(self._data, "test") if picture.facts]
-        with _quiet(self.folder / "logs" / "plip_report.log"):
+        with quiet(self.folder / "logs" / "plip_report.log"):
             report = plip_accuracies(self.folder / "plip", facts, self.settings.seed)
         write_json(self.folder / "plip_report.json", report, indent=1)
 
@@ -138,7 +159,7 @@ class Demo:
         write_training_file(pairs, rows, image_folder=images, prompts=wordings, seed=self.settings.seed)
 
     def _convert(self) -> None:
-        with _quiet(self.folder / "logs" / "convert.log"):
+        with quiet(self.folder / "logs" / "convert.log"):
             convert(self.folder / "stage2", self.folder / "model", merge=True, overwrite=True)
 
     def _examine(self) -> None:
@@ -148,16 +169,22 @@ class Demo:
         again = ask_without_tiles(self.folder / "model", self._answered(), batch_size, self._progress)
         write_json(self.folder / "answers_without_tiles.json", [each.as_record() for each in again], indent=1)
 
+    def _point(self) -> None:
+        write_json(self.folder / "pointing.json", measure(self._data, self.folder / "model", self._progress), indent=1)
+
     def _answered(self) -> list[Answer]:
         return read_predictions(self.folder / "evaluation" / "predictions.jsonl")
 
     def _write_report(self, seconds: dict[str, float]) -> dict[str, Any]:
         results = json.loads((self.folder / "evaluation" / "results.json").read_text())
-        without_tiles = json.loads((self.folder / "answers_without_tiles.json").read_text())
-        report = summary(results["data"]["questions"], [Answer.from_record(record) for record in without_tiles])
+        records = json.loads((self.folder / "answers_without_tiles.json").read_text())
+        without_tiles = [Answer.from_record(record) for record in records]
+        report = summary(results["data"]["questions"], without_tiles)
+        pointing = json.loads((self.folder / "pointing.json").read_text())
+        report["pointing"] = pointing["kinds"]
         report["seconds"] = {**seconds, "total": round(sum(seconds.values()), 1)}
         write_json(self.folder / "report.json", report, indent=1)
-        write_page(self.folder, report, self._answered())
+        write_page(self.folder, report, self._answered(), without_tiles, pointing["most_read"])
         add_scores(self.folder / "model", results)
         return report
 
@@ -170,7 +197,7 @@ def _code(*patterns: str) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _quiet(log: Path) -> Iterator[None]:
+def quiet(log: Path) -> Iterator[None]:
     """Send the output of libraries to a file, and what programs that they start write to standard error."""
     terminal = os.dup(2)
     with log.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):

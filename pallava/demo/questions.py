@@ -23,6 +23,12 @@ _YES = {"stain": STAIN_SHARES["H&E"], "density": 1 / len(DENSITIES), "glands": 1
 """Share of all pictures for which a closed question's answer is yes, where it is not half of them."""
 _CLOSED_TURNS = 0.25
 """Share of a closed question with a certain answer among an attribute's turns."""
+_WORDS = {
+    "necrosis": {True: "necrosis", False: "viable"},
+    "inflammation": {True: "inflamed", False: "quiet"},
+    "mitosis": {True: "mitotic bars", False: "pale smudges"},
+}
+"""Names of what is there and what is not: a fact that shares a word with another one is lost in a bag of words."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Kind:
         value = getattr(facts, self.attribute)
         if self.closed:
             return _yes_no(value == _ASKED_FOR[self.attribute] if self.attribute in _ASKED_FOR else value)
+        if self.attribute in _WORDS:
+            return _WORDS[self.attribute][value]
         return GLAND_COUNTS.get(value, value)
 
 
@@ -57,7 +65,7 @@ def _yes_no(truth: object) -> str:
 def caption(facts: Facts) -> str:
     """Return one line that names every fact."""
     parts = [f"{facts.stain} stain", f"{facts.density} nuclei", f"{GLAND_COUNTS[facts.glands]} glands"]
-    parts += [f"{name} {_yes_no(getattr(facts, name))}" for name in ("necrosis", "inflammation", "mitosis")]
+    parts += [words[getattr(facts, name)] for name, words in _WORDS.items()]
     return ", ".join(parts) + "."
 
 
@@ -80,15 +88,12 @@ def view_caption(facts: Facts, regions: Sequence[Region], *, overview: bool, on_
 def training_turns(facts: Facts, rng: Generator, num_turns: int) -> list[tuple[str, str]]:
     """Return questions and answers about one picture for instruction tuning, in random order.
 
-    Each attribute is asked for in turn before one is asked for again. Over all pictures a closed question is
-    answered yes as often as no.
+    Each asks for another attribute, since a second answer on the same one could be copied from the first. One is on the
+    fine detail, the hardest. Over all pictures a closed question is answered yes as often as no.
     """
-    turns: list[tuple[str, str]] = []
-    while len(turns) < num_turns:
-        for attribute in rng.permutation(ATTRIBUTES):
-            kind = _pick_kind(str(attribute), facts, rng)
-            turns.append((str(rng.choice(kind.train)), kind.answer(facts)))
-    return turns[:num_turns]
+    others = rng.permutation([name for name in ATTRIBUTES if name != FINE_DETAIL])[: num_turns - 1]
+    kinds = (_pick_kind(str(name), facts, rng) for name in rng.permutation([FINE_DETAIL, *others]))
+    return [(str(rng.choice(kind.train)), kind.answer(facts)) for kind in kinds]
 
 
 def _pick_kind(attribute: str, facts: Facts, rng: Generator) -> Kind:

@@ -52,17 +52,19 @@ def pretrain_plip(folder: Path, settings: DemoSettings, progress: Progress) -> N
     _run(command, environment, on_line, log=folder / "logs" / "plip.log", done=done)
 
 
-def train_stage(config: str, folder: Path, settings: DemoSettings, progress: Progress) -> None:
-    """Train a stage under DeepSpeed's ZeRO-2, in the work directory `folder`.
+def train_stage(
+    config: str, folder: Path, settings: DemoSettings, progress: Progress, processes: int | None = None
+) -> None:
+    """Train a stage under DeepSpeed's ZeRO-2, in the work directory `folder`, with the processes of the settings.
 
-    Two processes use two cores better than one with two threads.
+    Through a language model two processes use two cores better than one with two threads.
     """
     command = ["train", config, "--work-dir", folder, "--deepspeed", "deepspeed_zero2", "--seed", settings.seed]
     options = settings.training_options + ("model.llm.torch_dtype=bfloat16",) * computes_in_bf16()
     command += ["--cfg-options", *options] if options else []
     on_line = _follow(_ITERATION, "step {} of {}, loss {}".format, progress)
     log = folder.parent / "logs" / f"{folder.name}.log"
-    _run(command, _environment(settings.processes), on_line, log=log, done=folder / "last_checkpoint")
+    _run(command, _environment(processes or settings.processes), on_line, log=log, done=folder / "last_checkpoint")
 
 
 def evaluate_model(folder: Path, settings: DemoSettings, progress: Progress) -> None:

@@ -7,6 +7,7 @@ from pallava.demo.micrographs import Facts, Region, random_facts
 from pallava.demo.questions import (
     ATTRIBUTES,
     CLOSED,
+    FINE_DETAIL,
     OPEN,
     caption,
     held_out_questions,
@@ -62,8 +63,29 @@ def test_training_turns_are_true_and_balanced():
     assert 0.45 < closed["yes"] / closed.total() < 0.55
 
 
+def test_short_conversations_ask_for_the_fine_detail_and_for_nothing_twice():
+    wordings = {wording: kind for kind in (*CLOSED, *OPEN) for wording in kind.train}
+    rng, asked = np.random.default_rng(1), Counter()
+    for facts in FACTS:
+        attributes = [wordings[question].attribute for question, _ in training_turns(facts, rng, 3)]
+        assert len(attributes) == len(set(attributes)) == 3
+        asked.update(attributes)
+    assert asked[FINE_DETAIL] == len(FACTS)
+    assert min(asked[name] for name in ATTRIBUTES) > 60  # 96 on average
+
+
+def test_a_bag_of_a_captions_words_tells_every_fact():
+    """Each value of an attribute has a word that no caption without it has."""
+    bags = [(facts, set(caption(facts).strip(".").replace(",", "").split())) for facts in FACTS]
+    for name in ATTRIBUTES:
+        for value in {getattr(facts, name) for facts in FACTS}:
+            own = set.intersection(*(bag for facts, bag in bags if getattr(facts, name) == value))
+            others = set.union(*(bag for facts, bag in bags if getattr(facts, name) != value))
+            assert own - others, (name, value)
+
+
 def test_captions_name_every_fact():
-    assert caption(ONE) == "PAS stain, dense nuclei, four glands, necrosis yes, inflammation no, mitosis yes."
+    assert caption(ONE) == "PAS stain, dense nuclei, four glands, necrosis, quiet, mitotic bars."
 
 
 def test_the_overviews_caption_does_not_name_what_its_scaling_hides():

@@ -1,17 +1,22 @@
 """The pointing game on attention of known place."""
 
 import json
-import runpy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from transformers import AutoTokenizer
 
+from pallava.demo.micrographs import draw, random_facts
+from pallava.demo.pointing import ReadImage, measure, play
+from pallava.model import PALLaVAProcessor, load_image_processor
 from pallava.tiling import TileSpec
+from tests.model.test_encoders import whole_model
+from tests.tiny.training import save_parts
 
-BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "pointing.py"))
-ReadImage, play, main = (BENCHMARK[name] for name in ("ReadImage", "play", "main"))
 SPEC = TileSpec(32, (0.5,) * 3, (0.5,) * 3)
 SIZE = (96, 64)  # 3 x 2 tiles exactly; 4 x 4 tokens of 8 pixels each
 
@@ -68,18 +73,7 @@ def test_attention_of_another_picture() -> None:
     assert (found.share.value, found.elsewhere) == (1.0, 0.0)
 
 
-def test_the_benchmark_on_a_drawn_demo(tmp_path, capsys) -> None:
-    import dataclasses
-
-    import numpy as np
-    from PIL import Image
-    from transformers import AutoTokenizer
-
-    from pallava.demo.micrographs import draw, random_facts
-    from pallava.model import PALLaVAProcessor, load_image_processor
-    from tests.model.test_encoders import whole_model
-    from tests.tiny.training import save_parts
-
+def test_a_drawn_demo(tmp_path: Path) -> None:
     parts = save_parts(tmp_path)
     whole_model("clip", tmp_path / "encoder").save_pretrained(tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(parts["llm"])
@@ -90,16 +84,19 @@ def test_the_benchmark_on_a_drawn_demo(tmp_path, capsys) -> None:
     records = []
     for number in range(4):
         rng = np.random.default_rng(number)
-        facts = dataclasses.replace(random_facts(rng), mitosis=number % 2 == 0)
+        facts = replace(random_facts(rng), mitosis=number % 2 == 0)
         micrograph = draw(facts, rng)
         Image.fromarray(micrograph.pixels).save(tmp_path / "data" / "images" / f"{number}.png")
-        regions = [dataclasses.asdict(region) for region in micrograph.regions]
-        records.append({"name": f"{number}.png", "facts": dataclasses.asdict(facts), "regions": regions, "columns": 3})
+        regions = [asdict(region) for region in micrograph.regions]
+        records.append({"name": f"{number}.png", "facts": asdict(facts), "regions": regions, "columns": 3})
     (tmp_path / "data" / "test.json").write_text(json.dumps(records))
 
-    assert main([str(tmp_path), "--json", str(tmp_path / "out.json")]) == 0
-    assert "mitotic figure (2 pictures)" in capsys.readouterr().out
-    found = json.loads((tmp_path / "out.json").read_text())["mitotic figure"]["right_tile"]
-    assert 0 <= found["share"]["value"] <= 1
-    assert found["chance"] == pytest.approx(1 / 6)
-    assert main([str(tmp_path / "nowhere")]) == 2
+    result = measure(tmp_path / "data", tmp_path / "model", lambda line: None)
+    found = result["kinds"]
+    assert {"mitotic figure", "smudge like one"} <= found.keys()
+    assert found["mitotic figure"]["num_pictures"] == 2
+    shares = found["mitotic figure"]["right_tile"]
+    assert 0 <= shares["share"]["value"] <= 1
+    assert shares["chance"] == pytest.approx(1 / 6)
+    assert json.loads(json.dumps(result)) == result
+    assert result["most_read"].keys() == {f"{number}.png" for number in range(4)}

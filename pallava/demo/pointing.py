@@ -1,43 +1,25 @@
-#!/usr/bin/env python
-"""Which tiles does the connector read: those with the drawn things, or any?
+"""Which tiles the connector reads: those with the drawn things, or any?
 
-The pointing game on the demo's held-out synthetic micrographs, where the place of every figure is known. A share is of
-the attention; `chance` is what an even spread gives, `elsewhere` the share with the attention paid to another picture.
-
-Example:
-  python benchmarks/pointing.py demo              # demo/model on the pictures of demo/data
-  python benchmarks/pointing.py demo --model pa-llava --limit 50
+The pointing game on held-out synthetic micrographs, where the place of every thing is known. A share is of the
+attention; `chance` is what an even spread gives, `elsewhere` the share with the attention paid to another picture.
+Letters in shapes: K layers with cross-attention, T tokens of a tile, N tiles, I images.
 """
-# Letters in shapes: K layers with cross-attention, T tokens of a tile, N tiles, I images.
 
-import argparse
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from pallava.demo import Progress
 from pallava.demo.material import Picture, read_pictures
-from pallava.errors import PallavaError
 from pallava.evaluation.statistics import Estimate, bootstrap
 from pallava.model import PALLaVAProcessor
 from pallava.model.attention import load_eyes, read_tiles
 from pallava.tiling import TileSpec, choose_canvas, make_tiles, place_on_canvas
-
-WORDS = {
-    "right_tile": "overview token over it, on its tile",
-    "tiles": "all overview tokens, on tiles with one",
-    "tokens": "all overview tokens, on tokens with one",
-    "hits": "the most-read tile has one",
-}
 
 Spot = tuple[float, float]
 """Place of a thing: x and y in pixels of the image."""
@@ -66,54 +48,41 @@ class Pointing:
         share: Share of the attention, with its bootstrap interval.
         chance: The share if attention were spread evenly.
         elsewhere: The share with the attention paid to another image of the same canvas: more than chance if the model
-            prefers some places whatever they show. NaN if no image has a partner.
+            prefers some places whatever they show. None if no image has a partner.
     """
 
     share: Estimate
     chance: float
-    elsewhere: float
+    elsewhere: float | None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a table for each kind of thing, mitotic figures first."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("demo", type=Path, help="folder of `pallava demo`")
-    parser.add_argument("--model", type=Path, help="model folder (default: DEMO/model)")
-    parser.add_argument("--limit", type=int, help="number of pictures (default: all)")
-    parser.add_argument("--json", type=Path, help="file to write the numbers to")
-    options = parser.parse_args(arguments)
-    try:
-        results = measure(options.demo / "data", options.model or options.demo / "model", options.limit)
-    except (PallavaError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for kind, (count, found) in results.items():
-        print(f"\n{kind} ({count} pictures)\n  {'':<42}{'share  [95 %]':<23}chance  elsewhere")
-        for name, value in found.items():
-            share = value.share
-            text = f"{share.value:.3f}  [{share.low:.3f}, {share.high:.3f}]"
-            print(f"  {WORDS[name]:<42}{text:<23}{value.chance:.3f}   {value.elsewhere:.3f}")
-    if options.json:
-        numbers = {kind: {name: asdict(value) for name, value in found.items()} for kind, (_, found) in results.items()}
-        options.json.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    return 0
+def measure(data: Path, model: Path, progress: Progress) -> dict[str, Any]:
+    """Read the held-out pictures; return the content of ``pointing.json``.
 
-
-def measure(data: Path, model: Path, limit: int | None) -> dict[str, tuple[int, dict[str, Pointing]]]:
-    """Return the number of pictures and the results for each kind of thing that is drawn."""
+    Returns:
+        ``kinds``: for each kind of thing that is drawn the number of pictures and the results of `play`; ``most_read``:
+        by the name of a picture the number of the tile that was read most.
+    """
     eyes, spec = load_eyes(model), PALLaVAProcessor.from_pretrained(model).tile_spec
     reads: dict[str, list[ReadImage]] = {}
-    for picture in tqdm(read_pictures(data, "test")[:limit], desc="pictures", disable=None, file=sys.stderr):
+    most_read = {}
+    pictures = read_pictures(data, "test")
+    for number, picture in enumerate(pictures, 1):
         attention = read_tiles(eyes, make_tiles(picture.image, spec))
+        most_read[picture.path.name] = int(attention.sum((0, 1, 3)).argmax())
         for kind, spots in things_of(picture):
             reads.setdefault(kind, []).append(ReadImage(attention, picture.image.size, spots))
-    first = "mitotic figure"
-    kinds = sorted(reads, key=lambda kind: (kind != first, kind))
-    return {kind: (len(reads[kind]), play(reads[kind], spec)) for kind in kinds}
+        if number % 40 == 0:
+            progress(f"{number} of {len(pictures)} pictures read")
+    kinds = {
+        kind: {"num_pictures": len(own), **{name: asdict(found) for name, found in play(own, spec).items()}}
+        for kind, own in sorted(reads.items())
+    }
+    return {"kinds": kinds, "most_read": most_read}
 
 
 def things_of(picture: Picture) -> Iterator[tuple[str, tuple[Spot, ...]]]:
-    """Kinds of things on a picture with their places; figures are mitotic or only smudges."""
+    """Yield the kinds of things on a picture with their places; figures are mitotic or only smudges."""
     for kind in np.unique([region.kind for region in picture.regions]):
         spots = tuple((region.x, region.y) for region in picture.regions if region.kind == kind)
         if kind == "figure":
@@ -138,7 +107,7 @@ def play(reads: Sequence[ReadImage], spec: TileSpec, *, seed: int = 0) -> dict[s
         shares = np.array([[image[name][0]] for image in own])  # (I, 1)
         (share,) = bootstrap(lambda weights: weights @ shares / len(shares), len(shares), seed=seed)  # noqa: B023
         chance = float(np.mean([image[name][1] for image in own]))
-        found[name] = Pointing(share, chance, float(np.mean([s[name][0] for s in other])) if other else float("nan"))
+        found[name] = Pointing(share, chance, float(np.mean([s[name][0] for s in other])) if other else None)
     return found
 
 
@@ -191,7 +160,3 @@ def _partners(places: Sequence[_Places]) -> list[int | None]:
         alike.setdefault(place.grid, []).append(index)
     following = {a: b for group in alike.values() if len(group) > 1 for a, b in zip(group, group[1:] + group[:1])}  # noqa: B905
     return [following.get(index) for index in range(len(places))]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
