@@ -1,0 +1,168 @@
+#!/usr/bin/env python
+"""What do the tiles, the connector and the encoder contribute? Seven variants on the demo's synthetic micrographs.
+
+Each is trained with the same data, steps and seeds: the words of captions first, then questions (the demo's stage 1 is
+left out, to save time). Every variant answers the same held-out questions. A run that was stopped goes on where it was.
+
+Examples:
+  python benchmarks/ablation                          # 7 variants, 3 seeds, within three hours on two idle cores
+  python benchmarks/ablation --variants "cross-attention" "overview alone, MLP" --seeds 1
+  python benchmarks/ablation --report                 # docs/ablation.md and its plot again, from what has run
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import ablation_parts
+from ablation_report import WITHOUT_TILES, Run, write_report
+from ablation_variants import VARIANTS, Variant, shuffle_captions, write_configs
+
+from pallava import convert, evaluate
+from pallava.demo import DemoSettings
+from pallava.demo.exam import MAX_NEW_TOKENS, ask_without_tiles
+from pallava.demo.pipeline import Demo, Step, quiet, run_steps
+from pallava.demo.questions import ATTRIBUTES
+from pallava.demo.stages import pretrain_plip, train_stage
+from pallava.errors import PallavaError
+from pallava.evaluation.answers.items import read_predictions
+from pallava.io.files import write_json, write_text
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = DemoSettings(instruction_rows=1200)
+CHANGED = 10  # questions of each attribute that are also asked about changed images
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what has not run yet and write the report; return 2 if something cannot run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("ablation"), help="working folder (default: %(default)s)")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="seeds (default: 1 2 3)")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the size, to try the steps")
+    parser.add_argument("--report", action="store_true", help="run nothing, report what has run")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "ablation.md", help="page to write the table into")
+    options = parser.parse_args(arguments)
+    folder = options.folder.resolve()
+    runs = [
+        Run(name, seed, folder / f"{VARIANTS[name].slug}-{seed}") for seed in options.seeds for name in options.variants
+    ]
+    try:
+        if not options.report:
+            settings = SETTINGS.scaled(options.scale) if options.scale != 1 else SETTINGS
+            run_all(runs, folder, settings)
+        write_report(runs, options.out)
+    except PallavaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run_all(runs: Sequence[Run], folder: Path, settings: DemoSettings) -> None:
+    """Draw the data and train the encoder once, then do every run, seed by seed.
+
+    Raises:
+        PallavaError: A step fails, with the end of its log.
+    """
+    paths = [str(ROOT), str(ROOT / "benchmarks" / "ablation"), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)  # for the trainings
+    show = sys.stdout.isatty()
+    demo = Demo(folder / "demo", settings, lambda text: print(text, flush=True) if show or text[0] != "\r" else None)
+    demo.prepare()
+    for number, run in enumerate(runs, 1):
+        demo.say(f"run {number} of {len(runs)}: {run.name}, seed {run.seed}")
+        run_one(run, folder, replace(settings, seed=run.seed), demo.say)
+
+
+def run_one(run: Run, folder: Path, settings: DemoSettings, say: Callable[[str], None]) -> None:
+    """Do the steps of a run that are not done yet, in the run's folder as working directory, as the configs have it."""
+    variant, demo, shared = VARIANTS[run.name], run.folder / "demo", folder / "demo"
+    (demo / "logs").mkdir(parents=True, exist_ok=True)
+    for name in ("llm", "data"):
+        (demo / name).unlink(missing_ok=True)
+        (demo / name).symlink_to(shared / name, target_is_directory=True)
+    encode = partial(_make_encoder, variant, demo, shared, settings)
+    code = [ROOT / "benchmarks" / "ablation" / f"ablation_{name}.py" for name in ("parts", "variants")]
+    given = (settings, lambda text: None)
+    words = partial(train_stage, "words.py", demo / "words", *given, processes=1)
+    questions = partial(train_stage, "questions.py", demo / "stage2", *given)
+    ask, changed = partial(_ask, demo, settings), partial(_ask_about_changed, demo, settings)
+    steps = [
+        Step("encoder", encode, variant.encoder, code, demo / "plip" / "encoder" / "config.json"),
+        Step(
+            "configs", partial(write_configs, variant, run.folder), asdict(variant), code, run.folder / "questions.py"
+        ),
+        Step("words", words, settings.seed, [], demo / "words" / "last_checkpoint"),
+        Step("questions", questions, asdict(settings), [], demo / "stage2" / "last_checkpoint"),
+        Step("convert", partial(_convert, demo), None, [], demo / "model" / "config.json"),
+        Step("answers", ask, None, [], demo / WITHOUT_TILES),
+        Step("changed", changed, None, [], demo / "changed" / "results.json"),
+    ]
+    before = Path.cwd()
+    os.chdir(run.folder)
+    try:
+        run_steps(steps, run.folder / ".stamps", say)
+    finally:
+        os.chdir(before)
+    for stage in ("words", "stage2"):  # weights of all runs would take 15 GB, and nothing reads them any more
+        for checkpoint in (demo / stage).glob("iter_*"):
+            shutil.rmtree(checkpoint)
+    (demo / "model" / "model.safetensors").unlink(missing_ok=True)
+
+
+def _make_encoder(variant: Variant, demo: Path, shared: Path, settings: DemoSettings) -> None:
+    own = demo / "plip"
+    if own.is_symlink():
+        own.unlink()
+    shutil.rmtree(own, ignore_errors=True)
+    if variant.encoder == "shuffled":
+        other = demo.parent / "shuffled"
+        shuffle_captions(shared / "data", other / "data", settings.seed)
+        (other / "logs").mkdir(exist_ok=True)
+        pretrain_plip(other, settings, lambda text: None)
+        own.symlink_to(other / "plip", target_is_directory=True)
+    elif variant.encoder == "imagenet":
+        ablation_parts.write_imagenet_encoder(own / "encoder")
+    else:
+        own.symlink_to(shared / "plip", target_is_directory=True)
+
+
+def _convert(demo: Path) -> None:
+    convert(demo / "stage2", demo / "model", merge=True, overwrite=True, trust_remote_code=True)
+
+
+def _ask(demo: Path, settings: DemoSettings) -> None:
+    """Ask all held-out questions, with shuffled images, too, and those on fine detail without tiles."""
+    shutil.rmtree(demo / "evaluation", ignore_errors=True)
+    _evaluate(demo, demo / "data" / "questions.jsonl", demo / "evaluation", settings)
+    answered = read_predictions(demo / "evaluation")
+    again = ask_without_tiles(demo / "model", answered, settings.eval_batch, lambda text: None)
+    write_json(demo / WITHOUT_TILES, [each.as_record() for each in again], indent=1)
+
+
+def _ask_about_changed(demo: Path, settings: DemoSettings) -> None:
+    """Ask some questions on each attribute also about images scaled, turned, flipped and stained otherwise."""
+    shutil.rmtree(demo / "changed", ignore_errors=True)
+    questions = [json.loads(line) for line in (demo / "data" / "questions.jsonl").read_text().splitlines()]
+    some = [each for name in ATTRIBUTES for each in [q for q in questions if q["group"] == name][:CHANGED]]
+    write_text(demo / "changed.jsonl", "".join(json.dumps(each) + "\n" for each in some))
+    _evaluate(demo, demo / "changed.jsonl", demo / "changed", settings, consistency=True, without_shuffled=True)
+
+
+def _evaluate(demo: Path, questions: Path, out: Path, settings: DemoSettings, **options: Any) -> None:
+    sizes = {"batch_size": settings.eval_batch, "max_new_tokens": MAX_NEW_TOKENS, "trust_remote_code": True}
+    with quiet(demo / "logs" / f"{out.name}.log"):
+        evaluate(demo / "model", "custom", questions, out, image_folder=demo / "data" / "images", **sizes, **options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
