@@ -15,7 +15,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -36,9 +37,11 @@ from pallava.demo.stages import pretrain_plip, train_stage
 from pallava.errors import PallavaError
 from pallava.evaluation.answers.items import read_predictions
 from pallava.io.files import write_json, write_text
+from pallava.io.processes import end_with_parent, num_cores, run_child
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = DemoSettings(instruction_rows=1200)
+FOLDER = Path(__file__).resolve().parent
+SETTINGS = DemoSettings(turns=3, instruction_rows=1800)
 CHANGED = 10  # questions of each attribute that are also asked about changed images
 
 
@@ -49,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="seeds (default: 1 2 3)")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the size, to try the steps")
+    parser.add_argument("--jobs", type=int, default=num_cores(2), help="runs at the same time (default: %(default)s)")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # one of those runs, in its process
     parser.add_argument("--report", action="store_true", help="run nothing, report what has run")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "ablation.md", help="page to write the table into")
     options = parser.parse_args(arguments)
@@ -56,34 +61,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = [
         Run(name, seed, folder / f"{VARIANTS[name].slug}-{seed}") for seed in options.seeds for name in options.variants
     ]
+    settings = SETTINGS.scaled(options.scale) if options.scale != 1 else SETTINGS
     try:
+        if options.worker:
+            end_with_parent()
+            for run in runs:
+                run_one(run, folder, replace(settings, seed=run.seed))
+            return 0
         if not options.report:
-            settings = SETTINGS.scaled(options.scale) if options.scale != 1 else SETTINGS
-            run_all(runs, folder, settings)
+            run_all(runs, folder, settings, options)
         write_report(runs, options.out)
     except PallavaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        os._exit(130)  # runs in processes of their own end with this one
     return 0
 
 
-def run_all(runs: Sequence[Run], folder: Path, settings: DemoSettings) -> None:
-    """Draw the data and train the encoder once, then do every run, seed by seed.
+def run_all(runs: Sequence[Run], folder: Path, settings: DemoSettings, options: argparse.Namespace) -> None:
+    """Draw the data and train the encoder once, then do every run, seed by seed, some at the same time.
 
     Raises:
         PallavaError: A step fails, with the end of its log.
     """
-    paths = [str(ROOT), str(ROOT / "benchmarks" / "ablation"), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)  # for the trainings
     show = sys.stdout.isatty()
     demo = Demo(folder / "demo", settings, lambda text: print(text, flush=True) if show or text[0] != "\r" else None)
     demo.prepare()
-    for number, run in enumerate(runs, 1):
-        demo.say(f"run {number} of {len(runs)}: {run.name}, seed {run.seed}")
-        run_one(run, folder, replace(settings, seed=run.seed), demo.say)
+    threads = max(1, num_cores() // options.jobs)
+    paths = [str(ROOT), str(FOLDER), os.environ.get("PYTHONPATH", "")]
+    variables = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+    def start(run: Run) -> None:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, str(FOLDER), "--worker", "--folder", str(folder), "--scale", str(options.scale)]
+        command += ["--variants", run.name, "--seeds", str(run.seed)]
+        log = run.folder / "log.txt"
+        code = run_child(command, lambda line: None, {**os.environ, **variables}, log=log)
+        if code:
+            tail = "".join(f"    {line}\n" for line in log.read_text(errors="replace").splitlines()[-25:])
+            raise PallavaError(f"{run.name}, seed {run.seed}, failed; {log} ends with:\n{tail}")
+        demo.say(f"{run.name}, seed {run.seed}: done")
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        waiting = [pool.submit(start, run) for run in runs]
+        try:
+            for future in waiting:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def run_one(run: Run, folder: Path, settings: DemoSettings, say: Callable[[str], None]) -> None:
+def run_one(run: Run, folder: Path, settings: DemoSettings) -> None:
     """Do the steps of a run that are not done yet, in the run's folder as working directory, as the configs have it."""
     variant, demo, shared = VARIANTS[run.name], run.folder / "demo", folder / "demo"
     (demo / "logs").mkdir(parents=True, exist_ok=True)
@@ -91,10 +121,10 @@ def run_one(run: Run, folder: Path, settings: DemoSettings, say: Callable[[str],
         (demo / name).unlink(missing_ok=True)
         (demo / name).symlink_to(shared / name, target_is_directory=True)
     encode = partial(_make_encoder, variant, demo, shared, settings)
-    code = [ROOT / "benchmarks" / "ablation" / f"ablation_{name}.py" for name in ("parts", "variants")]
-    given = (settings, lambda text: None)
-    words = partial(train_stage, "words.py", demo / "words", *given, processes=1)
-    questions = partial(train_stage, "questions.py", demo / "stage2", *given)
+    code = [FOLDER / f"ablation_{name}.py" for name in ("parts", "variants")]
+    given = {"settings": settings, "progress": lambda text: None, "processes": 1}
+    words = partial(train_stage, "words.py", demo / "words", **given)
+    questions = partial(train_stage, "questions.py", demo / "stage2", **given)
     ask, changed = partial(_ask, demo, settings), partial(_ask_about_changed, demo, settings)
     steps = [
         Step("encoder", encode, variant.encoder, code, demo / "plip" / "encoder" / "config.json"),
@@ -107,12 +137,8 @@ def run_one(run: Run, folder: Path, settings: DemoSettings, say: Callable[[str],
         Step("answers", ask, None, [], demo / WITHOUT_TILES),
         Step("changed", changed, None, [], demo / "changed" / "results.json"),
     ]
-    before = Path.cwd()
     os.chdir(run.folder)
-    try:
-        run_steps(steps, run.folder / ".stamps", say)
-    finally:
-        os.chdir(before)
+    run_steps(steps, run.folder / ".stamps", partial(print, flush=True))
     for stage in ("words", "stage2"):  # weights of all runs would take 15 GB, and nothing reads them any more
         for checkpoint in (demo / stage).glob("iter_*"):
             shutil.rmtree(checkpoint)

@@ -67,6 +67,8 @@ def write_configs(variant: Variant, folder: Path) -> None:
         config.model.connector = config.train_dataloader.dataset.connector = {**connector, **changes}
         if stem == "questions":
             config.model.pretrained_pth = "./demo/words"
+            loader = config.train_dataloader  # of one process, where the demo has two of half the size
+            loader.batch_size = loader.sampler.batch_size = 2 * loader.batch_size
         config.custom_imports.imports.append(_MODULE)
         config.dump(folder / f"{stem}.py")
 

@@ -86,7 +86,7 @@ def things_of(picture: Picture) -> Iterator[tuple[str, tuple[Spot, ...]]]:
     for kind in np.unique([region.kind for region in picture.regions]):
         spots = tuple((region.x, region.y) for region in picture.regions if region.kind == kind)
         if kind == "figure":
-            kind = "mitotic figure" if picture.facts.mitosis else "smudge like one"
+            kind = "mitotic figure" if picture.facts and picture.facts.mitosis else "smudge like one"
         yield str(kind), spots
 
 
