@@ -67,7 +67,7 @@ def test_steps_depend_on_data_files_as_on_code(tmp_path):
 
 def test_what_programs_write_goes_to_the_log(tmp_path, capfd):
     """DeepSpeed tries a compiler when it is imported, whose errors would stand between the lines of the progress."""
-    with pipeline._quiet(tmp_path / "step.log"):
+    with pipeline.quiet(tmp_path / "step.log"):
         os.write(2, b"cannot find -laio")
     os.write(2, b"progress")
     assert capfd.readouterr().err == "progress"
