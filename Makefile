@@ -27,7 +27,7 @@ lint: $(INSTALLED)
 benchmark: $(INSTALLED)
 	$(RUN) python benchmarks/run.py
 
-# Rewrites the table and the plot of docs/ablation.md, within three hours; a second call goes on where one stopped.
+# Writes the table and the plot of docs/ablation.md; takes hours. A second call goes on where one stopped.
 ablation: $(INSTALLED)
 	$(RUN) python benchmarks/ablation
 

@@ -107,6 +107,7 @@ def test_the_report_by_hand(tmp_path: Path) -> None:
     assert fine.strip().startswith("-75.0 [-100.0, -50.0]")
     assert closed.strip().startswith("-50.0 [-100.0, +0.0]")
     assert opened.strip() == "+0.0 [+0.0, +0.0]"
+    assert "- **tiles averaged**: an MLP" in text
     assert "passed on" not in text
     assert text.startswith("# Title")
     assert text.endswith("Reading.\n")

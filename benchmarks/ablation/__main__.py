@@ -2,10 +2,11 @@
 """What do the tiles, the connector and the encoder contribute? Seven variants on the demo's synthetic micrographs.
 
 Each is trained with the same data, steps and seeds: the words of captions first, then questions (the demo's stage 1 is
-left out, to save time). Every variant answers the same held-out questions. A run that was stopped goes on where it was.
+left out, to save time). Every variant answers the same held-out questions. What was stopped goes on where it was; after
+a change of pallava's code, remove the folder.
 
 Examples:
-  python benchmarks/ablation                          # 7 variants, 3 seeds, within three hours on two idle cores
+  python benchmarks/ablation                          # 7 variants, 3 seeds
   python benchmarks/ablation --variants "cross-attention" "overview alone, MLP" --seeds 1
   python benchmarks/ablation --report                 # docs/ablation.md and its plot again, from what has run
 """
@@ -29,12 +30,13 @@ from ablation_report import WITHOUT_TILES, Run, write_report
 from ablation_variants import VARIANTS, Variant, shuffle_captions, write_configs
 
 from pallava import convert, evaluate
+from pallava.config_files import find_config
 from pallava.demo import DemoSettings
 from pallava.demo.exam import MAX_NEW_TOKENS, ask_without_tiles
-from pallava.demo.pipeline import Demo, Step, quiet, run_steps
+from pallava.demo.pipeline import ALIGNMENT, INSTRUCTION, WORDS, Demo, Step, quiet, run_steps
 from pallava.demo.questions import ATTRIBUTES
 from pallava.demo.stages import pretrain_plip, train_stage
-from pallava.errors import PallavaError
+from pallava.errors import PallavaError, check_at_least
 from pallava.evaluation.answers.items import read_predictions
 from pallava.io.files import write_json, write_text
 from pallava.io.processes import end_with_parent, num_cores, run_child
@@ -61,8 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = [
         Run(name, seed, folder / f"{VARIANTS[name].slug}-{seed}") for seed in options.seeds for name in options.variants
     ]
-    settings = SETTINGS.scaled(options.scale) if options.scale != 1 else SETTINGS
     try:
+        check_at_least(1, jobs=options.jobs)
+        check_at_least(0, seeds=min(options.seeds))
+        settings = SETTINGS.scaled(options.scale)
         if options.worker:
             end_with_parent()
             for run in runs:
@@ -85,8 +89,7 @@ def run_all(runs: Sequence[Run], folder: Path, settings: DemoSettings, options: 
     Raises:
         PallavaError: A step fails, with the end of its log.
     """
-    show = sys.stdout.isatty()
-    demo = Demo(folder / "demo", settings, lambda text: print(text, flush=True) if show or text[0] != "\r" else None)
+    demo = Demo(folder / "demo", settings, lambda text: None if text[0] == "\r" else print(text, flush=True))
     demo.prepare()
     threads = max(1, num_cores() // options.jobs)
     paths = [str(ROOT), str(FOLDER), os.environ.get("PYTHONPATH", "")]
@@ -103,14 +106,13 @@ def run_all(runs: Sequence[Run], folder: Path, settings: DemoSettings, options: 
             raise PallavaError(f"{run.name}, seed {run.seed}, failed; {log} ends with:\n{tail}")
         demo.say(f"{run.name}, seed {run.seed}: done")
 
-    with ThreadPoolExecutor(options.jobs) as pool:
-        waiting = [pool.submit(start, run) for run in runs]
-        try:
-            for future in waiting:
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = ThreadPoolExecutor(options.jobs)
+    waiting = [pool.submit(start, run) for run in runs]
+    try:
+        for future in waiting:
+            future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # an error or Ctrl-C is told at once
 
 
 def run_one(run: Run, folder: Path, settings: DemoSettings) -> None:
@@ -121,18 +123,17 @@ def run_one(run: Run, folder: Path, settings: DemoSettings) -> None:
         (demo / name).unlink(missing_ok=True)
         (demo / name).symlink_to(shared / name, target_is_directory=True)
     encode = partial(_make_encoder, variant, demo, shared, settings)
-    code = [FOLDER / f"ablation_{name}.py" for name in ("parts", "variants")]
+    own = [FOLDER / f"ablation_{name}.py" for name in ("parts", "variants")]
+    configs = [find_config(name) for name in (WORDS, ALIGNMENT, INSTRUCTION)]
     given = {"settings": settings, "progress": lambda text: None, "processes": 1}
     words = partial(train_stage, "words.py", demo / "words", **given)
     questions = partial(train_stage, "questions.py", demo / "stage2", **given)
     ask, changed = partial(_ask, demo, settings), partial(_ask_about_changed, demo, settings)
     steps = [
-        Step("encoder", encode, variant.encoder, code, demo / "plip" / "encoder" / "config.json"),
-        Step(
-            "configs", partial(write_configs, variant, run.folder), asdict(variant), code, run.folder / "questions.py"
-        ),
-        Step("words", words, settings.seed, [], demo / "words" / "last_checkpoint"),
-        Step("questions", questions, asdict(settings), [], demo / "stage2" / "last_checkpoint"),
+        Step("encoder", encode, asdict(settings), own, demo / "plip" / "encoder" / "config.json"),
+        Step("configs", partial(write_configs, variant, run.folder), None, configs, run.folder / "questions.py"),
+        Step("words", words, None, [], demo / "words" / "last_checkpoint"),
+        Step("questions", questions, None, [], demo / "stage2" / "last_checkpoint"),
         Step("convert", partial(_convert, demo), None, [], demo / "model" / "config.json"),
         Step("answers", ask, None, [], demo / WITHOUT_TILES),
         Step("changed", changed, None, [], demo / "changed" / "results.json"),

@@ -1,5 +1,6 @@
 """What came out of the ablation: a table, a plot, and the paired differences, written into a page."""
 
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -60,7 +61,8 @@ def write_report(runs: Sequence[Run], out: Path) -> None:
     if not done:
         raise PallavaError("no run of the ablation is done; run it without --report first")
     shares = {name: [_shares(run) for run in own] for name, own in done.items()}
-    lines = [_table(shares), *_paired(done)]
+    legend = [f"- **{name}**: {variant.means}." for name, variant in VARIANTS.items() if name in shares]
+    lines = [*legend, "", _table(shares), *_paired(done)]
     page = out.read_text(encoding="utf-8") if out.exists() else f"{_BEGIN}\n{_END}\n"
     part = re.compile(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}", re.S)
     if not part.search(page):
@@ -134,8 +136,6 @@ def _paired(done: Mapping[str, Sequence[Run]]) -> list[str]:
 
 def _draw(shares: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
     """Draw a point for each seed: shares of right answers by kind of question, a row for each variant."""
-    import io
-
     names = [name for name in VARIANTS if name in shares]
     figure = Figure(figsize=(7.5, 0.5 * len(names) + 1.2), layout="constrained")
     axes = figure.add_subplot()

@@ -27,8 +27,8 @@ def write_page(
     folder: Path,
     report: dict[str, Any],
     answered: Sequence[Answer],
-    without_tiles: Sequence[Answer] = (),
-    most_read: Mapping[str, int] | None = None,
+    without_tiles: Sequence[Answer],
+    most_read: Mapping[str, int],
 ) -> None:
     """Write ``index.html`` into the demo's folder.
 
@@ -41,7 +41,7 @@ def write_page(
         fine_detail=FINE_DETAIL,
         num_questions=Counter(name for each in answered for name in (each.item.group, each.item.kind)),
         plip=json.loads((folder / "plip_report.json").read_text()),
-        details=list(_details(folder, answered, without_tiles, most_read or {})),
+        details=_details(folder, answered, without_tiles, most_read),
         samples=_samples(answered),
         curves=_curves(folder),
         real_pictures=_real_pictures(folder),
@@ -76,7 +76,7 @@ def _details(
     Each has a figure cut out of it, the overview, the tile that was read most, and both answers to a question.
     """
     again = {each.item.id: each for each in without_tiles}
-    records = {each["name"]: each for each in json.loads((folder / "data" / "test.json").read_text())} if again else {}
+    records = {each["name"]: each for each in json.loads((folder / "data" / "test.json").read_text())}
     seen: Counter[bool] = Counter()
     shown: set[str] = set()
     for each in sorted(answered, key=lambda answer: answer.item.id):

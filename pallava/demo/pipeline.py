@@ -28,9 +28,8 @@ from pallava.io.hashing import hash_file, hash_json
 from pallava.model.card import add_scores
 from pallava.model.convert import convert
 
-WORDS, ALIGNMENT, INSTRUCTION = (
-    f"demo/pallava_{name}" for name in ("word_alignment", "domain_alignment", "instruction_tuning")
-)
+WORDS = "demo/pallava_word_alignment"
+ALIGNMENT, INSTRUCTION = "demo/pallava_domain_alignment", "demo/pallava_instruction_tuning"
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ class Demo:
         configs = [find_config(name) for name in (WORDS, ALIGNMENT, INSTRUCTION)]
         parts = _code("model/**/*.*", "training/**/*.*", "data/**/*.*") + configs
         draw, pretrain = partial(write_material, data, *given), partial(pretrain_plip, folder, *given)
-        name_words = partial(train_stage, WORDS, folder / "words", *given, processes=1)
+        align_words = partial(train_stage, WORDS, folder / "words", *given, processes=1)
         align = partial(train_stage, ALIGNMENT, folder / "stage1", *given)
         instruct = partial(train_stage, INSTRUCTION, folder / "stage2", *given)
         sizes, done = asdict(self.settings), "last_checkpoint"
@@ -127,7 +126,7 @@ class Demo:
             Step("plip", pretrain, PLIP_MODEL, plip, folder / "plip" / "encoder" / "config.json"),
             Step("plip_report", self._examine_plip, None, asking, folder / "plip_report.json"),
             Step("dataformat", self._format, None, _code("data/**/*.*"), data / "domain_alignment.jsonl"),
-            Step("words", name_words, None, parts, folder / "words" / done),
+            Step("words", align_words, None, parts, folder / "words" / done),
             Step("stage1", align, None, parts, folder / "stage1" / done),
             Step("stage2", instruct, None, parts, folder / "stage2" / done),
             Step("convert", self._convert, None, _code("training/**/*.*"), folder / "model" / "config.json"),

@@ -164,13 +164,14 @@ class PALLaVAModel(BaseModel):
         return {**rest, "visual_tokens": visual_tokens}, {"cached_share": share}
 
     def _word_loss(self, inputs: Mapping[str, Any]) -> Tensor | float:
-        if "visual_tokens" not in inputs and "pixel_values" not in inputs:
-            return 0.0  # no row has an image
+        num_images = (inputs["input_ids"] == IMAGE_TOKEN_INDEX).sum(1)  # of each row
+        if not num_images.any():
+            return 0.0
         visual_tokens = inputs.get("visual_tokens")
         if visual_tokens is None:
             visual_tokens = self.network.encode_images(inputs["pixel_values"], inputs["tiles_per_image"])
-        has_image = (inputs["input_ids"] == IMAGE_TOKEN_INDEX).any(1)
-        return word_loss(visual_tokens, inputs["labels"][has_image], self.llm.get_input_embeddings().weight)
+        labels = inputs["labels"].repeat_interleave(num_images, 0)  # each image of a row has the row's text
+        return word_loss(visual_tokens, labels, self.llm.get_input_embeddings().weight)
 
     def _nothing_from_images(self, pixel_values: Tensor) -> Tensor:
         """Return zero, with gradients of zero for the connector: ranks wait for each other's gradients.
@@ -226,12 +227,10 @@ class PALLaVAModel(BaseModel):
             PallavaError: The file cannot be read safely, or its keys and shapes are not those of this model.
         """
         state = own_checkpoint_keys(read_weights(source), self.connector.config, source)
-        expected = self.state_dict()
-        if is_connector := bool(state) and all(key.startswith("connector.") for key in state):
-            expected = OrderedDict((key, value) for key, value in expected.items() if key.startswith("connector."))
+        prefix = "connector." if state and all(key.startswith("connector.") for key in state) else ""
+        expected = {key: value for key, value in self.state_dict().items() if key.startswith(prefix)}
         load_strictly(self, state, source=source, expected=expected)
-        what = "a connector, and nothing else," if is_connector else "pretrained weights"
-        print_log(f"Loaded {what} from {source}", "current")
+        print_log(f"Loaded {'the connector alone' if prefix else 'pretrained weights'} from {source}", "current")
 
     def to_hf(
         self,
@@ -275,8 +274,8 @@ def word_loss(visual_tokens: Tensor | Sequence[Tensor], labels: Tensor, embeddin
     An image's mean visual token is compared with the embedding of each word that is taught in the batch. These scores,
     added to the log of the words' shares of the batch, are to give the shares of the words in the image's own text, by
     cross-entropy. So a word that all texts have teaches nothing, and what tells one image from another is learnt at
-    once; captions as bags of words are what https://arxiv.org/abs/2411.03313 trains an encoder with. Texts in which a
-    fact has no word of its own ("necrosis yes, mitosis no") cannot teach it.
+    once. Captions serve as labels, token by token, in https://arxiv.org/abs/2411.03313, too, which trains an encoder.
+    The order of words is lost: a fact without a word of its own ("necrosis yes, mitosis no") is not taught.
 
     Args:
         visual_tokens: (I, T, H), or a list of (T_i, H).

@@ -289,6 +289,19 @@ def test_word_alignment_trains_the_connector_alone_and_runs_no_layer() -> None:
     torch.testing.assert_close(model(batch)["loss"], model(collated(golden.samples()))["loss"])
 
 
+def test_word_alignment_of_two_images_in_a_row() -> None:
+    """Each has the row's text: as two rows of one image each."""
+    model, (first, second) = words().eval(), golden.samples()[:2]
+    text = {"input_ids": torch.tensor([5, 6, 7]), "labels": torch.tensor([-100, 6, 7])}
+    both = {"input_ids": torch.tensor([-200, -200, 5, 6, 7]), "labels": torch.tensor([-100, -100, -100, 6, 7])}
+    both["tiles"] = torch.cat([first["tiles"], second["tiles"]])
+    batch = golden.batch([both])
+    batch["tiles_per_image"] = torch.tensor([len(first["tiles"]), len(second["tiles"])])
+    one = {key: torch.cat([torch.tensor([-200 if key == "input_ids" else -100]), ids]) for key, ids in text.items()}
+    apart = golden.batch([{**one, "tiles": each["tiles"]} for each in (first, second)])
+    torch.testing.assert_close(model(batch)["loss"], model(apart)["loss"])
+
+
 def test_word_alignment_of_rows_without_images_still_reaches_the_connector() -> None:
     row = {"input_ids": torch.tensor([5, 6]), "labels": torch.tensor([-100, 6]), "tiles": torch.zeros(0, 3, 32, 32)}
     batch = golden.batch([row])

@@ -17,7 +17,7 @@ class TileReadingHook(Hook):
     """Logs `tile_entropy`, that of the connector's cross-attention on the first image of a batch (`attention_entropy`).
 
     It is 1 where each token of the overview reads all tile tokens alike, as a new connector does, and 0 where it reads
-    one. A quick fall means that attention stands still before it has found where to look.
+    one. At either end, what an image shows hardly changes where the connector looks.
 
     Args:
         interval: Iterations from one value to the next; 0 logs none.
