@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from xtuner.configs import cfgs_name_path
@@ -184,6 +185,25 @@ def test_two_nodes(config, tmp_path, deepspeed):
     for rank in (0, 1):
         whole = losses(tmp_path / "run", rank)
         assert losses(tmp_path / "resumed", rank) == {step: whole[step] for step in range(STEPS // 2 + 1, STEPS + 1)}
+
+
+@pytest.mark.slow
+def test_word_alignment_by_two_processes_and_stage_1_behind_it(config, tmp_path):
+    """Some batches have no image; a run that resumes goes on as it would have."""
+    words = Config.fromfile(config)
+    words.model.update(objective="words", llm_lora=None)
+    words.default_hooks.sample_chat.images = []
+    words.dump(config.parent / "words.py")
+    two = {"NPROC_PER_NODE": "2", "ranks": 2}
+    train(config.parent / "words.py", tmp_path / "run", "--seed", "1024", NPROC_PER_NODE="2")
+    assert 0 in losses(tmp_path / "run").values()
+    assert_resumes(config.parent / "words.py", tmp_path / "run", tmp_path / "resumed", **two)
+    start, end = read(tmp_path / "run", "start")[0], read(tmp_path / "run", "end")[0]
+    assert start["connector"] != end["connector"]
+    assert start["frozen"] == end["frozen"]
+    behind = ["--cfg-options", f"model.pretrained_pth={tmp_path / 'run'}"]
+    train(config, tmp_path / "behind", "--seed", "1024", *behind)
+    assert read(tmp_path / "behind", "start")[0]["connector"] == end["connector"]
 
 
 @pytest.mark.slow

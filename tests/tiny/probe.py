@@ -34,6 +34,7 @@ class Probe(Hook):
             weights = trained(unwrap(runner.model))
             moved = {name: (weights[name].detach() - self.start[name]).abs().flatten() for name in weights}
             parts = {"connector": "connector.", "lora_B": "lora_B"}
+            parts = {part: key for part, key in parts.items() if any(key in name for name in moved)}
             medians = {
                 part: torch.cat([size for name, size in moved.items() if key in name]).median().item()
                 for part, key in parts.items()
