@@ -1,7 +1,7 @@
 # Two commands are all that a newcomer needs: `make demo` and `make test`. Both install what they need into .venv.
 PYTHON ?= python3
 VENV ?= .venv
-SEED ?= 1024
+SEED ?= 7
 BIN := $(abspath $(VENV))/bin
 # xtuner starts `python` and `torchrun` from the PATH. One thread each where processes share cores.
 RUN := PATH="$(BIN):$$PATH"
