@@ -1,7 +1,6 @@
 # Two commands are all that a newcomer needs: `make demo` and `make test`. Both install what they need into .venv.
 PYTHON ?= python3
 VENV ?= .venv
-SEED ?= 7
 BIN := $(abspath $(VENV))/bin
 # xtuner starts `python` and `torchrun` from the PATH. One thread each where processes share cores.
 RUN := PATH="$(BIN):$$PATH"
@@ -10,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test test-slow lint benchmark ablation install clean
 
 demo: $(INSTALLED)
-	$(RUN) pallava demo --seed $(SEED)
+	$(RUN) pallava demo $(if $(SEED),--seed $(SEED))
 
 test: $(INSTALLED) lint
 	$(RUN) OMP_NUM_THREADS=1 python -m pytest -m "not slow" --durations=15

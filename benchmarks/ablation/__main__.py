@@ -112,7 +112,7 @@ def run_all(runs: Sequence[Run], folder: Path, settings: DemoSettings, options: 
         for future in waiting:
             future.result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # an error or Ctrl-C is told at once
+        pool.shutdown(wait=False, cancel_futures=True)  # an error or Ctrl-C ends it at once
 
 
 def run_one(run: Run, folder: Path, settings: DemoSettings) -> None:

@@ -1,5 +1,8 @@
+from inspect import signature
+
 import pytest
 
+from pallava.cli.train import run_demo
 from pallava.demo import DemoSettings
 from pallava.errors import PallavaError
 
@@ -20,3 +23,7 @@ def test_scaling_leaves_enough_steps_for_a_warm_up():
 def test_a_scale_that_is_none(scale):
     with pytest.raises(PallavaError, match="above 0 and at most 1"):
         DemoSettings().scaled(scale)
+
+
+def test_the_command_has_the_default_seed_of_the_demo():
+    assert signature(run_demo).parameters["seed"].default == DemoSettings().seed
