@@ -146,7 +146,7 @@ def _draw(shares: Mapping[str, Sequence[Mapping[str, float]]]) -> bytes:
     axes.axvline(50, color="grey", linewidth=1, linestyle="--")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlabel("questions answered right, % (a point is a seed; dashed: chance of a closed question)")
+    axes.set_xlabel("right in % (a point for each seed; dashed: chance between two answers)")
     axes.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110)
