@@ -180,6 +180,28 @@ def build_class_question(names: Sequence[str]) -> str:
     return CLASS_QUESTION.format(f"{', '.join(names[:-1])} or {names[-1]}")
 
 
+def possible_answers(question: str, answer: str) -> list[str]:
+    """Return the few answers that a question allows, written as one of them is; none if it allows others.
+
+    They are yes and no, or the letters of options, one a line, as `build_choice_question` writes them.
+    """
+    words = ["yes", "no"]
+    bare = answer.rstrip(".")
+    if bare.lower() not in words:
+        words = [letter.lower() for letter in re.findall(r"^([A-J])[.:)] ", question, re.MULTILINE)]
+        words = words if len(words) > 1 and "".join(words).upper() == CHOICE_LETTERS[: len(words)] else []
+    case = next((case for case in (str.lower, str.capitalize, str.upper) if case(bare) == bare), None)
+    if case is None or bare.lower() not in words:
+        return []
+    return [case(word) + answer[len(bare) :] for word in words]
+
+
+def encode_answer(answer: str, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> list[int]:
+    """Return the ids of an answer with its end, as it is trained."""
+    labels = encode_conversation([Turn("", answer)], tokenizer, template).labels
+    return [label for label in labels if label != IGNORE_INDEX]
+
+
 def turns_from_conversations(conversations: Sequence[Mapping[str, str]]) -> list[Turn]:
     """Pair the messages of a LLaVA-style conversation.
 

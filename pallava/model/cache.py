@@ -4,15 +4,17 @@ Letters in shape comments are those of `modeling.py`; G is the number of differe
 """
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Cache, DynamicCache, GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
 from pallava.model.loading import is_adapted
-from pallava.model.versions import CACHE_ARGUMENT, embeddings_behind_cache
+from pallava.model.versions import CACHE_ARGUMENT, embeddings_behind_cache, keys_and_values
 from pallava.prompts import IMAGE_TOKEN_INDEX
 
 _ONE_ROW_EACH = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
@@ -51,6 +53,91 @@ def generate_behind(llm: Any, cache: Cache | None, fused: dict[str, Tensor], **o
         return llm.generate(**fused, **options)
 
 
+class RowCaches:
+    """Keys and values of the beginning of each row of a batch, which may differ in length.
+
+    `generate` computes what is behind them, and `split` returns those of what was computed, too. The given caches are
+    left as they are.
+
+    Args:
+        rows: For each row, a cache and how many of its first positions the row begins with: fewer than the row has.
+    """
+
+    def __init__(self, rows: Sequence[tuple[Cache, int]]) -> None:
+        self._rows = rows
+        self._joined: Cache | None = None
+        self._real = torch.empty(0)
+
+    def repeat(self, counts: Sequence[int]) -> "RowCaches":
+        """Return those of rows that are repeated, each as often as its count says."""
+        return RowCaches([row for row, count in zip(self._rows, counts, strict=True) for _ in range(count)])
+
+    def join(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor | None, visual_tokens: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], Cache]:
+        """Lay out a batch behind its beginnings, as `share_beginnings` does; arguments are those of `fuse`."""
+        rows, images = real_ids(input_ids, attention_mask), iter(visual_tokens)
+        beginnings, rests = [], []
+        for ids, (_, length) in zip(rows, self._rows, strict=True):
+            own = list(islice(images, ids.count(IMAGE_TOKEN_INDEX)))
+            embeds = model.fuse(torch.tensor([ids]), own)["inputs_embeds"][0]  # (L', H)
+            beginnings.append(embeds[:length])
+            rests.append(embeds[length:])
+        parts = [_pad_left(part) for part in (beginnings, rests)]  # (B, P, H) and (B, L' - P, H)
+        embeds, self._real = (torch.cat(each, dim=1) for each in zip(*parts, strict=True))
+        self._joined = self._join_caches()
+        return {"inputs_embeds": embeds, "attention_mask": self._real}, self._joined
+
+    def split(self, num_new: Sequence[int]) -> list[Cache]:
+        """Return a cache for each row, of all its positions but its last token's, after `num_new` new tokens of it.
+
+        There are none if `generate` could not use them.
+        """
+        if self._joined is None:
+            return []
+        states = keys_and_values(self._joined)
+        rows = list[Cache]()
+        for row, count in enumerate(num_new):
+            new = torch.arange(count - 1, device=self._real.device) + self._real.shape[1]
+            kept = torch.cat([self._real[row].nonzero()[:, 0], new])
+            rows.append(_new_cache([(keys[[row]][:, :, kept], values[[row]][:, :, kept]) for keys, values in states]))
+        return rows
+
+    def _join_caches(self) -> Cache:
+        lengths = [length for _, length in self._rows]
+        known = [keys_and_values(cache) for cache, _ in self._rows]
+        filled = next((states for states, length in zip(known, lengths, strict=True) if length), [])
+        known = [states or filled for states in known]  # an empty cache has no layers; of these nothing is taken
+
+        def join_rows(layer: int, side: int) -> Tensor:
+            rows = [states[layer][side][:, :, :length] for states, length in zip(known, lengths, strict=True)]
+            return torch.cat([pad(row, (0, 0, max(lengths) - row.shape[2], 0)) for row in rows])
+
+        return _new_cache([(join_rows(layer, 0), join_rows(layer, 1)) for layer in range(len(filled))])
+
+
+def _new_cache(layers: Sequence[Sequence[Tensor]]) -> Cache:
+    """Return a cache of keys and values (B, heads, L, width) of each layer."""
+    cache = DynamicCache()
+    for number, (keys, values) in enumerate(layers):
+        cache.update(keys, values, number)
+    return cache
+
+
+def _pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Pad (L, H) each to (B, max L, H), and return it with its mask (B, max L)."""
+    longest = max(map(len, rows))
+    padded = torch.stack([pad(row, (0, 0, longest - len(row), 0)) for row in rows])
+    lengths = torch.tensor(list(map(len, rows)), device=padded.device)
+    return padded, (torch.arange(longest, device=padded.device) >= longest - lengths[:, None]).long()
+
+
+def real_ids(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
+    """Return the ids of each row without padding."""
+    real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    return [ids[mask.bool()].tolist() for ids, mask in zip(input_ids.cpu(), real.cpu(), strict=True)]
+
+
 def share_beginnings(
     model: Any,
     input_ids: Tensor,
@@ -72,8 +159,7 @@ def share_beginnings(
         cache of the first P positions: (B, heads, P, width) in each layer. None where it would not pay, as less than a
         quarter is saved, or where a row has several images, none, or nothing behind it.
     """
-    real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    rows = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids.cpu(), real.cpu(), strict=True)]
+    rows = real_ids(input_ids, attention_mask)
     counts = [row.count(IMAGE_TOKEN_INDEX) for row in rows]
     if set(counts) != {1} or len(image_of) != len(rows) or any(row[-1] == IMAGE_TOKEN_INDEX for row in rows):
         return None

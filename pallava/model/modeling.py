@@ -19,12 +19,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, Cache, GenerationMixi
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pallava.errors import PallavaError
-from pallava.model.cache import generate_behind, share_beginnings, takes_cache
+from pallava.model.cache import RowCaches, causal_lm, generate_behind, real_ids, share_beginnings, takes_cache
 from pallava.model.card import CARD, write_model_card
 from pallava.model.connectors import CONNECTORS, ConnectorConfig, import_connector, import_path, make_connector_config
 from pallava.model.encoders import adapter_of, encoder_config, num_tokens, patch_tokens, spare_memory
 from pallava.model.loading import ADAPTER_FOLDER, find_folder, greedy, is_adapted, open_beside_llm, open_whole
-from pallava.model.versions import fill_defaults, keep_attention, keep_attention_cap
+from pallava.model.versions import CACHE_ARGUMENT, fill_defaults, keep_attention, keep_attention_cap
 from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from pallava.tiling import MAX_TILES
 
@@ -235,13 +235,16 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         fused = self.fuse(input_ids, visual_tokens, attention_mask, labels)
         targets = fused.pop("labels")[:, 1:]
         taught = targets != IGNORE_INDEX
-        llm = self.llm.get_base_model() if is_adapted(self.llm) else self.llm
-        if any(getattr(llm.config, name, None) for name in _LOGIT_CHANGES):
-            logits = llm(**fused, use_cache=False).logits[:, :-1][taught]
-        else:
-            hidden = llm.base_model(**fused, use_cache=False).last_hidden_state[:, :-1]  # (B, L'-1, H)
-            logits = llm.get_output_embeddings()(hidden[taught])  # (taught labels, V)
+        logits = self._logits_at(taught, **fused, use_cache=False)  # (taught labels, V)
         return nn.functional.cross_entropy(logits.float(), targets[taught])
+
+    def _logits_at(self, chosen: Tensor, **inputs: Any) -> Tensor:
+        """Return the language model's logits (C, V) at the C positions chosen (B, L'-1) of all but the last one."""
+        llm = causal_lm(self.llm)
+        if any(getattr(llm.config, name, None) for name in _LOGIT_CHANGES):
+            return llm(**inputs).logits[:, :-1][chosen]
+        hidden = llm.base_model(**inputs).last_hidden_state[:, :-1]  # (B, L'-1, H)
+        return llm.get_output_embeddings()(hidden[chosen])
 
     @torch.no_grad()
     def generate(
@@ -253,7 +256,7 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         *,
         visual_tokens: Tensor | Sequence[Tensor] | None = None,
         image_of: Sequence[int] | None = None,
-        cache: Cache | None = None,
+        cache: RowCaches | None = None,
         **generate_kwargs: Any,
     ) -> LongTensor:
         """Answer each sample of a batch, greedily by default.
@@ -261,9 +264,9 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         The first arguments are as in `forward`; `visual_tokens`, as `encode_images` returns them, take the place of
         `pixel_values`. With `image_of`, for each image marker the number of its image, an image with several questions
         is given once; what their prompts begin with, up to the image, is computed once, too, where that pays. `cache`
-        has keys and values of the first positions after fusing, and gets those of the others; it is left as it is
-        where it cannot be used (`pallava.model.cache.takes_cache`). Other arguments are options of transformers'
-        `generate`, such as `max_new_tokens` or `streamer`, which gets the new tokens alone.
+        has keys and values of the beginnings of rows, and afterwards those of the answers; it is not used where it
+        cannot be (`pallava.model.cache.takes_cache`). Other arguments are options of transformers' `generate`, such as
+        `max_new_tokens` or `streamer`, which gets the new tokens alone.
 
         Returns:
             (B, L + new tokens): `input_ids` as they were given, followed by the answers, each with its end token, then
@@ -278,15 +281,9 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         config = copy.deepcopy(generate_kwargs.pop("generation_config", None) or self.generation_config)
         fill_defaults(config)
         rest = config.update(**generate_kwargs)
-        cache = cache if (can_cache := takes_cache(self.llm, config, rest)) else None
-        shared = None
-        if image_of is not None and visual_tokens is not None:
-            if can_cache and cache is None:
-                shared = share_beginnings(self, input_ids, attention_mask, list(visual_tokens), image_of)
-            visual_tokens = [visual_tokens[number] for number in image_of]
-        fused, cache = shared or (self.fuse(input_ids, visual_tokens, attention_mask, left=True), cache)
-        fused.pop("position_ids")  # generate counts them itself, from the mask
-        output = generate_behind(self.llm, cache, fused, generation_config=config, **rest)
+        can_cache = takes_cache(self.llm, config, rest)
+        fused, known = self._lay_out(input_ids, attention_mask, visual_tokens, image_of, cache, can_cache=can_cache)
+        output = generate_behind(self.llm, known, fused, generation_config=config, **rest)
         answers = output if isinstance(output, Tensor) else output.sequences
         prompts = input_ids.to(answers).repeat_interleave(len(answers) // len(input_ids), dim=0)
         sequences = torch.cat([prompts, answers], dim=1)
@@ -294,6 +291,80 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return sequences  # type: ignore[return-value]
         output.sequences = sequences
         return output
+
+    @torch.no_grad()
+    def score_answers(
+        self,
+        input_ids: LongTensor,
+        answers: Sequence[Sequence[Sequence[int]]],
+        attention_mask: Tensor | None = None,
+        *,
+        visual_tokens: Tensor | Sequence[Tensor] | None = None,
+        image_of: Sequence[int] | None = None,
+        cache: RowCaches | None = None,
+    ) -> list[Tensor]:
+        """Return how likely given answers to each sample of a batch are.
+
+        Args:
+            input_ids: (B, L), prompts, as in `generate`, whose arguments the others are, too.
+            answers: For each row the ids of its possible answers, each with its end token; at least one in all.
+            attention_mask: (B, L), with 0 for padding.
+            visual_tokens: (T_i, H) of each image.
+            image_of: For each image marker the number of its image.
+            cache: Keys and values of the beginnings of rows, each shorter than its prompt.
+
+        Returns:
+            For each row, the log-probability of each of its answers as a whole, in float32.
+        """
+        rows, num_answers = real_ids(input_ids, attention_mask), list(map(len, answers))
+        numbers = iter(range(sum(row.count(IMAGE_TOKEN_INDEX) for row in rows)) if image_of is None else image_of)
+        images_of = [[next(numbers) for _ in range(row.count(IMAGE_TOKEN_INDEX))] for row in rows]
+        whole = [[*row, *answer] for row, own in zip(rows, answers, strict=True) for answer in own]
+        length = max(map(len, whole))
+        fused, known = self._lay_out(
+            torch.tensor([[0] * (length - len(row)) + row for row in whole]),
+            torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in whole]),
+            visual_tokens,
+            [image for own, count in zip(images_of, num_answers, strict=True) for image in own * count],
+            None if cache is None else cache.repeat(num_answers),
+            can_cache=takes_cache(self.llm, self.generation_config, {}),
+        )
+        start = 0 if known is None else known.get_seq_length()
+        mask, embeds = fused["attention_mask"], fused["inputs_embeds"][:, start:]
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, start:]
+        inputs = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions, CACHE_ARGUMENT: known}
+        ids = [torch.tensor(answer, device=self.device) for own in answers for answer in own]
+        lengths = torch.tensor(list(map(len, ids)), device=self.device)
+        chosen = torch.arange(embeds.shape[1] - 1, device=self.device) >= embeds.shape[1] - 1 - lengths[:, None]
+        logits = self._logits_at(chosen, **inputs, use_cache=known is not None)  # (sum of lengths, V)
+        found = logits.float().log_softmax(-1).gather(1, torch.cat(ids)[:, None])[:, 0]
+        return list(torch.stack([each.sum() for each in found.split(lengths.tolist())]).split(num_answers))
+
+    def _lay_out(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        visual_tokens: Tensor | Sequence[Tensor] | None,
+        image_of: Sequence[int] | None,
+        cache: RowCaches | None,
+        *,
+        can_cache: bool,
+    ) -> tuple[dict[str, Tensor], Cache | None]:
+        """Return what the language model takes, padded on the left, and a cache of its first positions if it has one.
+
+        Arguments are those of `generate`. Positions are left to be counted from the mask.
+        """
+        tokens: list[Tensor] = [] if visual_tokens is None else list(visual_tokens)
+        shared = None
+        if image_of is not None and tokens:
+            if can_cache and cache is None:
+                shared = share_beginnings(self, input_ids, attention_mask, tokens, image_of)
+            tokens = [tokens[number] for number in image_of]
+        if can_cache and cache is not None:
+            shared = cache.join(self, input_ids, attention_mask, tokens)
+        fused, known = shared or (self.fuse(input_ids, tokens, attention_mask, left=True), None)
+        fused.pop("position_ids", None)
+        return fused, known
 
     def fuse(
         self,

@@ -89,6 +89,13 @@ def embeddings_behind_cache(llm: nn.Module, embeddings: Tensor) -> Iterator[None
         hook.remove()
 
 
+def keys_and_values(cache: Any) -> list[tuple[Tensor, Tensor]]:
+    """Return those of each layer of a cache; newer transformers keep them in objects of its layers."""
+    if hasattr(cache, "layers"):
+        return [(layer.keys, layer.values) for layer in cache.layers]
+    return list(zip(cache.key_cache, cache.value_cache, strict=True))
+
+
 @contextmanager
 def keep_attention(config: Any) -> Iterator[None]:
     """Keep each part's kind of attention while the whole is built: 4.48 sets that of all parts to its own default.

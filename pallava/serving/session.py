@@ -1,17 +1,11 @@
 """One conversation with a model: images, questions and answers, of which nothing is computed twice."""
 
-from collections.abc import Sequence
-from itertools import takewhile
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import Cache, DynamicCache
-
-from pallava.images import open_image
 from pallava.model import Image, PALLaVAForConditionalGeneration, PALLaVAProcessor, list_images
-from pallava.prompts import IMAGE_TOKEN_INDEX
-from pallava.tiling import make_tiles
+from pallava.serving.chat_model import ChatModel
+from pallava.serving.replies import Picture, Reply
 
 
 class Session:
@@ -31,59 +25,57 @@ class Session:
         processor: PALLaVAProcessor,
         images: Image | Sequence[Image] | None = None,
     ) -> None:
-        self._model, self._processor = model, processor
-        self._messages: list[dict[str, Any]] = []
-        self._visual_tokens: list[Tensor] = []
-        self._new_images = 0
-        self._cached_ids: list[int] = []  # that the cache holds keys and values of
-        self._cache: Cache = DynamicCache()
+        self._chat = ChatModel(model, processor)
+        self.messages: list[dict[str, Any]] = []
+        self._pictures: list[Picture] = []
+        self._num_new = 0
         self.show(images)
 
-    @torch.inference_mode()
     def show(self, images: Image | Sequence[Image] | None) -> None:
         """Add an image, in any form that `pallava.open_image` takes, or a list of them, to the next question.
 
         Raises:
             PallavaError: An image cannot be opened.
         """
-        tiles = [make_tiles(open_image(image), self._processor.tile_spec) for image in list_images(images)]
-        self._visual_tokens += list(self._model.encode_images(tiles)) if tiles else []
-        self._new_images += len(tiles)
+        pictures = [self._chat.see(image) for image in list_images(images)]
+        self._pictures += pictures
+        self._num_new += len(pictures)
 
-    @torch.inference_mode()
+    def clear(self) -> None:
+        """Begin a new conversation, without images."""
+        self.messages, self._pictures, self._num_new = [], [], 0
+
     def ask(self, question: str, **options: Any) -> str:
+        """Answer the next question; the arguments are those of `reply`."""
+        return self.reply(question, **options).text
+
+    def reply(
+        self,
+        question: str,
+        *,
+        max_new_tokens: int = 256,
+        on_text: Callable[[str], Any] = lambda text: None,
+        is_cancelled: Callable[[], bool] = lambda: False,
+        **options: Any,
+    ) -> Reply:
         """Answer the next question; greedily by default.
 
-        The options are those of transformers' `generate`, such as `max_new_tokens`, or `streamer` for the answer's
-        words as they come. A question that fails is not part of the conversation.
+        A question that fails is not part of the conversation.
+
+        Args:
+            question: Text without ``<image>``.
+            max_new_tokens: Largest number of tokens of the answer.
+            on_text: Called with each piece of the answer as it comes.
+            is_cancelled: Asked at each token; once true, the answer ends there.
+            **options: Options of transformers' `generate`, such as ``do_sample``.
+
+        Raises:
+            PallavaError: The conversation is too long, or the device has too little memory.
         """
-        parts = [*[{"type": "image"}] * self._new_images, {"type": "text", "text": question}]
-        messages = [*self._messages, {"role": "user", "content": parts}]
-        prompt = self._processor.apply_chat_template(messages, tokenize=True)  # (1, L)
-        cache = self._take_cache(prompt[0].tolist())
-        ids = self._model.generate(prompt, visual_tokens=self._visual_tokens, cache=cache, **options)
-        answer = self._processor.batch_decode(ids[:, prompt.shape[1] :])[0]
-        self._keep_cache(cache, ids[0].tolist())
-        self._messages, self._new_images = [*messages, {"role": "assistant", "content": answer}], 0
-        return answer
-
-    def _take_cache(self, prompt: list[int]) -> Cache:
-        """Return the cache, cut to what the prompt begins with: an answer may be read back as other ids.
-
-        The prompt's last token is always computed, since the answer follows from it.
-        """
-        cache, same = self._cache, zip(self._cached_ids, prompt[:-1], strict=False)
-        kept = self._cached_ids[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], same))]
-        self._cache, self._cached_ids = DynamicCache(), []  # what fails may leave half a turn in it
-        if surplus := cache.get_seq_length() - self._num_positions(kept):
-            cache.crop(-surplus)
-        return cache
-
-    def _keep_cache(self, cache: Cache, ids: list[int]) -> None:
-        """Keep the cache of a turn, unless `generate` could not use it; the last new token is not in it."""
-        if cache.get_seq_length() == self._num_positions(ids[:-1]):
-            self._cache, self._cached_ids = cache, ids[:-1]
-
-    def _num_positions(self, ids: list[int]) -> int:
-        images = [len(tokens) for tokens in self._visual_tokens[: ids.count(IMAGE_TOKEN_INDEX)]]
-        return len(ids) - len(images) + sum(images)
+        parts = [*[{"type": "image"}] * self._num_new, {"type": "text", "text": question}]
+        messages = [*self.messages, {"role": "user", "content": parts}]
+        how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "on_text": on_text, "is_cancelled": is_cancelled}
+        request = self._chat.request(messages, self._pictures, **how)
+        reply = self._chat.reply([request], **options)[0]
+        self.messages, self._num_new = [*messages, {"role": "assistant", "content": reply.text}], 0
+        return reply

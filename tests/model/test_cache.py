@@ -15,7 +15,7 @@ from transformers import (
 
 from pallava.errors import PallavaError
 from pallava.model import PALLaVAForConditionalGeneration
-from pallava.model.cache import share_beginnings, takes_cache
+from pallava.model.cache import RowCaches, share_beginnings, takes_cache
 from tests.tiny import golden
 
 IMAGE = -200
@@ -99,10 +99,68 @@ def test_language_models_that_see_a_window_take_no_cache(others: dict[str, Any])
     }
 
 
+def padded(rows: list[list[int]]) -> dict[str, Any]:
+    length = max(map(len, rows))
+    return {
+        "input_ids": torch.tensor([[0] * (length - len(row)) + row for row in rows]),
+        "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows]),
+    }
+
+
+TURNS = [[5, 6, IMAGE, 7, 8, 9, 4], [5, 6, 8], [3, IMAGE, IMAGE, 4]]
+REST = [[7, 8], [3], [9, 9, 4]]
+
+
+def test_rows_behind_beginnings_of_their_own(model: Any, batch: dict[str, Any]) -> None:
+    """The second turn of three conversations: one known whole, one not at all, one in part."""
+    images = [batch["visual_tokens"][number] for number in (0, 1, 0)]
+    first = RowCaches([(DynamicCache(), 0)] * 3)
+    given = {"visual_tokens": images, "max_new_tokens": 6}
+    ids = model.generate(**padded(TURNS), **given, cache=first)
+    assert ids.tolist() == model.generate(**padded(TURNS), **given).tolist()
+    caches = first.split([6, 6, 4])
+    assert [cache.get_seq_length() for cache in caches] == [10 + 5, 3 + 5, 2 + 2 + 4 + 3]
+    answers = ids[:, -6:].tolist()
+    longer = [turn + answer + rest for turn, answer, rest in zip(TURNS, answers, REST, strict=True)]
+    second = RowCaches([(caches[0], 15), (DynamicCache(), 0), (caches[2], 5)])
+    ids = model.generate(**padded(longer), **given, cache=second)
+    assert ids.tolist() == model.generate(**padded(longer), **given).tolist()
+    assert len({tuple(row[-6:].tolist()) for row in ids}) == 3
+    assert [cache.get_seq_length() for cache in caches] == [15, 8, 11], "given caches stay as they are"
+
+
 def test_a_cache_that_cannot_be_used_is_left_alone(model: Any, batch: dict[str, Any]) -> None:
-    cache = DynamicCache()
+    cache = RowCaches([(DynamicCache(), 0)])
     given = {"visual_tokens": batch["visual_tokens"][:1], "cache": cache, "max_new_tokens": 3}
     model.generate(batch["input_ids"][:1], num_beams=2, **given)
-    assert cache.get_seq_length() == 0
-    ids = model.generate(batch["input_ids"][:1], **given)
-    assert cache.get_seq_length() == ids.shape[1] - 1 - 1 + 4
+    assert cache.split([3]) == []
+
+
+def log_probability(model: Any, prompt: list[int], answer: list[int], images: list[torch.Tensor]) -> float:
+    fused = model.fuse(torch.tensor([prompt + answer]), images)
+    with torch.no_grad():
+        scores = model.llm(**fused).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
+    return float(sum(scores[place, token] for place, token in enumerate(answer)))
+
+
+def test_scores_of_answers_are_those_of_the_forward_pass(model: Any, batch: dict[str, Any]) -> None:
+    answers = [[[3], [4, 5]], [[9, 9]], [], [[8, 7, 6], [5], [5, 5]], [[2]]]
+    expected = [
+        [log_probability(model, row, answer, [batch["visual_tokens"][image]]) for answer in own]
+        for row, image, own in zip(PROMPTS, batch["image_of"], answers, strict=True)
+    ]
+    given = {**batch, "visual_tokens": [batch["visual_tokens"][number] for number in batch["image_of"]]}
+    ids, mask = given["input_ids"], given["attention_mask"]
+    caches = RowCaches([(DynamicCache(), 0)] * 5)
+    model.generate(ids, mask, visual_tokens=given["visual_tokens"], cache=caches, max_new_tokens=2)
+    known = RowCaches(list(zip(caches.split([2] * 5), (9, 3, 0, 6, 4), strict=True)))
+    ways = {
+        "shared": {"visual_tokens": batch["visual_tokens"], "image_of": batch["image_of"]},
+        "each": {"visual_tokens": given["visual_tokens"]},
+        "behind caches": {"visual_tokens": given["visual_tokens"], "cache": known},
+    }
+    for way, how in ways.items():
+        found = model.score_answers(ids, answers, mask, **how)
+        assert [len(each) for each in found] == [2, 1, 0, 3, 1], way
+        for own, wanted in zip(found, expected, strict=True):
+            assert own.tolist() == pytest.approx(wanted, abs=1e-4), way

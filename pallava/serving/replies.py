@@ -1,0 +1,118 @@
+"""A request, and the reply to it while it is being written: text, probabilities, why it ended."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+
+from pallava.model import PALLaVAProcessor
+
+_UNFINISHED = "\ufffd"  # what a tokenizer writes for the first bytes of a character
+
+
+@dataclass(eq=False)
+class Picture:
+    """An image as the model takes it: its tiles, and then its visual tokens in their place."""
+
+    key: str  # hash of its pixels
+    tiles: Any  # (1+N, 3, P, P), its overview first; None once it is encoded
+    tokens: Any = None  # (T_i, H)
+
+
+@dataclass(eq=False)
+class ChatRequest:
+    """A conversation that ends with a question; `ChatModel.request` makes one."""
+
+    question: str
+    ids: list[int]  # of the prompt, with -200 for each image
+    pictures: Sequence[Picture]  # in reading order
+    max_new_tokens: int
+    stop: Sequence[str] = ()  # texts that end the reply, and are not part of it
+    on_text: Callable[[str], Any] = lambda text: None  # called with each new piece of the reply
+    is_cancelled: Callable[[], bool] = lambda: False  # asked at each token
+
+
+@dataclass
+class Reply:
+    """An answer."""
+
+    text: str = ""
+    ids: list[int] = field(default_factory=list)  # with the end token
+    log_probabilities: list[float] = field(default_factory=list)  # of each of them
+    finish_reason: Literal["", "stop", "length", "cancelled"] = ""
+    num_prompt_tokens: int = 0  # visual tokens included
+    num_cached_tokens: int = 0  # of those, how many had been computed for an earlier turn
+    choices: dict[str, float] = field(default_factory=dict)  # probability of each, if the question allows only these
+
+    @property
+    def probability(self) -> float:
+        """Return that of the answer among `choices`, or else the (geometric) mean of its tokens'."""
+        if self.choices:
+            return self.choices[self.text]
+        return math.exp(sum(self.log_probabilities) / max(len(self.log_probabilities), 1))
+
+
+class Writer(BaseStreamer):
+    """Writes the replies to a batch from the tokens of `generate`, which takes its methods as it goes.
+
+    Args:
+        requests: One for each row.
+        processor: The model's.
+        end_ids: Ids that end a reply.
+    """
+
+    def __init__(self, requests: Sequence[ChatRequest], processor: PALLaVAProcessor, end_ids: Sequence[int]) -> None:
+        self.replies = [Reply() for _ in requests]
+        self._requests, self._processor, self._end_ids = requests, processor, set(end_ids)
+        self._log_probabilities = torch.empty(0)
+
+    def note_scores(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Keep the probabilities (B, V) of the next tokens, as a logits processor."""
+        self._log_probabilities = scores.float().log_softmax(-1).cpu()
+        return scores
+
+    def put(self, tokens: Tensor) -> None:
+        """Take the next token (B,) of each row; before the first one, the prompt's, of which there are none."""
+        if not tokens.numel():
+            return
+        for row, token in enumerate(tokens.tolist()):
+            if not self.replies[row].finish_reason:
+                self._add(self._requests[row], self.replies[row], token, float(self._log_probabilities[row, token]))
+
+    def end(self) -> None:
+        """Finish nothing: each reply has finished on its own."""
+
+    def is_done(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Return which rows have finished, (B,), as a stopping criterion."""
+        return torch.tensor([bool(reply.finish_reason) for reply in self.replies], device=input_ids.device)
+
+    def _add(self, request: ChatRequest, reply: Reply, token: int, log_probability: float) -> None:
+        reply.ids.append(token)
+        reply.log_probabilities.append(log_probability)
+        text = self._processor.batch_decode(torch.tensor([reply.ids]))[0]
+        ends = [end for stop in request.stop if (end := text.find(stop)) >= 0]
+        if token in self._end_ids or ends:
+            reply.finish_reason = "stop"
+        elif len(reply.ids) >= request.max_new_tokens:
+            reply.finish_reason = "length"
+        if ends:
+            text = text[: min(ends)].strip()
+        elif not reply.finish_reason:
+            text = text.rstrip(_UNFINISHED)
+            text = text[: len(text) - _num_begun(text, request.stop)].rstrip()
+        if text.startswith(reply.text) or reply.finish_reason:
+            new, reply.text = text[len(reply.text) :], text
+            if new:
+                request.on_text(new)
+        if not reply.finish_reason and request.is_cancelled():
+            reply.finish_reason = "cancelled"
+
+
+def _num_begun(text: str, stop: Sequence[str]) -> int:
+    """Return how many characters at the end of a text may be the beginning of a stop text."""
+    lengths = [count for each in stop for count in range(1, len(each)) if text.endswith(each[:count])]
+    return max(lengths, default=0)

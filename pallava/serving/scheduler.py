@@ -1,0 +1,137 @@
+"""The one thread that computes: requests that wait are answered in one batch, and others wait in a line with an end."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from pallava.errors import PallavaError
+from pallava.serving.chat_model import ChatModel
+from pallava.serving.replies import ChatRequest, Reply
+
+_LOGGER = logging.getLogger(__name__)
+_GATHER = 0.02  # seconds in which requests that come together are put into one batch
+
+
+class BusyError(PallavaError):
+    """Too many requests wait already, or the server is closing."""
+
+
+@dataclass(eq=False)
+class _Job:
+    work: ChatRequest | Callable[[], Any]
+    options: Mapping[str, Any]
+    seed: int | None
+    future: Future[Any] = field(default_factory=Future)
+
+
+class Scheduler:
+    """Answers requests in the order in which they came, greedy ones that wait together in one batch.
+
+    A request that draws its words has a batch of its own, so that its seed decides them.
+
+    Args:
+        chat: Model that answers.
+        max_batch: Largest number of requests in a batch.
+        max_waiting: Largest number of requests that wait.
+        on_batch: Called with the size of each batch before it is computed.
+    """
+
+    def __init__(
+        self,
+        chat: ChatModel,
+        *,
+        max_batch: int = 16,
+        max_waiting: int = 64,
+        on_batch: Callable[[int], Any] = lambda size: None,
+    ) -> None:
+        self._chat, self._max_batch, self._max_waiting, self._on_batch = chat, max_batch, max_waiting, on_batch
+        self._waiting: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_waiting(self) -> int:
+        """Return the number of requests that no batch has taken yet."""
+        return len(self._waiting)
+
+    def submit(
+        self, request: ChatRequest, options: Mapping[str, Any] | None = None, seed: int | None = None
+    ) -> "Future[Reply]":
+        """Put a request into the line; the options are those of `ChatModel.reply`, the seed is for drawn words.
+
+        Raises:
+            BusyError: Too many requests wait, or the scheduler is closed.
+        """
+        return self._put(_Job(request, options or {}, seed))
+
+    def call(self, function: Callable[[], Any]) -> "Future[Any]":
+        """Put a call into the line, which has the model for itself; errors are those of `submit`."""
+        return self._put(_Job(function, {}, None))
+
+    def close(self) -> None:
+        """End after what is being computed; what still waits fails with a `BusyError`."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _put(self, job: _Job) -> "Future[Any]":
+        with self._changed:
+            if self._is_closed or len(self._waiting) >= self._max_waiting:
+                raise BusyError(f"{len(self._waiting)} requests wait already; try again in a while")
+            self._waiting.append(job)
+            self._changed.notify_all()
+        return job.future
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            batch = [job for job in batch if job.future.set_running_or_notify_cancel()]
+            try:
+                for job, result in zip(batch, self._compute(batch) if batch else [], strict=True):
+                    job.future.set_result(result)
+            except Exception as error:
+                if not isinstance(error, PallavaError):
+                    _LOGGER.exception("a batch of %d failed", len(batch))
+                for job in batch:
+                    if not job.future.done():
+                        job.future.set_exception(error)
+
+    def _next_batch(self) -> list[_Job]:
+        """Wait for requests; return those of the next batch, or none once the scheduler is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_closed)
+            if not self._is_closed and len(self._waiting) < self._max_batch:
+                self._changed.wait_for(
+                    lambda: len(self._waiting) >= self._max_batch or self._is_closed, timeout=_GATHER
+                )
+            if self._is_closed:
+                for job in self._waiting:
+                    job.future.set_exception(BusyError("the server is closing; try again in a while"))
+                return []
+            batch = [self._waiting.popleft()]
+            while self._waiting and len(batch) < self._max_batch and _go_together(batch[0], self._waiting[0]):
+                batch.append(self._waiting.popleft())
+            return batch
+
+    def _compute(self, batch: list[_Job]) -> list[Any]:
+        work = batch[0].work
+        if not isinstance(work, ChatRequest):
+            return [work()]
+        self._on_batch(len(batch))
+        if batch[0].options:
+            torch.manual_seed(time.time_ns() if batch[0].seed is None else batch[0].seed)
+        requests = [job.work for job in batch if isinstance(job.work, ChatRequest)]
+        return self._chat.reply(requests, **batch[0].options)
+
+
+def _go_together(first: _Job, other: _Job) -> bool:
+    return all(isinstance(job.work, ChatRequest) and not job.options for job in (first, other))
