@@ -3,10 +3,11 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pallava.cli.options import TrustRemoteCode
+from pallava.cli.options import TrustRemoteCode, add_parameters
 from pallava.errors import PallavaError, check_at_least
 
 Form = Literal["open_clip", "huggingface", "published"]  # as in model.clip, which takes seconds to import
@@ -103,6 +104,29 @@ def run_chat(
     session = Session(*load(model, device, base_llm=base_llm, trust_remote_code=trust_remote_code), images)
     for text in question or _typed_questions():
         print(session.ask(text, max_new_tokens=max_new_tokens), flush=True)
+
+
+def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments, which are those of `ServeOptions`."""
+    parser.add_argument("model", help="model folder that `pallava convert` wrote")
+    add_parameters(parser, _server().ServeOptions)
+
+
+def run_serve(model: str, **options: Any) -> None:
+    """Serve a model folder on this machine: a page, and OpenAI's API; for research only, not for diagnosis."""
+    _server().serve(model, log=partial(print, flush=True), **options)
+
+
+def _server() -> Any:
+    try:
+        from pallava.serving import server
+    except ModuleNotFoundError as error:
+        if error.name not in ("fastapi", "prometheus_client", "uvicorn"):
+            raise
+        raise PallavaError(
+            f"serving needs {error.name}, which is not installed; run pip install 'pallava[serve]'"
+        ) from None
+    return server
 
 
 def _typed_questions() -> Iterator[str]:

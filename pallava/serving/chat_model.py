@@ -10,7 +10,7 @@ import torch
 from transformers import Cache, DynamicCache
 
 from pallava.errors import PallavaError
-from pallava.images import open_image
+from pallava.images import MAX_PIXELS, open_image
 from pallava.io.hashing import hash_bytes, hash_text
 from pallava.model import Image, PALLaVAForConditionalGeneration, PALLaVAProcessor
 from pallava.model.cache import RowCaches
@@ -48,13 +48,13 @@ class ChatModel:
         self._kept: OrderedDict[_Key, Cache] = OrderedDict()
         self._lock = threading.Lock()
 
-    def see(self, image: Image) -> Picture:
-        """Open an image, in any form that `pallava.open_image` takes.
+    def see(self, image: Image, *, max_pixels: int | None = MAX_PIXELS) -> Picture:
+        """Open an image, as `pallava.open_image` does.
 
         Raises:
             PallavaError: It cannot be opened.
         """
-        opened = open_image(image)
+        opened = open_image(image, max_pixels=max_pixels)
         key = hash_text(str(opened.size), hash_bytes(opened.tobytes()))
         with self._lock:
             known = self._pictures.pop(key, None)

@@ -16,7 +16,7 @@ from pallava.serving.chat_model import ChatModel
 from pallava.serving.replies import ChatRequest, Reply
 
 _LOGGER = logging.getLogger(__name__)
-_GATHER = 0.02  # seconds in which requests that come together are put into one batch
+_GATHER = 0.01  # seconds in which requests that come together are put into one batch
 
 
 class BusyError(PallavaError):

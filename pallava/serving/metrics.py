@@ -1,0 +1,73 @@
+"""Counts of a server, in the text form that Prometheus reads."""
+
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from pallava.serving.replies import Reply
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_PATHS = ("/", "/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/reading")
+_SIZES = (1, 2, 4, 8, 16, 32)
+
+
+class Metrics:
+    """Counts of one server."""
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+        labels = ["path", "status"]
+        self._requests = Counter("pallava_requests", "Requests by path and status", labels, registry=registry)
+        self.waiting = Gauge("pallava_waiting", "Requests that no batch has taken yet", registry=registry)
+        self._running = Gauge("pallava_running", "Requests that are being answered, or wait", registry=registry)
+        self._prompt = Counter("pallava_prompt_tokens", "Tokens of prompts, visual ones included", registry=registry)
+        self._cached = Counter("pallava_cached_tokens", "Those of an earlier turn", registry=registry)
+        self._new = Counter("pallava_generated_tokens", "Tokens of answers", registry=registry)
+        self._batch = Histogram("pallava_batch_size", "Requests in a batch", buckets=_SIZES, registry=registry)
+        self._first = Histogram(
+            "pallava_first_text_seconds", "Seconds to the first word", buckets=_SECONDS, registry=registry
+        )
+        self._whole = Histogram(
+            "pallava_request_seconds", "Seconds to the whole answer", buckets=_SECONDS, registry=registry
+        )
+
+    def note_status(self, path: str, status: int) -> None:
+        """Count an answer; paths that the server does not have are counted as one."""
+        self._requests.labels(path if path in _PATHS else "other", str(status)).inc()
+
+    def note_batch(self, size: int) -> None:
+        """Count a batch."""
+        self._batch.observe(size)
+
+    def begin(self) -> "Timing":
+        """Begin to time a request."""
+        self._running.inc()
+        return Timing(self)
+
+    def to_text(self) -> bytes:
+        """Return all counts."""
+        return generate_latest(self._registry)
+
+
+class Timing:
+    """One request from its arrival on; call `end` once, whatever came of it."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics, self._start, self._has_text = metrics, time.monotonic(), False
+
+    def note_text(self) -> None:
+        """Note that a piece of the answer has come."""
+        if not self._has_text:
+            self._has_text = True
+            self._metrics._first.observe(time.monotonic() - self._start)
+
+    def end(self, reply: Reply | None) -> None:
+        """End, with the reply if there is one."""
+        self._metrics._running.dec()
+        if reply is not None:
+            self._metrics._whole.observe(time.monotonic() - self._start)
+            self._metrics._prompt.inc(reply.num_prompt_tokens)
+            self._metrics._cached.inc(reply.num_cached_tokens)
+            self._metrics._new.inc(len(reply.ids))

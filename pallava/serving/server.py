@@ -1,0 +1,157 @@
+"""A server on this machine: a model folder behind OpenAI's API, with a page."""
+
+import ipaddress
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import uvicorn
+
+from pallava.errors import PallavaError, check_at_least
+from pallava.images import MAX_PIXELS
+from pallava.model import load
+from pallava.serving.api import Api, Limits
+from pallava.serving.bounds import Bounds
+from pallava.serving.chat_model import ChatModel
+from pallava.serving.metrics import Metrics
+from pallava.serving.scheduler import Scheduler
+
+KEY_VARIABLE = "PALLAVA_API_KEY"
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+_BODIES_AT_ONCE = 8  # of the largest size, of all requests together
+_SPARE = 16  # connections beyond those that wait or are answered: for /health, the page, and refusals
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    # The page is one file; it may talk to its own server, and to nothing else.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' data: blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Options of a server, each with its help text."""
+
+    host: Annotated[str, f"address to listen on; another than loopback demands a key in {KEY_VARIABLE}"] = "127.0.0.1"
+    port: Annotated[int, "port; 0 takes a free one"] = 8000
+    name: Annotated[str | None, "name of the model in the API (default: the folder's)"] = None
+    max_batch: Annotated[int, "requests that are answered at once"] = 16
+    max_waiting: Annotated[int, "requests that wait; more are refused"] = 64
+    max_new_tokens: Annotated[int, "largest and default number of tokens of an answer"] = 512
+    max_images: Annotated[int, "largest number of images in a conversation"] = 16
+    max_pixels: Annotated[int, "largest number of pixels of an image"] = MAX_PIXELS
+    max_mb: Annotated[int, "largest size of a request in MB"] = 32
+    timeout: Annotated[int, "seconds from a request to the end of its answer, which is cut there"] = 300
+    allow_url: Annotated[
+        Sequence[str], "host of which images may be fetched; never one on a private network (repeatable)"
+    ] = ()
+    base_llm: Annotated[
+        str | None, "base language model of a folder with an adapter (default: the one it was trained on)"
+    ] = None
+    trust_remote_code: Annotated[
+        bool, "permission to import the module of a connector that does not come with pallava (default: refuse)"
+    ] = False
+    device: Annotated[str, "device: auto, cpu, cuda or cuda:N"] = "auto"
+
+
+def serve(folder: str | Path, log: Callable[[str], Any] = lambda line: None, **options: Any) -> None:
+    """Serve a model folder until the process is asked to end; running answers are finished first.
+
+    Args:
+        folder: Output of ``pallava convert``.
+        log: Called with the line that says where the server is, once it takes requests.
+        **options: Fields of `ServeOptions`.
+
+    Raises:
+        PallavaError: The folder or an option cannot be used, the port is taken, or a key is missing.
+    """
+    given = ServeOptions(**options)
+    _check(given)
+    key = os.environ.get(KEY_VARIABLE)
+    is_local = _is_loopback(given.host)
+    if not key and not is_local:
+        raise PallavaError(
+            f"with --host {given.host} other machines reach the server, so the variable {KEY_VARIABLE} must have a key "
+            "for them; set it, or leave --host out"
+        )
+    with _listen(given.host, given.port) as listener:
+        model, processor = load(
+            folder, given.device, base_llm=given.base_llm, trust_remote_code=given.trust_remote_code
+        )
+        metrics, chat = Metrics(), ChatModel(model, processor)
+        scheduler = Scheduler(
+            chat, max_batch=given.max_batch, max_waiting=given.max_waiting, on_batch=metrics.note_batch
+        )
+        num_bytes = given.max_mb << 20
+        limits = Limits(
+            max_new_tokens=given.max_new_tokens,
+            max_images=given.max_images,
+            max_pixels=given.max_pixels,
+            max_bytes=num_bytes,
+            seconds=given.timeout,
+            hosts=frozenset(host.lower() for host in given.allow_url),
+        )
+        api = Api(chat, scheduler, given.name or Path(folder).resolve().name, limits, metrics)
+        app = Bounds(
+            api.app(),  # type: ignore[arg-type]
+            key=key,
+            hosts={*_LOOPBACK, given.host.lower()} if is_local else None,
+            max_bytes=num_bytes,
+            max_in_flight=_BODIES_AT_ONCE * num_bytes,
+            headers=_HEADERS,
+            on_status=metrics.note_status,
+        )
+        config = uvicorn.Config(
+            app,  # type: ignore[arg-type]
+            http="h11",
+            ws="none",
+            access_log=False,
+            log_level="warning",
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=given.max_batch + given.max_waiting + _SPARE,
+            timeout_graceful_shutdown=given.timeout,
+        )
+        host = f"[{given.host}]" if ":" in given.host else given.host
+        listener.listen()
+        log(f"serving {api.name} at http://{host}:{listener.getsockname()[1]}/ (Ctrl-C ends it)")
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        finally:
+            scheduler.close()
+
+
+def _check(options: ServeOptions) -> None:
+    check_at_least(0, port=options.port, max_waiting=options.max_waiting, max_images=options.max_images)
+    check_at_least(1, max_batch=options.max_batch, max_new_tokens=options.max_new_tokens, max_pixels=options.max_pixels)
+    check_at_least(1, max_mb=options.max_mb, timeout=options.timeout)
+    if options.port > 65535:
+        raise PallavaError(f"--port must be at most 65535, got {options.port}")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the port before the model, which takes its time, is loaded."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise PallavaError(f"cannot listen on {host}, port {port}: {reason}; choose another by --port") from None
+    return listener

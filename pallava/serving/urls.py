@@ -1,0 +1,78 @@
+"""Pictures that a client names by a URL: `data:` ones, and those on hosts that the owner of the server allows.
+
+A server that fetches what strangers name can be made to read its own network. So the host must be allowed by name, all
+of its addresses must be public, the connection goes to the very address that was checked, and nothing is redirected.
+"""
+
+import http.client
+import ipaddress
+import socket
+import ssl
+import time
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from pallava.image_sources import ImageError, name_of
+
+_TIMEOUT = 20.0  # seconds for the whole picture
+_CHUNK_BYTES = 1 << 16
+
+
+def resolve_url(url: str, allowed_hosts: Collection[str], max_bytes: int) -> str | bytes:
+    """Return a `data:` URL as it is, and what any other one holds.
+
+    Raises:
+        ImageError: The URL is of another kind, its host is not allowed or not public, or it cannot be read.
+    """
+    if url[:5].lower() == "data:":
+        return url
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").lower(), parts.port
+    except ValueError:
+        raise ImageError("an image_url must be a data: URL, got one that cannot be read") from None
+    if parts.scheme not in ("http", "https") or host not in allowed_hosts:
+        raise ImageError(
+            f"an image_url must be a data: URL, got {name_of(url[:100])}; the server's owner can allow other hosts by "
+            "--allow-url HOST"
+        )
+    try:
+        return _fetch(
+            parts.scheme, host, port, f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}", max_bytes
+        )
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise ImageError(f"cannot read image {name_of(url[:100])}: {error or type(error).__name__}") from None
+
+
+def _fetch(scheme: str, host: str, port: int | None, path: str, max_bytes: int) -> bytes:
+    port = port or (443 if scheme == "https" else 80)
+    end = time.monotonic() + _TIMEOUT
+    plain = socket.create_connection((_public_address(host, port), port), timeout=_TIMEOUT)
+    connection = http.client.HTTPConnection(host, port)
+    with plain:
+        connection.sock = (
+            ssl.create_default_context().wrap_socket(plain, server_hostname=host) if scheme == "https" else plain
+        )
+        connection.request("GET", path, headers={"Accept": "image/*"})
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise OSError(f"the host answers {answer.status}, and redirections are not followed")
+        content = bytearray()
+        while chunk := answer.read(_CHUNK_BYTES):
+            content += chunk
+            if len(content) > max_bytes:
+                raise OSError(f"it has more than {max_bytes} bytes")
+            if time.monotonic() > end:
+                raise OSError(f"it takes longer than {_TIMEOUT:g} seconds")
+    return bytes(content)
+
+
+def _public_address(host: str, port: int) -> str:
+    """Return an address of a host, all of whose addresses are public."""
+    addresses = [str(each[4][0]) for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    for address in addresses:
+        parsed = ipaddress.ip_address(address)
+        embedded = getattr(parsed, "ipv4_mapped", None) or parsed
+        if not embedded.is_global or embedded.is_multicast:
+            raise OSError(f"its host has the address {address}, which is not public")
+    return addresses[0]
