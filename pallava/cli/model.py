@@ -1,13 +1,10 @@
-"""The commands on models: `convert`, `encoder convert`, `card` and `chat`."""
+"""The commands on models: `convert`, `encoder convert` and `card`."""
 
 import argparse
-import sys
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pallava.cli.options import TrustRemoteCode, add_parameters
 from pallava.errors import PallavaError, check_at_least
 
 Form = Literal["open_clip", "huggingface", "published"]  # as in model.clip, which takes seconds to import
@@ -79,60 +76,3 @@ def run_card(
         results = read_json(path)
         add_scores(model, results if isinstance(results, dict) else {})
     print(card)
-
-
-def run_chat(
-    model: Annotated[str, "model folder that `pallava convert` wrote"],
-    image: Annotated[Sequence[str], "image file to ask about (repeatable)"] = (),
-    question: Annotated[Sequence[str], "question; several make a conversation (repeatable)"] = (),
-    max_new_tokens: Annotated[int, "maximum tokens of an answer"] = 256,
-    base_llm: Annotated[
-        str | None, "base language model of a folder with an adapter (default: the one it was trained on)"
-    ] = None,
-    trust_remote_code: TrustRemoteCode = False,
-    device: Annotated[str, "device: auto, cpu, cuda or cuda:N"] = "auto",
-) -> None:
-    """Ask a model folder about an image; for research only, not for diagnosis."""
-    from pallava.images import open_image
-    from pallava.model import load
-    from pallava.serving.session import Session
-
-    check_at_least(1, max_new_tokens=max_new_tokens)
-    if not all(map(str.strip, question)):
-        raise PallavaError("--question must not be empty; leave it out to type questions")
-    images = [open_image(path) for path in image]  # before the model, which takes its time
-    session = Session(*load(model, device, base_llm=base_llm, trust_remote_code=trust_remote_code), images)
-    for text in question or _typed_questions():
-        print(session.ask(text, max_new_tokens=max_new_tokens), flush=True)
-
-
-def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments, which are those of `ServeOptions`."""
-    parser.add_argument("model", help="model folder that `pallava convert` wrote")
-    add_parameters(parser, _server().ServeOptions)
-
-
-def run_serve(model: str, **options: Any) -> None:
-    """Serve a model folder on this machine: a page, and OpenAI's API; for research only, not for diagnosis."""
-    _server().serve(model, log=partial(print, flush=True), **options)
-
-
-def _server() -> Any:
-    try:
-        from pallava.serving import server
-    except ModuleNotFoundError as error:
-        if error.name not in ("fastapi", "prometheus_client", "uvicorn"):
-            raise
-        raise PallavaError(
-            f"serving needs {error.name}, which is not installed; run pip install 'pallava[serve]'"
-        ) from None
-    return server
-
-
-def _typed_questions() -> Iterator[str]:
-    while True:
-        print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline().strip()
-        if not line:
-            return
-        yield line

@@ -8,9 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import date
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +24,12 @@ from pallava.serving.bounds import RefusedError, error_body
 from pallava.serving.chat_model import ChatModel
 from pallava.serving.metrics import CONTENT_TYPE, Metrics, Timing
 from pallava.serving.reading import read_image
+from pallava.serving.record import NOTICE, describe_model
 from pallava.serving.replies import ChatRequest, Picture, Reply
 from pallava.serving.scheduler import BusyError, Scheduler
 from pallava.serving.schema import ChatCompletionRequest, ErrorResponse, ImagePart, ImageURL, ReadingRequest
 from pallava.serving.urls import resolve_url
 
-NOTICE = "For research only, not for diagnosis."
 _PAGE = Path(__file__).with_name("page.html")
 _OPENERS = 2  # threads that open images, each of which may take a GiB
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -110,16 +108,12 @@ class Api:
 
     async def models(self) -> dict[str, Any]:
         """Return the one model, with what a conversation's record should say of it."""
-        config = self._chat.model.config
         about = {
-            "versions": {name: version(name) for name in ("torch", "transformers")} | {"pallava": __version__},
-            "language_model": Path(config.base_llm or config.text_config.name_or_path).name  # not where it is
-            or config.text_config.model_type,
+            "facts": describe_model(self._chat.model),
             "max_new_tokens": self._limits.max_new_tokens,
             "max_images": self._limits.max_images,
-            "reads_tiles": config.connector_config.reads_tiles,
+            "reads_tiles": self._chat.model.config.connector_config.reads_tiles,
             "notice": NOTICE,
-            "date": date.today().isoformat(),
         }
         model = {"id": self.name, "object": "model", "created": self._started, "owned_by": "pallava", "pallava": about}
         return {"object": "list", "data": [model]}
@@ -302,7 +296,7 @@ async def _on_user_error(request: Request, error: Any) -> JSONResponse:
 
 async def _on_invalid(request: Request, error: Any) -> JSONResponse:
     first: dict[str, Any] = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"][1:])
+    place = ".".join(part for part in map(str, first["loc"][1:]) if part.isidentifier() or part.isdecimal())
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "json_invalid":
         message = f"the body must be JSON: {first['ctx']['error']}"

@@ -80,6 +80,11 @@ class ChatModel:
             PallavaError: The conversation has another form, or leaves no room for a reply.
         """
         ids = self.processor.apply_chat_template(messages, tokenize=True)[0].tolist()
+        if (num_markers := ids.count(IMAGE_TOKEN_INDEX)) != len(pictures):
+            raise PallavaError(
+                f"a conversation must have one <image> for each image, got {num_markers} for {len(pictures)} image(s); "
+                "leave the word <image> out of its texts"
+            )
         question = messages[-1]["content"]
         if not isinstance(question, str):
             question = "\n".join(part["text"] for part in question if part["type"] == "text")

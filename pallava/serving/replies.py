@@ -55,6 +55,17 @@ class Reply:
             return self.choices[self.text]
         return math.exp(sum(self.log_probabilities) / max(len(self.log_probabilities), 1))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as plain values that JSON can hold."""
+        return {
+            "answer": self.text,
+            "probability": self.probability,
+            "choices": self.choices or None,
+            "finish_reason": self.finish_reason,
+            "num_prompt_tokens": self.num_prompt_tokens,
+            "num_new_tokens": len(self.ids),
+        }
+
 
 class Writer(BaseStreamer):
     """Writes the replies to a batch from the tokens of `generate`, which takes its methods as it goes.

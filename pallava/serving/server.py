@@ -12,7 +12,7 @@ import uvicorn
 
 from pallava.errors import PallavaError, check_at_least
 from pallava.images import MAX_PIXELS
-from pallava.model import load
+from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor, load
 from pallava.serving.api import Api, Limits
 from pallava.serving.bounds import Bounds
 from pallava.serving.chat_model import ChatModel
@@ -76,57 +76,85 @@ def serve(folder: str | Path, log: Callable[[str], Any] = lambda line: None, **o
     given = ServeOptions(**options)
     _check(given)
     key = os.environ.get(KEY_VARIABLE)
-    is_local = _is_loopback(given.host)
-    if not key and not is_local:
+    if not key and not _is_loopback(given.host):
         raise PallavaError(
             f"with --host {given.host} other machines reach the server, so the variable {KEY_VARIABLE} must have a key "
             "for them; set it, or leave --host out"
         )
-    with _listen(given.host, given.port) as listener:
-        model, processor = load(
-            folder, given.device, base_llm=given.base_llm, trust_remote_code=given.trust_remote_code
+    with _listen(given.host, given.port) as listener:  # before the model, which takes its time
+        parts = load(folder, given.device, base_llm=given.base_llm, trust_remote_code=given.trust_remote_code)
+        server = Server(*parts, given.name or Path(folder).resolve().name, given, key)
+        listener.listen()
+        host = f"[{given.host}]" if ":" in given.host else given.host
+        log(f"serving {server.name} at http://{host}:{listener.getsockname()[1]}/ (Ctrl-C ends it)")
+        server.run(listener)
+
+
+class Server:
+    """A server of one model.
+
+    Args:
+        model: The first that `pallava.load` returns.
+        processor: The second.
+        name: Name of the model in the API.
+        options: How it is served.
+        key: Key that is demanded; None for none.
+    """
+
+    def __init__(
+        self,
+        model: PALLaVAForConditionalGeneration,
+        processor: PALLaVAProcessor,
+        name: str,
+        options: ServeOptions,
+        key: str | None = None,
+    ) -> None:
+        self.name, metrics, num_bytes = name, Metrics(), options.max_mb << 20
+        chat = ChatModel(model, processor)
+        self._scheduler = Scheduler(
+            chat, max_batch=options.max_batch, max_waiting=options.max_waiting, on_batch=metrics.note_batch
         )
-        metrics, chat = Metrics(), ChatModel(model, processor)
-        scheduler = Scheduler(
-            chat, max_batch=given.max_batch, max_waiting=given.max_waiting, on_batch=metrics.note_batch
-        )
-        num_bytes = given.max_mb << 20
         limits = Limits(
-            max_new_tokens=given.max_new_tokens,
-            max_images=given.max_images,
-            max_pixels=given.max_pixels,
+            max_new_tokens=options.max_new_tokens,
+            max_images=options.max_images,
+            max_pixels=options.max_pixels,
             max_bytes=num_bytes,
-            seconds=given.timeout,
-            hosts=frozenset(host.lower() for host in given.allow_url),
+            seconds=options.timeout,
+            hosts=frozenset(host.lower() for host in options.allow_url),
         )
-        api = Api(chat, scheduler, given.name or Path(folder).resolve().name, limits, metrics)
         app = Bounds(
-            api.app(),  # type: ignore[arg-type]
+            Api(chat, self._scheduler, name, limits, metrics).app(),  # type: ignore[arg-type]
             key=key,
-            hosts={*_LOOPBACK, given.host.lower()} if is_local else None,
+            hosts={*_LOOPBACK, options.host.lower()} if _is_loopback(options.host) else None,
             max_bytes=num_bytes,
             max_in_flight=_BODIES_AT_ONCE * num_bytes,
             headers=_HEADERS,
             on_status=metrics.note_status,
         )
-        config = uvicorn.Config(
-            app,  # type: ignore[arg-type]
-            http="h11",
-            ws="none",
-            access_log=False,
-            log_level="warning",
-            server_header=False,
-            proxy_headers=False,
-            limit_concurrency=given.max_batch + given.max_waiting + _SPARE,
-            timeout_graceful_shutdown=given.timeout,
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                app,  # type: ignore[arg-type]
+                http="h11",
+                ws="none",
+                access_log=False,
+                log_level="warning",
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=options.max_batch + options.max_waiting + _SPARE,
+                timeout_graceful_shutdown=options.timeout,
+            )
         )
-        host = f"[{given.host}]" if ":" in given.host else given.host
-        listener.listen()
-        log(f"serving {api.name} at http://{host}:{listener.getsockname()[1]}/ (Ctrl-C ends it)")
+
+    def run(self, listener: socket.socket) -> None:
+        """Serve until SIGTERM, SIGINT or `stop`, and then until the running answers have ended."""
         try:
-            uvicorn.Server(config).run(sockets=[listener])
+            self._server.run(sockets=[listener])
         finally:
-            scheduler.close()
+            self._scheduler.close()
+
+    def stop(self) -> None:
+        """End, from another thread."""
+        self._server.should_exit = True
 
 
 def _check(options: ServeOptions) -> None:
@@ -145,7 +173,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Take the port before the model, which takes its time, is loaded."""
+    """Return a socket that has the port, and takes nobody yet."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)

@@ -1,11 +1,22 @@
 """One conversation with a model: images, questions and answers, of which nothing is computed twice."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from pallava.image_sources import name_of
 from pallava.model import Image, PALLaVAForConditionalGeneration, PALLaVAProcessor, list_images
 from pallava.serving.chat_model import ChatModel
 from pallava.serving.replies import Picture, Reply
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question with its answer."""
+
+    question: str
+    pictures: tuple[str, ...]  # names of the images that it brought
+    reply: Reply
 
 
 class Session:
@@ -17,6 +28,7 @@ class Session:
         model: The first that `pallava.load` returns.
         processor: The second.
         images: Images of the first question, as in `show`.
+        names: Their names.
     """
 
     def __init__(
@@ -24,26 +36,30 @@ class Session:
         model: PALLaVAForConditionalGeneration,
         processor: PALLaVAProcessor,
         images: Image | Sequence[Image] | None = None,
+        *,
+        names: Sequence[str] = (),
     ) -> None:
         self._chat = ChatModel(model, processor)
-        self.messages: list[dict[str, Any]] = []
+        self.turns: list[Turn] = []
         self._pictures: list[Picture] = []
-        self._num_new = 0
-        self.show(images)
+        self._new: list[str] = []  # names of those that the next question brings
+        self.show(images, names)
 
-    def show(self, images: Image | Sequence[Image] | None) -> None:
+    def show(self, images: Image | Sequence[Image] | None, names: Sequence[str] = ()) -> None:
         """Add an image, in any form that `pallava.open_image` takes, or a list of them, to the next question.
+
+        Their names stand in the record of the conversation; by default it has their paths.
 
         Raises:
             PallavaError: An image cannot be opened.
         """
-        pictures = [self._chat.see(image) for image in list_images(images)]
-        self._pictures += pictures
-        self._num_new += len(pictures)
+        images = list_images(images)
+        self._pictures += [self._chat.see(image) for image in images]
+        self._new += names or [name_of(image) for image in images]
 
     def clear(self) -> None:
         """Begin a new conversation, without images."""
-        self.messages, self._pictures, self._num_new = [], [], 0
+        self.turns, self._pictures, self._new = [], [], []
 
     def ask(self, question: str, **options: Any) -> str:
         """Answer the next question; the arguments are those of `reply`."""
@@ -72,10 +88,22 @@ class Session:
         Raises:
             PallavaError: The conversation is too long, or the device has too little memory.
         """
-        parts = [*[{"type": "image"}] * self._num_new, {"type": "text", "text": question}]
-        messages = [*self.messages, {"role": "user", "content": parts}]
         how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "on_text": on_text, "is_cancelled": is_cancelled}
-        request = self._chat.request(messages, self._pictures, **how)
+        request = self._chat.request([*self.messages, _ask(question, len(self._new))], self._pictures, **how)
         reply = self._chat.reply([request], **options)[0]
-        self.messages, self._num_new = [*messages, {"role": "assistant", "content": reply.text}], 0
+        self.turns.append(Turn(question, tuple(self._new), reply))
+        self._new = []
         return reply
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """Return the conversation so far in Hugging Face's form, with a marker for each image."""
+        return [
+            message
+            for turn in self.turns
+            for message in (_ask(turn.question, len(turn.pictures)), {"role": "assistant", "content": turn.reply.text})
+        ]
+
+
+def _ask(question: str, num_images: int) -> dict[str, Any]:
+    return {"role": "user", "content": [*[{"type": "image"}] * num_images, {"type": "text", "text": question}]}
