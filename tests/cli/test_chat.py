@@ -1,5 +1,6 @@
 """The command that asks a model folder."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,20 @@ def test_a_conversation_beside_a_base_that_moved(
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert main(words) == 2
     assert "./gone" in capsys.readouterr().err
+
+
+def test_answers_as_json(
+    folder: Path, parts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = words_of(folder, tmp_path_factory.getbasetemp(), "--base-llm", str(parts["llm"]), "--json")
+    assert main(words) == 2
+    assert "--question" in capsys.readouterr().err
+    assert main([*words, "--question", "what ?", "--question", "yes ?"]) == 0
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["question"], second["question"]) == ("what ?", "yes ?")
+    assert 0 < first["probability"] <= 1
+    assert 0 < first["num_new_tokens"] <= 3
+    assert second["num_prompt_tokens"] > first["num_prompt_tokens"]
 
 
 def test_a_wrong_device_is_one_sentence(

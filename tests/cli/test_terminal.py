@@ -1,0 +1,152 @@
+"""A conversation in the terminal: its commands, and Ctrl-C."""
+
+import io
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pallava.cli.terminal import Terminal
+from pallava.model import ask, load
+from pallava.serving.session import Session
+from tests.tiny.answering_model import write_model
+
+QUESTION = "what is shown ?"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("model")
+    Image.linear_gradient("L").resize((70, 50)).save(root / "an image.png")
+    return write_model(root / "model")
+
+
+@pytest.fixture(scope="module")
+def parts(folder: Path) -> Any:
+    return load(folder, "cpu")
+
+
+class Typed:
+    """A terminal whose output is kept."""
+
+    def __init__(self, parts: Any, **how: Any) -> None:
+        self.out, self.notes = io.StringIO(), io.StringIO()
+        self.session = Session(*parts)
+        facts = {"language model": "tiny", "pallava": "1"}
+        self.terminal = Terminal(self.session, "a model", facts, 12, out=self.out, notes=self.notes, **how)
+
+    def take(self, line: str) -> tuple[str, str]:
+        """What a line adds to the answers and to the notes."""
+        before = self.out.tell(), self.notes.tell()
+        self.terminal.take(line)
+        return self.out.getvalue()[before[0] :], self.notes.getvalue()[before[1] :]
+
+
+def test_a_conversation(parts: Any, folder: Path) -> None:
+    image, typed = folder.parent / "an image.png", Typed(parts)
+    assert typed.take(QUESTION)[0] == ask(*parts, None, QUESTION, max_new_tokens=12) + "\n"
+    typed.take("/clear")
+    typed.take(f"/image '{image}'")
+    answer, note = typed.take(QUESTION)
+    assert answer == ask(*parts, image, QUESTION, max_new_tokens=12) + "\n"
+    assert re.search(r"\d%", note)
+    second, _ = typed.take("yes ?")
+    history = [(QUESTION, answer.rstrip("\n"))]
+    assert second == ask(*parts, image, "yes ?", history=history, max_new_tokens=12) + "\n"
+
+
+def test_a_saved_conversation(parts: Any, folder: Path, tmp_path: Path) -> None:
+    typed, path = Typed(parts), tmp_path / "talk.md"
+    typed.take(f"/image {folder.parent / 'an image.png'}")
+    answer = typed.take(QUESTION)[0].strip()
+    assert str(path) in typed.take(f"/save {path}")[1]
+    text = path.read_text()
+    for each in (answer, QUESTION, "an image.png", "a model", "language model: tiny", "research only"):
+        assert each in text
+    assert re.search(r"date: \d{4}-\d\d-\d\dT", text)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("/image", "path of an image"),
+        ("/image nowhere.png", "nowhere.png"),
+        ("/save", "file name"),
+        ("/save no/such/folder/a.md", "no/such/folder/a.md"),
+        ("/sav x", "/save"),
+        ("/help", "/quit"),
+        ("a \0 b", "encoded"),
+    ],
+)
+def test_wrong_lines_change_nothing(parts: Any, line: str, said: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed = Typed(parts)
+    first = typed.take(QUESTION)[0]
+    answer, note = typed.take(line)
+    assert not answer
+    assert said in note
+    assert len(typed.session.turns) == 1
+    assert typed.session.turns[0].reply.text == first.strip()
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed, before = Typed(parts), signal.getsignal(signal.SIGINT)
+    whole = ask(*parts, None, QUESTION, max_new_tokens=12)
+    write = typed.terminal._write
+
+    def press(text: str) -> None:
+        write(text)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(typed.terminal, "_write", press)
+    with pytest.raises(KeyboardInterrupt):  # the new line after the answer presses once more
+        typed.take(QUESTION)
+    monkeypatch.undo()
+    (turn,) = typed.session.turns
+    assert turn.reply.finish_reason == "cancelled"
+    assert 0 < len(turn.reply.text) < len(whole)
+    assert typed.take("yes ?")[0]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def read_until(master: int, wanted: str, seconds: float = 60) -> str:
+    text, end = "", time.monotonic() + seconds
+    while wanted not in text:
+        assert time.monotonic() < end, text
+        if select.select([master], [], [], 1)[0]:
+            text += os.read(master, 4096).decode(errors="replace")
+    return text
+
+
+@pytest.mark.smoke
+def test_the_command_as_it_is_typed(folder: Path, tmp_path: Path) -> None:
+    """Questions at a prompt, an earlier one by the arrow key, Ctrl-C at the prompt, the end by Ctrl-D."""
+    master, slave = pty.openpty()
+    words = [sys.executable, "-m", "pallava", "chat", str(folder), "--max-new-tokens", "5"]
+    command = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, cwd=tmp_path)
+    try:
+        read_until(master, "> ")
+        os.write(master, f"{QUESTION}\n".encode())
+        read_until(master, "%)")
+        os.write(master, b"\x1b[A\n")  # the arrow up brings the question back
+        assert QUESTION in read_until(master, "%)")
+        os.killpg(command.pid, signal.SIGINT)
+        read_until(master, "Ctrl-D")
+        os.write(master, b"/image nowhere.png\n")
+        assert "error: " in read_until(master, "no such file")
+        os.write(master, b"\x04")
+        assert command.wait(30) == 0
+    finally:
+        command.kill()
+        command.wait()
+        os.close(master)
+        os.close(slave)

@@ -1,0 +1,185 @@
+"""The page in a browser: everything that a visitor can do, by keyboard, on small and large screens, light and dark."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pallava.model import ask as ask_model
+from pallava.model import load
+from tests.tiny.answering_model import write_model
+from tests.tiny.server import picture, serving
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+ARGUMENTS += ["--disable-sync", "--no-first-run", "--disable-quic"]
+SCREENS = {"desktop": (1200, 800), "phone": (360, 740)}
+
+pytestmark = pytest.mark.skipif(
+    BROWSER is None and not os.environ.get("PALLAVA_NEEDS_BROWSER"), reason="no Chromium; apt-get install chromium"
+)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return load(write_model(tmp_path_factory.mktemp("model") / "model"), "cpu")
+
+
+@pytest.fixture(scope="module")
+def url(parts: Any) -> Iterator[str]:
+    with serving(*parts, max_images=2, max_new_tokens=12, max_pixels=200_000) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"slide {number}.png" for number in range(2)]
+    for number, path in enumerate(paths):
+        picture(number).save(path)
+    return paths
+
+
+class Visit:
+    """A page, with what it asked for and complained of."""
+
+    def __init__(self, browser: Any, url: str, screen: str = "desktop", scheme: str = "light") -> None:
+        width, height = SCREENS[screen]
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        self.page = context.new_page()
+        self.places: set[str] = set()
+        self.complaints: list[str] = []
+        self.page.on("request", lambda request: self.places.add(request.url))
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.url = url
+        self.page.goto(url)
+        self.page.locator("#versions:not(:empty)").wait_for()
+
+    def show(self, *paths: Path) -> None:
+        count = self.page.locator("figure").count()
+        self.page.set_input_files("#files", [str(path) for path in paths])
+        self.page.locator("figure").nth(count + len(paths) - 1).wait_for()
+
+    def ask(self, question: str) -> str:
+        """Ask by keyboard alone; return the answer."""
+        count = self.page.locator(".answer").count()
+        self.page.locator("#question").focus()
+        self.page.keyboard.type(question)
+        self.page.keyboard.press("Enter")
+        self.page.locator(".answer .sure").nth(count).wait_for()
+        return self.page.locator(".answer > span").nth(count).inner_text()
+
+    def end(self, complaints: int = 0) -> None:
+        """Nothing was asked of another place, and nothing went wrong in the page."""
+        assert all(each.startswith((self.url, "data:", "blob:")) for each in self.places), self.places
+        assert len(self.complaints) == complaints, self.complaints
+        self.page.context.close()
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_visit(browser: Any, url: str, parts: Any, images: list[Path], screen: str, scheme: str) -> None:
+    visit = Visit(browser, url, screen, scheme)
+    visit.show(images[0])
+    answer = visit.ask("what is shown ?")
+    assert answer == ask_model(*parts, images[0], "what is shown ?", max_new_tokens=12)
+    history = [("what is shown ?", answer)]
+    second = visit.ask("many nuclei ?")
+    assert second == ask_model(*parts, images[0], "many nuclei ?", history=history, max_new_tokens=12)
+    visit.page.get_by_role("button", name="Show what was read").press("Enter")
+    overlay = visit.page.locator("figure canvas")
+    overlay.wait_for()
+    assert "%" in overlay.get_attribute("aria-label")
+    frame, canvas = visit.page.locator(".frame").bounding_box(), overlay.bounding_box()
+    assert canvas == pytest.approx(frame, abs=1), "the overlay lies on its picture"
+    with visit.page.expect_download() as download:
+        visit.page.get_by_role("button", name="Download").press("Enter")
+    text = Path(download.value.path()).read_text()
+    for each in ("research only", "slide 0.png", answer, second, "torch: ", "model: tiny", "date: 20", "greedy"):
+        assert each in text
+    wide = visit.page.evaluate("() => document.documentElement.scrollWidth > window.innerWidth")
+    assert not wide, "nothing is beyond the screen's edge"
+    visit.end()
+
+
+def test_pictures_of_several_turns(browser: Any, url: str, parts: Any, images: list[Path]) -> None:
+    """A picture belongs to the question after it; one that was removed is not sent."""
+    visit = Visit(browser, url)
+    visit.show(*images)
+    visit.page.get_by_role("button", name="Remove slide 0.png").click()
+    first = visit.ask("what is shown ?")
+    assert first == ask_model(*parts, images[1], "what is shown ?", max_new_tokens=12)
+    visit.show(images[0])
+    visit.ask("yes ?")
+    assert visit.page.locator(".mine").nth(1).inner_text().startswith("with slide 0.png")
+    visit.page.get_by_role("button", name="New conversation").click()
+    assert not visit.page.locator("figure").count()
+    assert visit.ask("what is shown ?") == ask_model(*parts, None, "what is shown ?", max_new_tokens=12)
+    visit.end()
+
+
+def test_what_goes_wrong_is_a_sentence_and_the_question_stays(
+    browser: Any, url: str, tmp_path: Path, images: list[Path]
+) -> None:
+    visit = Visit(browser, url)
+    (tmp_path / "notes.png").write_text("no picture")
+    large = tmp_path / "large.png"
+    Image.new("RGB", (600, 500)).save(large)
+    for path, said in ((tmp_path / "notes.png", "not a picture"), (large, "too large")):
+        visit.show(path)
+        visit.page.fill("#question", "what is shown ?")
+        visit.page.keyboard.press("Enter")
+        alert = visit.page.get_by_role("alert")
+        alert.get_by_text(said).wait_for()
+        assert alert.inner_text().endswith(".")
+        assert visit.page.input_value("#question") == "what is shown ?"
+        assert not visit.page.locator(".turn").count()
+        visit.page.get_by_role("button", name="Remove").click()
+    visit.page.fill("#question", "")
+    visit.ask("what is shown ?")
+    assert visit.page.get_by_role("alert").is_hidden()
+    visit.end(complaints=2)  # the browser notes the two refusals
+
+
+def test_an_answer_can_be_stopped(
+    browser: Any, parts: Any, url: str, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import time
+
+    forward = parts[0].llm.forward
+    monkeypatch.setattr(parts[0].llm, "forward", lambda *args, **how: time.sleep(0.4) or forward(*args, **how))
+    visit = Visit(browser, url)
+    visit.page.fill("#question", "what is shown ?")
+    visit.page.keyboard.press("Enter")
+    visit.page.locator(".busy > span:not(:empty)").wait_for()
+    visit.page.keyboard.press("Escape")
+    visit.page.get_by_text("Stopped by you.").wait_for()
+    monkeypatch.undo()
+    assert visit.ask("yes ?")
+    visit.end()
+
+
+def test_a_server_with_a_key(browser: Any, parts: Any) -> None:
+    with serving(*parts, key="sesame") as url:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(url)
+        page.get_by_label("Key of this server").fill("sesame")
+        page.keyboard.press("Enter")
+        page.locator("#versions:not(:empty)").wait_for()
+        assert page.get_by_role("alert").is_hidden()
+        assert page.locator("#key").is_hidden()
+        context.close()
