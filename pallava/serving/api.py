@@ -25,8 +25,8 @@ from pallava.serving.chat_model import ChatModel
 from pallava.serving.metrics import CONTENT_TYPE, Metrics, Timing
 from pallava.serving.reading import read_image
 from pallava.serving.record import NOTICE, describe_model
-from pallava.serving.replies import ChatRequest, Picture, Reply
-from pallava.serving.scheduler import BusyError, Scheduler
+from pallava.serving.replies import ChatRequest, Picture, Reply, UnavailableError
+from pallava.serving.scheduler import Scheduler
 from pallava.serving.schema import ChatCompletionRequest, ErrorResponse, ImagePart, ImageURL, ReadingRequest
 from pallava.serving.urls import resolve_url
 
@@ -190,7 +190,7 @@ class Api:
             is_cancelled=is_cancelled,
         )
         request = await asyncio.to_thread(make)
-        future = self._scheduler.submit(request, body.options(), body.seed)
+        future = self._scheduler.submit(request, **body.options())
         future.add_done_callback(lambda _: put(None))
         return _Asked(request, future, pieces, timing)
 
@@ -244,14 +244,17 @@ def _to_messages(body: ChatCompletionRequest) -> list[dict[str, Any]]:
 
 def _confidence(reply: Reply) -> dict[str, Any]:
     """Return how probable the answer was, and what that means."""
-    among = ", ".join(reply.choices)
-    meaning = f"probability of the answer among {among}" if among else "mean probability of the answer's tokens"
-    found = {"probability": reply.probability, "meaning": meaning, "choices": reply.choices or None, "notice": NOTICE}
-    return {**found, "is_cut": reply.finish_reason != "stop"}
+    return {
+        "probability": reply.probability,
+        "meaning": reply.meaning,
+        "choices": reply.choices or None,
+        "is_cut": reply.finish_reason != "stop",
+        "notice": NOTICE,
+    }
 
 
 def _usage(reply: Reply) -> dict[str, Any]:
-    prompt, new = reply.num_prompt_tokens, len(reply.ids)
+    prompt, new = reply.num_prompt_tokens, reply.num_new_tokens
     details = {"cached_tokens": reply.num_cached_tokens}
     return {
         "prompt_tokens": prompt,
@@ -272,7 +275,7 @@ async def _result(future: "Future[Any]") -> Any:
     except asyncio.CancelledError:
         if not future.cancelled():
             raise  # not the request was cancelled, but what waits for it
-        raise BusyError("the request has waited too long; try again in a while") from None
+        raise UnavailableError("the request has waited too long; try again in a while") from None
 
 
 async def _wait_until_gone(request: Request) -> None:
@@ -290,7 +293,7 @@ async def _on_refusal(request: Request, error: Any) -> JSONResponse:
 
 
 async def _on_user_error(request: Request, error: Any) -> JSONResponse:
-    status = 503 if isinstance(error, BusyError) else 400
+    status = 503 if isinstance(error, UnavailableError) else 400
     return JSONResponse(error_body(status, str(error)), status)
 
 

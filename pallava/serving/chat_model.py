@@ -98,14 +98,19 @@ class ChatModel:
         return ChatRequest(question, ids, pictures, min(max_new_tokens, room), **how)
 
     @torch.inference_mode()
-    def reply(self, requests: Sequence[ChatRequest], **options: Any) -> list[Reply]:
+    def reply(self, requests: Sequence[ChatRequest], *, seed: int | None = None, **options: Any) -> list[Reply]:
         """Reply to requests, together and greedily by default.
 
-        The options are those of transformers' `generate`, such as ``do_sample``, but for beams.
+        Args:
+            requests: At least one.
+            seed: Seed of torch's random numbers, for words that are drawn.
+            **options: Those of transformers' `generate`, such as ``do_sample``, but for beams.
 
         Raises:
             PallavaError: The device has too little memory.
         """
+        if options.get("do_sample"):
+            torch.manual_seed(torch.seed() if seed is None else seed)
         if options.get("num_beams", 1) != 1:
             raise PallavaError("a reply that is written token by token cannot be searched with beams; use num_beams=1")
         self._encode([picture for request in requests for picture in request.pictures])

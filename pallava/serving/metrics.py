@@ -70,4 +70,4 @@ class Timing:
             self._metrics._whole.observe(time.monotonic() - self._start)
             self._metrics._prompt.inc(reply.num_prompt_tokens)
             self._metrics._cached.inc(reply.num_cached_tokens)
-            self._metrics._new.inc(len(reply.ids))
+            self._metrics._new.inc(reply.num_new_tokens)

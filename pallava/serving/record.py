@@ -24,10 +24,10 @@ def describe_model(model: PALLaVAForConditionalGeneration) -> dict[str, str]:
 
 def describe_probability(reply: Reply) -> str:
     """Return how probable a reply was, and what that means."""
-    if reply.choices:
-        each = ", ".join(f"{name} {share:.1%}" for name, share in reply.choices.items())
-        return f"probability among the possible answers: {each}"
-    return f"mean probability of the answer's tokens: {reply.probability:.1%}"
+    shares = [f"{name} {share:.1%}" for name, share in reply.choices.items()]
+    if not shares and reply.probability is not None:
+        shares = [f"{reply.probability:.1%}"]
+    return ": ".join([reply.meaning, ", ".join(shares)]) if shares else reply.meaning
 
 
 def to_markdown(name: str, turns: Sequence[Turn], facts: Mapping[str, Any]) -> str:

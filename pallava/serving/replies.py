@@ -9,9 +9,14 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
+from pallava.errors import PallavaError
 from pallava.model import PALLaVAProcessor
 
 _UNFINISHED = "\ufffd"  # what a tokenizer writes for the first bytes of a character
+
+
+class UnavailableError(PallavaError):
+    """An answer cannot be had now: too many wait, the server is closing, or an engine is not there."""
 
 
 @dataclass(eq=False)
@@ -44,26 +49,38 @@ class Reply:
     ids: list[int] = field(default_factory=list)  # with the end token
     log_probabilities: list[float] = field(default_factory=list)  # of each of them
     finish_reason: Literal["", "stop", "length", "cancelled"] = ""
+    num_new_tokens: int = 0
     num_prompt_tokens: int = 0  # visual tokens included
     num_cached_tokens: int = 0  # of those, how many had been computed for an earlier turn
     choices: dict[str, float] = field(default_factory=dict)  # probability of each, if the question allows only these
 
     @property
-    def probability(self) -> float:
-        """Return that of the answer among `choices`, or else the (geometric) mean of its tokens'."""
+    def probability(self) -> float | None:
+        """Return that of the answer among `choices`, or else the (geometric) mean of its tokens'; None if unknown."""
         if self.choices:
             return self.choices[self.text]
-        return math.exp(sum(self.log_probabilities) / max(len(self.log_probabilities), 1))
+        if not self.log_probabilities:
+            return None
+        return math.exp(sum(self.log_probabilities) / len(self.log_probabilities))
+
+    @property
+    def meaning(self) -> str:
+        """Return in words what the probability is."""
+        if not self.choices:
+            return "mean probability of the answer's tokens" if self.log_probabilities else "unknown probability"
+        *others, last = self.choices
+        return f"probability of the answer among {', '.join(others)} and {last}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as plain values that JSON can hold."""
         return {
             "answer": self.text,
             "probability": self.probability,
+            "meaning": self.meaning,
             "choices": self.choices or None,
             "finish_reason": self.finish_reason,
             "num_prompt_tokens": self.num_prompt_tokens,
-            "num_new_tokens": len(self.ids),
+            "num_new_tokens": self.num_new_tokens,
         }
 
 
@@ -103,6 +120,7 @@ class Writer(BaseStreamer):
 
     def _add(self, request: ChatRequest, reply: Reply, token: int, log_probability: float) -> None:
         reply.ids.append(token)
+        reply.num_new_tokens += 1
         reply.log_probabilities.append(log_probability)
         text = self._processor.batch_decode(torch.tensor([reply.ids]))[0]
         ends = [end for stop in request.stop if (end := text.find(stop)) >= 0]

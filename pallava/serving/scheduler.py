@@ -2,32 +2,24 @@
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from pallava.errors import PallavaError
 from pallava.serving.chat_model import ChatModel
-from pallava.serving.replies import ChatRequest, Reply
+from pallava.serving.replies import ChatRequest, Reply, UnavailableError
 
 _LOGGER = logging.getLogger(__name__)
 _GATHER = 0.01  # seconds in which requests that come together are put into one batch
 
 
-class BusyError(PallavaError):
-    """Too many requests wait already, or the server is closing."""
-
-
 @dataclass(eq=False)
 class _Job:
     work: ChatRequest | Callable[[], Any]
-    options: Mapping[str, Any]
-    seed: int | None
+    options: Mapping[str, Any] = field(default_factory=dict)
     future: Future[Any] = field(default_factory=Future)
 
 
@@ -40,6 +32,7 @@ class Scheduler:
         chat: Model that answers.
         max_batch: Largest number of requests in a batch.
         max_waiting: Largest number of requests that wait.
+        num_threads: Number of batches at a time, if the model can take several.
         on_batch: Called with the size of each batch before it is computed.
     """
 
@@ -49,45 +42,46 @@ class Scheduler:
         *,
         max_batch: int = 16,
         max_waiting: int = 64,
+        num_threads: int = 1,
         on_batch: Callable[[int], Any] = lambda size: None,
     ) -> None:
         self._chat, self._max_batch, self._max_waiting, self._on_batch = chat, max_batch, max_waiting, on_batch
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
-        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(num_threads)]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def num_waiting(self) -> int:
         """Return the number of requests that no batch has taken yet."""
         return len(self._waiting)
 
-    def submit(
-        self, request: ChatRequest, options: Mapping[str, Any] | None = None, seed: int | None = None
-    ) -> "Future[Reply]":
-        """Put a request into the line; the options are those of `ChatModel.reply`, the seed is for drawn words.
+    def submit(self, request: ChatRequest, **options: Any) -> "Future[Reply]":
+        """Put a request into the line; the options are those of `ChatModel.reply`.
 
         Raises:
-            BusyError: Too many requests wait, or the scheduler is closed.
+            UnavailableError: Too many requests wait, or the scheduler is closed.
         """
-        return self._put(_Job(request, options or {}, seed))
+        return self._put(_Job(request, options))
 
     def call(self, function: Callable[[], Any]) -> "Future[Any]":
         """Put a call into the line, which has the model for itself; errors are those of `submit`."""
-        return self._put(_Job(function, {}, None))
+        return self._put(_Job(function))
 
     def close(self) -> None:
-        """End after what is being computed; what still waits fails with a `BusyError`."""
+        """End after what is being computed; what still waits fails with a `UnavailableError`."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _put(self, job: _Job) -> "Future[Any]":
         with self._changed:
             if self._is_closed or len(self._waiting) >= self._max_waiting:
-                raise BusyError(f"{len(self._waiting)} requests wait already; try again in a while")
+                raise UnavailableError(f"{len(self._waiting)} requests wait already; try again in a while")
             self._waiting.append(job)
             self._changed.notify_all()
         return job.future
@@ -115,7 +109,7 @@ class Scheduler:
                 )
             if self._is_closed:
                 for job in self._waiting:
-                    job.future.set_exception(BusyError("the server is closing; try again in a while"))
+                    job.future.set_exception(UnavailableError("the server is closing; try again in a while"))
                 return []
             batch = [self._waiting.popleft()]
             while self._waiting and len(batch) < self._max_batch and _go_together(batch[0], self._waiting[0]):
@@ -127,8 +121,6 @@ class Scheduler:
         if not isinstance(work, ChatRequest):
             return [work()]
         self._on_batch(len(batch))
-        if batch[0].options:
-            torch.manual_seed(time.time_ns() if batch[0].seed is None else batch[0].seed)
         requests = [job.work for job in batch if isinstance(job.work, ChatRequest)]
         return self._chat.reply(requests, **batch[0].options)
 

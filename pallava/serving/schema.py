@@ -102,10 +102,11 @@ class ChatCompletionRequest(_Part):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     def options(self) -> dict[str, Any]:
-        """Return how words are drawn, as options of `generate`; none if the likeliest are taken."""
+        """Return how words are drawn, as options of `ChatModel.reply`; none if the likeliest are taken."""
         if not self.temperature:
             return {}
-        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p or 1.0}
+        drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p or 1.0}
+        return drawn if self.seed is None else {**drawn, "seed": self.seed}
 
 
 class ReadingRequest(_Part):

@@ -10,12 +10,14 @@ from typing import Annotated, Any
 
 import uvicorn
 
+from pallava.devices import find_device
 from pallava.errors import PallavaError, check_at_least
 from pallava.images import MAX_PIXELS
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor, load
 from pallava.serving.api import Api, Limits
 from pallava.serving.bounds import Bounds
 from pallava.serving.chat_model import ChatModel
+from pallava.serving.engine import EngineModel, check_is_here
 from pallava.serving.metrics import Metrics
 from pallava.serving.scheduler import Scheduler
 
@@ -53,6 +55,9 @@ class ServeOptions:
     allow_url: Annotated[
         Sequence[str], "host of which images may be fetched; never one on a private network (repeatable)"
     ] = ()
+    engine: Annotated[
+        str | None, "URL of a server on this machine that runs the language model, such as http://127.0.0.1:8001/v1"
+    ] = None
     base_llm: Annotated[
         str | None, "base language model of a folder with an adapter (default: the one it was trained on)"
     ] = None
@@ -82,8 +87,12 @@ def serve(folder: str | Path, log: Callable[[str], Any] = lambda line: None, **o
             "for them; set it, or leave --host out"
         )
     with _listen(given.host, given.port) as listener:  # before the model, which takes its time
-        parts = load(folder, given.device, base_llm=given.base_llm, trust_remote_code=given.trust_remote_code)
-        server = Server(*parts, given.name or Path(folder).resolve().name, given, key)
+        device = find_device(given.device)
+        # The layers of a language model that runs elsewhere are never put on the device.
+        place = "cpu" if given.engine else device
+        model, processor = load(folder, place, base_llm=given.base_llm, trust_remote_code=given.trust_remote_code)
+        server = Server(model, processor, given.name or Path(folder).resolve().name, given, key)
+        model.to(device)  # type: ignore[arg-type]
         listener.listen()
         host = f"[{given.host}]" if ":" in given.host else given.host
         log(f"serving {server.name} at http://{host}:{listener.getsockname()[1]}/ (Ctrl-C ends it)")
@@ -110,9 +119,14 @@ class Server:
         key: str | None = None,
     ) -> None:
         self.name, metrics, num_bytes = name, Metrics(), options.max_mb << 20
-        chat = ChatModel(model, processor)
+        chat = EngineModel(model, processor, options.engine) if options.engine else ChatModel(model, processor)
+        at_once, threads = (1, options.max_batch) if options.engine else (options.max_batch, 1)
         self._scheduler = Scheduler(
-            chat, max_batch=options.max_batch, max_waiting=options.max_waiting, on_batch=metrics.note_batch
+            chat,
+            max_batch=at_once,
+            max_waiting=options.max_waiting,
+            num_threads=threads,
+            on_batch=metrics.note_batch,
         )
         limits = Limits(
             max_new_tokens=options.max_new_tokens,
@@ -161,6 +175,8 @@ def _check(options: ServeOptions) -> None:
     check_at_least(0, port=options.port, max_waiting=options.max_waiting, max_images=options.max_images)
     check_at_least(1, max_batch=options.max_batch, max_new_tokens=options.max_new_tokens, max_pixels=options.max_pixels)
     check_at_least(1, max_mb=options.max_mb, timeout=options.timeout)
+    if options.engine:
+        check_is_here(options.engine)
     if options.port > 65535:
         raise PallavaError(f"--port must be at most 65535, got {options.port}")
 
