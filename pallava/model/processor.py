@@ -234,8 +234,8 @@ class PALLaVAProcessor(ProcessorMixin):
 
 def _read_question(messages: Sequence[Mapping[str, str]]) -> list[Turn]:
     turns = turns_from_conversations(messages)
-    if turns and turns[-1].answer is not None:
-        raise PallavaError("the conversation ends with an answer; end it with a question")
+    if not turns or turns[-1].answer is not None:
+        raise PallavaError(f"the conversation must end with a question, got {'an answer' if messages else 'nothing'}")
     return turns
 
 

@@ -32,9 +32,7 @@ from pallava.serving.urls import resolve_url
 
 _PAGE = Path(__file__).with_name("page.html")
 _OPENERS = 2  # threads that open images, each of which may take a GiB
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse} for status in (400, 401, 403, 404, 408, 413, 415, 503)
-}
+_ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in ("4XX", 503)}
 _FINISH = {"stop": "stop", "length": "length", "cancelled": "length"}
 
 
