@@ -37,7 +37,7 @@ from pallava.report.plots import COLOURS
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 1500  # seconds of one benchmark
 SWEEP, PICTURE = "build/sweep.json", "training.png"
-ORDER = ("training", "matmul", "flops", "gpu", "generate", "evaluate", "encode", "data_pipeline", "resume")
+ORDER = ("training", "matmul", "flops", "gpu", "generate", "serve", "evaluate", "encode", "data_pipeline", "resume")
 """Benchmarks in the order of the report; any other in the folder comes after them."""
 OPTIONS = {
     "training": ["--sweep", SWEEP],

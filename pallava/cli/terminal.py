@@ -123,7 +123,7 @@ class Terminal:
 
 @contextmanager
 def _stop_at_ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Yield what tells whether Ctrl-C has been pressed; a second one interrupts at once, as usual."""
+    """Yield a function that returns whether Ctrl-C has been pressed; a second one interrupts at once."""
     pressed: list[int] = []
     before = signal.getsignal(signal.SIGINT)
 

@@ -54,13 +54,20 @@ class ChatModel:
         Raises:
             PallavaError: It cannot be opened.
         """
-        opened = open_image(image, max_pixels=max_pixels)
-        key = hash_text(str(opened.size), hash_bytes(opened.tobytes()))
+        opened = None
+        if isinstance(image, str) and image.startswith("data:"):
+            key = hash_bytes(image.encode())  # a client sends it again at every turn: it is opened once
+        else:
+            opened = open_image(image, max_pixels=max_pixels)
+            key = hash_text(str(opened.size), hash_bytes(opened.tobytes()))
         with self._lock:
-            known = self._pictures.pop(key, None)
-        known = known or Picture(key, make_tiles(opened, self.processor.tile_spec))
+            known = self._pictures.get(key)
+        if known is None:
+            opened = opened or open_image(image, max_pixels=max_pixels)
+            known = Picture(key, make_tiles(opened, self.processor.tile_spec))
         with self._lock:
-            known = self._pictures[key] = self._pictures.get(key, known)
+            known = self._pictures.setdefault(key, known)
+            self._pictures.move_to_end(key)
             while len(self._pictures) > self._num_pictures:
                 self._pictures.popitem(last=False)
         return known

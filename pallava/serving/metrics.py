@@ -64,7 +64,7 @@ class Timing:
             self._metrics._first.observe(time.monotonic() - self._start)
 
     def end(self, reply: Reply | None) -> None:
-        """End, with the reply if there is one."""
+        """End the request, with its reply or None."""
         self._metrics._running.dec()
         if reply is not None:
             self._metrics._whole.observe(time.monotonic() - self._start)

@@ -104,7 +104,7 @@ class Writer(BaseStreamer):
         return scores
 
     def put(self, tokens: Tensor) -> None:
-        """Take the next token (B,) of each row; before the first one, the prompt's, of which there are none."""
+        """Add the next token (B,) of each row; `generate` first passes on the ids of the prompt, an empty tensor."""
         if not tokens.numel():
             return
         for row, token in enumerate(tokens.tolist()):

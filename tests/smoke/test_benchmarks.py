@@ -75,6 +75,17 @@ def test_generate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+def test_serve() -> None:
+    command = [sys.executable, str(BENCHMARKS / "serve.py"), "--small", "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    for clients in (1, 4, 16):
+        assert re.search(rf"^ *{clients} clients, in batches +\d+\.\d+", done.stdout, re.M)
+    assert "times as many answers (at least 3:" in done.stdout
+    assert "times as soon (at least 3:" in done.stdout
+
+
+@pytest.mark.slow
 def test_evaluate() -> None:
     command = [sys.executable, str(BENCHMARKS / "evaluate.py"), "--small", "--threads", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
