@@ -25,7 +25,7 @@ from pallava.serving.chat_model import ChatModel
 from pallava.serving.metrics import CONTENT_TYPE, Metrics, Timing
 from pallava.serving.reading import read_image
 from pallava.serving.record import NOTICE, describe_model
-from pallava.serving.replies import ChatRequest, Picture, Reply, UnavailableError
+from pallava.serving.replies import Picture, Reply, UnavailableError
 from pallava.serving.scheduler import Scheduler
 from pallava.serving.schema import ChatCompletionRequest, ErrorResponse, ImagePart, ImageURL, ReadingRequest
 from pallava.serving.urls import resolve_url
@@ -52,10 +52,8 @@ class Limits:
 class _Asked:
     """A request on its way."""
 
-    request: ChatRequest
     future: "Future[Reply]"
     pieces: "asyncio.Queue[str | None]"  # of the answer; None once it is whole
-    timing: Timing
 
 
 class Api:
@@ -121,24 +119,15 @@ class Api:
         if body.model not in (None, self.name):
             message = f"the model '{body.model}' does not exist; this server has '{self.name}'"
             raise RefusedError(404, message, "model_not_found")
-        end = time.monotonic() + self._limits.seconds
-        timing = self._metrics.begin()
         gone = threading.Event()
-        try:
-            asked = await self._ask(body, timing, lambda: gone.is_set() or time.monotonic() > end)
-        except BaseException:
-            timing.end(None)
-            raise
+        asked = await self._ask(body, gone)
         watch = asyncio.create_task(_wait_until_gone(request))
         watch.add_done_callback(lambda _: _give_up(asked, gone))
         timer = asyncio.get_running_loop().call_later(self._limits.seconds, asked.future.cancel)  # while it waits
 
         def finish() -> None:
-            watch.cancel()
             timer.cancel()
-            _give_up(asked, gone)
-            has_reply = asked.future.done() and not asked.future.cancelled() and not asked.future.exception()
-            timing.end(asked.future.result() if has_reply else None)
+            watch.cancel()  # which gives up what is not done
 
         if body.stream:
             pieces = self._stream(asked, bool(body.stream_options and body.stream_options.include_usage), finish)
@@ -159,7 +148,8 @@ class Api:
         work = partial(read_image, self._chat.model, self._chat.processor, image)
         return (await _result(self._scheduler.call(work))).to_dict()
 
-    async def _ask(self, body: ChatCompletionRequest, timing: Timing, is_cancelled: Callable[[], bool]) -> _Asked:
+    async def _ask(self, body: ChatCompletionRequest, gone: threading.Event) -> _Asked:
+        end = time.monotonic() + self._limits.seconds
         urls = [
             part.image_url
             for message in body.messages
@@ -169,7 +159,7 @@ class Api:
         if len(urls) > self._limits.max_images:
             raise PallavaError(f"a conversation must have at most {self._limits.max_images} images, got {len(urls)}")
         pictures = [await self._in_opener(partial(self._see, url)) for url in urls]
-        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[str | None]()
+        loop, pieces, timing = asyncio.get_running_loop(), asyncio.Queue[str | None](), Timing(self._metrics)
 
         def put(text: str | None) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, text)
@@ -185,12 +175,13 @@ class Api:
             max_new_tokens=min(body.max_new_tokens or self._limits.max_new_tokens, self._limits.max_new_tokens),
             stop=body.stops,
             on_text=note,
-            is_cancelled=is_cancelled,
+            is_cancelled=lambda: gone.is_set() or time.monotonic() > end,
         )
-        request = await asyncio.to_thread(make)
-        future = self._scheduler.submit(request, **body.options())
+        future = self._scheduler.submit(await asyncio.to_thread(make), **body.options())
+        timing.begin()
+        future.add_done_callback(lambda done: timing.end(_reply_of(done)))
         future.add_done_callback(lambda _: put(None))
-        return _Asked(request, future, pieces, timing)
+        return _Asked(future, pieces)
 
     def _resolve(self, url: ImageURL) -> str | bytes:
         return resolve_url(url.url, self._limits.hosts, self._limits.max_bytes)
@@ -281,6 +272,10 @@ async def _wait_until_gone(request: Request) -> None:
         pass
 
 
+def _reply_of(future: "Future[Reply]") -> Reply | None:
+    return None if future.cancelled() or future.exception() else future.result()
+
+
 def _give_up(asked: _Asked, gone: threading.Event) -> None:
     gone.set()
     asked.future.cancel()
@@ -305,7 +300,7 @@ async def _on_invalid(request: Request, error: Any) -> JSONResponse:
 
 
 async def _on_http_error(request: Request, error: Any) -> JSONResponse:
-    return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code)
+    return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code, error.headers)
 
 
 async def _on_fault(request: Request, error: Exception) -> JSONResponse:

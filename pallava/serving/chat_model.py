@@ -15,7 +15,7 @@ from pallava.io.hashing import hash_bytes, hash_text
 from pallava.model import Image, PALLaVAForConditionalGeneration, PALLaVAProcessor
 from pallava.model.cache import RowCaches
 from pallava.prompts import IMAGE_TOKEN_INDEX, encode_answer, possible_answers
-from pallava.serving.replies import ChatRequest, Picture, Reply, Writer
+from pallava.serving.replies import ChatRequest, Picture, Reply, UnavailableError, Writer
 from pallava.tiling import make_tiles
 
 _Key = tuple[int | str, ...]  # ids of a conversation, with the hash of the picture in the place of each image
@@ -114,7 +114,7 @@ class ChatModel:
             **options: Those of transformers' `generate`, such as ``do_sample``, but for beams.
 
         Raises:
-            PallavaError: The device has too little memory.
+            UnavailableError: The device has too little memory.
         """
         if options.get("do_sample"):
             torch.manual_seed(torch.seed() if seed is None else seed)
@@ -142,7 +142,7 @@ class ChatModel:
             )
         except torch.OutOfMemoryError:
             self._kept.clear()
-            raise PallavaError(
+            raise UnavailableError(
                 f"{self.model.device} has too little memory for {len(requests)} conversation(s) at once; show fewer "
                 "images, or begin a new conversation"
             ) from None

@@ -41,18 +41,13 @@ class Metrics:
         """Count a batch."""
         self._batch.observe(size)
 
-    def begin(self) -> "Timing":
-        """Begin to time a request."""
-        self._running.inc()
-        return Timing(self)
-
     def to_text(self) -> bytes:
         """Return all counts."""
         return generate_latest(self._registry)
 
 
 class Timing:
-    """One request from its arrival on; call `end` once, whatever came of it."""
+    """One request, timed from its arrival on."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics, self._start, self._has_text = metrics, time.monotonic(), False
@@ -62,6 +57,10 @@ class Timing:
         if not self._has_text:
             self._has_text = True
             self._metrics._first.observe(time.monotonic() - self._start)
+
+    def begin(self) -> None:
+        """Count the request as one that is being answered, until `end`."""
+        self._metrics._running.inc()
 
     def end(self, reply: Reply | None) -> None:
         """End the request, with its reply or None."""

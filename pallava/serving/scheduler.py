@@ -56,7 +56,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Return the number of requests that no batch has taken yet."""
-        return len(self._waiting)
+        return sum(not job.future.cancelled() for job in tuple(self._waiting))
 
     def submit(self, request: ChatRequest, **options: Any) -> "Future[Reply]":
         """Put a request into the line; the options are those of `ChatModel.reply`.
@@ -80,6 +80,7 @@ class Scheduler:
 
     def _put(self, job: _Job) -> "Future[Any]":
         with self._changed:
+            self._waiting = deque(each for each in self._waiting if not each.future.cancelled())
             if self._is_closed or len(self._waiting) >= self._max_waiting:
                 raise UnavailableError(f"{len(self._waiting)} requests wait already; try again in a while")
             self._waiting.append(job)
@@ -87,7 +88,7 @@ class Scheduler:
         return job.future
 
     def _run(self) -> None:
-        while batch := self._next_batch():
+        while (batch := self._next_batch()) is not None:
             batch = [job for job in batch if job.future.set_running_or_notify_cancel()]
             try:
                 for job, result in zip(batch, self._compute(batch) if batch else [], strict=True):
@@ -96,25 +97,25 @@ class Scheduler:
                 if not isinstance(error, PallavaError):
                     _LOGGER.exception("a batch of %d failed", len(batch))
                 for job in batch:
-                    if not job.future.done():
-                        job.future.set_exception(error)
+                    job.future.set_exception(error)
 
-    def _next_batch(self) -> list[_Job]:
-        """Wait for requests; return those of the next batch, or none once the scheduler is closed."""
+    def _next_batch(self) -> list[_Job] | None:
+        """Wait for requests; return those of the next batch, perhaps none, or None once the scheduler is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
-            if not self._is_closed and len(self._waiting) < self._max_batch:
-                self._changed.wait_for(
-                    lambda: len(self._waiting) >= self._max_batch or self._is_closed, timeout=_GATHER
-                )
+            self._changed.wait_for(lambda: len(self._waiting) >= self._max_batch or self._is_closed, timeout=_GATHER)
             if self._is_closed:
-                for job in self._waiting:
-                    job.future.set_exception(UnavailableError("the server is closing; try again in a while"))
-                return []
-            batch = [self._waiting.popleft()]
-            while self._waiting and len(batch) < self._max_batch and _go_together(batch[0], self._waiting[0]):
+                self._refuse_waiting()
+                return None
+            batch = list[_Job]()  # another thread may have taken what there was
+            while self._waiting and len(batch) < self._max_batch and _go_together([*batch, self._waiting[0]]):
                 batch.append(self._waiting.popleft())
             return batch
+
+    def _refuse_waiting(self) -> None:
+        while self._waiting:
+            if (future := self._waiting.popleft().future).set_running_or_notify_cancel():
+                future.set_exception(UnavailableError("the server is closing; try again in a while"))
 
     def _compute(self, batch: list[_Job]) -> list[Any]:
         work = batch[0].work
@@ -125,5 +126,5 @@ class Scheduler:
         return self._chat.reply(requests, **batch[0].options)
 
 
-def _go_together(first: _Job, other: _Job) -> bool:
-    return all(isinstance(job.work, ChatRequest) and not job.options for job in (first, other))
+def _go_together(jobs: list[_Job]) -> bool:
+    return len(jobs) == 1 or all(isinstance(job.work, ChatRequest) and not job.options for job in jobs)

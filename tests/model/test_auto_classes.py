@@ -304,7 +304,7 @@ def test_what_the_processor_does_not_do_is_said(processor: Any) -> None:
     ended = [*message(), {"role": "assistant", "content": "yes"}]
     with pytest.raises(PallavaError, match="must end with a question"):
         processor.apply_chat_template(ended)
-    with pytest.raises(PallavaError, match="must end with a question"):
+    with pytest.raises(PallavaError, match="end it with a question"):
         processor("<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nA<|im_end|>\n")
     with pytest.raises(PallavaError, match="end with a question"):
         processor.apply_chat_template(ended, continue_final_message=True)

@@ -1,0 +1,115 @@
+"""The line of requests: what goes into one batch, what is refused, and what becomes of the others."""
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from pallava.errors import PallavaError
+from pallava.serving.replies import ChatRequest, Reply, UnavailableError
+from pallava.serving.scheduler import Scheduler
+
+
+class Chat:
+    """Replies with the number of a request and the size of its batch, once it may."""
+
+    def __init__(self) -> None:
+        self.may = threading.Event()
+        self.batches: list[list[str]] = []
+
+    def reply(self, requests: list[ChatRequest], **options: Any) -> list[Reply]:
+        self.batches.append([request.question for request in requests])
+        assert self.may.wait(10)
+        if any(request.question == "bad" for request in requests):
+            raise PallavaError("a bad one")
+        return [Reply(f"{request.question} {options}") for request in requests]
+
+
+def request(question: str) -> ChatRequest:
+    return ChatRequest(question, [1], (), 5)
+
+
+@pytest.fixture
+def chat() -> Chat:
+    return Chat()
+
+
+@pytest.fixture
+def line(chat: Chat) -> Any:
+    scheduler = Scheduler(chat, max_batch=3, max_waiting=4)  # type: ignore[arg-type]
+    yield scheduler
+    chat.may.set()
+    scheduler.close()
+
+
+def begin(chat: Chat, line: Scheduler) -> Any:
+    """Keep the model busy."""
+    first = line.submit(request("first"))
+    while not chat.batches:
+        time.sleep(0.001)
+    return first
+
+
+def test_what_waits_goes_into_batches(chat: Chat, line: Scheduler) -> None:
+    first = begin(chat, line)
+    futures = [line.submit(request(str(number))) for number in range(4)]
+    assert line.num_waiting == 4
+    chat.may.set()
+    assert [future.result(10).text for future in [first, *futures]] == ["first {}", "0 {}", "1 {}", "2 {}", "3 {}"]
+    assert chat.batches == [["first"], ["0", "1", "2"], ["3"]]
+
+
+def test_drawn_words_and_calls_are_alone(chat: Chat, line: Scheduler) -> None:
+    begin(chat, line)
+    futures = [line.submit(request("a")), line.submit(request("b"), seed=5), line.submit(request("c"))]
+    call = line.call(lambda: "called")
+    chat.may.set()
+    assert [future.result(10).text for future in futures] == ["a {}", "b {'seed': 5}", "c {}"]
+    assert call.result(10) == "called"
+    assert chat.batches == [["first"], ["a"], ["b"], ["c"]]
+
+
+def test_the_line_has_an_end_and_who_leaves_makes_room(chat: Chat, line: Scheduler) -> None:
+    begin(chat, line)
+    futures = [line.submit(request(str(number))) for number in range(4)]
+    with pytest.raises(UnavailableError, match="4 requests"):
+        line.submit(request("5"))
+    assert futures[1].cancel()
+    last = line.submit(request("5"))
+    chat.may.set()
+    assert last.result(10).text == "5 {}"
+    assert chat.batches == [["first"], ["0", "2", "3"], ["5"]]
+
+
+def test_a_batch_that_fails_fails_alone(chat: Chat, line: Scheduler) -> None:
+    begin(chat, line)
+    futures = [line.submit(request(name)) for name in ("bad", "1", "2", "3")]
+    chat.may.set()
+    for future in futures[:3]:
+        with pytest.raises(PallavaError, match="a bad one"):
+            future.result(10)
+    assert futures[3].result(10).text == "3 {}"
+
+
+def test_a_closed_line_refuses_what_waits(chat: Chat) -> None:
+    line = Scheduler(chat, max_batch=1, max_waiting=4)  # type: ignore[arg-type]
+    first, second, third = begin(chat, line), line.submit(request("2")), line.submit(request("3"))
+    third.cancel()
+    closing = threading.Thread(target=line.close)
+    closing.start()
+    chat.may.set()
+    closing.join(10)
+    assert first.result(10).text == "first {}"
+    with pytest.raises(UnavailableError, match="closing"):
+        second.result(10)
+    with pytest.raises(UnavailableError):
+        line.submit(request("4"))
+
+
+def test_several_threads_take_from_one_line(chat: Chat) -> None:
+    line = Scheduler(chat, max_batch=2, max_waiting=50, num_threads=4)  # type: ignore[arg-type]
+    chat.may.set()
+    futures = [line.submit(request(str(number))) for number in range(40)]
+    assert [future.result(10).text for future in futures] == [f"{number} {{}}" for number in range(40)]
+    line.close()
