@@ -26,6 +26,7 @@ _HOMES = {
     "register_encoder": "pallava.model",
     "register_source": "pallava.data.sources",
     "register_task": "pallava.evaluation.tasks",
+    "serve": "pallava.serving.server",
     "write_training_file": "pallava.data.training_file",
 }
 
