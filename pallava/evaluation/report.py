@@ -7,11 +7,13 @@ from typing import Any
 
 from PIL import Image
 
+from pallava.evaluation.answers.confidence import ALL
 from pallava.evaluation.answers.items import Answer, AnswerSet, Questions
+from pallava.evaluation.statistics import DEFINITIONS
 from pallava.images import ImageError, open_image
 from pallava.io.files import report_os_errors, write_text
 from pallava.report.page import render_page
-from pallava.report.plots import confusion_plot
+from pallava.report.plots import confidence_plot, confusion_plot
 from pallava.report.table import Table, estimate, percent
 
 _NO_CLASS = "no class"
@@ -33,7 +35,7 @@ def report_text(report: _Report) -> str:
 def write_report(
     report: _Report, folder: Path, answers: Mapping[str, AnswerSet] | None = None, is_right: _Rule | None = None
 ) -> None:
-    """Write ``results.json``, ``index.html``, confusion matrices as SVG files, and the predictions.
+    """Write ``results.json``, ``index.html``, its plots as SVG files, and the predictions.
 
     An encoder has no `answers`, which have the names of the data; some tasks have no right ones.
 
@@ -46,9 +48,15 @@ def write_report(
         records = (answer.as_record() for each in answers.values() for answer in each.by_view.get(view, ()))
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         files[f"predictions{'_' * bool(view)}{view}.jsonl"] = "".join(lines)
-    plots = {name: _confusion_plot(result) for name, result in report["data"].items() if "confusion" in result}
+    makers = {"confusion": _confusion_plot, "confidence": _confidence_plot}
+    plots = {
+        (key, name): make(result)
+        for key, make in makers.items()
+        for name, result in report["data"].items()
+        if key in result
+    }
     files["index.html"] = _page(report, plots, answers, is_right)
-    files |= {f"confusion_{name}.svg": plot for name, plot in plots.items()}
+    files |= {f"{key}_{name}.svg": plot for (key, name), plot in plots.items()}
     write_files(folder, {**files, "results.json": as_json(report)})
 
 
@@ -78,7 +86,9 @@ def _reasons(report: _Report) -> list[tuple[str, int, str]]:
     ]
 
 
-def _page(report: _Report, plots: Mapping[str, str], answers: Mapping[str, AnswerSet], is_right: _Rule | None) -> str:
+def _page(
+    report: _Report, plots: Mapping[tuple[str, str], str], answers: Mapping[str, AnswerSet], is_right: _Rule | None
+) -> str:
     pairs = [(answer, each.questions) for each in answers.values() for answer in each.as_is]
     count = min(_NUM_SAMPLES, len(pairs))
     evenly = [pairs[number * len(pairs) // count] for number in range(count)]
@@ -106,6 +116,8 @@ def _definitions(report: _Report) -> dict[str, str]:
             found.setdefault(control, next(iter(estimates.values()))["definition"])
         if result.get("consistency"):
             found["same answer"] = result["consistency"]["same"]["all"]["definition"]
+        if result.get("confidence"):
+            found = {**DEFINITIONS["confidence"], **DEFINITIONS["confidence_controls"], **found}
     return found
 
 
@@ -113,6 +125,21 @@ def _confusion_plot(result: _Report) -> str:
     """Draw the confusion matrix of one data set; answers without a class, if any, have a column."""
     columns = result["confusion"]["labels"] + [_NO_CLASS] * bool(result["num_without_class"])
     return confusion_plot(columns, [row[: len(columns)] for row in result["confusion"]["counts"]])
+
+
+def _confidence_plot(result: _Report) -> str:
+    """Draw risk against coverage, and how often answers of each probability are right, of all kinds together."""
+    found = result["confidence"]["kinds"][ALL]
+    accuracy = found["scores"]["accuracy"]["value"]
+    steps = [step / 200 for step in range(1, 201)]
+    return confidence_plot(
+        {
+            "model": [(each["coverage"], each["risk"]) for each in found["curve"]],
+            "best order": [(share, max(0.0, 1 - accuracy / share)) for share in steps],
+            "random order": [(share, 1 - accuracy) for share in steps],
+        },
+        [(each["probability"], each["accuracy"], each["count"]) for each in found["bins"]],
+    )
 
 
 def _overview(report: _Report) -> list[Table]:
@@ -137,6 +164,8 @@ def _tables(report: _Report) -> dict[str, dict[str, Table]]:
         "scores": _scores,
         "image_to_text": _recalls,
         "groups": _groups,
+        "confidence": _confidence,
+        "thresholds": _thresholds,
         "consistency": _consistency,
     }
     return {
@@ -196,6 +225,38 @@ def _consistency(name: str, result: _Report) -> Table:
     if found["num_left_out"]:
         title += f"; questions left out whose image cannot be opened: {found['num_left_out']}"
     return Table(title, ["image", "questions", "same answer", "right", "empty answers"], rows)
+
+
+def _confidence(name: str, result: _Report) -> Table:
+    rows = []
+    for kind, found in result["confidence"]["kinds"].items():
+        scores, controls = found["scores"], found["controls"]
+        areas = [scores["aurc"], controls["best order"]["aurc"], controls["random order"]["aurc"]]
+        values = [scores["accuracy"], scores["ece"], controls["calibrated"]["ece"], *areas]
+        rows.append([kind, str(found["count"]), str(found["num_among"]), *map(estimate, values)])
+    title = f"{name}: confidence"
+    if num_left_out := result["confidence"]["num_left_out"]:
+        title += f"; questions left out whose image cannot be opened: {num_left_out}"
+    header = ["kind", "questions", "yes, no or letter", "accuracy", "ECE", "calibrated", "AURC", "best", "random"]
+    return Table(title, header, rows)
+
+
+def _thresholds(name: str, result: _Report) -> Table:
+    """Make a row for each kind and wanted accuracy; what no threshold reaches has a word in its place."""
+    rows = [
+        [
+            kind,
+            percent(each["wanted"]),
+            f"{each['threshold']:.4f}" if each["is_reached"] else "not reached",
+            estimate(each["accuracy"]),
+            estimate(each["coverage"]),
+        ]
+        for kind, found in result["thresholds"]["kinds"].items()
+        for each in found
+    ]
+    fitted, others = result["thresholds"]["num_images"]
+    title = f"{name}: thresholds fitted on {fitted} images, and what they do on the other {others}"
+    return Table(title, ["kind", "wanted accuracy", "threshold", "accuracy", "coverage"], rows)
 
 
 def _sample(answer: Answer, questions: Questions, is_right: _Rule | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pallava.data.material import check_columns, read_columns
 from pallava.data.sources import SOURCES
 from pallava.devices import find_device
 from pallava.errors import PallavaError, check_at_least
+from pallava.evaluation.answers.confidence import score_confidence
 from pallava.evaluation.answers.consistency import UNCHANGED_MEANING, score_consistency, share_by_group, shuffle_images
 from pallava.evaluation.answers.generation import Answerer, ask_all
 from pallava.evaluation.answers.items import AS_IS, SHUFFLED, AnswerSet, EvaluateOptions, Questions
@@ -161,6 +162,8 @@ def _score(task: Task, answers: AnswerSet, options: EvaluateOptions) -> dict[str
     if options.consistency:
         changed = {name: each for name, each in answers.by_view.items() if name in UNCHANGED_MEANING}
         result["consistency"] = score_consistency(answers.as_is, changed, is_right, unopened=answers.problems, **how)
+    if options.confidence and is_right:
+        result |= score_confidence(answers.as_is, is_right, **how)
     return result
 
 
@@ -199,12 +202,13 @@ def _settings(model: str, task: Task, options: EvaluateOptions) -> dict[str, Any
         import_connector(model)
     config = PALLaVAConfig.from_pretrained(model)
     base = (options.base_llm or config.base_llm) if (Path(model) / ADAPTER_FOLDER).is_dir() else None
-    return {
+    settings = {
         "task": task.name,
         "model": hash_model(model),
         "base_llm": hash_model(base) if base else "",
         "max_new_tokens": options.max_new_tokens or task.max_new_tokens,
     }
+    return {**settings, "confidence": True} if options.confidence else settings  # answers without it stay resumable
 
 
 def hash_model(folder: str | Path) -> str:
@@ -215,4 +219,4 @@ def hash_model(folder: str | Path) -> str:
 def _load(model: str, options: EvaluateOptions, max_new_tokens: int, local_rank: int) -> Answerer:
     device = find_device(options.device, local_rank)
     parts = load(model, device, base_llm=options.base_llm, trust_remote_code=options.trust_remote_code)
-    return Answerer(*parts, max_new_tokens)
+    return Answerer(*parts, max_new_tokens, options.confidence)

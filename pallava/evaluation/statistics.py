@@ -89,10 +89,16 @@ def estimate_means(values: ArrayLike, images: Sequence[str], **resampling: int) 
     rows = np.asarray(values, dtype=np.float64)
     if not len(images):
         return [UNDEFINED for _ in rows]
-    named = [image or f"\0{number}" for number, image in enumerate(images)]
-    _, image_of, counts = np.unique(named, return_inverse=True, return_counts=True)
+    image_of = number_images(images)
+    counts = np.bincount(image_of)
     sums = np.stack([np.bincount(image_of, row, len(counts)) for row in rows], axis=1)  # (images, S)
     return bootstrap(lambda weights: weights @ sums / (weights @ counts)[:, None], len(counts), **resampling)
+
+
+def number_images(images: Sequence[str]) -> Counts:
+    """Return the number of each question's image, (Q,), in the order of names; without one (empty) its own."""
+    named = [image or f"\0{number}" for number, image in enumerate(images)]
+    return np.unique(named, return_inverse=True)[1]
 
 
 def estimate_all(predictions: Predictions, **resampling: int) -> dict[str, Estimate]:

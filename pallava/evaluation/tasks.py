@@ -47,7 +47,7 @@ class Task:
         """Return the names of all options of the task, or of those for one kind of model: "pallava" or "encoder"."""
         names = {*_FOR_ALL, *self.options}
         if self.score and kind != "encoder":
-            names |= _FOR_MODEL
+            names |= _FOR_MODEL | ({"confidence"} if self.is_right else set())
         if self.measure and kind != "pallava":
             names |= _FOR_ENCODER
         return names - {"pallava": {"template"}, "encoder": {"training"}}.get(kind, set())

@@ -422,11 +422,15 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             fused["labels"] = padded.index_put((rows[is_text], starts[is_text]), labels.to(input_ids)[is_text])
         return fused
 
+    @property
+    def end_token_ids(self) -> list[int]:
+        """Every id at which `generate` stops."""
+        ids = self.generation_config.eos_token_id
+        return [] if ids is None else ids if isinstance(ids, list) else [ids]
+
     def use_end_tokens(self, ids: Sequence[int]) -> None:
         """Make `generate` stop at these tokens, beside those of the language model."""
-        own = self.generation_config.eos_token_id
-        known = [] if own is None else own if isinstance(own, list) else [own]
-        self.generation_config.eos_token_id = list(dict.fromkeys([*ids, *known]))
+        self.generation_config.eos_token_id = list(dict.fromkeys([*ids, *self.end_token_ids]))
         if self.generation_config.pad_token_id is None and ids:
             self.generation_config.pad_token_id = ids[0]
 

@@ -73,6 +73,35 @@ def confusion_plot(columns: Sequence[str], counts: Sequence[Sequence[int]]) -> s
     return _svg(figure).replace(_INK, "currentColor")  # dark on light ground, and the other way round
 
 
+def confidence_plot(
+    curves: Mapping[str, Sequence[tuple[float, float]]], bins: Sequence[tuple[float, float, int]]
+) -> str:
+    """Draw risk against coverage, and beside it how often answers of like probability are right.
+
+    Args:
+        curves: By name, (coverage, risk) from 0 to 1; the first is the model's, the others are dashed.
+        bins: Mean probability, share of right answers, and number of answers of each bin, shown as the point's area.
+    """
+    figure = Figure(figsize=(9.2, 3.2), layout="constrained")
+    risk, reliability = figure.subplots(1, 2)
+    for number, (name, points) in enumerate(curves.items()):
+        style = {"linestyle": "--", "linewidth": 1.2} if number else {"marker": ".", "markersize": 3, "linewidth": 1.8}
+        risk.plot(*zip(*points, strict=True), color=COLOURS[number], label=as_written(name), **style)
+    risk.legend(frameon=False, labelcolor=_INK, fontsize=8)
+    risk.set(xlim=(0, 1.02), ylim=(-0.02, None))
+    most = max(count for _, _, count in bins)
+    sizes = [12 + 150 * count / most for _, _, count in bins]
+    reliability.plot([0, 1], [0, 1], color=_INK, linewidth=1.2, linestyle="--", label="calibrated")
+    reliability.scatter(
+        *zip(*[each[:2] for each in bins], strict=True), sizes, color=COLOURS[0], alpha=0.8, label="model"
+    )
+    reliability.legend(frameon=False, labelcolor=_INK, fontsize=8)
+    reliability.set(xlim=(0, 1.02), ylim=(-0.05, 1.05))
+    _label(risk, "coverage: share of answers kept", "risk: share of wrong ones")
+    _label(reliability, "probability", "share of right answers")
+    return _svg(figure)
+
+
 def _edges(series: Mapping[str, Mapping[float, int]], num_bins: int = 40) -> np.ndarray:
     """Edges of bars from the smallest value to the 99th percentile, beyond which the last bar counts all.
 
@@ -101,6 +130,11 @@ def _start() -> tuple[Figure, Axes]:
 
 
 def _finish(figure: Figure, axes: Axes, x_label: str, y_label: str) -> str:
+    _label(axes, x_label, y_label)
+    return _svg(figure)
+
+
+def _label(axes: Axes, x_label: str, y_label: str) -> None:
     axes.set_xlabel(x_label, color=_INK)
     axes.set_ylabel(y_label, color=_INK)
     axes.tick_params(colors=_INK, labelsize=8)
@@ -108,7 +142,6 @@ def _finish(figure: Figure, axes: Axes, x_label: str, y_label: str) -> str:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_INK)
-    return _svg(figure)
 
 
 def _running_mean(values: Sequence[float], width: int) -> list[float]:

@@ -124,7 +124,7 @@ class ChatModel:
         keys = [_key(request) for request in requests]
         known = [self._find(key, request) for key, request in zip(keys, requests, strict=True)]
         caches = RowCaches(known)
-        writer = Writer(requests, self.processor, self._end_ids)
+        writer = Writer(requests, self.processor, self.model.end_token_ids)
         length = max(len(request.ids) for request in requests)
         rows = [[0] * (length - len(request.ids)) + request.ids for request in requests]
         masks = [[0] * (length - len(request.ids)) + [1] * len(request.ids) for request in requests]
@@ -154,11 +154,6 @@ class ChatModel:
         for key, reply, cache in zip(keys, replies, found, strict=bool(found)):
             self._keep((*key, *reply.ids[:-1]), cache)
         return replies
-
-    @property
-    def _end_ids(self) -> list[int]:
-        ids = self.model.generation_config.eos_token_id
-        return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
     def _encode(self, pictures: Sequence[Picture]) -> None:
         new = list({picture.key: picture for picture in pictures if picture.tokens is None}.values())

@@ -1,7 +1,9 @@
 """Asking a PA-LLaVA many questions: in batches of like length, stored as they are answered, none asked twice."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +19,7 @@ from pallava.images import ImageError, open_image
 from pallava.io.hashing import hash_text
 from pallava.io.processes import map_ahead
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
-from pallava.prompts import build_question
+from pallava.prompts import build_question, encode_answer, possible_answers
 from pallava.tiling import make_tiles
 
 _LIKE_LENGTH = 16  # characters
@@ -42,6 +44,7 @@ class Answerer:
     model: PALLaVAForConditionalGeneration
     processor: PALLaVAProcessor
     max_new_tokens: int
+    confidence: bool = False  # whether answers about images as they are get their probability
 
     def prepare(self, items: Sequence[Item], view: str = AS_IS) -> Batch:
         """Open each image once, change it as the view says, and write the prompts."""
@@ -70,17 +73,109 @@ class Answerer:
         """
         if not batch.items:
             return []
+        with self._compute(batch):
+            return self.processor.batch_decode(self._generate(batch, self._encode(batch)))
+
+    def weigh(self, batch: Batch) -> list[Answer]:
+        """Answer as `answer` does, each answer with its probability.
+
+        To closed questions and choices it is that among the possible answers, if the answer is one of them and has
+        ended; else it is the geometric mean of the probabilities of the answer's tokens, its end token included.
+
+        Raises:
+            PallavaError: The device has too little memory, or a probability is not a number.
+        """
+        if not batch.items:
+            return []
+        with self._compute(batch):
+            tokens = self._encode(batch)
+            rows = self._generate(batch, tokens)
+            texts = self.processor.batch_decode(rows)
+            given = [self._until_end(row) for row in rows.tolist()]
+            possible = [
+                possible_replies(item, text) if ids[-1] in self.model.end_token_ids else []
+                for item, text, ids in zip(batch.items, texts, given, strict=True)
+            ]
+            scores = self._score(batch, tokens, [self._ids(*each) for each in zip(possible, given, strict=True)])
+        return [
+            Answer(item, text, _probability(item, text, own, found, len(ids)), len(own))
+            for item, text, own, found, ids in zip(batch.items, texts, possible, scores, given, strict=True)
+        ]
+
+    @contextmanager
+    def _compute(self, batch: Batch) -> Iterator[None]:
         try:
             with torch.inference_mode():
-                tokens = self.model.encode_images(batch.tiles) if batch.tiles else []
-                images: dict[str, Any] = {"visual_tokens": tokens, "image_of": batch.image_of}
-                ids = self.model.generate(**batch.prompts, **images, max_new_tokens=self.max_new_tokens)
+                yield
         except torch.OutOfMemoryError:
             raise PallavaError(
                 f"{self.model.device} has too little memory for {len(batch.items)} questions at once; lower "
                 "--batch-size, and the same command resumes the evaluation"
             ) from None
-        return self.processor.batch_decode(ids[:, batch.prompts["input_ids"].shape[1] :])
+
+    def _encode(self, batch: Batch) -> list[torch.Tensor]:
+        return list(self.model.encode_images(batch.tiles)) if batch.tiles else []
+
+    def _generate(self, batch: Batch, tokens: list[torch.Tensor]) -> torch.Tensor:
+        """Return the ids of the answers alone, each with its end token, then padding."""
+        images: dict[str, Any] = {"visual_tokens": tokens, "image_of": batch.image_of}
+        ids = self.model.generate(**batch.prompts, **images, max_new_tokens=self.max_new_tokens)
+        return ids[:, batch.prompts["input_ids"].shape[1] :]
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        ends = (place for place, index in enumerate(ids, 1) if index in self.model.end_token_ids)
+        return ids[: next(ends, len(ids))]
+
+    def _ids(self, possible: Sequence[str], given: list[int]) -> list[list[int]]:
+        """Return the ids of the possible answers as they are trained, or else those of the given answer."""
+        processor = self.processor
+        return [encode_answer(text, processor.tokenizer, processor.template) for text in possible] or [given]
+
+    def _score(
+        self, batch: Batch, tokens: list[torch.Tensor], answers: Sequence[list[list[int]]]
+    ) -> list[torch.Tensor]:
+        """Return the log-probabilities of each question's answers, computing no more rows at once than `generate`."""
+        images, found = iter(batch.image_of), list[torch.Tensor]()
+        image_of = [[next(images)] if item.image else [] for item in batch.items]
+        for chosen in _group([len(own) for own in answers], len(batch.items)):
+            found += self.model.score_answers(
+                batch.prompts["input_ids"][chosen],
+                [answers[number] for number in chosen],
+                batch.prompts["attention_mask"][chosen],
+                visual_tokens=tokens,
+                image_of=[image for number in chosen for image in image_of[number]],
+            )
+        return found
+
+
+def possible_replies(item: Item, text: str) -> list[str]:
+    """Return the answers that a closed question or a choice allows, written as the given one; none if it is not one."""
+    if item.kind == "closed":
+        return possible_answers("", text)
+    return possible_answers(item.question, text) if item.kind == "choice" and len(text.rstrip(".")) == 1 else []
+
+
+def _probability(item: Item, text: str, possible: Sequence[str], scores: torch.Tensor, num_tokens: int) -> float:
+    found = float(scores.softmax(0)[possible.index(text)]) if possible else math.exp(float(scores[0]) / num_tokens)
+    if math.isnan(found):
+        raise PallavaError(
+            f"the probability of the answer to question '{item.id[:100]}' must be a number, got nan; the model's "
+            "weights are damaged or overflow, and its answers mean nothing"
+        )
+    return min(found, 1.0)  # rounding
+
+
+def _group(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Return numbers of sizes, in order, in groups whose sum is at most `most`, or of one number."""
+    groups: list[list[int]] = []
+    total = 0
+    for number, size in enumerate(sizes):
+        if not groups or total + size > most:
+            groups.append([])
+            total = 0
+        groups[-1].append(number)
+        total += size
+    return groups
 
 
 def plan_batches(items: Sequence[Item], batch_size: int) -> list[list[Item]]:
@@ -127,7 +222,8 @@ def ask_all(
             f"no image of {len(problems)} can be opened; --image-folder gives the folder they are in; the first: "
             f"{next(iter(problems.values()))}"
         )
-    return [Answer(item, one["answer"]) for item, one in found], problems
+    answers = [Answer(item, one["answer"], one.get("probability"), one.get("num_possible", 0)) for item, one in found]
+    return answers, problems
 
 
 def _key(item: Item, view: str) -> str:
@@ -140,10 +236,22 @@ def _ask(answerer: Answerer, batches: Sequence[list[Item]], store: AnswerStore, 
     with bar, ThreadPoolExecutor(1) as pool:
         prepared = map_ahead(pool, partial(answerer.prepare, view=view), batches, 1 + _AHEAD)
         for items, batch in zip(batches, prepared, strict=True):
-            answers = zip(batch.items, answerer.answer(batch), strict=True)
-            results = {_key(item, view): {"answer": text, "problem": ""} for item, text in answers}
+            results = {_key(each.item, view): _stored(each) for each in _answer(answerer, batch, view)}
             for item in items:
                 if reason := batch.problems.get(item.image):
                     results[_key(item, view)] = {"answer": "", "problem": reason}
             store.put(results)
             bar.update(len(items))
+
+
+def _answer(answerer: Answerer, batch: Batch, view: str) -> list[Answer]:
+    if answerer.confidence and view == AS_IS:
+        return answerer.weigh(batch)
+    return [Answer(item, text) for item, text in zip(batch.items, answerer.answer(batch), strict=True)]
+
+
+def _stored(answer: Answer) -> dict[str, Any]:
+    stored = {"answer": answer.text, "problem": ""}
+    if answer.probability is None:
+        return stored
+    return {**stored, "probability": answer.probability, "num_possible": answer.num_possible}

@@ -46,6 +46,8 @@ class Answer:
 
     item: Item
     text: str
+    probability: float | None = None  # None if it was not asked for
+    num_possible: int = 0  # answers that share the probability; 0 for the geometric mean of the tokens' probabilities
 
     @property
     def final(self) -> str:
@@ -54,14 +56,17 @@ class Answer:
 
     def as_record(self) -> dict[str, Any]:
         """Return one line of ``predictions.jsonl``."""
-        return {**asdict(self.item), "choices": list(self.item.choices), "answer": self.text}
+        record = {**asdict(self.item), "choices": list(self.item.choices), "answer": self.text}
+        if self.probability is not None:
+            record |= {"probability": self.probability, "num_possible": self.num_possible}
+        return record
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Answer":
         """Return the answer that such a line holds."""
         values = {name: record[name] for name in _TEXTS if name != "answer"}
         item = Item(**values, choices=tuple(record["choices"]), group=record.get("group", ""))
-        return cls(item, record["answer"])
+        return cls(item, record["answer"], record.get("probability"), record.get("num_possible", 0))
 
 
 @dataclass
@@ -111,6 +116,9 @@ class EvaluateOptions:
     exclude: Annotated[Path | None, "file of ids to leave out, as `pallava data leak` lists them"] = None
     max_new_tokens: Annotated[int | None, "maximum length of an answer in tokens (default: 32 to 256, by task)"] = None
     consistency: Annotated[bool, "also ask about scaled, turned, flipped and stain-shifted images"] = False
+    confidence: Annotated[
+        bool, "also weigh each answer: its probability, calibration, and thresholds for a wanted accuracy"
+    ] = False
     without_shuffled: Annotated[bool, "leave out the control with other questions' images"] = False
     base_llm: Annotated[
         str | None, "base language model of a folder with an adapter (default: that of its training)"
@@ -159,7 +167,13 @@ def _problem(record: Any) -> str:
         return f"'{wrong[0]}' must be a text"
     if not is_texts(record["choices"]):
         return "'choices' must be a list of texts"
-    return "" if record["kind"] in get_args(Kind) else f"the kind '{record['kind']}' is not known"
+    if record["kind"] not in get_args(Kind):
+        return f"the kind '{record['kind']}' is not known"
+    probability, num_possible = record.get("probability"), record.get("num_possible", 0)
+    if probability is not None and not (type(probability) in (int, float) and 0 <= probability <= 1):
+        return f"'probability' must be a number from 0 to 1, got {str(probability)[:40]}"
+    is_count = type(num_possible) is int and num_possible >= 0
+    return "" if is_count else f"'num_possible' must be a count, got {str(num_possible)[:40]}"
 
 
 def is_texts(value: Any) -> bool:

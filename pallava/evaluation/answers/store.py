@@ -66,7 +66,8 @@ class Processes:
 class AnswerStore(ExitStack):
     """The answers of an evaluation: one file a process, below the folder of its results; to be closed.
 
-    An answer is ``{"answer": text, "problem": reason}``, empty if a problem kept the question from being asked.
+    An answer is ``{"answer": text, "problem": reason}``, empty if a problem kept the question from being asked; it
+    may have further values.
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any], processes: Processes | None = None) -> None:
@@ -84,15 +85,15 @@ class AnswerStore(ExitStack):
             self.close()
             raise
 
-    def read(self) -> dict[str, dict[str, str]]:
+    def read(self) -> dict[str, dict[str, Any]]:
         """Return the answers of all processes by key, once all have called this; an answer precedes a problem."""
-        found: dict[str, dict[str, str]] = {}
+        found: dict[str, dict[str, Any]] = {}
         own = [store.get_all(_NAMESPACE) for store in self._stores]
         for answers in (each for stored in self.processes.gather(own) for each in stored):
             found |= {key: one for key, one in answers.items() if not one["problem"] or key not in found}
         return found
 
-    def put(self, answers: Mapping[str, Mapping[str, str]]) -> None:
+    def put(self, answers: Mapping[str, Mapping[str, Any]]) -> None:
         """Write answers by key."""
         self._stores[0].put(_NAMESPACE, answers)
 
