@@ -117,7 +117,7 @@ def _definitions(report: _Report) -> dict[str, str]:
         if result.get("consistency"):
             found["same answer"] = result["consistency"]["same"]["all"]["definition"]
         if result.get("confidence"):
-            found = {**DEFINITIONS["confidence"], **DEFINITIONS["confidence_controls"], **found}
+            found = {**found, **{**DEFINITIONS["confidence"], **DEFINITIONS["confidence_controls"], **found}}
     return found
 
 
@@ -231,13 +231,23 @@ def _confidence(name: str, result: _Report) -> Table:
     rows = []
     for kind, found in result["confidence"]["kinds"].items():
         scores, controls = found["scores"], found["controls"]
-        areas = [scores["aurc"], controls["best order"]["aurc"], controls["random order"]["aurc"]]
-        values = [scores["accuracy"], scores["ece"], controls["calibrated"]["ece"], *areas]
-        rows.append([kind, str(found["count"]), str(found["num_among"]), *map(estimate, values)])
+        values = map(estimate, (scores["accuracy"], scores["ece"], controls["calibrated"]["ece"], scores["aurc"]))
+        orders = [percent(controls[order]["aurc"]["value"]) for order in ("best order", "random order")]
+        rows.append([kind, str(found["count"]), str(found["num_among"]), *values, *orders])
     title = f"{name}: confidence"
     if num_left_out := result["confidence"]["num_left_out"]:
         title += f"; questions left out whose image cannot be opened: {num_left_out}"
-    header = ["kind", "questions", "yes, no or letter", "accuracy", "ECE", "calibrated", "AURC", "best", "random"]
+    header = [
+        "kind",
+        "questions",
+        "yes, no or letter",
+        "accuracy",
+        "ECE",
+        "calibrated",
+        "AURC",
+        "best order",
+        "random order",
+    ]
     return Table(title, header, rows)
 
 
@@ -250,13 +260,14 @@ def _thresholds(name: str, result: _Report) -> Table:
             f"{each['threshold']:.4f}" if each["is_reached"] else "not reached",
             estimate(each["accuracy"]),
             estimate(each["coverage"]),
+            str(each["accuracy"]["count"]),
         ]
         for kind, found in result["thresholds"]["kinds"].items()
         for each in found
     ]
     fitted, others = result["thresholds"]["num_images"]
     title = f"{name}: thresholds fitted on {fitted} images, and what they do on the other {others}"
-    return Table(title, ["kind", "wanted accuracy", "threshold", "accuracy", "coverage"], rows)
+    return Table(title, ["kind", "wanted accuracy", "threshold", "selective accuracy", "coverage", "answers"], rows)
 
 
 def _sample(answer: Answer, questions: Questions, is_right: _Rule | None) -> dict[str, Any]:

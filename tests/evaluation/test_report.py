@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from pallava.evaluation.answers.confidence import score_confidence
 from pallava.evaluation.answers.items import AS_IS, Answer, AnswerSet, Item, Questions
 from pallava.evaluation.report import as_json, report_text, write_report
 
@@ -47,6 +48,29 @@ def test_scores_stand_beside_their_controls():
     assert "exact          4  50.0 % [25.0, 75.0]  100.0 % [25.0, 75.0]" in lines
     assert "other          4                    –" in lines
     assert "set: right answers in each group" in lines
+
+
+def of_confidence(count: int = 6) -> dict[str, Any]:
+    items = [Item(str(n), f"{n // 2}.png", "?", "yes", "closed") for n in range(count)]
+    answers = [Answer(item, "yes" if n % 3 else "no", 0.9 - n / 50, 2) for n, item in enumerate(items)]
+    missing = Answer(Item("x", "x.png", "?", "yes", "closed"), "")
+    return score_confidence([*answers, missing], lambda answer: answer.text == "yes", num_resamples=4)
+
+
+def test_confidence_has_tables_a_plot_and_definitions(tmp_path: Path):
+    results = report(scores={"exact": score()}, **of_confidence())
+    text = report_text(results)
+    assert "set: confidence; questions left out whose image cannot be opened: 1" in text
+    assert "set: thresholds fitted on 2 images, and what they do on the other 1" in text
+    write_report(results, tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<svg") == 1
+    for words in ("not reached", "AURC", "arXiv:1706.04599", "selective_accuracy", "best order"):
+        assert words in page
+    assert (tmp_path / "confidence_set.svg").read_text() in page
+    written = json.loads((tmp_path / "results.json").read_text())["data"]["set"]
+    thresholds = [each["threshold"] for each in written["thresholds"]["kinds"]["all"]]
+    assert None in thresholds, "a threshold that is not reached is null"
 
 
 @pytest.mark.parametrize("is_right", [None, lambda answer, questions: answer.text == "yes"])

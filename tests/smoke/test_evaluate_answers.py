@@ -338,3 +338,44 @@ def test_mistakes_are_one_sentence(arguments: list[str], reason: str, capsys: py
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ")
     assert reason in last
+
+
+def test_confidence_by_one_process_and_two(work: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([*COMMAND, "--confidence", "--out", "sure"]) == 0
+    assert "thresholds fitted on 3 images, and what they do on the other 2" in capsys.readouterr().out
+    process = start("sure-two", "--confidence", NPROC_PER_NODE="2")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    for name in ("results.json", "predictions.jsonl", "predictions_shuffled.jsonl", "confidence_questions.svg"):
+        assert (work / "sure" / name).read_bytes() == (work / "sure-two" / name).read_bytes(), name
+    answers = read_predictions(work / "sure")
+    assert all(each.probability is not None for each in answers)
+    assert all(each.probability is None for each in read_predictions(work / "sure" / "predictions_shuffled.jsonl"))
+    (result,) = json.loads((work / "sure" / "results.json").read_text())["data"].values()
+    assert [each["count"] for each in result["confidence"]["kinds"].values()] == [60, 40, 20]
+
+
+def test_answers_with_and_without_a_probability_do_not_mix(
+    work: Path, whole: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+):
+    assert "confidence" not in json.loads(whole["results.json"])["settings"]
+    assert main([*COMMAND, "--confidence", "--out", "whole"]) == 2
+    assert "confidence (None there, True now)" in capsys.readouterr().err
+    assert main([*COMMAND, "--confidence", "--limit", "4", "--without-shuffled", "--out", "weighed"]) == 0
+    assert main([*COMMAND, "--limit", "4", "--without-shuffled", "--out", "weighed"]) == 2
+    assert "confidence (True there, None now)" in capsys.readouterr().err
+    assert main([*COMMAND, "--confidence", "--limit", "6", "--without-shuffled", "--out", "weighed"]) == 0
+    assert all(each.probability is not None for each in read_predictions(work / "weighed"))
+
+
+def test_confidence_of_classes_and_not_of_captions(work: Path, capsys: pytest.CaptureFixture[str]):
+    write_classes(work / "sure-classes", {"gland": 2, "necrosis": 2})
+    options = ["--max-new-tokens", "4", "--without-shuffled", "--confidence", "--out", "sure-classes-out"]
+    assert main(["evaluate", "model", "zero-shot", "--data", "sure-classes", *options]) == 0
+    assert "sure-classes: confidence" in capsys.readouterr().out
+    page = (work / "sure-classes-out" / "index.html").read_text()
+    assert page.count("<svg") == 2
+    with pytest.raises(SystemExit):
+        main(["evaluate", "model", "caption", "--data", "data/questions.jsonl", "--confidence"])
+    with pytest.raises(pallava.PallavaError, match="--confidence does not go with the task caption"):
+        pallava.evaluate("model", "caption", "data/questions.jsonl", confidence=True)

@@ -51,8 +51,8 @@ def score_confidence(
 ) -> dict[str, Any]:
     """Compare probabilities with what is right, for all kinds of questions together and for each of several.
 
-    Answers without a probability are left out, since their image could not be opened. Thresholds are fitted on one
-    half of the images, which `seed` chooses, and what they do is reported on the other.
+    Answers without a probability, which must not be all, are left out: their image could not be opened. Thresholds are
+    fitted on one half of the images, which `seed` chooses, and what they do is reported on the other.
 
     Returns:
         ``confidence``: ``num_left_out``, and by kind scores, controls, the curve of risk and the bins of calibration;
@@ -61,7 +61,7 @@ def score_confidence(
     """
     weighed = _weigh(answers, is_right, seed)
     found = list(dict.fromkeys(weighed.kinds.tolist()))
-    by_kind = {ALL: weighed} if found else {}
+    by_kind = {ALL: weighed}
     if len(found) > 1:
         by_kind |= {kind: weighed.select(weighed.kinds == kind) for kind in found}
     how = {"seed": seed, **bootstrap}

@@ -9,6 +9,7 @@ from pallava.evaluation.answers.items import Answer, Item, read_predictions
 ANSWERED = [
     Answer(Item("1", "a.png", "What is it?", "B", "choice", ("fat", "vessel")), "B"),
     Answer(Item("2", "", "Describe it.", "a gland", "caption"), ""),
+    Answer(Item("3", "", "Is it fat?", "yes", "closed"), "no", 0.75, 2),
 ]
 
 
@@ -20,6 +21,11 @@ def write(path: Path, records: list) -> Path:
 def test_answers_come_back_from_file_or_folder(tmp_path: Path) -> None:
     path = write(tmp_path / "predictions.jsonl", [each.as_record() for each in ANSWERED])
     assert read_predictions(path) == read_predictions(tmp_path) == ANSWERED
+
+
+def test_answers_without_a_probability_are_written_as_before(tmp_path: Path) -> None:
+    assert not {"probability", "num_possible"} & ANSWERED[0].as_record().keys()
+    assert {"probability": 0.75, "num_possible": 2}.items() <= ANSWERED[2].as_record().items()
 
 
 def changed(**values) -> dict:
@@ -41,6 +47,10 @@ def without(name: str) -> dict:
         ([changed(answer="\ud83d")], "'answer' must be a text"),
         ([changed(choices="ab")], "'choices' must be a list"),
         ([changed(kind="video")], "'video'"),
+        ([changed(probability=1.5)], "'probability' must be a number from 0 to 1, got 1.5"),
+        ([changed(probability=True)], "'probability'"),
+        ([changed(probability=float("nan"))], "'probability'"),
+        ([changed(probability=0.5, num_possible=-1)], "'num_possible' must be a count, got -1"),
         ([changed(), changed()], "line 2: .*the id '1'"),
         ([], "is empty"),
     ],
