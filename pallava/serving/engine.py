@@ -89,7 +89,7 @@ class EngineModel(ChatModel):
                 stop=list(request.stop) or None,
                 logprobs=1,
                 stream=True,
-                extra_body={"prompt_embeds": _encode_tensor(embeddings), "stop_token_ids": self._end_ids},
+                extra_body={"prompt_embeds": _encode_tensor(embeddings), "stop_token_ids": self.model.end_token_ids},
             ) as chunks:
                 for chunk in chunks:
                     for choice in chunk.choices:
