@@ -13,13 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import pretraining
 from tests.tiny.answering_model import write_model, write_questions
+from tests.tiny.clips import write_open_clip
 from tests.tiny.offline import HERE, Observed, namespace, watch
+from tests.tiny.records import save_mixed_pairs
 from tests.tiny.server import data_url
 from tests.tiny.training import save_data, save_parts, write_config
 
 pytestmark = pytest.mark.smoke
-COMMANDS = ("chat", "serve", "evaluate", "train")
+OTHERS = ("doctor", "pretrain", "look", "data clean", "data clean --engine ray", "data check")
+COMMANDS = ("chat", "serve", "evaluate", "train", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS))
 STEPS = 2
 NOWHERE = "192.0.2.1"  # an address for documents, which nobody has
 TELEMETRY = f"""
@@ -38,22 +42,41 @@ NOT_PYTHON = f"(exec 3<>/dev/tcp/{NOWHERE}/443) 2>/dev/null; getent hosts usage.
 def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Observed]:
     """Run a command by its name, once."""
     work = tmp_path_factory.mktemp("work")
-    model, questions = write_model(work / "model"), write_questions(work / "data", 12)
+    questions = write_questions(work / "data", 12)
+    rows = save_data(work / "rows")
+    parts = save_parts(work / "parts")
 
-    def words(name: str) -> list[str | Path]:
-        if name == "chat":
-            return ["pallava", "chat", model, "--image", questions.with_name("0.png"), "--question", "what is shown ?"]
-        if name == "serve":
-            return ["python", HERE / "ask_server.py", data_url(), "pallava", "serve", str(model), "--port", "0"]
-        if name == "evaluate":
-            return ["pallava", "evaluate", model, "custom", "--data", questions, "--max-new-tokens", "8"]
-        data, parts = save_data(work), save_parts(work / "parts")
-        config = write_config("pallava_instruction_tuning", parts, data, work / "tiny.py", num_steps=STEPS)
-        return ["pallava", "train", config, "--work-dir", "run", "--deepspeed", "pallava_zero1", "--seed", "1024"]
+    def write_tiny_config() -> Path:
+        return write_config("pallava_instruction_tuning", parts, rows, work / "tiny.py", num_steps=STEPS)
+
+    words: dict[str, Callable[[], list[str | Path]]] = {
+        "chat": lambda: ["MODEL", "--image", questions.with_name("0.png"), "--question", "what is shown ?"],
+        "evaluate": lambda: ["MODEL", "custom", "--data", questions, "--max-new-tokens", "8"],
+        "train": lambda: [write_tiny_config(), "--work-dir", "run", "--deepspeed", "pallava_zero1", "--seed", "1024"],
+        "doctor": lambda: [write_tiny_config()],
+        "pretrain": lambda: pretraining.command(work / "pairs", "out", "--batch-size", "4", "--epochs", "1")[4:],
+        "look": lambda: [write_open_clip(work / "plip"), "--image", questions.with_name("0.png"), "--text", "gland"],
+        "data clean": lambda: ["out", "--source", f"pairs={work / 'mixed'}"],
+        "data clean --engine ray": lambda: ["out", "--source", f"pairs={work / 'mixed'}", "--workers", "1"],
+        "data check": lambda: [rows["rows"], "--image-folder", rows["images"]],
+    }
 
     @cache
     def observe(name: str) -> Observed:
-        return watch(work / name, *words(name), **({"NPROC_PER_NODE": "2"} if name == "train" else {}))
+        if name == "serve":
+            server = ["pallava", "serve", model(), "--port", "0"]
+            return watch(work / "serve", "python", HERE / "ask_server.py", data_url(), *server)
+        if name == "pretrain":
+            pretraining.save_pairs(work / "pairs", 8)
+        elif name.startswith("data clean") and not (work / "mixed").exists():
+            save_mixed_pairs(work / "mixed", 12)
+        given = [model() if word == "MODEL" else word for word in words[name]()]
+        two = {"NPROC_PER_NODE": "2"} if name == "train" else {}
+        return watch(work / name.replace(" ", "_"), "pallava", *name.split(), *given, **two)
+
+    @cache
+    def model() -> Path:
+        return write_model(work / "model")
 
     return observe
 
@@ -67,8 +90,8 @@ def check_it_worked(name: str, observed: Observed) -> None:
         assert json.loads(answers["models"])["data"][0]["id"] == "model"
         assert json.loads(answers["completion"])["choices"][0]["message"]["content"]
         assert answers["stream"].endswith("data: [DONE]\n\n")
-    watched = [" ".join(Path(word).name for word in words[1:3]) for words in observed.processes]
-    assert f"pallava {name}" in watched
+    watched = [" ".join(Path(word).name for word in words[1:]) for words in observed.processes]
+    assert any(line.startswith(f"pallava {name} ") for line in watched)
     trainers = [words for words in observed.processes if any(word.endswith("train.py") for word in words[:3])]
     assert len(trainers) == (2 if name == "train" else 0)
 
@@ -99,6 +122,15 @@ def is_of_this_machine(name: str) -> bool:
     the first and not the second, which no setting leaves out.
     """
     return name == socket.gethostname() or name.endswith(".127.in-addr.arpa")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("offline", "hosts"), [("0", {"huggingface.co"}), ("1", set())])
+def test_a_folder_that_could_be_a_hub_name_is_asked_for_unless_that_is_switched_off(tmp_path, offline, hosts):
+    observed = watch(tmp_path, "pallava", "chat", "no/folder", "--question", "what ?", HF_HUB_OFFLINE=offline)
+    assert observed.code == 2
+    assert "'no/folder'" in observed.output
+    assert {attempt["host"] for attempt in observed.attempts} == hosts
 
 
 def test_a_call_home_is_found_though_its_error_is_swallowed(tmp_path):

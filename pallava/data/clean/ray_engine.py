@@ -13,9 +13,11 @@ import pickle
 import socket
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import groupby
 from typing import Any
+from unittest import mock
 
 from pallava.data.clean.engine import BATCH, Engine
 from pallava.data.clean.filters import Candidate, Filter, Findings
@@ -123,13 +125,26 @@ class RayEngine(Engine):
             options = {"address": "local", "num_cpus": self._num_workers, "object_store_memory": _STORE_BYTES}
             options["include_dashboard"] = False
         try:
-            ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+            with _without_dashboard():
+                ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             place = f"connect to Ray at '{self._address}'" if self._address else "start Ray"
             raise PallavaError(f"cannot {place}: {reason}; check --ray-address, or use --engine local") from None
         self._is_ours = True
         return ray
+
+
+@contextmanager
+def _without_dashboard() -> Iterator[None]:
+    """Keep a Ray that is started here from its dashboard's process, which `include_dashboard=False` starts as well.
+
+    Usage statistics or not, that process asks the metadata servers of three clouds whether it runs there.
+    """
+    from ray._private.node import Node
+
+    with mock.patch.object(Node, "start_api_server"):
+        yield
 
 
 def _check_address(address: str) -> None:
