@@ -57,7 +57,7 @@ class UnansweredError(PallavaError):
 class Endpoint:
     """A model behind an OpenAI-compatible endpoint.
 
-    The key is read from the environment: ``PALLAVA_API_KEY``, else ``OPENAI_API_KEY``, else "none", which local servers
+    The key is read from the environment: ``PALLAVA_ENDPOINT_KEY``, else ``OPENAI_API_KEY``, else "none", which local servers
     accept.
     """
 
@@ -81,7 +81,7 @@ class Endpoint:
     def _client(self) -> Any:
         import openai  # half a second
 
-        key = os.environ.get("PALLAVA_API_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
+        key = os.environ.get("PALLAVA_ENDPOINT_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
         return openai.OpenAI(base_url=self.base_url, api_key=key, timeout=self.timeout, max_retries=self.max_retries)
 
     def _iter_answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
@@ -181,7 +181,7 @@ class Endpoint:
         except openai.NotFoundError as error:
             raise PallavaError(f"{self} is not available ({error}); {self._models()}") from None
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise PallavaError(f"{self} does not accept the key ({error}); set PALLAVA_API_KEY") from None
+            raise PallavaError(f"{self} does not accept the key ({error}); set PALLAVA_ENDPOINT_KEY") from None
         except openai.APITimeoutError:
             return Answer(f"no answer within {self.timeout:g} seconds, {self.max_retries + 1} times", "passing")
         except openai.APIConnectionError as error:

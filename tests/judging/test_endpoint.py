@@ -16,7 +16,7 @@ from tests.tiny.endpoint import Act, StubEndpoint, stub_endpoint
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch, no_proxies: None) -> None:
-    for name in ("PALLAVA_API_KEY", "OPENAI_API_KEY"):
+    for name in ("PALLAVA_ENDPOINT_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -166,7 +166,7 @@ def test_an_unknown_model_is_told_with_those_that_there_are() -> None:
 
 
 def test_a_wrong_key_is_told() -> None:
-    wrong_key = pytest.raises(PallavaError, match="does not accept the key.*PALLAVA_API_KEY")
+    wrong_key = pytest.raises(PallavaError, match="does not accept the key.*PALLAVA_ENDPOINT_KEY")
     with stub_endpoint(lambda text, before: Act("bad key", status=401)) as server, wrong_key:
         ask(endpoint(server), texts(3))
 
@@ -176,7 +176,7 @@ def test_a_wrong_key_is_told() -> None:
     [
         ({}, "none"),
         ({"OPENAI_API_KEY": "second"}, "second"),
-        ({"OPENAI_API_KEY": "second", "PALLAVA_API_KEY": "first"}, "first"),
+        ({"OPENAI_API_KEY": "second", "PALLAVA_ENDPOINT_KEY": "first"}, "first"),
     ],
 )
 def test_the_key_comes_from_the_environment(

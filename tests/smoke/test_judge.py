@@ -27,7 +27,7 @@ def write(folder: Path, answered: list[Answer]) -> Path:
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_proxies: None) -> Path:
-    monkeypatch.setenv("PALLAVA_API_KEY", "secret")
+    monkeypatch.setenv("PALLAVA_ENDPOINT_KEY", "secret")
     monkeypatch.chdir(tmp_path)
     items = [Item(str(n), f"{n}.png", "Describe it.", text, "caption") for n, text in enumerate(CAPTIONS)]
     write(tmp_path / "captions", [Answer(item, f"a gland, number {item.id}") for item in items])
