@@ -57,8 +57,8 @@ class UnansweredError(PallavaError):
 class Endpoint:
     """A model behind an OpenAI-compatible endpoint.
 
-    The key is read from the environment: ``PALLAVA_ENDPOINT_KEY``, else ``OPENAI_API_KEY``, else "none", which local servers
-    accept.
+    The key is read from the environment: ``PALLAVA_ENDPOINT_KEY``, else ``OPENAI_API_KEY``, else "none", which local
+    servers accept.
     """
 
     base_url: str  # such as http://localhost:8000/v1
