@@ -21,16 +21,9 @@ import psutil
 import pytest
 
 from pallava.model import ask as ask_model
-from pallava.model import load
-from tests.tiny.answering_model import write_model
 from tests.tiny.server import ask, body, data_url, picture, serving
 
 PATH = "/v1/chat/completions"
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return load(write_model(tmp_path_factory.mktemp("model") / "model"), "cpu")
 
 
 @pytest.fixture(scope="module")

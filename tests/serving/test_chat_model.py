@@ -8,18 +8,11 @@ import torch
 from PIL import Image
 
 from pallava.errors import PallavaError
-from pallava.model import load
 from pallava.prompts import possible_answers
 from pallava.serving.chat_model import ChatModel
 from pallava.serving.replies import ChatRequest, Reply
-from tests.tiny.answering_model import write_model
 
 QUESTIONS = ("what is shown ?", "yes ?", "many nuclei present in all of this image ?", "describe the stain", "what ?")
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return load(write_model(tmp_path_factory.mktemp("model") / "model"), "cpu")
 
 
 @pytest.fixture

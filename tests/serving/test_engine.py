@@ -13,21 +13,10 @@ from pallava.errors import PallavaError
 from pallava.model import ask as ask_model
 from pallava.model import load
 from pallava.serving.engine import check_is_here
-from tests.tiny.answering_model import write_model
 from tests.tiny.engine import StubEngine, engine
 from tests.tiny.server import ask, body, picture, serving
 
 PATH = "/v1/chat/completions"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "model")
-
-
-@pytest.fixture(scope="module")
-def parts(folder: Path) -> Any:
-    return load(folder, "cpu")
 
 
 @pytest.fixture

@@ -10,8 +10,6 @@ import pytest
 from PIL import Image
 
 from pallava.model import ask as ask_model
-from pallava.model import load
-from tests.tiny.answering_model import write_model
 from tests.tiny.server import picture, serving
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -22,11 +20,6 @@ SCREENS = {"desktop": (1200, 800), "phone": (360, 740)}
 pytestmark = pytest.mark.skipif(
     BROWSER is None and not os.environ.get("PALLAVA_NEEDS_BROWSER"), reason="no Chromium; apt-get install chromium"
 )
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return load(write_model(tmp_path_factory.mktemp("model") / "model"), "cpu")
 
 
 @pytest.fixture(scope="module")

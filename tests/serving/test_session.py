@@ -8,16 +8,10 @@ import torch
 from PIL import Image
 
 from pallava.errors import PallavaError
-from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor, ask, load
+from pallava.model import ask
 from pallava.serving.session import Session
-from tests.tiny.answering_model import write_model
 
 QUESTIONS = ("what is shown ?", "yes ?", "many nuclei present ?", "describe the stain")
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[PALLaVAForConditionalGeneration, PALLaVAProcessor]:
-    return load(write_model(tmp_path_factory.mktemp("model") / "model"), "cpu")
 
 
 @pytest.fixture
