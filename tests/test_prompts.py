@@ -22,10 +22,12 @@ from pallava.prompts import (
     build_question,
     check_vocabulary,
     choose_template,
+    encode_answer,
     encode_conversation,
     encode_prompt,
     end_token_ids,
     get_template,
+    possible_answers,
     turns_from_conversations,
 )
 
@@ -305,3 +307,35 @@ def test_choices_stand_below_their_question():
     for count in (1, 11):
         with pytest.raises(PallavaError, match=f"2 to 10 options, got {count}"):
             build_choice_question("Which?", ["x"] * count)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "expected"),
+    [
+        ("Is it?", "yes", ["yes", "no"]),
+        ("Is it?", "No.", ["Yes.", "No."]),
+        ("Is it?", "YES", ["YES", "NO"]),
+        ("Is it?", "yEs", []),
+        ("Is it?", "yes, many", []),
+        ("Which?\nA. one\nB. two\nC. three\nAnswer.", "B", ["A", "B", "C"]),
+        ("Which?\nA. one\nB. two", "c", []),
+        ("Which?\nB. one\nC. two", "B", []),
+        ("Which?\nA. one", "A", []),
+        ("Is it?", "", []),
+    ],
+)
+def test_answers_that_a_question_allows(question: str, answer: str, expected: list[str]) -> None:
+    assert possible_answers(question, answer) == expected
+    assert not expected or answer in expected
+
+
+@pytest.mark.parametrize("name", ["llama3_chat", "qwen_chat", "vicuna"])
+def test_the_ids_of_an_answer_are_those_of_training(name, smollm2_tokenizer):
+    """Behind any question, the end token with them."""
+    template = TEMPLATES[name]
+    for answer in ("yes", "few nuclei."):
+        whole = encode_conversation([Turn("Is it?", "no"), Turn("What?", answer)], smollm2_tokenizer, template)
+        prompt = encode_prompt([Turn("Is it?", "no"), Turn("What?")], smollm2_tokenizer, template)
+        taught = [label for label in whole.labels[len(prompt) :] if label != IGNORE_INDEX]
+        assert encode_answer(answer, smollm2_tokenizer, template) == taught
+        assert taught[-1] in end_token_ids(smollm2_tokenizer, template) or template.suffix_as_eos

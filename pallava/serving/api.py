@@ -27,7 +27,7 @@ from pallava.serving.reading import read_image
 from pallava.serving.record import NOTICE, describe_model
 from pallava.serving.replies import Picture, Reply, UnavailableError
 from pallava.serving.scheduler import Scheduler
-from pallava.serving.schema import ChatCompletionRequest, ErrorResponse, ImagePart, ImageURL, ReadingRequest
+from pallava.serving.schema import ChatCompletionRequest, ErrorResponse, ImageURL, ReadingRequest
 from pallava.serving.urls import resolve_url
 
 _PAGE = Path(__file__).with_name("page.html")
@@ -150,12 +150,7 @@ class Api:
 
     async def _ask(self, body: ChatCompletionRequest, gone: threading.Event) -> _Asked:
         end = time.monotonic() + self._limits.seconds
-        urls = [
-            part.image_url
-            for message in body.messages
-            for part in (message.content if isinstance(message.content, list) else ())
-            if isinstance(part, ImagePart)
-        ]
+        urls = body.image_urls()
         if len(urls) > self._limits.max_images:
             raise PallavaError(f"a conversation must have at most {self._limits.max_images} images, got {len(urls)}")
         pictures = [await self._in_opener(partial(self._see, url)) for url in urls]
@@ -170,7 +165,7 @@ class Api:
 
         make = partial(
             self._chat.request,
-            _to_messages(body),
+            body.to_messages(),
             pictures,
             max_new_tokens=min(body.max_new_tokens or self._limits.max_new_tokens, self._limits.max_new_tokens),
             stop=body.stops,
@@ -218,17 +213,6 @@ class Api:
             yield "data: [DONE]\n\n"
         finally:
             finish()
-
-
-def _to_messages(body: ChatCompletionRequest) -> list[dict[str, Any]]:
-    """Return the conversation in Hugging Face's form, with markers in the place of images."""
-    messages = []
-    for message in body.messages:
-        content: Any = message.content
-        if not isinstance(content, str):
-            content = [{"type": "image"} if isinstance(part, ImagePart) else part.model_dump() for part in content]
-        messages.append({"role": message.role.replace("developer", "system"), "content": content})
-    return messages
 
 
 def _confidence(reply: Reply) -> dict[str, Any]:

@@ -101,6 +101,21 @@ class ChatCompletionRequest(_Part):
         """Return the texts that end the answer."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
+    def image_urls(self) -> list[ImageURL]:
+        """Return all images in reading order."""
+        contents = [message.content for message in self.messages if not isinstance(message.content, str)]
+        return [part.image_url for content in contents for part in content if isinstance(part, ImagePart)]
+
+    def to_messages(self) -> list[dict[str, Any]]:
+        """Return the conversation in Hugging Face's form, with markers in the place of images."""
+        messages = []
+        for message in self.messages:
+            content: Any = message.content
+            if not isinstance(content, str):
+                content = [{"type": "image"} if isinstance(part, ImagePart) else part.model_dump() for part in content]
+            messages.append({"role": message.role.replace("developer", "system"), "content": content})
+        return messages
+
     def options(self) -> dict[str, Any]:
         """Return how words are drawn, as options of `ChatModel.reply`; none if the likeliest are taken."""
         if not self.temperature:
@@ -113,14 +128,6 @@ class ReadingRequest(_Part):
     """An image whose reading is asked for."""
 
     image: ImageURL
-
-
-class Usage(BaseModel):
-    """Numbers of tokens."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
 
 
 class ErrorBody(BaseModel):
