@@ -87,13 +87,13 @@ def build_small() -> tuple[Any, Any]:
     return with_images(LlamaForCausalLM(LlamaConfig(vocab_size=49152, num_key_value_heads=2, **sizes)))
 
 
-def build_smollm2() -> tuple[Any, Any]:
-    """SmolLM2-135M as the demo has it."""
+def build_smollm2(*, is_published: bool = False) -> tuple[Any, Any]:
+    """SmolLM2-135M as the demo has it, or with encoder and connector of the published shape."""
     from transformers import AutoModelForCausalLM
 
     from pallava.demo.fetch import fetch_smollm2
 
-    return with_images(AutoModelForCausalLM.from_pretrained(fetch_smollm2()))
+    return with_images(AutoModelForCausalLM.from_pretrained(fetch_smollm2()), is_published=is_published)
 
 
 def with_images(llm: Any, *, is_published: bool = False) -> tuple[Any, Any]:
