@@ -204,8 +204,10 @@ class PALLaVAProcessor(ProcessorMixin):
     def batch_decode(self, ids: Tensor, skip_special_tokens: bool = True, **kwargs: Any) -> list[str]:  # type: ignore[override]
         """Turn ids (B, L) into texts without padding, end tokens and image markers; a row of `generate` has both parts.
 
-        Cut the prompt off, ``ids[:, input_ids.shape[1] :]``, for the answers alone.
+        Cut the prompt off, ``ids[:, input_ids.shape[1] :]``, for the answers alone. A tokenizer that would clean up
+        spaces does not: it changes words (``a 'so called' cell``), and what has been streamed.
         """
+        kwargs.setdefault("clean_up_tokenization_spaces", False)
         rows = [[int(index) for index in row if index != IMAGE_TOKEN_INDEX] for row in ids]
         decoded = self.tokenizer.batch_decode(rows, skip_special_tokens=skip_special_tokens, **kwargs)
         return [answer.strip() for answer in decoded]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Literal
 
 import torch
@@ -133,10 +134,10 @@ class Writer(BaseStreamer):
         elif not reply.finish_reason:
             text = text.rstrip(_UNFINISHED)
             text = text[: len(text) - _num_begun(text, request.stop)].rstrip()
-        if text.startswith(reply.text) or reply.finish_reason:
-            new, reply.text = text[len(reply.text) :], text
-            if new:
-                request.on_text(new)
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, reply.text, strict=False)))
+        if len(text) > same and (same == len(reply.text) or reply.finish_reason):  # a broken byte changes those before
+            reply.text += text[same:]
+            request.on_text(text[same:])
         if not reply.finish_reason and request.is_cancelled():
             reply.finish_reason = "cancelled"
 
