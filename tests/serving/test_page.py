@@ -1,7 +1,9 @@
 """The page in a browser: everything that a visitor can do, by keyboard, on small and large screens, light and dark."""
 
+import base64
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from tests.tiny.server import picture, serving
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 ARGUMENTS += ["--disable-sync", "--no-first-run", "--disable-quic"]
+BUSY = "[aria-busy] > span:not(:empty)"  # an answer that has begun
 SCREENS = {"desktop": (1200, 800), "phone": (360, 740)}
 
 pytestmark = pytest.mark.skipif(
@@ -53,25 +56,41 @@ class Visit:
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
         self.page = context.new_page()
         self.places: set[str] = set()
+        self.bodies: list[dict[str, Any]] = []  # of the questions
         self.complaints: list[str] = []
-        self.page.on("request", lambda request: self.places.add(request.url))
+        self.page.on("request", self._note)
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.url = url
         self.page.goto(url)
         self.page.locator("#versions:not(:empty)").wait_for()
 
+    def _note(self, request: Any) -> None:
+        self.places.add(request.url)
+        if request.url.endswith("completions"):
+            self.bodies.append(request.post_data_json)
+
+    @property
+    def num_images(self) -> list[int]:
+        """Of each message of the last question."""
+        contents = [each["content"] for each in self.bodies[-1]["messages"]]
+        return [sum(part["type"] == "image_url" for part in each if isinstance(part, dict)) for each in contents]
+
     def show(self, *paths: Path) -> None:
         count = self.page.locator("figure").count()
         self.page.set_input_files("#files", [str(path) for path in paths])
         self.page.locator("figure").nth(count + len(paths) - 1).wait_for()
 
-    def ask(self, question: str) -> str:
-        """Ask by keyboard alone; return the answer."""
-        count = self.page.locator(".answer").count()
+    def begin(self, question: str) -> None:
+        """Ask by keyboard alone."""
         self.page.locator("#question").focus()
         self.page.keyboard.type(question)
         self.page.keyboard.press("Enter")
+
+    def ask(self, question: str) -> str:
+        """Ask, and return the answer."""
+        count = self.page.locator(".answer").count()
+        self.begin(question)
         self.page.locator(".answer .sure").nth(count).wait_for()
         return self.page.locator(".answer > span").nth(count).inner_text()
 
@@ -117,7 +136,7 @@ def test_pictures_of_several_turns(browser: Any, url: str, parts: Any, images: l
     assert first == ask_model(*parts, images[1], "what is shown ?", max_new_tokens=12)
     visit.show(images[0])
     visit.ask("yes ?")
-    assert visit.page.locator(".mine").nth(1).inner_text().startswith("with slide 0.png")
+    assert visit.page.locator(".mine").nth(1).locator(".with").inner_text() == "with slide 0.png"
     visit.page.get_by_role("button", name="New conversation").click()
     assert not visit.page.locator("figure").count()
     assert visit.ask("what is shown ?") == ask_model(*parts, None, "what is shown ?", max_new_tokens=12)
@@ -147,21 +166,104 @@ def test_what_goes_wrong_is_a_sentence_and_the_question_stays(
     visit.end(complaints=2)  # the browser notes the two refusals
 
 
-def test_an_answer_can_be_stopped(
-    browser: Any, parts: Any, url: str, images: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import time
-
+@pytest.fixture
+def slowly(parts: Any, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The model takes its time; undo it to end an answer."""
     forward = parts[0].llm.forward
     monkeypatch.setattr(parts[0].llm, "forward", lambda *args, **how: time.sleep(0.4) or forward(*args, **how))
+    return monkeypatch
+
+
+def test_an_answer_can_be_stopped(browser: Any, url: str, slowly: pytest.MonkeyPatch) -> None:
     visit = Visit(browser, url)
-    visit.page.fill("#question", "what is shown ?")
-    visit.page.keyboard.press("Enter")
-    visit.page.locator(".busy > span:not(:empty)").wait_for()
+    visit.begin("what is shown ?")
+    visit.page.locator(BUSY).wait_for()
     visit.page.keyboard.press("Escape")
     visit.page.get_by_text("Stopped by you.").wait_for()
-    monkeypatch.undo()
+    slowly.undo()
     assert visit.ask("yes ?")
+    visit.end()
+
+
+def test_a_picture_that_is_added_during_an_answer(
+    browser: Any, url: str, parts: Any, images: list[Path], slowly: pytest.MonkeyPatch
+) -> None:
+    """It belongs to the next question, and can be removed until then; no new conversation begins meanwhile."""
+    visit = Visit(browser, url)
+    remove = visit.page.get_by_role("button", name="Remove")
+    visit.show(images[0])
+    visit.begin("what is shown ?")
+    visit.page.locator(BUSY).wait_for()
+    assert not remove.count()
+    visit.show(images[1])
+    assert [each.get_attribute("aria-label") for each in remove.all()] == ["Remove slide 1.png"]
+    assert visit.page.locator("#new").is_disabled()
+    slowly.undo()
+    visit.page.locator(".answer .sure").wait_for()
+    assert remove.count() == 1
+    visit.ask("and this ?")
+    assert visit.num_images == [1, 0, 1]
+    assert not remove.count()
+    visit.page.locator("#new").click()
+    visit.ask("yes ?")
+    assert visit.num_images == [0]
+    visit.end()
+
+
+def test_pictures_that_are_still_being_read(browser: Any, url: str, images: list[Path]) -> None:
+    """The question waits for them, in the order in which they were added; one that cannot be read is not sent."""
+    visit = Visit(browser, url)
+    visit.page.evaluate("""() => {
+        const read = FileReader.prototype.readAsDataURL;
+        FileReader.prototype.readAsDataURL = function (file) {
+            const wait = { "slide 0.png": 900, "slide 1.png": 300 }[file.name];
+            if (wait) setTimeout(() => read.call(this, file), wait); else window.fail = () => this.onerror();
+        };
+    }""")
+    visit.show(*images)
+    visit.ask("what is shown ?")
+    assert visit.num_images == [2]
+    parts = visit.bodies[-1]["messages"][0]["content"][:2]
+    sent = [base64.b64decode(part["image_url"]["url"].partition(",")[2]) for part in parts]
+    assert sent == [path.read_bytes() for path in images]
+    shutil.copy(images[0], images[0].with_name("gone.png"))
+    visit.show(images[0].with_name("gone.png"))
+    visit.begin("and this ?")
+    visit.page.keyboard.type("why ?")  # meanwhile
+    visit.page.evaluate("() => fail()")
+    visit.page.get_by_role("alert").get_by_text("gone.png").wait_for()
+    assert visit.page.locator("figure").count() == 2
+    assert visit.page.input_value("#question") == "and this ?\nwhy ?"
+    assert len(visit.bodies) == 1
+    visit.end()
+
+
+def test_pictures_are_counted_as_they_stand(browser: Any, url: str, images: list[Path]) -> None:
+    visit = Visit(browser, url)
+    visit.show(*images)
+    visit.page.get_by_role("button", name="Remove slide 0.png").click()
+    visit.show(images[0])
+    assert visit.page.locator(".name").all_inner_texts() == ["1. slide 1.png", "2. slide 0.png"]
+    alternatives = [each.get_attribute("alt") for each in visit.page.locator("figure img").all()]
+    assert alternatives == ["Picture 1: slide 1.png", "Picture 2: slide 0.png"]
+    visit.end()
+
+
+def test_what_a_screen_reader_says(browser: Any, url: str, images: list[Path], slowly: pytest.MonkeyPatch) -> None:
+    """Who speaks; an answer once it is whole; and one name, not two states, of a button that shows and hides."""
+    visit = Visit(browser, url)
+    visit.show(images[0])
+    visit.begin("what is shown ?")
+    visit.page.locator(BUSY).wait_for()
+    assert visit.page.locator(".answer").get_attribute("aria-busy") == "true"
+    slowly.undo()
+    visit.page.locator(".answer .sure").wait_for()
+    assert visit.page.locator(".answer").get_attribute("aria-busy") is None
+    speakers = visit.page.locator(".turn > .hidden")
+    assert speakers.all_inner_texts() == ["You asked", "Answer"]
+    visit.page.get_by_role("button", name="Show what was read").press("Enter")
+    button = visit.page.get_by_role("button", name="Hide what was read")
+    assert button.get_attribute("aria-pressed") is None
     visit.end()
 
 
