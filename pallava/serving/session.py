@@ -11,7 +11,7 @@ from pallava.serving.replies import Picture, Reply
 
 
 @dataclass(frozen=True)
-class Turn:
+class Exchange:
     """A question with its answer."""
 
     question: str
@@ -40,7 +40,7 @@ class Session:
         names: Sequence[str] = (),
     ) -> None:
         self._chat = ChatModel(model, processor)
-        self.turns: list[Turn] = []
+        self.turns: list[Exchange] = []
         self._pictures: list[Picture] = []
         self._new: list[str] = []  # names of those that the next question brings
         self.show(images, names)
@@ -91,7 +91,7 @@ class Session:
         how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "on_text": on_text, "is_cancelled": is_cancelled}
         request = self._chat.request([*self.messages, _ask(question, len(self._new))], self._pictures, **how)
         reply = self._chat.reply([request], **options)[0]
-        self.turns.append(Turn(question, tuple(self._new), reply))
+        self.turns.append(Exchange(question, tuple(self._new), reply))
         self._new = []
         return reply
 

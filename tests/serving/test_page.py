@@ -1,6 +1,7 @@
 """The page in a browser: everything that a visitor can do, by keyboard, on small and large screens, light and dark."""
 
 import base64
+import json
 import os
 import shutil
 import time
@@ -12,6 +13,10 @@ import pytest
 from PIL import Image
 
 from pallava.model import ask as ask_model
+from pallava.serving.record import to_markdown
+from pallava.serving.replies import Reply
+from pallava.serving.session import Exchange
+from tests.serving.test_record import TEXTS
 from tests.tiny.server import picture, serving
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -101,6 +106,10 @@ class Visit:
         self.page.context.close()
 
 
+def read(download: Any) -> str:
+    return Path(download.value.path()).read_bytes().decode()  # as it is, with carriage returns
+
+
 @pytest.mark.parametrize("screen", SCREENS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_visit(browser: Any, url: str, parts: Any, images: list[Path], screen: str, scheme: str) -> None:
@@ -119,7 +128,7 @@ def test_a_visit(browser: Any, url: str, parts: Any, images: list[Path], screen:
     assert canvas == pytest.approx(frame, abs=1), "the overlay lies on its picture"
     with visit.page.expect_download() as download:
         visit.page.get_by_role("button", name="Download").press("Enter")
-    text = Path(download.value.path()).read_text()
+    text = read(download)
     for each in ("research only", "slide 0.png", answer, second, "torch: ", "model: tiny", "date: 20", "greedy"):
         assert each in text
     wide = visit.page.evaluate("() => document.documentElement.scrollWidth > window.innerWidth")
@@ -264,6 +273,20 @@ def test_what_a_screen_reader_says(browser: Any, url: str, images: list[Path], s
     visit.page.get_by_role("button", name="Show what was read").press("Enter")
     button = visit.page.get_by_role("button", name="Hide what was read")
     assert button.get_attribute("aria-pressed") is None
+    visit.end()
+
+
+def test_the_download_is_what_the_terminal_saves(browser: Any, url: str) -> None:
+    """Whatever is in names, questions and answers."""
+    visit = Visit(browser, url)
+    exchanges = [Exchange(text, tuple(TEXTS), Reply(text=text)) for text in TEXTS]
+    turns = [{"names": each.pictures, "question": each.question, "answer": each.reply.text} for each in exchanges]
+    visit.page.evaluate("(turns) => { state.turns = JSON.parse(turns); update(); }", json.dumps(turns))
+    with visit.page.expect_download() as download:
+        visit.page.get_by_role("button", name="Download").click()
+    start = "\n**Question:**"
+    expected = to_markdown("tiny", exchanges, {}).replace("\n\nunknown probability\n", "\n")
+    assert read(download).partition(start)[2] == expected.partition(start)[2]
     visit.end()
 
 
