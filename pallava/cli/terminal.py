@@ -1,5 +1,6 @@
 """A conversation in the terminal: commands, answers that come word by word and can be stopped."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +18,8 @@ HELP = """/image PATH    show an image with the next question
 /save FILE.md  write the conversation, with the model and its settings
 /help          this list
 /quit          end; so does Ctrl-D
-Ctrl-C stops an answer. Everything else is a question."""
+Ctrl-C stops an answer; before the first word, or pressed again, it takes the question back, too.
+Everything else is a question."""
 
 
 class Terminal:
@@ -59,7 +61,7 @@ class Terminal:
             self._note(f"{self._name}. {NOTICE} /help lists commands, Ctrl-D ends.")
         while True:
             try:
-                line = input("> " if is_typed else "").strip()
+                line = self._read("> " if is_typed else "").strip()
             except EOFError:
                 if is_typed:
                     self._note("")
@@ -72,24 +74,38 @@ class Terminal:
             if line:
                 self.take(line)
 
+    def _read(self, prompt: str) -> str:
+        if not sys.stdout.isatty():  # `input` would write the prompt where answers go
+            print(prompt, end="", file=self._notes, flush=True)
+            prompt = ""
+        return input(prompt)
+
     def take(self, line: str) -> None:
-        """Do what a line says; what is wrong with it is reported, and changes nothing."""
+        """Do what a line says; what is wrong with it is reported, and changes nothing, as does Ctrl-C."""
         command, _, rest = line.partition(" ")
         try:
             if not line.startswith("/"):
                 self.answer(line)
             elif command in self._commands:
-                self._commands[command](rest.strip())
+                self._commands[command](_read_path(rest.strip()))
             else:
                 raise PallavaError(f"{command} is not a command; choose {', '.join([*self._commands, '/quit'])}")
         except PallavaError as error:
             self._note(f"error: {error}")
+        except KeyboardInterrupt:
+            self._note("\ninterrupted")
 
     def answer(self, question: str) -> None:
         """Ask, and write the answer as it comes."""
-        with _stop_at_ctrl_c() as is_stopped:
+        pieces: list[str] = []
+
+        def write(text: str) -> None:
+            pieces.append(text)
+            self._write(text)
+
+        with _stop_at_ctrl_c(lambda: bool(pieces)) as is_stopped:
             reply = self._session.reply(
-                question, max_new_tokens=self._max_new_tokens, on_text=self._write, is_cancelled=is_stopped
+                question, max_new_tokens=self._max_new_tokens, on_text=write, is_cancelled=is_stopped
             )
         self._write("\n")
         cut = {"length": "cut at its largest length; ", "cancelled": "stopped; "}.get(reply.finish_reason, "")
@@ -98,7 +114,7 @@ class Terminal:
     def _show(self, path: str) -> None:
         if not path:
             raise PallavaError("/image needs the path of an image")
-        self._session.show(path.strip("'\""))
+        self._session.show(path)
         self._note("the next question is about this image, too")
 
     def _clear(self, rest: str) -> None:
@@ -108,10 +124,12 @@ class Terminal:
     def _save(self, path: str) -> None:
         if not path:
             raise PallavaError("/save needs a file name, such as /save conversation.md")
+        if Path(path).is_file() and Path(path).suffix.lower() != ".md":
+            raise PallavaError(f"'{path}' must be a new file or end in .md, got a file of another kind; choose another")
         try:
             write_text(Path(path), to_markdown(self._name, self._session.turns, self._facts))
-        except OSError as error:
-            raise PallavaError(f"cannot write '{path}': {error.strerror}") from None
+        except (OSError, ValueError) as error:  # such as a zero byte in its name
+            raise PallavaError(f"cannot write '{path}': {getattr(error, 'strerror', None) or error}") from None
         self._note(f"wrote {path}")
 
     def _write(self, text: str) -> None:
@@ -121,15 +139,22 @@ class Terminal:
         print(text, file=self._notes, flush=True)
 
 
+def _read_path(text: str) -> str:
+    """Return the path that is typed, in quotes or not."""
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return os.path.expanduser(text[1:-1] if is_quoted else text)  # noqa: PTH111 - no error where a user is unknown
+
+
 @contextmanager
-def _stop_at_ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether Ctrl-C has been pressed; a second one interrupts at once."""
+def _stop_at_ctrl_c(has_begun: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether Ctrl-C has been pressed; before the answer, or again, it interrupts."""
     pressed: list[int] = []
     before = signal.getsignal(signal.SIGINT)
 
     def note(number: int, frame: Any) -> None:
+        if pressed or not has_begun():
+            raise KeyboardInterrupt
         pressed.append(number)
-        signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, note)
     try:

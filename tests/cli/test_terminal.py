@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,23 @@ def test_a_saved_conversation(parts: Any, folder: Path, tmp_path: Path) -> None:
     assert re.search(r"date: \d{4}-\d\d-\d\dT", text)
 
 
+def test_paths_as_they_are_typed(parts: Any, folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """In quotes, from home, and with a name that is not UTF-8; a picture is never written over."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    typed, picture = Typed(parts), tmp_path / "bad\udcff 'x'.png"
+    shutil.copy(folder.parent / "an image.png", picture)
+    for line in (f"/image ~/{picture.name}", f"/image '{picture}'", f'/image "{picture}"'):
+        assert "error" not in typed.take(line)[1]
+    typed.take(QUESTION)
+    assert len(typed.session.turns[0].pictures) == 3
+    content = picture.read_bytes()
+    assert str(picture) in typed.take(f"/save {picture}")[1]
+    assert picture.read_bytes() == content
+    for _ in range(2):
+        assert "error" not in typed.take('/save "~/my talk.md"')[1]
+    assert "bad\ufffd" in (tmp_path / "my talk.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -82,6 +100,7 @@ def test_a_saved_conversation(parts: Any, folder: Path, tmp_path: Path) -> None:
         ("/image nowhere.png", "nowhere.png"),
         ("/save", "file name"),
         ("/save no/such/folder/a.md", "no/such/folder/a.md"),
+        ("/save a\0b.md", "a\0b.md"),
         ("/sav x", "/save"),
         ("/help", "/quit"),
         ("a \0 b", "encoded"),
@@ -108,14 +127,75 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(parts: Any, monkeypatch: py
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(typed.terminal, "_write", press)
-    with pytest.raises(KeyboardInterrupt):  # the new line after the answer presses once more
-        typed.take(QUESTION)
+    typed.take(QUESTION)  # the new line after the answer presses once more
     monkeypatch.undo()
     (turn,) = typed.session.turns
     assert turn.reply.finish_reason == "cancelled"
     assert 0 < len(turn.reply.text) < len(whole)
     assert typed.take("yes ?")[0]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is typed, line by line, with the output of the program elsewhere: texts, and exceptions at the prompt."""
+    coming: list[Any] = []
+
+    def read(prompt: str) -> str:
+        print(prompt, end="")
+        line = coming.pop(0) if coming else EOFError()
+        if isinstance(line, BaseException):
+            raise line
+        return str(line)
+
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    return coming
+
+
+def test_the_prompt_is_not_among_the_answers(parts: Any, lines: list[Any], capsys: Any) -> None:
+    typed, lines[:] = Typed(parts), [QUESTION, "/help"]
+    typed.terminal.run()
+    assert not capsys.readouterr().out
+    assert typed.notes.getvalue().count("\n> ") == 3
+
+
+@pytest.mark.parametrize("place", ["reply", "show"])
+def test_ctrl_c_before_the_first_word(parts: Any, folder: Path, lines: list[Any], place: str, monkeypatch: Any) -> None:
+    """It is heeded at once, and a line is as if it had not been typed."""
+    typed = Typed(parts)
+    method, pressed = getattr(typed.session._chat, {"reply": "_encode", "show": "see"}[place]), list[int]()
+
+    def press(*args: Any) -> Any:
+        pressed.append(1)
+        if len(pressed) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return method(*args)
+
+    monkeypatch.setattr(typed.session._chat, method.__name__, press)
+    lines[:] = [f"/image {folder.parent / 'an image.png'}", QUESTION, KeyboardInterrupt(), "yes ?"]
+    typed.terminal.run()
+    assert pressed
+    asked = [(turn.question, len(turn.pictures)) for turn in typed.session.turns]
+    assert asked == ([("yes ?", 1)] if place == "reply" else [(QUESTION, 0), ("yes ?", 0)])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_again_takes_the_question_back(parts: Any, lines: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    typed, lines[:] = Typed(parts), [QUESTION, "yes ?"]
+    write, pressed = typed.terminal._write, list[int]()
+
+    def press(text: str) -> None:
+        write(text)
+        while len(pressed) < 2:
+            pressed.append(1)
+            os.kill(os.getpid(), signal.SIGINT)
+            write("[once]")
+
+    monkeypatch.setattr(typed.terminal, "_write", press)
+    typed.terminal.run()
+    assert typed.out.getvalue().count("[once]") == 1
+    assert [turn.question for turn in typed.session.turns] == ["yes ?"]
 
 
 def read_until(master: int, wanted: str, seconds: float = 60) -> str:
