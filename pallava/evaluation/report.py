@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +258,7 @@ def _thresholds(name: str, result: _Report) -> Table:
         [
             kind,
             percent(each["wanted"]),
-            f"{each['threshold']:.4f}" if each["is_reached"] else "not reached",
+            _round_down(each["threshold"]) if each["is_reached"] else "not reached",
             estimate(each["accuracy"]),
             estimate(each["coverage"]),
             str(each["accuracy"]["count"]),
@@ -268,6 +269,11 @@ def _thresholds(name: str, result: _Report) -> Table:
     fitted, others = result["thresholds"]["num_images"]
     title = f"{name}: thresholds fitted on {fitted} images, and what they do on the other {others}"
     return Table(title, ["kind", "wanted accuracy", "threshold", "selective accuracy", "coverage", "answers"], rows)
+
+
+def _round_down(threshold: float) -> str:
+    """Return a threshold with digits for all probabilities of float32 near 1: it accepts what the exact one does."""
+    return f"{Decimal(threshold).quantize(Decimal('1e-8'), ROUND_FLOOR):f}"
 
 
 def _sample(answer: Answer, questions: Questions, is_right: _Rule | None) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """The tables, the files and the page of an evaluation, of made-up results."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -71,6 +73,16 @@ def test_confidence_has_tables_a_plot_and_definitions(tmp_path: Path):
     written = json.loads((tmp_path / "results.json").read_text())["data"]["set"]
     thresholds = [each["threshold"] for each in written["thresholds"]["kinds"]["all"]]
     assert None in thresholds, "a threshold that is not reached is null"
+
+
+@pytest.mark.parametrize("threshold", [0.99998, 1 - 2**-24, 1.0, 0.87654321987, 0.29])
+def test_a_printed_threshold_accepts_what_the_exact_one_does(threshold: float):
+    result = of_confidence()
+    result["thresholds"]["kinds"] = {"all": result["thresholds"]["kinds"]["all"][:1]}
+    result["thresholds"]["kinds"]["all"][0] |= {"threshold": threshold, "is_reached": True}
+    (printed,) = re.findall(r"^all +80.0 % +(\S+)", report_text(report(scores={}, **result)), re.MULTILINE)
+    below = np.nextafter(np.float32(threshold), np.float32(0))
+    assert below < float(printed) <= threshold
 
 
 @pytest.mark.parametrize("is_right", [None, lambda answer, questions: answer.text == "yes"])

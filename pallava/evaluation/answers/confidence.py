@@ -32,7 +32,7 @@ _MEANING, _CONTROLS = DEFINITIONS["confidence"], DEFINITIONS["confidence_control
 
 
 @dataclass(frozen=True)
-class _Weighed:
+class _Sample:
     """Questions with the probabilities of their answers: (Q,) each."""
 
     kinds: NDArray[np.str_]
@@ -42,8 +42,8 @@ class _Weighed:
     num_possible: Counts
     is_fitted: Bools  # whether the question is in the half by which thresholds are fitted
 
-    def select(self, chosen: Bools) -> "_Weighed":
-        return _Weighed(*(getattr(self, field.name)[chosen] for field in fields(self)))
+    def select(self, chosen: Bools) -> "_Sample":
+        return _Sample(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
 def score_confidence(
@@ -78,10 +78,10 @@ def score_confidence(
     }
 
 
-def _weigh(answers: Sequence[Answer], is_right: Callable[[Answer], bool], seed: int) -> _Weighed:
+def _weigh(answers: Sequence[Answer], is_right: Callable[[Answer], bool], seed: int) -> _Sample:
     given = [each for each in answers if each.probability is not None]
     images = [each.item.image for each in given]
-    return _Weighed(
+    return _Sample(
         np.array([each.item.kind for each in given], dtype=np.str_),
         np.array(images, dtype=np.str_),
         np.array([each.probability for each in given], dtype=np.float64),
@@ -91,7 +91,7 @@ def _weigh(answers: Sequence[Answer], is_right: Callable[[Answer], bool], seed: 
     )
 
 
-def _score(own: _Weighed, how: Mapping[str, int]) -> dict[str, Any]:
+def _score(own: _Sample, how: Mapping[str, int]) -> dict[str, Any]:
     count, probability, right = len(own.right), own.probability, own.right
     found = estimate_confidence(probability, right, own.images.tolist(), **how)
     scores = {name: found[name].to_dict(count, _MEANING[name]) for name in ("accuracy", "ece", "aurc")}
@@ -109,7 +109,7 @@ def _score(own: _Weighed, how: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def _threshold(wanted: float, own: _Weighed, how: Mapping[str, int]) -> dict[str, Any]:
+def _threshold(wanted: float, own: _Sample, how: Mapping[str, int]) -> dict[str, Any]:
     """Fit a threshold on one half, and report what it does on the other."""
     fitted, others = own.select(own.is_fitted), own.select(~own.is_fitted)
     point = fit_threshold(fitted.probability, fitted.right, wanted)
