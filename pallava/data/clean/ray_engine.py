@@ -5,6 +5,7 @@ findings as they arrive, so that a kill loses the shares under way. A share neve
 network sees the same images together, whatever the engine.
 """
 
+import importlib
 import importlib.util
 import json
 import logging
@@ -17,7 +18,6 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import groupby
 from typing import Any
-from unittest import mock
 
 from pallava.data.clean.engine import BATCH, Engine
 from pallava.data.clean.filters import Candidate, Filter, Findings
@@ -127,7 +127,7 @@ class RayEngine(Engine):
         try:
             with _without_dashboard():
                 ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
-        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        except (AttributeError, ImportError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             place = f"connect to Ray at '{self._address}'" if self._address else "start Ray"
             raise PallavaError(f"cannot {place}: {reason}; check --ray-address, or use --engine local") from None
@@ -141,10 +141,12 @@ def _without_dashboard() -> Iterator[None]:
 
     Usage statistics or not, that process asks the metadata servers of three clouds whether it runs there.
     """
-    from ray._private.node import Node
-
-    with mock.patch.object(Node, "start_api_server"):
+    node: Any = importlib.import_module("ray._private.node").Node
+    start, node.start_api_server = node.start_api_server, lambda *args, **how: None
+    try:
         yield
+    finally:
+        node.start_api_server = start
 
 
 def _check_address(address: str) -> None:

@@ -5,8 +5,9 @@ import json
 import os
 import pickle
 import socket
+import sys
 from dataclasses import replace
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pyarrow
 import pytest
@@ -132,6 +133,31 @@ def test_without_ray(tmp_path, capsys, monkeypatch) -> None:
     assert "pallava[ray]" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main(command) == 0
+
+
+@pytest.mark.parametrize("has_node", [True, False])
+def test_a_ray_that_keeps_its_dashboard_elsewhere_is_refused(has_node, monkeypatch) -> None:
+    class Node:
+        def start_api_server(self, *args) -> None:
+            raise AssertionError
+
+    ray, node, started = ModuleType("ray"), ModuleType("node"), []
+    ray.is_initialized, ray.exceptions = lambda: False, SimpleNamespace(RayError=RuntimeError)
+    ray.init = lambda **options: started.append(Node().start_api_server("a", "b"))
+    ray.data, node.Node, server = ModuleType("data"), Node, Node.start_api_server
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin="ray"))
+    modules = {"ray": ray, "ray.data": ray.data, "ray._private": node, "ray._private.node": node if has_node else None}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    engine = RayEngine(None, 1)
+    if has_node:
+        assert engine._ray is ray
+        assert started == [None]
+        assert Node.start_api_server is server
+    else:
+        with pytest.raises(PallavaError, match=r"ray._private.node.*--engine local"):
+            engine._ray  # noqa: B018
+        assert not started
 
 
 def test_an_address_where_nothing_listens() -> None:
