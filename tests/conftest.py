@@ -35,7 +35,9 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An endpoint on this machine is asked directly, whatever the environment says."""
+def dead_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment names a proxy that answers nobody, for all hosts."""
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from pallava.errors import PallavaError
 from pallava.images import ImageError, ImageSource, open_image
+from pallava.io.hosts import is_here
 
 MAX_REPLY = 200  # characters that are stored
 _MAX_TOKENS = 256  # an answer of one word, and room for a model that explains itself first
@@ -82,7 +83,14 @@ class Endpoint:
         import openai  # half a second
 
         key = os.environ.get("PALLAVA_ENDPOINT_KEY") or os.environ.get("OPENAI_API_KEY") or "none"
-        return openai.OpenAI(base_url=self.base_url, api_key=key, timeout=self.timeout, max_retries=self.max_retries)
+        may_leave = not is_here(self.base_url)  # else neither by a proxy that the environment names, nor redirected
+        return openai.OpenAI(
+            base_url=self.base_url,
+            api_key=key,
+            timeout=self.timeout,
+            max_retries=self.max_retries,
+            http_client=openai.DefaultHttpxClient(trust_env=may_leave, follow_redirects=may_leave),
+        )
 
     def _iter_answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
         """Send all requests and yield (index, answer) of each as it arrives; on trouble, end with those under way."""

@@ -2,17 +2,16 @@
 
 import base64
 import io
-import ipaddress
 import threading
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import openai
 import torch
 from torch import nn
 
 from pallava.errors import PallavaError
+from pallava.io.hosts import is_here
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 from pallava.serving.chat_model import ChatModel
 from pallava.serving.replies import ChatRequest, Reply, UnavailableError
@@ -50,7 +49,9 @@ class EngineModel(ChatModel):
         check_is_here(url)
         model.llm = _Embeddings(model.llm)
         self._url, self._computing = url, threading.Lock()
-        self._client = openai.OpenAI(base_url=url, api_key="none", timeout=_SECONDS, max_retries=0)
+        # Images must not leave the machine by way of a proxy that the environment names, or of a redirection.
+        direct = openai.DefaultHttpxClient(trust_env=False, follow_redirects=False)
+        self._client = openai.OpenAI(base_url=url, api_key="none", timeout=_SECONDS, max_retries=0, http_client=direct)
         try:
             names = [each.id for each in self._client.models.list()]
         except openai.APIError as error:
@@ -109,12 +110,7 @@ def check_is_here(url: str) -> None:
     Raises:
         PallavaError: The URL's host is not loopback.
     """
-    try:
-        host = urlsplit(url).hostname or ""
-        is_here = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_here = False
-    if not is_here or not url.startswith(("http://", "https://")):
+    if not is_here(url) or not url.startswith(("http://", "https://")):
         raise PallavaError(f"--engine must be a URL on this machine, such as http://127.0.0.1:8001/v1, got '{url}'")
 
 

@@ -1,6 +1,5 @@
 """A server on this machine: a model folder behind OpenAI's API, with a page."""
 
-import ipaddress
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ import uvicorn
 from pallava.devices import find_device
 from pallava.errors import PallavaError, check_at_least
 from pallava.images import MAX_PIXELS
+from pallava.io.hosts import is_loopback
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor, load
 from pallava.serving.api import Api, Limits
 from pallava.serving.bounds import Bounds
@@ -81,7 +81,7 @@ def serve(folder: str | Path, log: Callable[[str], Any] = lambda line: None, **o
     given = ServeOptions(**options)
     _check(given)
     key = os.environ.get(KEY_VARIABLE)
-    if not key and not _is_loopback(given.host):
+    if not key and not is_loopback(given.host):
         raise PallavaError(
             f"with --host {given.host} other machines reach the server, so the variable {KEY_VARIABLE} must have a key "
             "for them; set it, or leave --host out"
@@ -139,7 +139,7 @@ class Server:
         app = Bounds(
             Api(chat, self._scheduler, name, limits, metrics).app(),  # type: ignore[arg-type]
             key=key,
-            hosts={*_LOOPBACK, options.host.lower()} if _is_loopback(options.host) else None,
+            hosts={*_LOOPBACK, options.host.lower()} if is_loopback(options.host) else None,
             max_bytes=num_bytes,
             max_in_flight=_BODIES_AT_ONCE * num_bytes,
             headers=_HEADERS,
@@ -179,13 +179,6 @@ def _check(options: ServeOptions) -> None:
         check_is_here(options.engine)
     if options.port > 65535:
         raise PallavaError(f"--port must be at most 65535, got {options.port}")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _listen(host: str, port: int) -> socket.socket:

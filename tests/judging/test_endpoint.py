@@ -15,7 +15,7 @@ from tests.tiny.endpoint import Act, StubEndpoint, stub_endpoint
 
 
 @pytest.fixture(autouse=True)
-def no_environment(monkeypatch: pytest.MonkeyPatch, no_proxies: None) -> None:
+def no_environment(monkeypatch: pytest.MonkeyPatch, dead_proxies: None) -> None:
     for name in ("PALLAVA_ENDPOINT_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
 

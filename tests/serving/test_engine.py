@@ -12,7 +12,7 @@ from pallava.cli import main
 from pallava.errors import PallavaError
 from pallava.model import ask as ask_model
 from pallava.model import load
-from pallava.serving.engine import check_is_here
+from pallava.serving.engine import EngineModel, check_is_here
 from tests.tiny.engine import StubEngine, engine
 from tests.tiny.server import ask, body, picture, serving
 
@@ -63,6 +63,14 @@ def test_an_engine_that_fails(folder: Path, stub: StubEngine) -> None:
         assert "out of blocks" in answer.json()["error"]["message"]
         stub.status = 200
         assert httpx.post(url + PATH, json=body(), timeout=60).status_code == 200
+
+
+@pytest.mark.usefixtures("dead_proxies")
+def test_an_engine_is_asked_without_a_proxy(folder: Path, stub: StubEngine) -> None:
+    """Which would see the images."""
+    chat = EngineModel(*load(folder, "cpu"), stub.url)
+    chat.reply([chat.request([{"role": "user", "content": "what ?"}], max_new_tokens=2)])
+    assert len(stub.requests) == 1
 
 
 def test_an_engine_that_cannot_be_used(folder: Path, stub: StubEngine, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,7 +82,6 @@ def test_ten_kills(tmp_path, num_workers):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_proxies")
 def test_kills_while_an_endpoint_is_asked(tmp_path):
     """What was answered is not asked again, but for the few answers that were on their way at a kill."""
     with stub_endpoint(lambda text, before: Act("human" if len(text) % 3 else "non-human", delay=0.02)) as server:

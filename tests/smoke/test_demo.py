@@ -106,7 +106,6 @@ def test_every_step_runs_once(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_proxies")
 def test_every_further_command_works_on_the_demo(tmp_path):
     """Each also runs on tiny models in the tests of its own; here one after the other, as the README has them."""
     done = demo(tmp_path)

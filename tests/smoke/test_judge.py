@@ -26,7 +26,7 @@ def write(folder: Path, answered: list[Answer]) -> Path:
 
 
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_proxies: None) -> Path:
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dead_proxies: None) -> Path:
     monkeypatch.setenv("PALLAVA_ENDPOINT_KEY", "secret")
     monkeypatch.chdir(tmp_path)
     items = [Item(str(n), f"{n}.png", "Describe it.", text, "caption") for n, text in enumerate(CAPTIONS)]

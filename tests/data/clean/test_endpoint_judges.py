@@ -15,7 +15,7 @@ from pallava.judging.endpoint import Endpoint, UnansweredError
 from pallava.judging.prompts import CLIP_VERSION, OTHER_CAPTIONS, PATHOLOGY, PATHOLOGY_CAPTIONS, SPECIES
 from tests.tiny.endpoint import Act, StubEndpoint, stub_endpoint
 
-pytestmark = pytest.mark.usefixtures("quick_retries", "no_proxies")
+pytestmark = pytest.mark.usefixtures("quick_retries")
 
 
 def endpoint(server: StubEndpoint, **settings) -> Endpoint:

@@ -233,7 +233,7 @@ def test_what_a_model_refuses_that_refuses_everything_is_not_stored(tmp_path):
         assert stored(tmp_path / "out", "pathology") == 6
 
 
-@pytest.mark.usefixtures("quick_retries", "no_proxies")
+@pytest.mark.usefixtures("quick_retries")
 def test_rows_that_are_never_answered_can_be_dropped(tmp_path, capsys):
     """They are as many in a row as end a run where the server has died, and nothing is stored of them."""
     is_down = True

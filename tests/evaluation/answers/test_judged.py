@@ -16,7 +16,7 @@ from pallava.judging.endpoint import Endpoint, UnansweredError
 from pallava.judging.prompts import ANSWER_SIMILARITY, CAPTION_SIMILARITY, read_grade
 from tests.tiny.endpoint import Act, StubEndpoint, stub_endpoint
 
-pytestmark = pytest.mark.usefixtures("quick_retries", "no_proxies")
+pytestmark = pytest.mark.usefixtures("quick_retries")
 
 
 def caption(number: int, answer: str) -> Answer:
