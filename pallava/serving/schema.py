@@ -9,6 +9,7 @@ from pallava.io.texts import find_damage
 _MAX_TEXT, _MAX_NAME, _MAX_STOP = 1 << 18, 1000, 64  # characters
 _MAX_MESSAGES, _MAX_PARTS, _MAX_STOPS = 256, 64, 4
 _MAX_SEED = 2**63
+_LEAST_TEMPERATURE = 1e-3  # below it logits overflow, and nothing but the likeliest word would be drawn
 _REFUSED = (
     "audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs", "presence_penalty",
     "response_format", "tool_choice", "tools", "top_logprobs",
@@ -74,7 +75,7 @@ class ChatCompletionRequest(_Part):
     model: str | None = Field(None, max_length=_MAX_NAME, description="name of the model, as `/v1/models` gives it")
     max_tokens: int | None = Field(None, ge=1, description="largest number of tokens of the answer")
     max_completion_tokens: int | None = Field(None, ge=1, description="the same by its newer name")
-    temperature: float | None = Field(None, ge=0, le=2, description="0 (default) takes the likeliest words")
+    temperature: float | None = Field(None, ge=0, le=2, description="0 (default), and all below 0.001, takes the likeliest words")
     top_p: float | None = Field(None, gt=0, le=1, description="share of the likeliest words that are drawn from")
     seed: int | None = Field(None, ge=-_MAX_SEED, lt=_MAX_SEED, description="seed of drawn words")
     stop: _Stop | Annotated[list[_Stop], Field(max_length=_MAX_STOPS)] | None = Field(
@@ -118,9 +119,10 @@ class ChatCompletionRequest(_Part):
 
     def options(self) -> dict[str, Any]:
         """Return how words are drawn, as options of `ChatModel.reply`; none if the likeliest are taken."""
-        if not self.temperature:
+        if (self.temperature or 0) < _LEAST_TEMPERATURE:
             return {}
-        drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p or 1.0}
+        # transformers would draw from the 50 likeliest words by itself.
+        drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p or 1.0, "top_k": 0}
         return drawn if self.seed is None else {**drawn, "seed": self.seed}
 
 

@@ -127,6 +127,12 @@ def test_words_can_be_drawn_and_the_seed_decides_them(url: str) -> None:
     assert len({draw(seed) for seed in range(4)}) > 1
 
 
+def test_next_to_no_temperature_is_none(url: str) -> None:
+    greedy, *others = (post(url, body(temperature=each)).json()["choices"] for each in (0, 1e-4, 1e-40, 5e-324))
+    assert others == [greedy] * 3
+    assert post(url, body(temperature=1e-3, top_p=5e-324)).status_code == 200
+
+
 def test_stop_texts_end_an_answer(url: str) -> None:
     whole = post(url, body(max_tokens=12)).json()["choices"][0]["message"]["content"]
     word = whole.split(" ")[2]
