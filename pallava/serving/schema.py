@@ -1,6 +1,6 @@
 """What the API takes: OpenAI's chat completions, as far as a PA-LLaVA can answer them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -10,15 +10,29 @@ _MAX_TEXT, _MAX_NAME, _MAX_STOP = 1 << 18, 1000, 64  # characters
 _MAX_MESSAGES, _MAX_PARTS, _MAX_STOPS = 256, 64, 4
 _MAX_SEED = 2**63
 _LEAST_TEMPERATURE = 1e-3  # below it logits overflow, and nothing but the likeliest word would be drawn
-_REFUSED = (
-    "audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs", "presence_penalty",
-    "response_format", "tool_choice", "tools", "top_logprobs",
-)  # fmt: skip
+# Values by which OpenAI's other fields change nothing; what is false or empty changes nothing in any field.
+_NEUTRAL: dict[str, list[Any]] = {
+    "modalities": [["text"]],
+    "response_format": [{"type": "text"}],
+    "tool_choice": ["none", "auto"],
+}
 _Text = Annotated[str, Field(max_length=_MAX_TEXT)]
 _Stop = Annotated[str, Field(min_length=1, max_length=_MAX_STOP)]
 
 
 class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    unused: ClassVar[frozenset[str]] = frozenset()  # fields that change no answer
+
+    @model_validator(mode="after")
+    def _refuse_others(self) -> "_Part":
+        """Refuse what would be ignored: a field that a PA-LLaVA cannot follow, or a misspelt one."""
+        for name, value in (self.model_extra or {}).items():
+            if value and name not in self.unused and value not in _NEUTRAL.get(name, []):
+                raise ValueError(f"a PA-LLaVA cannot use '{name}'; leave it out")
+        return self
+
     @field_validator("*", mode="after")
     @classmethod
     def _check_text(cls, value: Any) -> Any:
@@ -37,6 +51,8 @@ class TextPart(_Part):
 class ImageURL(_Part):
     """Where an image is."""
 
+    unused: ClassVar = frozenset({"detail"})
+
     url: str = Field(description="`data:` URL, or the URL of a host that `--allow-url` names")
 
 
@@ -50,6 +66,8 @@ class ImagePart(_Part):
 class Message(_Part):
     """One message of a conversation; images are the user's."""
 
+    unused: ClassVar = frozenset({"name"})
+
     role: Literal["system", "developer", "user", "assistant"]
     content: (
         _Text
@@ -59,9 +77,23 @@ class Message(_Part):
         ]
     )
 
+    @field_validator("content", mode="before")
+    @classmethod
+    def _check_content(cls, value: Any) -> Any:
+        if not isinstance(value, str | list):
+            raise ValueError("must be a text or a list of parts")
+        return value
+
+    @property
+    def images(self) -> list[ImageURL]:
+        """Return its images."""
+        return [part.image_url for part in self.content if isinstance(part, ImagePart)]
+
 
 class StreamOptions(_Part):
     """Options of an answer that comes in pieces."""
+
+    unused: ClassVar = frozenset({"include_obfuscation"})
 
     include_usage: bool = Field(False, description="whether the last piece has the numbers of tokens")
 
@@ -69,13 +101,17 @@ class StreamOptions(_Part):
 class ChatCompletionRequest(_Part):
     """A conversation that ends with a question, and how to answer it."""
 
-    model_config = ConfigDict(extra="allow")
+    unused: ClassVar = frozenset(
+        ("metadata", "parallel_tool_calls", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user")
+    )
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES)]
     model: str | None = Field(None, max_length=_MAX_NAME, description="name of the model, as `/v1/models` gives it")
     max_tokens: int | None = Field(None, ge=1, description="largest number of tokens of the answer")
     max_completion_tokens: int | None = Field(None, ge=1, description="the same by its newer name")
-    temperature: float | None = Field(None, ge=0, le=2, description="0 (default), and all below 0.001, takes the likeliest words")
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="0 (default), and all below 0.001, takes the likeliest words"
+    )
     top_p: float | None = Field(None, gt=0, le=1, description="share of the likeliest words that are drawn from")
     seed: int | None = Field(None, ge=-_MAX_SEED, lt=_MAX_SEED, description="seed of drawn words")
     stop: _Stop | Annotated[list[_Stop], Field(max_length=_MAX_STOPS)] | None = Field(
@@ -86,10 +122,17 @@ class ChatCompletionRequest(_Part):
     n: Literal[1] | None = Field(None, description="number of answers")
 
     @model_validator(mode="after")
-    def _refuse(self) -> "ChatCompletionRequest":
-        given = {name: value for name, value in (self.model_extra or {}).items() if name in _REFUSED and value}
-        if given and given != {"response_format": {"type": "text"}}:
-            raise ValueError(f"a PA-LLaVA cannot use {', '.join(sorted(given))}; leave it out")
+    def _check_roles(self) -> "ChatCompletionRequest":
+        roles = [message.role.replace("developer", "system") for message in self.messages]
+        if roles[-1] != "user":
+            raise ValueError(f"the last message must be a question from 'user', got one from '{roles[-1]}'")
+        if roles[roles[0] == "system"] != "user":
+            raise ValueError("the first message, or that after one from 'system', must be from 'user'")
+        for place, message in enumerate(self.messages):
+            if place and roles[place] == "system":
+                raise ValueError(f"only the first message may be from 'system', got messages.{place}")
+            if roles[place] != "user" and message.images:
+                raise ValueError(f"messages.{place} is from '{message.role}' and must be text; images are the user's")
         return self
 
     @property
@@ -104,8 +147,7 @@ class ChatCompletionRequest(_Part):
 
     def image_urls(self) -> list[ImageURL]:
         """Return all images in reading order."""
-        contents = [message.content for message in self.messages if not isinstance(message.content, str)]
-        return [part.image_url for content in contents for part in content if isinstance(part, ImagePart)]
+        return [image for message in self.messages for image in message.images]
 
     def to_messages(self) -> list[dict[str, Any]]:
         """Return the conversation in Hugging Face's form, with markers in the place of images."""

@@ -206,6 +206,8 @@ BAD = {
     "system in between": ({"messages": [ask("a"), {"role": "system", "content": "b"}]}, "system"),
     "another role": ({"messages": [{"role": "tool", "content": "b"}]}, "role"),
     "half a character": ({"messages": [{"role": "user", "content": "a\ud800"}]}, "messages.0.content"),
+    "half a character in a name": (body(**{"a\ud800": 1}), None),
+    "a misspelt option": (body(temprature=1), "'temprature'"),
     "a NUL": ({"messages": [{"role": "user", "content": "a\0"}]}, "encoded"),
     "a marker without its image": ({"messages": [{"role": "user", "content": "<image> what ?"}]}, "image"),
     "too long": ({"messages": [{"role": "user", "content": "what " * 50_000}]}, "room"),
