@@ -77,7 +77,8 @@ def main() -> int:
 @contextmanager
 def serving(model: Any, processor: Any, **options: Any) -> Iterator[str]:
     """Serve in a thread; yield the URL."""
-    from pallava.serving.server import ServeOptions, Server
+    from pallava.serving.options import ServeOptions
+    from pallava.serving.server import Server
 
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -42,20 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = _find_command(words)
     if name is None:
         return _explain(words)
-    add_arguments, run, description = load_command(name)
-    parser = _Parser(
-        prog=f"pallava {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_arguments(parser)
-    words = words[len(name.split()) :]
-    end = words.index("--") if "--" in words and name in _PASSES_ON else len(words)
-    values = vars(parser.parse_args(words[:end]))
-    if name in _PASSES_ON:
-        values["passed_on"] = words[end + 1 :]
-    if name in _STARTS_AGAIN:
-        values["words"] = words
     try:
-        return int(run(**values) or 0)
+        return _run(name, words[len(name.split()) :])
     except PallavaError as error:
         print(f"error: {error}", file=sys.stderr)
         return _USER_ERROR
@@ -67,6 +55,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED
+
+
+def _run(name: str, words: list[str]) -> int:
+    add_arguments, run, description = load_command(name)
+    parser = _Parser(
+        prog=f"pallava {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    end = words.index("--") if "--" in words and name in _PASSES_ON else len(words)
+    values = vars(parser.parse_args(words[:end]))
+    if name in _PASSES_ON:
+        values["passed_on"] = words[end + 1 :]
+    if name in _STARTS_AGAIN:
+        values["words"] = words
+    return int(run(**values) or 0)
 
 
 def _silence_libraries() -> None:

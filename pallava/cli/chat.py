@@ -49,22 +49,20 @@ def run_chat(
 
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments, which are those of `ServeOptions`."""
+    from pallava.serving.options import ServeOptions
+
     parser.add_argument("model", help="model folder that `pallava convert` wrote")
-    add_parameters(parser, _server().ServeOptions)
+    add_parameters(parser, ServeOptions)
 
 
 def run_serve(model: str, **options: Any) -> None:
     """Serve a model folder on this machine: a page, and OpenAI's API; for research only, not for diagnosis."""
-    _server().serve(model, log=partial(print, flush=True), **options)
-
-
-def _server() -> Any:
     try:
-        from pallava.serving import server
+        from pallava.serving.server import serve
     except ModuleNotFoundError as error:
         if error.name not in ("fastapi", "prometheus_client", "uvicorn"):
             raise
         raise PallavaError(
             f"serving needs {error.name}, which is not installed; run pip install 'pallava[serve]'"
         ) from None
-    return server
+    serve(model, log=partial(print, flush=True), **options)

@@ -2,16 +2,14 @@
 
 import os
 import socket
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import uvicorn
 
 from pallava.devices import find_device
 from pallava.errors import PallavaError, check_at_least
-from pallava.images import MAX_PIXELS
 from pallava.io.hosts import is_loopback
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor, load
 from pallava.serving.api import Api, Limits
@@ -19,9 +17,9 @@ from pallava.serving.bounds import Bounds
 from pallava.serving.chat_model import ChatModel
 from pallava.serving.engine import EngineModel, check_is_here
 from pallava.serving.metrics import Metrics
+from pallava.serving.options import KEY_VARIABLE, ServeOptions
 from pallava.serving.scheduler import Scheduler
 
-KEY_VARIABLE = "PALLAVA_API_KEY"
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _BODIES_AT_ONCE = 8  # of the largest size, of all requests together
 _SPARE = 16  # connections beyond those that wait or are answered: for /health, the page, and refusals
@@ -36,35 +34,6 @@ _HEADERS = {
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
 }
-
-
-@dataclass(frozen=True)
-class ServeOptions:
-    """Options of a server, each with its help text."""
-
-    host: Annotated[str, f"address to listen on; another than loopback demands a key in {KEY_VARIABLE}"] = "127.0.0.1"
-    port: Annotated[int, "port; 0 takes a free one"] = 8000
-    name: Annotated[str | None, "name of the model in the API (default: the folder's)"] = None
-    max_batch: Annotated[int, "requests that are answered at once"] = 16
-    max_waiting: Annotated[int, "requests that wait; more are refused"] = 64
-    max_new_tokens: Annotated[int, "largest and default number of tokens of an answer"] = 512
-    max_images: Annotated[int, "largest number of images in a conversation"] = 16
-    max_pixels: Annotated[int, "largest number of pixels of an image"] = MAX_PIXELS
-    max_mb: Annotated[int, "largest size of a request in MB"] = 32
-    timeout: Annotated[int, "seconds from a request to the end of its answer, which is cut there"] = 300
-    allow_url: Annotated[
-        Sequence[str], "host of which images may be fetched; never one on a private network (repeatable)"
-    ] = ()
-    engine: Annotated[
-        str | None, "URL of a server on this machine that runs the language model, such as http://127.0.0.1:8001/v1"
-    ] = None
-    base_llm: Annotated[
-        str | None, "base language model of a folder with an adapter (default: the one it was trained on)"
-    ] = None
-    trust_remote_code: Annotated[
-        bool, "permission to import the module of a connector that does not come with pallava (default: refuse)"
-    ] = False
-    device: Annotated[str, "device: auto, cpu, cuda or cuda:N"] = "auto"
 
 
 def serve(folder: str | Path, log: Callable[[str], Any] = lambda line: None, **options: Any) -> None:

@@ -1,6 +1,7 @@
 """The command that asks a model folder."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,18 @@ def test_wrong_values_are_one_sentence_each(
     assert said in error
     assert error.count("\n") == 1
     assert len(error) < 320
+
+
+def test_serving_without_what_it_needs(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "pallava.serving.server", raising=False)
+    assert main(["serve", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "uvicorn" in error
+    assert "pallava[serve]" in error
+    assert error.count("\n") == 1
+    with pytest.raises(SystemExit) as exited:
+        main(["serve", "--help"])
+    assert exited.value.code == 0

@@ -10,7 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from pallava.serving.server import ServeOptions, Server
+from pallava.serving.options import ServeOptions
+from pallava.serving.server import Server
 
 
 @contextmanager
