@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
 from pallava.errors import cap_message
 
 Scope = dict[str, Any]
@@ -33,11 +35,39 @@ class RefusedError(Exception):
         self.status, self.body = status, error_body(status, message, code=code)
 
 
+class Connection(H11Protocol):
+    """A connection that ends if the head of a request does not come, or an answer is not taken, in time.
+
+    Bodies and pieces of answers have their times in `Bounds`.
+    """
+
+    seconds = 20.0  # of waiting, and up to twice as many
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin, as uvicorn does."""
+        super().connection_made(transport)
+        self._check()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End, as uvicorn does."""
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _check(self, before: object = None) -> None:
+        is_waiting = self.cycle is None or self.cycle.response_complete or self.transport.is_closing()
+        now = (self.cycle, is_waiting)
+        if is_waiting and now == before:
+            self.transport.abort()
+        else:
+            self._timer = self.loop.call_later(self.seconds, self._check, now)
+
+
 @dataclass
 class Bounds:
     """ASGI application around another one, which gets requests with their whole bodies only.
 
     Bodies are read before the application runs, at most `max_bytes` of each, `max_in_flight` bytes of all together.
+    What is open to everybody takes no body, and is open however many requests there are.
     """
 
     app: App
@@ -45,18 +75,20 @@ class Bounds:
     hosts: Collection[str] | None  # names in the Host header; None for any. Keeps other sites' pages from reaching it
     max_bytes: int
     max_in_flight: int
+    max_requests: int
     body_seconds: float = 30.0  # for a whole body
     send_seconds: float = 60.0  # for a piece of an answer, after which a client has stopped reading
     headers: Mapping[str, str] = field(default_factory=dict)  # of every answer
     on_status: Callable[[str, int], None] = lambda path, status: None  # called with path and status of every answer
     _in_flight: int = 0
+    _num_requests: int = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        body, size, is_read = bytearray(), 0, False
+        body, size, is_read, is_counted = bytearray(), 0, False, False
 
         async def send_in_time(message: dict[str, Any]) -> None:
             if message["type"] == "http.response.start":
@@ -72,7 +104,11 @@ class Bounds:
 
         try:
             self._check(scope)
-            if not await asyncio.wait_for(self._read(receive, body), self.body_seconds):
+            is_counted = scope["path"] not in _OPEN_PATHS
+            self._num_requests += is_counted
+            if is_counted and self._num_requests > self.max_requests:
+                raise RefusedError(503, "too many requests at once; try again in a while")
+            if not await asyncio.wait_for(self._read(receive, body, self._max_bytes(scope)), self.body_seconds):
                 return
             parts, size, is_read = [bytes(body)], len(body), True
             body.clear()
@@ -85,8 +121,9 @@ class Bounds:
                 await _refuse(send_in_time, RefusedError(408, message))
         finally:
             self._in_flight -= size + len(body)
+            self._num_requests -= is_counted
 
-    async def _read(self, receive: Receive, body: bytearray) -> bool:
+    async def _read(self, receive: Receive, body: bytearray, max_bytes: int) -> bool:
         """Read a whole body; return whether the client is still there."""
         while True:
             message = await receive()
@@ -95,8 +132,8 @@ class Bounds:
             chunk = message.get("body", b"")
             body += chunk
             self._in_flight += len(chunk)
-            if len(body) > self.max_bytes:
-                raise RefusedError(413, f"a request must have at most {self.max_bytes} bytes")
+            if len(body) > max_bytes:
+                raise RefusedError(413, f"a request must have at most {max_bytes} bytes")
             if self._in_flight > self.max_in_flight:
                 raise RefusedError(503, "too much is being sent at once; try again in a while")
             if not message.get("more_body"):
@@ -115,8 +152,12 @@ class Bounds:
         if scope["method"] == "POST" and headers.get("content-type", "").split(";")[0].strip() != "application/json":
             raise RefusedError(415, "a request must have the content type application/json")
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length[:20]) > self.max_bytes:
-            raise RefusedError(413, f"a request must have at most {self.max_bytes} bytes")
+        max_bytes = self._max_bytes(scope)
+        if not length.isdecimal() or int(length[:20]) > max_bytes:
+            raise RefusedError(413, f"a request must have at most {max_bytes} bytes")
+
+    def _max_bytes(self, scope: Scope) -> int:
+        return 0 if scope["path"] in _OPEN_PATHS else self.max_bytes
 
 
 async def _refuse(send: Send, error: RefusedError) -> None:

@@ -13,7 +13,7 @@ from pallava.errors import PallavaError, check_at_least
 from pallava.io.hosts import is_loopback
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor, load
 from pallava.serving.api import Api, Limits
-from pallava.serving.bounds import Bounds
+from pallava.serving.bounds import Bounds, Connection
 from pallava.serving.chat_model import ChatModel
 from pallava.serving.engine import EngineModel, check_is_here
 from pallava.serving.metrics import Metrics
@@ -22,7 +22,7 @@ from pallava.serving.scheduler import Scheduler
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _BODIES_AT_ONCE = 8  # of the largest size, of all requests together
-_SPARE = 16  # connections beyond those that wait or are answered: for /health, the page, and refusals
+_SPARE = 16  # requests beyond those that wait or are answered: for those that are still read, and /metrics
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -111,19 +111,19 @@ class Server:
             hosts={*_LOOPBACK, options.host.lower()} if is_loopback(options.host) else None,
             max_bytes=num_bytes,
             max_in_flight=_BODIES_AT_ONCE * num_bytes,
+            max_requests=options.max_batch + options.max_waiting + _SPARE,
             headers=_HEADERS,
             on_status=metrics.note_status,
         )
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,  # type: ignore[arg-type]
-                http="h11",
+                http=Connection,
                 ws="none",
                 access_log=False,
                 log_level="warning",
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=options.max_batch + options.max_waiting + _SPARE,
                 timeout_graceful_shutdown=options.timeout,
             )
         )

@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from pallava.model import ask as ask_model
+from pallava.serving.bounds import Connection
 from tests.tiny.server import ask, body, data_url, picture, serving
 
 PATH = "/v1/chat/completions"
@@ -339,6 +340,21 @@ def test_a_client_that_stops_reading(url: str, parts: Any) -> None:
     with socket.create_connection((host, int(port))) as half:  # and one that stops sending
         half.sendall(head + content[:50])
         check_sound(url, parts)
+
+
+def test_connections_that_say_nothing_lock_nobody_out(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many they are; and they end, also those whose head does not."""
+    monkeypatch.setattr(Connection, "seconds", 0.5)
+    with serving(*parts, max_batch=1, max_waiting=1) as url, ExitStack() as stack:
+        host, port = url.removeprefix("http://").split(":")
+        idle = [stack.enter_context(socket.create_connection((host, int(port)), 20)) for _ in range(40)]
+        for each in idle[:20]:
+            each.sendall(b"GET /health HTTP/1.1\r\n")
+        assert httpx.get(url + "/health").status_code == 200
+        check_sound(url, parts)
+        for each in idle:
+            with suppress(ConnectionResetError):
+                assert each.recv(1) == b""
 
 
 def test_a_request_that_ends_the_server_waits_for_running_answers(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:

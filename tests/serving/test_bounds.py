@@ -5,7 +5,7 @@ from typing import Any
 
 from pallava.serving.bounds import Bounds
 
-SCOPE = {"type": "http", "path": "/", "method": "POST", "headers": [(b"content-type", b"application/json")]}
+SCOPE = {"type": "http", "path": "/v1", "method": "POST", "headers": [(b"content-type", b"application/json")]}
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
@@ -15,7 +15,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 
 def bounds(app: Any = echo, **how: Any) -> Bounds:
-    return Bounds(app, None, None, **{"max_bytes": 10, "max_in_flight": 15, **how})
+    return Bounds(app, None, None, **{"max_bytes": 10, "max_in_flight": 15, "max_requests": 2, **how})
 
 
 class Client:
@@ -34,8 +34,8 @@ class Client:
     async def send(self, message: Any) -> None:
         self.sent.append(message)
 
-    async def ask(self, app: Bounds) -> int:
-        await app(dict(SCOPE), self.receive, self.send)
+    async def ask(self, app: Bounds, **scope: Any) -> int:
+        await app({**SCOPE, **scope}, self.receive, self.send)
         return self.sent[0]["status"]
 
 
@@ -82,4 +82,18 @@ def test_statuses_are_counted() -> None:
     app = bounds(on_status=lambda path, status: found.append((path, status)))
     asyncio.run(Client((0, b"abc")).ask(app))
     asyncio.run(Client((0, b"0123456789a")).ask(app))
-    assert found == [("/", 200), ("/", 413)]
+    assert found == [("/v1", 200), ("/v1", 413)]
+
+
+def test_all_requests_together_have_a_bound() -> None:
+    """Of which those that need no key are not part: nobody is locked out by them, nor by their bodies."""
+
+    async def run() -> list[int]:
+        app = bounds()
+        slow = [asyncio.create_task(Client((0, b"a"), (0.2, b"")).ask(app)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        others = [await Client((0, b"")).ask(app, path=path, method="GET") for path in ("/v1", "/", "/health")]
+        bodies = [await Client((0, b"a")).ask(app, path=path) for path in ("/", "/health")]
+        return [*others, *bodies, *[await each for each in slow], await Client((0, b"")).ask(app)]
+
+    assert asyncio.run(run()) == [503, 200, 200, 413, 413, 200, 200, 200]
