@@ -2,12 +2,12 @@
 
 import asyncio
 import json
+import logging
 import secrets
-import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from PIL import Image
 from starlette.exceptions import HTTPException
 
 from pallava import __version__
@@ -23,37 +24,21 @@ from pallava.images import open_image
 from pallava.serving.bounds import RefusedError, error_body
 from pallava.serving.chat_model import ChatModel
 from pallava.serving.metrics import CONTENT_TYPE, Metrics, Timing
+from pallava.serving.options import ServeOptions
 from pallava.serving.reading import read_image
 from pallava.serving.record import NOTICE, describe_model
 from pallava.serving.replies import Picture, Reply, UnavailableError
 from pallava.serving.scheduler import Scheduler
-from pallava.serving.schema import ChatCompletionRequest, ErrorResponse, ImageURL, ReadingRequest
+from pallava.serving.schema import ChatCompletionRequest, ErrorResponse, ImageURL, ReadingRequest, StreamOptions
 from pallava.serving.urls import resolve_url
+from pallava.serving.visit import Visit
 
+_LOGGER = logging.getLogger(__name__)
 _PAGE = Path(__file__).with_name("page.html")
 _OPENERS = 2  # threads that open images, each of which may take a GiB
 _ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in ("4XX", 503)}
+_FAULT = "the server failed; its log has the reason"
 _FINISH = {"stop": "stop", "length": "length", "cancelled": "length"}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request may ask for."""
-
-    max_new_tokens: int
-    max_images: int
-    max_pixels: int  # of an image
-    max_bytes: int  # of an image that a URL names
-    seconds: float  # from its arrival to the end of its answer
-    hosts: frozenset[str] = frozenset()  # of which images may be fetched
-
-
-@dataclass(eq=False)
-class _Asked:
-    """A request on its way."""
-
-    future: "Future[Reply]"
-    pieces: "asyncio.Queue[str | None]"  # of the answer; None once it is whole
 
 
 class Api:
@@ -63,12 +48,14 @@ class Api:
         chat: The model.
         scheduler: What computes for it.
         name: Name of the model.
-        limits: What one request may ask for.
+        options: What one request may ask for.
         metrics: Counts.
     """
 
-    def __init__(self, chat: ChatModel, scheduler: Scheduler, name: str, limits: Limits, metrics: Metrics) -> None:
-        self._chat, self._scheduler, self.name, self._limits, self._metrics = chat, scheduler, name, limits, metrics
+    def __init__(
+        self, chat: ChatModel, scheduler: Scheduler, name: str, options: ServeOptions, metrics: Metrics
+    ) -> None:
+        self._chat, self._scheduler, self.name, self._options, self._metrics = chat, scheduler, name, options, metrics
         self._openers = ThreadPoolExecutor(_OPENERS, "images")
         self._started = int(time.time())
 
@@ -106,8 +93,8 @@ class Api:
         """Return the one model, with what a conversation's record should say of it."""
         about = {
             "facts": describe_model(self._chat.model),
-            "max_new_tokens": self._limits.max_new_tokens,
-            "max_images": self._limits.max_images,
+            "max_new_tokens": self._options.max_new_tokens,
+            "max_images": self._options.max_images,
             "reads_tiles": self._chat.model.config.connector_config.reads_tiles,
             "notice": NOTICE,
         }
@@ -119,45 +106,34 @@ class Api:
         if body.model not in (None, self.name):
             message = f"the model '{body.model}' does not exist; this server has '{self.name}'"
             raise RefusedError(404, message, "model_not_found")
-        gone = threading.Event()
-        asked = await self._ask(body, gone)
-        watch = asyncio.create_task(_wait_until_gone(request))
-        watch.add_done_callback(lambda _: _give_up(asked, gone))
-        timer = asyncio.get_running_loop().call_later(self._limits.seconds, asked.future.cancel)  # while it waits
-
-        def finish() -> None:
-            timer.cancel()
-            watch.cancel()  # which gives up what is not done
-
-        if body.stream:
-            pieces = self._stream(asked, bool(body.stream_options and body.stream_options.include_usage), finish)
-            return StreamingResponse(pieces, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-        try:
-            reply = await _result(asked.future)
-        finally:
-            finish()
+        with ExitStack() as stack:
+            visit = stack.enter_context(Visit(request, self._options.timeout))
+            await self._submit(body, visit)
+            if body.stream:
+                pieces = self._stream(visit, body.stream_options or StreamOptions(include_usage=False), stack.pop_all())
+                return StreamingResponse(pieces, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+            reply = await visit.result()
         answer = {"role": "assistant", "content": reply.text}
         choice = {"index": 0, "message": answer, "finish_reason": _FINISH[reply.finish_reason], "logprobs": None}
-        head = self._head("chat.completion")
-        return {**head, "choices": [choice], "usage": _usage(reply), "pallava": _confidence(reply)}
+        more = {"usage": _usage(reply), "pallava": _confidence(reply)}
+        return {**self._head("chat.completion"), "choices": [choice], **more}
 
-    async def read(self, body: ReadingRequest) -> dict[str, Any]:
+    async def read(self, body: ReadingRequest, request: Request) -> dict[str, Any]:
         """Return what the connector read in an image: the attention to each token of its tiles."""
-        url = await self._in_opener(partial(self._resolve, body.image))
-        image = await self._in_opener(partial(open_image, url, max_pixels=self._limits.max_pixels))
-        work = partial(read_image, self._chat.model, self._chat.processor, image)
-        return (await _result(self._scheduler.call(work))).to_dict()
+        with Visit(request, self._options.timeout) as visit:
+            image = await visit.wait(partial(self._openers.submit, self._open, body.image))
+            work = partial(read_image, self._chat.model, self._chat.processor, image)
+            return (await visit.wait(partial(self._scheduler.call, work))).to_dict()
 
-    async def _ask(self, body: ChatCompletionRequest, gone: threading.Event) -> _Asked:
-        end = time.monotonic() + self._limits.seconds
-        urls = body.image_urls()
-        if len(urls) > self._limits.max_images:
-            raise PallavaError(f"a conversation must have at most {self._limits.max_images} images, got {len(urls)}")
-        pictures = [await self._in_opener(partial(self._see, url)) for url in urls]
-        loop, pieces, timing = asyncio.get_running_loop(), asyncio.Queue[str | None](), Timing(self._metrics)
+    async def _submit(self, body: ChatCompletionRequest, visit: Visit) -> None:
+        timing, urls = Timing(self._metrics), body.image_urls()
+        if len(urls) > self._options.max_images:
+            raise PallavaError(f"a conversation must have at most {self._options.max_images} images, got {len(urls)}")
+        pictures = [await visit.wait(partial(self._openers.submit, self._see, url)) for url in urls]
+        loop = asyncio.get_running_loop()
 
         def put(text: str | None) -> None:
-            loop.call_soon_threadsafe(pieces.put_nowait, text)
+            loop.call_soon_threadsafe(visit.pieces.put_nowait, text)
 
         def note(text: str) -> None:
             timing.note_text()
@@ -167,52 +143,52 @@ class Api:
             self._chat.request,
             body.to_messages(),
             pictures,
-            max_new_tokens=min(body.max_new_tokens or self._limits.max_new_tokens, self._limits.max_new_tokens),
+            max_new_tokens=min(body.max_new_tokens or self._options.max_new_tokens, self._options.max_new_tokens),
             stop=body.stops,
             on_text=note,
-            is_cancelled=lambda: gone.is_set() or time.monotonic() > end,
+            is_cancelled=visit.is_over,
         )
         future = self._scheduler.submit(await asyncio.to_thread(make), **body.options())
         timing.begin()
         future.add_done_callback(lambda done: timing.end(_reply_of(done)))
         future.add_done_callback(lambda _: put(None))
-        return _Asked(future, pieces)
+        visit.follow(future)  # at once, since a stream waits for its pieces first
 
     def _resolve(self, url: ImageURL) -> str | bytes:
-        return resolve_url(url.url, self._limits.hosts, self._limits.max_bytes)
+        return resolve_url(url.url, [host.lower() for host in self._options.allow_url], self._options.max_mb << 20)
+
+    def _open(self, url: ImageURL) -> Image.Image:
+        return open_image(self._resolve(url), max_pixels=self._options.max_pixels)
 
     def _see(self, url: ImageURL) -> Picture:
-        return self._chat.see(self._resolve(url), max_pixels=self._limits.max_pixels)
-
-    async def _in_opener(self, work: Callable[[], Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._openers, work)
+        return self._chat.see(self._resolve(url), max_pixels=self._options.max_pixels)
 
     def _head(self, kind: str) -> dict[str, Any]:
         number = secrets.token_hex(12)
         return {"id": f"chatcmpl-{number}", "object": kind, "created": int(time.time()), "model": self.name}
 
-    async def _stream(self, asked: _Asked, has_usage: bool, finish: Callable[[], None]) -> AsyncIterator[str]:
+    async def _stream(self, visit: Visit, options: StreamOptions, stack: ExitStack) -> AsyncIterator[str]:
         head = self._head("chat.completion.chunk")
 
         def event(delta: dict[str, str], reason: str | None = None, **more: Any) -> str:
             choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
             return _event({**head, "choices": [choice], **more})
 
-        try:
+        with stack:
             yield event({"role": "assistant", "content": ""})
-            while (piece := await asked.pieces.get()) is not None:
+            while (piece := await visit.pieces.get()) is not None:
                 yield event({"content": piece})
             try:
-                reply = await _result(asked.future)
-            except PallavaError as error:
-                yield _event(error_body(503, str(error)))
-            else:
+                reply = await visit.result()
                 yield event({}, _FINISH[reply.finish_reason], pallava=_confidence(reply))
-                if has_usage:
+                if options.include_usage:
                     yield _event({**head, "choices": [], "usage": _usage(reply)})
+            except PallavaError as error:
+                yield _event(error_body(_status_of(error), str(error)))
+            except Exception:
+                _LOGGER.exception("a stream failed")
+                yield _event(error_body(500, _FAULT))
             yield "data: [DONE]\n\n"
-        finally:
-            finish()
 
 
 def _confidence(reply: Reply) -> dict[str, Any]:
@@ -238,31 +214,15 @@ def _usage(reply: Reply) -> dict[str, Any]:
 
 
 def _event(value: Any) -> str:
-    return f"data: {json.dumps(value)}\n\n"
-
-
-async def _result(future: "Future[Any]") -> Any:
-    """Wait for a result of the scheduler's."""
-    try:
-        return await asyncio.shield(asyncio.wrap_future(future))
-    except asyncio.CancelledError:
-        if not future.cancelled():
-            raise  # not the request was cancelled, but what waits for it
-        raise UnavailableError("the request has waited too long; try again in a while") from None
-
-
-async def _wait_until_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    return f"data: {json.dumps(value, allow_nan=False)}\n\n"
 
 
 def _reply_of(future: "Future[Reply]") -> Reply | None:
     return None if future.cancelled() or future.exception() else future.result()
 
 
-def _give_up(asked: _Asked, gone: threading.Event) -> None:
-    gone.set()
-    asked.future.cancel()
+def _status_of(error: PallavaError) -> int:
+    return 503 if isinstance(error, UnavailableError) else 400
 
 
 async def _on_refusal(request: Request, error: Any) -> JSONResponse:
@@ -270,8 +230,7 @@ async def _on_refusal(request: Request, error: Any) -> JSONResponse:
 
 
 async def _on_user_error(request: Request, error: Any) -> JSONResponse:
-    status = 503 if isinstance(error, UnavailableError) else 400
-    return JSONResponse(error_body(status, str(error)), status)
+    return JSONResponse(error_body(_status_of(error), str(error)), _status_of(error))
 
 
 async def _on_invalid(request: Request, error: Any) -> JSONResponse:
@@ -288,4 +247,4 @@ async def _on_http_error(request: Request, error: Any) -> JSONResponse:
 
 
 async def _on_fault(request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse(error_body(500, "the server failed; its log has the reason"), 500)
+    return JSONResponse(error_body(500, _FAULT), 500)

@@ -17,7 +17,7 @@ _UNFINISHED = "\ufffd"  # what a tokenizer writes for the first bytes of a chara
 
 
 class UnavailableError(PallavaError):
-    """An answer cannot be had now: too many wait, the server is closing, or an engine is not there."""
+    """An answer cannot be had now: too many wait, memory is short, the server closes, an engine or the model fails."""
 
 
 @dataclass(eq=False)
@@ -100,8 +100,14 @@ class Writer(BaseStreamer):
         self._log_probabilities = torch.empty(0)
 
     def note_scores(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Keep the probabilities (B, V) of the next tokens, as a logits processor."""
+        """Keep the probabilities (B, V) of the next tokens, as a logits processor.
+
+        Raises:
+            UnavailableError: They are not numbers.
+        """
         self._log_probabilities = scores.float().log_softmax(-1).cpu()
+        if self._log_probabilities.isnan().any():
+            raise UnavailableError("the model's logits are not finite; its weights are damaged or overflow")
         return scores
 
     def put(self, tokens: Tensor) -> None:

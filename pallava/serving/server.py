@@ -12,7 +12,7 @@ from pallava.devices import find_device
 from pallava.errors import PallavaError, check_at_least
 from pallava.io.hosts import is_loopback
 from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor, load
-from pallava.serving.api import Api, Limits
+from pallava.serving.api import Api
 from pallava.serving.bounds import Bounds, Connection
 from pallava.serving.chat_model import ChatModel
 from pallava.serving.engine import EngineModel, check_is_here
@@ -97,16 +97,8 @@ class Server:
             num_threads=threads,
             on_batch=metrics.note_batch,
         )
-        limits = Limits(
-            max_new_tokens=options.max_new_tokens,
-            max_images=options.max_images,
-            max_pixels=options.max_pixels,
-            max_bytes=num_bytes,
-            seconds=options.timeout,
-            hosts=frozenset(host.lower() for host in options.allow_url),
-        )
         app = Bounds(
-            Api(chat, self._scheduler, name, limits, metrics).app(),  # type: ignore[arg-type]
+            Api(chat, self._scheduler, name, options, metrics).app(),  # type: ignore[arg-type]
             key=key,
             hosts={*_LOOPBACK, options.host.lower()} if is_loopback(options.host) else None,
             max_bytes=num_bytes,

@@ -19,9 +19,12 @@ import httpx
 import openai
 import psutil
 import pytest
+import torch
 
 from pallava.model import ask as ask_model
 from pallava.serving.bounds import Connection
+from pallava.serving.chat_model import ChatModel
+from pallava.serving.reading import read_image
 from tests.tiny.server import ask, body, data_url, picture, serving
 
 PATH = "/v1/chat/completions"
@@ -304,6 +307,42 @@ def test_a_client_that_leaves_frees_its_place(parts: Any, monkeypatch: pytest.Mo
         with pytest.raises(httpx.ReadTimeout):  # and one whose answer comes whole
             httpx.post(url + PATH, json={**body(), "max_tokens": 400}, timeout=0.5)
         wait_for(url, "pallava_running", 0)
+
+
+def test_time_and_a_client_that_leaves_end_the_opening_of_images(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so they do a reading that waits."""
+    see, opened, done = ChatModel.see, list[Any](), list[Any]()
+    monkeypatch.setattr(ChatModel, "see", lambda *args, **how: time.sleep(0.6) or opened.append(0) or see(*args, **how))
+    monkeypatch.setattr(
+        "pallava.serving.api.read_image", lambda *args: time.sleep(0.6) or done.append(0) or read_image(*args)
+    )
+    with serving(*parts, timeout=1) as url, ThreadPoolExecutor(4) as pool:
+        assert "long" in check_error(post(url, body("what ?", 1, 2, 3, 4)), 503)
+        assert 0 < len(opened) < 3
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(url + PATH, json=body("what ?", 1, 2, 3, 4), timeout=0.3)
+        image = {"image": {"url": data_url(0)}}
+        readings = [pool.submit(httpx.post, url + "/v1/reading", json=image, timeout=0.5) for _ in range(4)]
+        assert all(isinstance(each.exception(), httpx.ReadTimeout) for each in readings)
+        wait_for(url, "pallava_waiting", 0)
+    assert len(opened) < 5
+    assert len(done) < 3
+
+
+@pytest.mark.parametrize("is_fault", [True, False])
+def test_a_stream_that_fails_says_so_and_ends(parts: Any, monkeypatch: pytest.MonkeyPatch, is_fault: bool) -> None:
+    """By a fault of the server's, or by numbers that are none; neither is written as JSON that nobody can read."""
+    if is_fault:
+        monkeypatch.setattr(ChatModel, "_weigh", lambda *args: 1 / 0)
+    else:
+        weight = parts[0].llm.model.norm.weight
+        monkeypatch.setattr(weight, "data", torch.full_like(weight, float("nan")))
+    with serving(*parts) as url:
+        lines = [line for line in post(url, body(stream=True)).text.splitlines() if line]
+        assert lines[-1] == "data: [DONE]"
+        assert json.loads(lines[-2].removeprefix("data: "))["error"]["type"] == "server_error"
+        check_error(post(url, body()), 500 if is_fault else 503)
+        check_error(post(url, body(temperature=1)), 500 if is_fault else 503)
 
 
 def test_a_full_line_is_refused_and_one_who_waits_too_long(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
