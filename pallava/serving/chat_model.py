@@ -15,9 +15,10 @@ from pallava.io.hashing import hash_bytes, hash_text
 from pallava.model import Image, PALLaVAForConditionalGeneration, PALLaVAProcessor
 from pallava.model.cache import RowCaches
 from pallava.prompts import IMAGE_TOKEN_INDEX, encode_answer, possible_answers
-from pallava.serving.replies import ChatRequest, Picture, Reply, UnavailableError, Writer
+from pallava.serving.replies import ChatRequest, Picture, Reply, TogetherError, UnavailableError, Writer
 from pallava.tiling import make_tiles
 
+_ENCODED_AT_ONCE = 16  # pictures
 _Key = tuple[int | str, ...]  # ids of a conversation, with the hash of the picture in the place of each image
 
 
@@ -114,38 +115,43 @@ class ChatModel:
             **options: Those of transformers' `generate`, such as ``do_sample``, but for beams.
 
         Raises:
-            UnavailableError: The device has too little memory.
+            UnavailableError: The device has too little memory; a `TogetherError` if each request alone may have it.
         """
         if options.get("do_sample"):
             torch.manual_seed(torch.seed() if seed is None else seed)
         if options.get("num_beams", 1) != 1:
             raise PallavaError("a reply that is written token by token cannot be searched with beams; use num_beams=1")
+        writer = Writer(requests, self.processor, self.model.end_token_ids)
+        try:
+            return self._write(requests, writer, options)
+        except torch.OutOfMemoryError:
+            pass  # with its traceback, which holds what was computed
+        self._kept.clear()
+        is_begun = len(requests) == 1 or any(reply.text for reply in writer.replies)
+        raise (UnavailableError if is_begun else TogetherError)(
+            f"{self.model.device} has too little memory for {len(requests)} conversation(s) at once; show fewer "
+            "images, or begin a new conversation"
+        )
+
+    def _write(self, requests: Sequence[ChatRequest], writer: Writer, options: Mapping[str, Any]) -> list[Reply]:
         self._encode([picture for request in requests for picture in request.pictures])
         keys = [_key(request) for request in requests]
         known = [self._find(key, request) for key, request in zip(keys, requests, strict=True)]
         caches = RowCaches(known)
-        writer = Writer(requests, self.processor, self.model.end_token_ids)
         length = max(len(request.ids) for request in requests)
         rows = [[0] * (length - len(request.ids)) + request.ids for request in requests]
         masks = [[0] * (length - len(request.ids)) + [1] * len(request.ids) for request in requests]
-        try:
-            self.model.generate(
-                torch.tensor(rows),  # type: ignore[arg-type]
-                torch.tensor(masks),
-                visual_tokens=[picture.tokens for request in requests for picture in request.pictures],
-                cache=caches,
-                max_new_tokens=max(request.max_new_tokens for request in requests),
-                streamer=writer,
-                logits_processor=[writer.note_scores],
-                stopping_criteria=[writer.is_done],
-                **options,
-            )
-        except torch.OutOfMemoryError:
-            self._kept.clear()
-            raise UnavailableError(
-                f"{self.model.device} has too little memory for {len(requests)} conversation(s) at once; show fewer "
-                "images, or begin a new conversation"
-            ) from None
+        self.model.generate(
+            torch.tensor(rows),  # type: ignore[arg-type]
+            torch.tensor(masks),
+            visual_tokens=[picture.tokens for request in requests for picture in request.pictures],
+            cache=caches,
+            max_new_tokens=max(request.max_new_tokens for request in requests),
+            streamer=writer,
+            logits_processor=[writer.note_scores],
+            stopping_criteria=[writer.is_done],
+            **options,
+        )
         replies = writer.replies
         found = caches.split([len(reply.ids) for reply in replies])
         for reply, request, (_, count) in zip(replies, requests, known, strict=True):
@@ -157,8 +163,11 @@ class ChatModel:
 
     def _encode(self, pictures: Sequence[Picture]) -> None:
         new = list({picture.key: picture for picture in pictures if picture.tokens is None}.values())
-        tokens = self.model.encode_images([picture.tiles for picture in new]) if new else []
-        encoded = dict(zip([picture.key for picture in new], tokens, strict=True))
+        encoded = dict[str, torch.Tensor]()
+        for start in range(0, len(new), _ENCODED_AT_ONCE):
+            some = new[start : start + _ENCODED_AT_ONCE]
+            tokens = self.model.encode_images([picture.tiles for picture in some])
+            encoded |= zip([picture.key for picture in some], tokens, strict=True)
         for picture in pictures:
             if picture.tokens is None:
                 picture.tokens, picture.tiles = encoded[picture.key], None

@@ -20,6 +20,10 @@ class UnavailableError(PallavaError):
     """An answer cannot be had now: too many wait, memory is short, the server closes, an engine or the model fails."""
 
 
+class TogetherError(UnavailableError):
+    """Requests have no room in memory together, and have not been answered yet; each alone may have."""
+
+
 @dataclass(eq=False)
 class Picture:
     """An image as the model takes it: its tiles, and then its visual tokens in their place."""

@@ -8,11 +8,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from pallava.errors import PallavaError
 from pallava.serving.chat_model import ChatModel
-from pallava.serving.replies import ChatRequest, Reply, UnavailableError
+from pallava.serving.replies import ChatRequest, Reply, TogetherError, UnavailableError
 
 _LOGGER = logging.getLogger(__name__)
+_CLOSING = "the server is closing; try again in a while"
 _GATHER = 0.01  # seconds in which requests that come together are put into one batch
 
 
@@ -81,7 +84,9 @@ class Scheduler:
     def _put(self, job: _Job) -> "Future[Any]":
         with self._changed:
             self._waiting = deque(each for each in self._waiting if not each.future.cancelled())
-            if self._is_closed or len(self._waiting) >= self._max_waiting:
+            if self._is_closed:
+                raise UnavailableError(_CLOSING)
+            if len(self._waiting) >= self._max_waiting:
                 raise UnavailableError(f"{len(self._waiting)} requests wait already; try again in a while")
             self._waiting.append(job)
             self._changed.notify_all()
@@ -89,15 +94,22 @@ class Scheduler:
 
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
-            batch = [job for job in batch if job.future.set_running_or_notify_cancel()]
-            try:
-                for job, result in zip(batch, self._compute(batch) if batch else [], strict=True):
-                    job.future.set_result(result)
-            except Exception as error:
-                if not isinstance(error, PallavaError):
-                    _LOGGER.exception("a batch of %d failed", len(batch))
-                for job in batch:
-                    job.future.set_exception(error)
+            self._settle([job for job in batch if job.future.set_running_or_notify_cancel()])
+
+    def _settle(self, batch: list[_Job]) -> None:
+        try:
+            for job, result in zip(batch, self._compute(batch) if batch else [], strict=True):
+                job.future.set_result(result)
+        except TogetherError:
+            for job in batch:
+                self._settle([job])
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):  # of a reading, or of what an engine is sent
+                error = UnavailableError("the device has too little memory; show fewer images, or try again in a while")
+            elif not isinstance(error, PallavaError):
+                _LOGGER.exception("a batch of %d failed", len(batch))
+            for job in batch:
+                job.future.set_exception(error)
 
     def _next_batch(self) -> list[_Job] | None:
         """Wait for requests; return those of the next batch, perhaps none, or None once the scheduler is closed."""
@@ -115,7 +127,7 @@ class Scheduler:
     def _refuse_waiting(self) -> None:
         while self._waiting:
             if (future := self._waiting.popleft().future).set_running_or_notify_cancel():
-                future.set_exception(UnavailableError("the server is closing; try again in a while"))
+                future.set_exception(UnavailableError(_CLOSING))
 
     def _compute(self, batch: list[_Job]) -> list[Any]:
         work = batch[0].work

@@ -133,9 +133,9 @@ class Server:
 
 
 def _check(options: ServeOptions) -> None:
-    check_at_least(0, port=options.port, max_waiting=options.max_waiting, max_images=options.max_images)
+    check_at_least(0, port=options.port, max_images=options.max_images)
     check_at_least(1, max_batch=options.max_batch, max_new_tokens=options.max_new_tokens, max_pixels=options.max_pixels)
-    check_at_least(1, max_mb=options.max_mb, timeout=options.timeout)
+    check_at_least(1, max_mb=options.max_mb, max_waiting=options.max_waiting, timeout=options.timeout)
     if options.engine:
         check_is_here(options.engine)
     if options.port > 65535:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pallava.errors import PallavaError
 from pallava.serving.chat_model import ChatModel
-from pallava.serving.replies import ChatRequest, Reply
+from pallava.serving.replies import ChatRequest, Reply, TogetherError, UnavailableError
 
 QUESTIONS = ("what is shown ?", "yes ?", "many nuclei present in all of this image ?", "describe the stain", "what ?")
 
@@ -97,6 +97,32 @@ def test_an_image_is_encoded_once_for_all(chat: ChatModel, monkeypatch: pytest.M
     assert len(encoded) == 1
     chat.reply(requests_of(chat, max_new_tokens=2))
     assert len(encoded) == 1
+
+
+def test_many_images_are_encoded_in_several_passes(chat: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = chat.reply(requests_of(chat, max_new_tokens=5))
+    passes, encode = list[int](), chat.model.encode_images
+    monkeypatch.setattr("pallava.serving.chat_model._ENCODED_AT_ONCE", 2)
+    monkeypatch.setattr(chat.model, "encode_images", lambda tiles: passes.append(len(tiles)) or encode(tiles))
+    other = ChatModel(chat.model, chat.processor)
+    assert [reply.ids for reply in other.reply(requests_of(other, max_new_tokens=5))] == [each.ids for each in whole]
+    assert passes == [2, 1]
+
+
+@pytest.mark.parametrize("name", ["encode_images", "generate", "score_answers"])
+def test_too_little_memory(chat: ChatModel, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Several requests may be tried one by one, if none of their words has been shown."""
+
+    def fail(*args: Any, **how: Any) -> Any:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(chat.model, name, fail)
+    monkeypatch.setattr("pallava.serving.chat_model.possible_answers", lambda question, text: [text, "no"])
+    requests = requests_of(chat, max_new_tokens=12, stop=["a", "e", "i"])
+    for some, kind in ((requests[:1], UnavailableError), (requests, TogetherError)):
+        with pytest.raises(UnavailableError, match="memory") as found:
+            chat.reply(some)
+        assert found.type is (UnavailableError if name == "score_answers" else kind)
 
 
 def test_what_is_kept_has_bounds(parts: Any) -> None:

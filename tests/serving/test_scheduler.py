@@ -5,9 +5,10 @@ import time
 from typing import Any
 
 import pytest
+import torch
 
 from pallava.errors import PallavaError
-from pallava.serving.replies import ChatRequest, Reply, UnavailableError
+from pallava.serving.replies import ChatRequest, Reply, TogetherError, UnavailableError
 from pallava.serving.scheduler import Scheduler
 
 
@@ -21,6 +22,8 @@ class Chat:
     def reply(self, requests: list[ChatRequest], **options: Any) -> list[Reply]:
         self.batches.append([request.question for request in requests])
         assert self.may.wait(10)
+        if len(requests) > 1 and any(request.question == "large" for request in requests):
+            raise TogetherError("too large")
         if any(request.question == "bad" for request in requests):
             raise PallavaError("a bad one")
         return [Reply(f"{request.question} {options}") for request in requests]
@@ -92,6 +95,24 @@ def test_a_batch_that_fails_fails_alone(chat: Chat, line: Scheduler) -> None:
     assert futures[3].result(10).text == "3 {}"
 
 
+def test_a_batch_without_room_is_tried_one_by_one(chat: Chat, line: Scheduler) -> None:
+    begin(chat, line)
+    futures = [line.submit(request(name)) for name in ("1", "large", "bad")]
+    chat.may.set()
+    assert [future.result(10).text for future in futures[:2]] == ["1 {}", "large {}"]
+    with pytest.raises(PallavaError, match="a bad one"):
+        futures[2].result(10)
+    assert chat.batches == [["first"], ["1", "large", "bad"], ["1"], ["large"], ["bad"]]
+
+
+def test_a_call_without_room(line: Scheduler) -> None:
+    def fail() -> None:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(UnavailableError, match="memory"):
+        line.call(fail).result(10)
+
+
 def test_a_closed_line_refuses_what_waits(chat: Chat) -> None:
     line = Scheduler(chat, max_batch=1, max_waiting=4)  # type: ignore[arg-type]
     first, second, third = begin(chat, line), line.submit(request("2")), line.submit(request("3"))
@@ -103,7 +124,7 @@ def test_a_closed_line_refuses_what_waits(chat: Chat) -> None:
     assert first.result(10).text == "first {}"
     with pytest.raises(UnavailableError, match="closing"):
         second.result(10)
-    with pytest.raises(UnavailableError):
+    with pytest.raises(UnavailableError, match="closing"):
         line.submit(request("4"))
 
 
