@@ -16,8 +16,6 @@ from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor
 from pallava.serving.chat_model import ChatModel
 from pallava.serving.replies import ChatRequest, Reply, UnavailableError
 
-_SECONDS = 600.0  # without a word from the engine
-
 
 class _Embeddings(nn.Module):
     """What is left of a language model whose layers are elsewhere."""
@@ -39,19 +37,22 @@ class EngineModel(ChatModel):
         model: The first that `pallava.load` returns; the layers of its language model are dropped.
         processor: The second.
         url: Where the engine is, such as ``http://127.0.0.1:8001/v1``: on this machine.
+        seconds: Longest time without a word from it.
 
     Raises:
         PallavaError: The URL is not on this machine, or the engine cannot be reached or serves several models.
     """
 
-    def __init__(self, model: PALLaVAForConditionalGeneration, processor: PALLaVAProcessor, url: str) -> None:
+    def __init__(
+        self, model: PALLaVAForConditionalGeneration, processor: PALLaVAProcessor, url: str, seconds: float = 600.0
+    ) -> None:
         super().__init__(model, processor)
         check_is_here(url)
         model.llm = _Embeddings(model.llm)
         self._url, self._computing = url, threading.Lock()
         # Images must not leave the machine by way of a proxy that the environment names, or of a redirection.
         direct = openai.DefaultHttpxClient(trust_env=False, follow_redirects=False)
-        self._client = openai.OpenAI(base_url=url, api_key="none", timeout=_SECONDS, max_retries=0, http_client=direct)
+        self._client = openai.OpenAI(base_url=url, api_key="none", timeout=seconds, max_retries=0, http_client=direct)
         try:
             names = [each.id for each in self._client.models.list()]
         except openai.APIError as error:
@@ -64,7 +65,8 @@ class EngineModel(ChatModel):
         """Reply to requests, one after the other; the options are those of the API.
 
         Raises:
-            UnavailableError: The engine cannot be reached, or refuses.
+            PallavaError: The engine refuses a request.
+            UnavailableError: It cannot be reached, or ends without an answer.
         """
         return [self._reply(request, seed, options) for request in requests]
 
@@ -99,8 +101,12 @@ class EngineModel(ChatModel):
                     if not reply.finish_reason and request.is_cancelled():
                         reply.finish_reason = "cancelled"
                         break
+        except openai.BadRequestError as error:
+            raise PallavaError(f"the engine at {self._url} refuses the request: {error}") from None
         except openai.APIError as error:
             raise UnavailableError(f"the engine at {self._url} failed: {error}") from None
+        if not reply.finish_reason:
+            raise UnavailableError(f"the engine at {self._url} ended in the middle of an answer; try again in a while")
         return reply
 
 

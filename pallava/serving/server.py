@@ -1,6 +1,7 @@
 """A server on this machine: a model folder behind OpenAI's API, with a page."""
 
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -87,8 +88,8 @@ class Server:
         options: ServeOptions,
         key: str | None = None,
     ) -> None:
-        self.name, metrics, num_bytes = name, Metrics(), options.max_mb << 20
-        chat = EngineModel(model, processor, options.engine) if options.engine else ChatModel(model, processor)
+        self.name, metrics, num_bytes, parts = name, Metrics(), options.max_mb << 20, (model, processor)
+        chat = EngineModel(*parts, options.engine, options.timeout) if options.engine else ChatModel(*parts)
         at_once, threads = (1, options.max_batch) if options.engine else (options.max_batch, 1)
         self._scheduler = Scheduler(
             chat,
@@ -138,6 +139,9 @@ def _check(options: ServeOptions) -> None:
     check_at_least(1, max_mb=options.max_mb, max_waiting=options.max_waiting, timeout=options.timeout)
     if options.engine:
         check_is_here(options.engine)
+    for host in options.allow_url:
+        if not re.fullmatch(r"[\w.-]+", host):
+            raise PallavaError(f"--allow-url must be the name of a host, such as images.example.org, got '{host}'")
     if options.port > 65535:
         raise PallavaError(f"--port must be at most 65535, got {options.port}")
 
@@ -149,7 +153,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, UnicodeError) as error:  # such as a label of a name that is too long
+        reason = getattr(error, "strerror", None) or str(error)
         raise PallavaError(f"cannot listen on {host}, port {port}: {reason}; choose another by --port") from None
     return listener

@@ -65,6 +65,29 @@ def test_an_engine_that_fails(folder: Path, stub: StubEngine) -> None:
         assert httpx.post(url + PATH, json=body(), timeout=60).status_code == 200
 
 
+def test_an_engine_that_refuses(folder: Path, stub: StubEngine) -> None:
+    """A request that it cannot take is the client's fault, as one that pallava refuses."""
+    with serving(*load(folder, "cpu"), engine=stub.url) as url:
+        stub.status = 400
+        answer = httpx.post(url + PATH, json=body(), timeout=60)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_an_engine_that_ends_in_the_middle(folder: Path, stub: StubEngine) -> None:
+    with serving(*load(folder, "cpu"), engine=stub.url) as url:
+        stub.has_end = False
+        assert httpx.post(url + PATH, json=body(), timeout=60).status_code == 503
+        lines = httpx.post(url + PATH, json=body(stream=True), timeout=60).text.split("\n\n")
+        assert '"server_error"' in lines[-3]
+        assert "[DONE]" in lines[-2]
+
+
+def test_an_engine_that_is_silent(folder: Path, stub: StubEngine) -> None:
+    with serving(*load(folder, "cpu"), engine=stub.url, timeout=1) as url:
+        stub.delay = 10
+        assert httpx.post(url + PATH, json=body(), timeout=8).status_code == 503
+
+
 @pytest.mark.usefixtures("dead_proxies")
 def test_an_engine_is_asked_without_a_proxy(folder: Path, stub: StubEngine) -> None:
     """Which would see the images."""

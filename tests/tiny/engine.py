@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +14,10 @@ import torch
 
 
 class StubEngine(ThreadingHTTPServer):
-    """Notes each prompt's embeddings (L', H); `answer` makes the ids of an answer from them."""
+    """Notes each prompt's embeddings (L', H); `answer` makes the ids of an answer from them.
+
+    It can refuse (`status`), wait before it answers (`delay`, in seconds), and end without a reason (`has_end`).
+    """
 
     daemon_threads = True
 
@@ -23,6 +27,7 @@ class StubEngine(ThreadingHTTPServer):
         self.prompts: list[torch.Tensor] = []
         self.requests: list[dict[str, Any]] = []
         self.models, self.status, self.num_left = ["llm"], 200, 0
+        self.delay, self.has_end = 0.0, True
         self.lock = threading.Lock()
 
     @property
@@ -56,6 +61,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.status != 200:
             self._send({"error": {"message": "out of blocks"}}, self.server.status)
             return
+        time.sleep(self.server.delay)
         ids, end = self.server.answer(request), request["stop_token_ids"]
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -67,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
             choice = {
                 "index": 0,
                 "text": text[len(before) :],
-                "finish_reason": reason,
+                "finish_reason": reason if self.server.has_end else None,
                 "logprobs": {"token_logprobs": [-0.5]},
             }
             try:
