@@ -4,7 +4,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import Cache, DynamicCache
@@ -20,6 +20,11 @@ from pallava.tiling import make_tiles
 
 _ENCODED_AT_ONCE = 16  # pictures
 _Key = tuple[int | str, ...]  # ids of a conversation, with the hash of the picture in the place of each image
+
+
+class _Kept(NamedTuple):
+    cache: Cache
+    num_asked: int  # ids up to its first answer
 
 
 class ChatModel:
@@ -46,7 +51,7 @@ class ChatModel:
         self.model, self.processor = model, processor
         self._num_pictures, self._num_positions = num_pictures, num_positions
         self._pictures: OrderedDict[str, Picture] = OrderedDict()
-        self._kept: OrderedDict[_Key, Cache] = OrderedDict()
+        self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
         self._lock = threading.Lock()
 
     def see(self, image: Image, *, max_pixels: int | None = MAX_PIXELS) -> Picture:
@@ -137,7 +142,7 @@ class ChatModel:
         self._encode([picture for request in requests for picture in request.pictures])
         keys = [_key(request) for request in requests]
         known = [self._find(key, request) for key, request in zip(keys, requests, strict=True)]
-        caches = RowCaches(known)
+        caches = RowCaches([(cache, count) for cache, count, _ in known])
         length = max(len(request.ids) for request in requests)
         rows = [[0] * (length - len(request.ids)) + request.ids for request in requests]
         masks = [[0] * (length - len(request.ids)) + [1] * len(request.ids) for request in requests]
@@ -154,11 +159,13 @@ class ChatModel:
         )
         replies = writer.replies
         found = caches.split([len(reply.ids) for reply in replies])
-        for reply, request, (_, count) in zip(replies, requests, known, strict=True):
-            reply.num_prompt_tokens, reply.num_cached_tokens = _num_positions(request.ids, request), count
+        for reply, request, key, (_, count, num_asked) in zip(replies, requests, keys, known, strict=True):
+            reply.num_prompt_tokens = _num_positions(request.ids, request)
+            # What is less than a question may be another client's, and nobody is to learn what others asked.
+            reply.num_cached_tokens = count if num_asked < len(key) else 0
         self._weigh(requests, replies, found)
-        for key, reply, cache in zip(keys, replies, found, strict=bool(found)):
-            self._keep((*key, *reply.ids[:-1]), cache)
+        for key, reply, cache, (_, _, num_asked) in zip(keys, replies, found, known, strict=bool(found)):
+            self._keep((*key, *reply.ids[:-1]), cache, num_asked)
         return replies
 
     def _encode(self, pictures: Sequence[Picture]) -> None:
@@ -195,24 +202,27 @@ class ChatModel:
         for number, found in zip(chosen, scores, strict=True):
             replies[number].choices = dict(zip(answers[number], found.softmax(0).tolist(), strict=True))
 
-    def _find(self, key: _Key, request: ChatRequest) -> tuple[Cache, int]:
-        """Return the kept cache that begins as a conversation does, and the number of positions that agree.
+    def _find(self, key: _Key, request: ChatRequest) -> tuple[Cache, int, int]:
+        """Return the kept cache that begins as a conversation does, how many positions agree, and `num_asked`.
 
         The last token of the prompt is always computed, since the answer follows from it.
         """
-        best, cache = 0, None
-        for other, kept in self._kept.items():
+        best, kept = 0, _Kept(DynamicCache(), 0)
+        for other, each in self._kept.items():
             same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(other, key[:-1], strict=False)))
             if same > best:
-                best, cache = same, kept
-        return (cache, _num_positions(request.ids[:best], request)) if cache is not None else (DynamicCache(), 0)
+                best, kept = same, each
+        num_asked = kept.num_asked if best >= kept.num_asked > 0 else len(key)
+        return kept.cache, _num_positions(request.ids[:best], request), num_asked
 
-    def _keep(self, key: _Key, cache: Cache) -> None:
+    def _keep(self, key: _Key, cache: Cache, num_asked: int) -> None:
         for other in [other for other in self._kept if other == key[: len(other)]]:
             del self._kept[other]  # the new one has all of it
-        self._kept[key] = cache
-        while len(self._kept) > 1 and sum(each.get_seq_length() for each in self._kept.values()) > self._num_positions:
+        self._kept[key] = _Kept(cache, num_asked)
+        lengths = [each.cache.get_seq_length() for each in self._kept.values()]
+        while len(lengths) > 1 and sum(lengths) > self._num_positions:
             self._kept.popitem(last=False)
+            del lengths[0]
 
 
 def _key(request: ChatRequest) -> _Key:

@@ -66,6 +66,18 @@ def test_second_turns_of_a_batch_equal_those_without_a_cache(parts: Any, chat: C
     assert all(reply.num_cached_tokens == 0 for reply in both[1])
 
 
+def test_what_others_asked_is_not_reported(chat: ChatModel) -> None:
+    """Only a conversation that goes on has cached tokens, also where its last question is another than before."""
+
+    def count(*turns: dict[str, Any]) -> int:
+        return chat.reply([chat.request(turns, [chat.see(picture(0))], max_new_tokens=4)])[0].num_cached_tokens
+
+    first = message("what is shown ?")
+    assert [count(first), count(first), count(message("what is shown in it ?"))] == [0, 0, 0]
+    answer = {"role": "assistant", "content": "few nuclei"}
+    assert min(count(first, answer, message(text, 0)) for text in ("yes ?", "no ?", "many ?")) > 10
+
+
 def test_each_request_has_its_own_end(chat: ChatModel) -> None:
     whole = chat.reply(requests_of(chat, max_new_tokens=12))
     first, second, third, *_ = requests_of(chat, max_new_tokens=12)
@@ -131,7 +143,7 @@ def test_what_is_kept_has_bounds(parts: Any) -> None:
         request = chat.request([message("what ?")], [chat.see(picture(number))], max_new_tokens=2)
         chat.reply([request])
     assert len(chat._pictures) == 2
-    assert sum(cache.get_seq_length() for cache in chat._kept.values()) <= 60
+    assert sum(kept.cache.get_seq_length() for kept in chat._kept.values()) <= 60
     assert len(chat._kept) > 1
 
 
