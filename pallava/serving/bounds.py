@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import json
+import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _OPEN_PATHS = ("/", "/health")  # that show nothing of the model
+_HOST = re.compile(r"(\[[^]]*\]|[^:]*)(?::\d*)?")  # and its port
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -142,14 +144,16 @@ class Bounds:
     def _check(self, scope: Scope) -> None:
         """Refuse a request by its head alone."""
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        host = headers.get("host", "").rsplit(":", 1)[0] if "]" not in headers.get("host", "") else "[::1]"
+        host = headers.get("host", "")
+        host = match[1] if (match := _HOST.fullmatch(host)) else host
         if self.hosts is not None and host.lower() not in self.hosts:
             raise RefusedError(403, f"the server is for {', '.join(sorted(self.hosts))} only, got the host '{host}'")
         if self.key and scope["path"] not in _OPEN_PATHS:
             given = headers.get("authorization", "")
             if not hmac.compare_digest(given.encode("latin-1"), b"Bearer " + self.key.encode()):
                 raise RefusedError(401, "the request must have the server's key as Authorization: Bearer KEY")
-        if scope["method"] == "POST" and headers.get("content-type", "").split(";")[0].strip() != "application/json":
+        kind = headers.get("content-type", "").split(";")[0].strip().lower()
+        if scope["method"] == "POST" and kind != "application/json":
             raise RefusedError(415, "a request must have the content type application/json")
         length = headers.get("content-length", "0")
         max_bytes = self._max_bytes(scope)

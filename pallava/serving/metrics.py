@@ -41,6 +41,21 @@ class Metrics:
         """Count a batch."""
         self._batch.observe(size)
 
+    def note_first(self, seconds: float) -> None:
+        """Count the time to the first piece of an answer."""
+        self._first.observe(seconds)
+
+    def note_running(self, change: int) -> None:
+        """Count a request that is being answered, or waits (1), or has ended (-1)."""
+        self._running.inc(change)
+
+    def note_reply(self, reply: Reply, seconds: float) -> None:
+        """Count an answer and the time that it took."""
+        self._whole.observe(seconds)
+        self._prompt.inc(reply.num_prompt_tokens)
+        self._cached.inc(reply.num_cached_tokens)
+        self._new.inc(reply.num_new_tokens)
+
     def to_text(self) -> bytes:
         """Return all counts."""
         return generate_latest(self._registry)
@@ -56,17 +71,14 @@ class Timing:
         """Note that a piece of the answer has come."""
         if not self._has_text:
             self._has_text = True
-            self._metrics._first.observe(time.monotonic() - self._start)
+            self._metrics.note_first(time.monotonic() - self._start)
 
     def begin(self) -> None:
         """Count the request as one that is being answered, until `end`."""
-        self._metrics._running.inc()
+        self._metrics.note_running(1)
 
     def end(self, reply: Reply | None) -> None:
         """End the request, with its reply or None."""
-        self._metrics._running.dec()
+        self._metrics.note_running(-1)
         if reply is not None:
-            self._metrics._whole.observe(time.monotonic() - self._start)
-            self._metrics._prompt.inc(reply.num_prompt_tokens)
-            self._metrics._cached.inc(reply.num_cached_tokens)
-            self._metrics._new.inc(reply.num_new_tokens)
+            self._metrics.note_reply(reply, time.monotonic() - self._start)

@@ -24,7 +24,9 @@ class ServeOptions:
     max_mb: Annotated[int, "largest size of a request in MB"] = 32
     timeout: Annotated[int, "seconds from a request to the end of its answer, which is cut there"] = 300
     allow_url: Annotated[
-        Sequence[str], "host of which images may be fetched; never one on a private network (repeatable)"
+        Sequence[str],
+        "host of which images may be fetched; never one on a private network (repeatable)",
+        {"metavar": "HOST"},
     ] = ()
     engine: Annotated[
         str | None, "URL of a server on this machine that runs the language model, such as http://127.0.0.1:8001/v1"

@@ -3,6 +3,8 @@
 import asyncio
 from typing import Any
 
+import pytest
+
 from pallava.serving.bounds import Bounds
 
 SCOPE = {"type": "http", "path": "/v1", "method": "POST", "headers": [(b"content-type", b"application/json")]}
@@ -75,6 +77,19 @@ def test_a_client_that_takes_nothing_is_left() -> None:
     assert asyncio.run(client.ask(app)) == 200
     assert [message["type"] for message in client.sent] == ["http.response.start", "http.response.body"]
     assert app._in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("[::1]", 200), ("[::1]:8000", 200), ("LOCALHOST:1", 200), ("localhost", 200)]
+    + [
+        (host, 403) for host in ("[::1]evil", "evil]", "evil.example", "[::2]", "evil.example:[::1]", "", "localhost:x")
+    ],
+)
+def test_hosts(host: str, status: int) -> None:
+    app = Bounds(echo, None, ("localhost", "[::1]"), 10, 10, 1)
+    headers = [(b"content-type", b"Application/JSON; charset=utf-8"), (b"host", host.encode())]
+    assert asyncio.run(Client((0, b"abc")).ask(app, headers=headers)) == status
 
 
 def test_statuses_are_counted() -> None:

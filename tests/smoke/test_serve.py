@@ -91,8 +91,8 @@ def test_other_machines_need_a_key(folder: Path, capsys: pytest.CaptureFixture[s
         (["--max-batch", "0"], "--max-batch"),
         (["--timeout", "0"], "--timeout"),
         (["--max-waiting", "0"], "--max-waiting"),
-        (["--host", "a" * 64], "--host"),
-        (["--host", "a" * 64 + ".example"], "--host"),
+        (["--allow-url", "https://example.org"], "https://example.org"),
+        (["--allow-url", "example.org:80"], "example.org:80"),
         (["--max-pixels", "0"], "--max-pixels"),
         (["--host", "nowhere.invalid"], "PALLAVA_API_KEY"),
         (["--device", "gpu"], "'gpu'"),
@@ -107,6 +107,15 @@ def test_wrong_options_are_one_sentence(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a..b"])
+def test_a_host_that_cannot_be_one(
+    folder: Path, host: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("PALLAVA_API_KEY", "sesame")
+    assert main(["serve", str(folder), "--host", host]) == 2
+    assert host in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
