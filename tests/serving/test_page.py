@@ -258,6 +258,17 @@ def test_pictures_are_counted_as_they_stand(browser: Any, url: str, images: list
     visit.end()
 
 
+def test_the_end_of_an_answer_is_in_view(browser: Any, url: str) -> None:
+    visit = Visit(browser, url)
+    visit.page.set_viewport_size({"width": 1000, "height": 480})
+    for question in ("what is shown ?", "yes ?", "many nuclei ?"):
+        visit.ask(question)
+    assert visit.page.evaluate("() => find('turns').scrollTop") > 0
+    end, frame = visit.page.locator(".answer .sure").last.bounding_box(), visit.page.locator("#turns").bounding_box()
+    assert end["y"] + end["height"] <= frame["y"] + frame["height"] + 1
+    visit.end()
+
+
 def test_what_a_screen_reader_says(browser: Any, url: str, images: list[Path], slowly: pytest.MonkeyPatch) -> None:
     """Who speaks; an answer once it is whole; and one name, not two states, of a button that shows and hides."""
     visit = Visit(browser, url)
