@@ -198,13 +198,21 @@ def test_ctrl_c_again_takes_the_question_back(parts: Any, lines: list[Any], monk
     assert [turn.question for turn in typed.session.turns] == ["yes ?"]
 
 
-def read_until(master: int, wanted: str, seconds: float = 60) -> str:
-    text, end = "", time.monotonic() + seconds
-    while wanted not in text:
-        assert time.monotonic() < end, text
-        if select.select([master], [], [], 1)[0]:
-            text += os.read(master, 4096).decode(errors="replace")
-    return text
+class Screen:
+    """What a command writes to a terminal, read piece by piece."""
+
+    def __init__(self, master: int) -> None:
+        self._master, self._unread = master, ""
+
+    def until(self, wanted: str, seconds: float = 240) -> str:
+        """What has been written up to a text, that one included."""
+        end = time.monotonic() + seconds
+        while wanted not in self._unread:
+            assert time.monotonic() < end, self._unread
+            if select.select([self._master], [], [], 1)[0]:
+                self._unread += os.read(self._master, 4096).decode(errors="replace")
+        text, wanted, self._unread = self._unread.partition(wanted)
+        return text + wanted
 
 
 @pytest.mark.smoke
@@ -214,15 +222,18 @@ def test_the_command_as_it_is_typed(folder: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "pallava", "chat", str(folder), "--max-new-tokens", "5"]
     command = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, cwd=tmp_path)
     try:
-        read_until(master, "> ")
+        screen = Screen(master)
+        screen.until("> ")
         os.write(master, f"{QUESTION}\n".encode())
-        read_until(master, "%)")
+        screen.until("%)")
+        screen.until("> ")
         os.write(master, b"\x1b[A\n")  # the arrow up brings the question back
-        assert QUESTION in read_until(master, "%)")
+        assert QUESTION in screen.until("%)")
+        screen.until("> ")
         os.killpg(command.pid, signal.SIGINT)
-        read_until(master, "Ctrl-D")
+        screen.until("Ctrl-D")
         os.write(master, b"/image nowhere.png\n")
-        assert "error: " in read_until(master, "no such file")
+        assert "error: " in screen.until("no such file")
         os.write(master, b"\x04")
         assert command.wait(30) == 0
     finally:
