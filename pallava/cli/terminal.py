@@ -93,7 +93,7 @@ class Terminal:
         except PallavaError as error:
             self._note(f"error: {error}")
         except KeyboardInterrupt:
-            self._note("\ninterrupted")
+            self._note("\ninterrupted; Ctrl-D or /quit ends")
 
     def answer(self, question: str) -> None:
         """Ask, and write the answer as it comes."""

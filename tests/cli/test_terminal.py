@@ -230,10 +230,13 @@ def test_the_command_as_it_is_typed(folder: Path, tmp_path: Path) -> None:
         os.write(master, b"\x1b[A\n")  # the arrow up brings the question back
         assert QUESTION in screen.until("%)")
         screen.until("> ")
+        time.sleep(1)  # Python misses a signal between the prompt and the wait for a key
         os.killpg(command.pid, signal.SIGINT)
         screen.until("Ctrl-D")
+        screen.until("> ")
         os.write(master, b"/image nowhere.png\n")
         assert "error: " in screen.until("no such file")
+        screen.until("> ")
         os.write(master, b"\x04")
         assert command.wait(30) == 0
     finally:
