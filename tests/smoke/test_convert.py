@@ -44,6 +44,7 @@ def test_published_weights_in_their_archive(
     assert_recorded(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_deepspeed_folder_made_by_training(parts: dict[str, Path], tmp_path: Path) -> None:
     """Training begins with the published weights and changes nothing, as its learning rate is 0."""
     data = save_data(tmp_path, num_rows=2)

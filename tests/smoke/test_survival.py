@@ -59,7 +59,7 @@ GROUPED = {
         pytest.param("plain-2", 1, 4, (16,), marks=SLOW),
         pytest.param("zero1-2", 3, 4, (9, 12), marks=SLOW),
         pytest.param("zero1-2", 1, 4, (4,), marks=SLOW),
-        pytest.param("zero2-2", 3, 4, (12,)),
+        pytest.param("zero2-2", 3, 4, (12,), marks=SLOW),
         pytest.param("zero2-2", 3, 4, (6, 18), marks=SLOW),
         pytest.param("zero2-2", 3, 6, (6,), marks=SLOW),
         pytest.param("zero2-2", 1, 4, (4, 12), marks=SLOW),
