@@ -26,7 +26,7 @@ lint: $(INSTALLED)
 benchmark: $(INSTALLED)
 	$(RUN) python benchmarks/run.py
 
-# Writes the table and the plot of docs/ablation.md, within three hours on two cores that have nothing else to do. A
+# Writes the table and the plot of docs/ablation.md, in some three hours on two cores that have nothing else to do. A
 # second call goes on where one stopped.
 ablation: $(INSTALLED)
 	$(RUN) python benchmarks/ablation

@@ -132,6 +132,13 @@ def _pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return padded, (torch.arange(longest, device=padded.device) >= longest - lengths[:, None]).long()
 
 
+def pad_ids(rows: Sequence[Sequence[int]], pad_id: int = 0) -> tuple[Any, Tensor]:
+    """Return the ids of rows, padded on the left, and their attention mask, both (B, L)."""
+    length = max(map(len, rows))
+    ids = torch.tensor([[pad_id] * (length - len(row)) + list(row) for row in rows])
+    return ids, torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+
+
 def real_ids(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
     """Return the ids of each row without padding."""
     real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -179,7 +186,5 @@ def share_beginnings(
 
 def _fuse(model: Any, rows: Sequence[Sequence[int]], visual_tokens: Sequence[Tensor]) -> dict[str, Tensor]:
     """Fuse rows of ids, padded on the left."""
-    length = max(map(len, rows))
-    ids = torch.tensor([[0] * (length - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+    ids, mask = pad_ids(rows)
     return model.fuse(ids, visual_tokens, mask, left=True)

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Cache, GenerationMixi
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pallava.errors import PallavaError
-from pallava.model.cache import RowCaches, causal_lm, generate_behind, real_ids, share_beginnings, takes_cache
+from pallava.model.cache import RowCaches, causal_lm, generate_behind, pad_ids, real_ids, share_beginnings, takes_cache
 from pallava.model.card import CARD, write_model_card
 from pallava.model.connectors import CONNECTORS, ConnectorConfig, import_connector, import_path, make_connector_config
 from pallava.model.encoders import adapter_of, encoder_config, num_tokens, patch_tokens, spare_memory
@@ -320,10 +320,8 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         numbers = iter(range(sum(row.count(IMAGE_TOKEN_INDEX) for row in rows)) if image_of is None else image_of)
         images_of = [[next(numbers) for _ in range(row.count(IMAGE_TOKEN_INDEX))] for row in rows]
         whole = [[*row, *answer] for row, own in zip(rows, answers, strict=True) for answer in own]
-        length = max(map(len, whole))
         fused, known = self._lay_out(
-            torch.tensor([[0] * (length - len(row)) + row for row in whole]),
-            torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in whole]),
+            *pad_ids(whole),
             visual_tokens,
             [image for own, count in zip(images_of, num_answers, strict=True) for image in own * count],
             None if cache is None else cache.repeat(num_answers),

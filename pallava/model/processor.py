@@ -20,6 +20,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from pallava.errors import PallavaError, check_paths
 from pallava.image_sources import check_is_local, read_url
 from pallava.images import open_image
+from pallava.model.cache import pad_ids
 from pallava.model.versions import NEEDS_CLASS_NAMES
 from pallava.model.weights import StrPath
 from pallava.prompts import (
@@ -149,11 +150,9 @@ class PALLaVAProcessor(ProcessorMixin):
                     f"text {number} must have one <image> for each of its images, got {found} image marker(s) and "
                     f"{expected} image(s)"
                 )
-        length, pad = max(map(len, prompts)), self.tokenizer.pad_token_id or 0
-        inputs = {
-            "input_ids": torch.tensor([[pad] * (length - len(ids)) + ids for ids in prompts]),
-            "attention_mask": torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]),
-        }
+        inputs = dict(
+            zip(("input_ids", "attention_mask"), pad_ids(prompts, self.tokenizer.pad_token_id or 0), strict=True)
+        )
         if images:
             tiles = [make_tiles(open_image(image, allow_urls=allow_urls), self.tile_spec) for image in images]
             inputs["pixel_values"] = torch.cat(tiles)

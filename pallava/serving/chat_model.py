@@ -13,7 +13,7 @@ from pallava.errors import PallavaError
 from pallava.images import MAX_PIXELS, open_image
 from pallava.io.hashing import hash_bytes, hash_text
 from pallava.model import Image, PALLaVAForConditionalGeneration, PALLaVAProcessor
-from pallava.model.cache import RowCaches
+from pallava.model.cache import RowCaches, pad_ids
 from pallava.prompts import IMAGE_TOKEN_INDEX, encode_answer, possible_answers
 from pallava.serving.replies import ChatRequest, Picture, Reply, TogetherError, UnavailableError, Writer
 from pallava.tiling import make_tiles
@@ -116,7 +116,7 @@ class ChatModel:
 
         Args:
             requests: At least one.
-            seed: Seed of torch's random numbers, for words that are drawn.
+            seed: Seed of torch's random numbers, for sampling.
             **options: Those of transformers' `generate`, such as ``do_sample``, but for beams.
 
         Raises:
@@ -143,12 +143,8 @@ class ChatModel:
         keys = [_key(request) for request in requests]
         known = [self._find(key, request) for key, request in zip(keys, requests, strict=True)]
         caches = RowCaches([(cache, count) for cache, count, _ in known])
-        length = max(len(request.ids) for request in requests)
-        rows = [[0] * (length - len(request.ids)) + request.ids for request in requests]
-        masks = [[0] * (length - len(request.ids)) + [1] * len(request.ids) for request in requests]
         self.model.generate(
-            torch.tensor(rows),  # type: ignore[arg-type]
-            torch.tensor(masks),
+            *pad_ids([request.ids for request in requests]),
             visual_tokens=[picture.tokens for request in requests for picture in request.pictures],
             cache=caches,
             max_new_tokens=max(request.max_new_tokens for request in requests),
@@ -187,13 +183,12 @@ class ChatModel:
         chosen = [number for number, own in enumerate(answers) if own and replies[number].finish_reason == "stop"]
         if not chosen:
             return
-        length = max(len(requests[number].ids) for number in chosen)
-        rows = [requests[number].ids for number in chosen]
+        ids, mask = pad_ids([requests[number].ids for number in chosen])
         tokenizer, template = self.processor.tokenizer, self.processor.template
         scores = self.model.score_answers(
-            torch.tensor([[0] * (length - len(row)) + row for row in rows]),  # type: ignore[arg-type]
+            ids,
             [[encode_answer(text, tokenizer, template) for text in answers[number]] for number in chosen],
-            torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows]),
+            mask,
             visual_tokens=[picture.tokens for number in chosen for picture in requests[number].pictures],
             cache=RowCaches([(caches[number], replies[number].num_prompt_tokens - 1) for number in chosen])
             if caches

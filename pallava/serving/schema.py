@@ -9,7 +9,7 @@ from pallava.io.texts import find_damage
 _MAX_TEXT, _MAX_NAME, _MAX_STOP = 1 << 18, 1000, 64  # characters
 _MAX_MESSAGES, _MAX_PARTS, _MAX_STOPS = 256, 64, 4
 _MAX_SEED = 2**63
-_LEAST_TEMPERATURE = 1e-3  # below it logits overflow, and nothing but the likeliest word would be drawn
+_LEAST_TEMPERATURE = 1e-3  # below it logits overflow, and sampling would be greedy anyway
 # Values by which OpenAI's other fields change nothing; what is false or empty changes nothing in any field.
 _NEUTRAL: dict[str, list[Any]] = {
     "modalities": [["text"]],
@@ -110,10 +110,12 @@ class ChatCompletionRequest(_Part):
     max_tokens: int | None = Field(None, ge=1, description="largest number of tokens of the answer")
     max_completion_tokens: int | None = Field(None, ge=1, description="the same by its newer name")
     temperature: float | None = Field(
-        None, ge=0, le=2, description="0 (default), and all below 0.001, takes the likeliest words"
+        None, ge=0, le=2, description="0 (default), and all below 0.001, decodes greedily"
     )
-    top_p: float | None = Field(None, gt=0, le=1, description="share of the likeliest words that are drawn from")
-    seed: int | None = Field(None, ge=-_MAX_SEED, lt=_MAX_SEED, description="seed of drawn words")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="probability mass that is sampled from (nucleus sampling)"
+    )
+    seed: int | None = Field(None, ge=-_MAX_SEED, lt=_MAX_SEED, description="seed for sampling")
     stop: _Stop | Annotated[list[_Stop], Field(max_length=_MAX_STOPS)] | None = Field(
         None, description="texts that end the answer"
     )
@@ -160,10 +162,10 @@ class ChatCompletionRequest(_Part):
         return messages
 
     def options(self) -> dict[str, Any]:
-        """Return how words are drawn, as options of `ChatModel.reply`; none if the likeliest are taken."""
+        """Return the sampling options of `ChatModel.reply`; none for greedy decoding."""
         if (self.temperature or 0) < _LEAST_TEMPERATURE:
             return {}
-        # transformers would draw from the 50 likeliest words by itself.
+        # By default transformers samples from the 50 most probable tokens alone.
         drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p or 1.0, "top_k": 0}
         return drawn if self.seed is None else {**drawn, "seed": self.seed}
 
