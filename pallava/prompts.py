@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pallava.chat_templates import read_chat_template
 from pallava.errors import PallavaError
 from pallava.io.files import read_package_data
 from pallava.io.texts import find_damage
@@ -38,10 +39,15 @@ class PromptTemplate:
     sep: str = ""  # text after the end of each answer that is not trained
     stop_words: tuple[str, ...] = ()  # tokens that end an answer
     extra_end_tokens: tuple[str, ...] = ()  # further ones, wherever the vocabulary has them
+    # Those of a tokenizer's own chat template; None in xtuner's.
+    begin: str | None = None  # text before the first question without a system message, the begin token included
+    question_system: str | None = None  # format string at the head of the first question, in the place of `system`
+    answer_prefix: str | None = None  # text before each answer that is generated with it
 
     def to_dict(self) -> dict[str, Any]:
         """Return the template as plain values that JSON can hold."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        values = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PromptTemplate:
@@ -61,6 +67,8 @@ class PromptTemplate:
         return cls(**fields)
 
 
+OWN_TEMPLATE = "tokenizer"
+"""Name of the template that is read from the tokenizer's chat template."""
 TEMPLATES = {name: PromptTemplate.from_dict({"name": name, **values}) for name, values in _DATA["templates"].items()}
 CAPTION_PROMPTS: tuple[str, ...] = tuple(_DATA["caption_prompts"])
 CHOICE_INSTRUCTION = "Answer with the letter of the right option."
@@ -96,7 +104,8 @@ def get_template(template: str | Mapping[str, Any] | PromptTemplate) -> PromptTe
     if isinstance(template, Mapping):
         return PromptTemplate.from_dict(template)
     if template not in TEMPLATES:
-        raise PallavaError(f"prompt template must be one of {', '.join(sorted(TEMPLATES))}, got '{template}'")
+        names = ", ".join([*sorted(TEMPLATES), OWN_TEMPLATE])
+        raise PallavaError(f"prompt template must be one of {names}, got '{template}'")
     return TEMPLATES[template]
 
 
@@ -105,12 +114,22 @@ def choose_template(
 ) -> PromptTemplate:
     """Return the template to train a tokenizer's language model with: the one given, or else that of its family.
 
+    "tokenizer" is the tokenizer's own chat template.
+
     Raises:
-        PallavaError: The tokenizer lacks a token of the template, or its own family is not certain.
+        PallavaError: The tokenizer lacks a token of the template, or its own family is not certain, or its chat
+            template cannot be read.
     """
     fitting = {name: each for name, each in TEMPLATES.items() if not _missing_marks(each, tokenizer)}
-    names = ", ".join([name for name, each in fitting.items() if each.suffix] or fitting)
+    own_name = [OWN_TEMPLATE] if getattr(tokenizer, "chat_template", None) else []
+    names = ", ".join([*([name for name, each in fitting.items() if each.suffix] or fitting), *own_name])
     if template is not None:
+        if template == OWN_TEMPLATE:
+            try:
+                template = {"name": OWN_TEMPLATE, **read_chat_template(tokenizer)}
+            except PallavaError as error:
+                others = ", ".join(name for name in fitting if name != OWN_TEMPLATE)
+                raise PallavaError(f"{error}; choose another prompt_template: {others}") from None
         template = get_template(template)
         if missing := _missing_marks(template, tokenizer):
             raise PallavaError(
@@ -256,7 +275,7 @@ def encode_conversation(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBas
         if turn.answer is None:
             raise PallavaError(f"turn {round_} must have an answer to train on")
         prompt = _encode_question(turn, round_, tokenizer, template)
-        answer = tokenizer.encode(turn.answer + template.suffix, add_special_tokens=False)
+        answer = _encode_answer(turn.answer + template.suffix, tokenizer, template)
         if not template.suffix_as_eos:
             if tokenizer.eos_token_id is None:
                 raise PallavaError(f"the tokenizer must have an end token for prompt template '{template.name}'")
@@ -284,17 +303,36 @@ def _encode_question(
 ) -> list[int]:
     if damage := find_damage(f"{turn.question}{turn.system or ''}"):
         raise PallavaError(f"a question must be text, got one that cannot be encoded: {damage}")
-    text = template.instruction.format(input=turn.question, round=round_)
-    if turn.system:
-        text = template.system.format(system=turn.system) + text
-    # The begin token stands first, and again after an end token, but not after a suffix that ends an answer.
-    begin = _as_list(_DATA["begin_ids"].get(type(tokenizer).__name__, tokenizer.bos_token_id))
-    ids = begin if round_ == 1 or not template.suffix_as_eos else []
-    for index, chunk in enumerate(text.split(IMAGE_TOKEN)):
+    ids = []
+    if template.begin is None and (round_ == 1 or not template.suffix_as_eos):
+        # The begin token stands first, and again after an end token, but not after a suffix that ends an answer.
+        ids = _as_list(_DATA["begin_ids"].get(type(tokenizer).__name__, tokenizer.bos_token_id))
+    for index, chunk in enumerate(write_question(turn, round_, template).split(IMAGE_TOKEN)):
         if index > 0:
             ids.append(IMAGE_TOKEN_INDEX)
         ids += tokenizer.encode(chunk, add_special_tokens=False)
     return ids
+
+
+def write_question(turn: Turn, round_: int, template: PromptTemplate) -> str:
+    """Return the text from the end of the answer before to where this answer begins, without a table's begin token."""
+    question, opening = turn.question, (template.begin or "") if round_ == 1 else ""
+    if turn.system and template.question_system is not None:
+        question = template.question_system.replace("{system}", turn.system) + question
+    elif turn.system:
+        opening = template.system.replace("{system}", turn.system)
+    return opening + template.instruction.replace("{round}", str(round_)).replace("{input}", question)
+
+
+def _encode_answer(text: str, tokenizer: PreTrainedTokenizerBase, template: PromptTemplate) -> list[int]:
+    """Return the ids of an answer with its suffix, under a tokenizer's own template as they are behind a question."""
+    if template.begin is not None:
+        before = template.instruction.partition("{input}")[2]
+        text = (template.answer_prefix or "") + text
+        first, both = (tokenizer.encode(each, add_special_tokens=False) for each in (before, before + text))
+        if both[: len(first)] == first:
+            return both[len(first) :]
+    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def _as_list(ids: Any) -> list[int]:

@@ -16,7 +16,10 @@ from pallava.io.processes import default_num_workers
 _INTERRUPTED = 130
 _NUM_WORKERS = default_num_workers()
 _TOKENIZER = "name or folder of the tokenizer: the config's llm_name_or_path"
-_Template = Annotated[str | None, "name of the prompt template (default: that of the tokenizer's family)"]
+_Template = Annotated[
+    str | None,
+    "name of the prompt template, or `tokenizer` for the tokenizer's own chat template (default: that of its family)",
+]
 _ContextLength = Annotated[int, "maximum number of tokens in a row"]
 _NumVisualTokens = Annotated[int, "maximum number of tokens per image"]
 

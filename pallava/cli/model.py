@@ -26,7 +26,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("settings that weights do not record (only without a config)").add_argument
     add("--lora-alpha", type=float, help="alpha of LoRA (default: twice the rank, as published)")
     add("--connector-heads", type=int, help="number of attention heads of the connector (default: 12, as published)")
-    add("--prompt-template", help="prompt template of the training (default: llama3_chat)")
+    add("--prompt-template", help="prompt template of the training: a name, or `tokenizer` (default: llama3_chat)")
 
 
 def run_convert(config: str | None, dtype: str | None, **values: Any) -> None:

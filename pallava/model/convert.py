@@ -73,7 +73,8 @@ def convert(
         overwrite: Whether to replace an existing model folder.
         lora_alpha: Alpha of LoRA, without a config (default: twice the rank, as published).
         connector_heads: Attention heads of the connector, without a config (default: 12, as published).
-        prompt_template: Name of the prompt template, without a config (default: ``llama3_chat``, as published).
+        prompt_template: Name of the prompt template, or "tokenizer", without a config (default: ``llama3_chat``, as
+            published).
         max_shard_size: Size of each file of weights.
         trust_remote_code: Whether to import and run what the config names and does not come with pallava, such as a
             connector of your own.

@@ -6,7 +6,6 @@ file, if a long one, because only the processor uses them.
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from pallava.model.weights import StrPath
 from pallava.prompts import (
     IMAGE_TOKEN,
     IMAGE_TOKEN_INDEX,
+    OWN_TEMPLATE,
     PromptTemplate,
     Turn,
     build_question,
@@ -34,6 +34,7 @@ from pallava.prompts import (
     end_token_ids,
     get_template,
     turns_from_conversations,
+    write_question,
 )
 from pallava.tiling import TileSpec, make_tiles
 
@@ -54,7 +55,8 @@ class PALLaVAProcessor(ProcessorMixin):
     Args:
         image_processor: The encoder's own preprocessing, of which size, mean, std and resampling are used.
         tokenizer: The language model's.
-        prompt_template: A name in `pallava.prompts.TEMPLATES`, a template, or its dictionary (None: the tokenizer's).
+        prompt_template: A name in `pallava.prompts.TEMPLATES`, "tokenizer" for its own chat template, a template, or
+            its dictionary (None: that of the tokenizer's family).
         chat_template: The same as Jinja, for `tokenizer.apply_chat_template` (default: made from `prompt_template`).
         reads_tiles: Whether the model reads tiles; if not, they are not cut.
     """
@@ -74,7 +76,8 @@ class PALLaVAProcessor(ProcessorMixin):
         reads_tiles: bool = True,
     ) -> None:
         # A given one is not compared with the tokenizer: a folder that was trained with it must open.
-        template = choose_template(None, tokenizer) if prompt_template is None else get_template(prompt_template)
+        is_own = prompt_template is None or prompt_template == OWN_TEMPLATE
+        template = choose_template(prompt_template, tokenizer) if is_own else get_template(prompt_template)  # type: ignore[arg-type]
         chat_template = chat_template or jinja_template(template)
         try:
             super().__init__(image_processor, tokenizer, chat_template=chat_template)
@@ -322,12 +325,11 @@ def _named_image(part: Mapping[str, Any]) -> list[Any]:
 
 def render_prompt(turns: Sequence[Turn], template: PromptTemplate, end_token: str | None) -> str:
     """Render the text before the answer to the last turn; `parse_prompt` reads it back."""
-    system = turns[0].system
-    text = template.system.format(system=system) if system else ""
+    text = ""
     for round_, turn in enumerate(turns, start=1):
-        text += template.instruction.format(input=turn.question, round=round_)
+        text += write_question(turn, round_, template)
         if turn.answer is not None:
-            text += turn.answer + _answer_end(template, end_token)
+            text += (template.answer_prefix or "") + turn.answer + _answer_end(template, end_token)
     return text
 
 
@@ -338,18 +340,24 @@ def parse_prompt(text: str, template: PromptTemplate, end_token: str | None) -> 
         PallavaError: The text ends with an answer.
     """
     before, after = template.instruction.split("{input}")
-    system_before, system_after = template.system.split("{system}")
-    system = rf"{re.escape(system_before)}(?P<system>.*?){re.escape(system_after)}"
-    found = re.fullmatch(rf"(?:{system})?{re.escape(before)}(?P<rounds>.*)", text, re.DOTALL)
-    if found is None or after not in found["rounds"]:
+    opening, system = (template.begin or "") + before, None
+    if template.question_system is None:
+        system_before, system_after = template.system.split("{system}")
+        message, found, _ = text.removeprefix(system_before).partition(system_after + before)
+        if found and text.startswith(system_before):
+            opening, system = system_before + message + found, message
+    rounds = text.removeprefix(opening)
+    if not text.startswith(opening) or after not in rounds:
         return None
+    after += template.answer_prefix or ""
     end = _answer_end(template, end_token)
-    *answered, last = found["rounds"].split(end + before)
-    if not last.endswith(after):
+    *answered, last = rounds.split(end + before)
+    question_end = template.instruction.partition("{input}")[2]
+    if not last.endswith(question_end):
         raise PallavaError("the prompt ends with an answer, or with the beginning of one; end it with a question")
-    rounds = [each.partition(after)[::2] for each in answered]
-    turns = [Turn(question, answer) for question, answer in rounds] + [Turn(last.removesuffix(after))]
-    return [Turn(turns[0].question, turns[0].answer, found["system"]), *turns[1:]]
+    pairs = [each.partition(after)[::2] for each in answered]
+    turns = [Turn(question, answer) for question, answer in pairs] + [Turn(last.removesuffix(question_end))]
+    return [dataclasses.replace(turns[0], system=system), *turns[1:]]
 
 
 def _answer_end(template: PromptTemplate, end_token: str | None) -> str:
@@ -359,13 +367,17 @@ def _answer_end(template: PromptTemplate, end_token: str | None) -> str:
 def jinja_template(template: PromptTemplate) -> str:
     """Return the template as Jinja, for messages with `role` and `content`; image parts become markers in front."""
     question_before, question_after = template.instruction.split("{input}")
-    system_before, _, system_after = template.system.partition("{system}")
+    in_question = template.question_system is not None
+    system_before, _, system_after = (template.question_system or template.system).partition("{system}")
     texts = {
         "image_marker": IMAGE_TOKEN,
+        "begin": template.begin or "",
+        "system_in_question": in_question,
         "system_before": system_before,
         "system_after": system_after,
         "question_before": question_before,
         "question_after": question_after,
+        "answer_prefix": template.answer_prefix or "",
         "suffix": template.suffix,
         "suffix_as_eos": template.suffix_as_eos,
         "sep": template.sep,

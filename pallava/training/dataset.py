@@ -53,7 +53,8 @@ class PALLaVADataset(Dataset[dict[str, Any]]):
         image_folder: Folder that `image` in a row is relative to.
         tokenizer: The language model's tokenizer, or its config.
         image_processor: The encoder's image processor, or its config.
-        prompt_template: A name in `pallava.prompts.TEMPLATES`, a template, or its dictionary (None: the tokenizer's).
+        prompt_template: A name in `pallava.prompts.TEMPLATES`, "tokenizer" for its own chat template, a template, or
+            its dictionary (None: that of the tokenizer's family).
         context_length: Largest number of tokens of a sample, visual ones included.
         num_visual_tokens: Largest number of visual tokens of an image (default: computed from the connector and the
             encoder that `image_processor` names by its source).
