@@ -50,12 +50,15 @@ THROUGHPUT, SECOND_TURN = 3.0, 3.0
 
 def main() -> int:
     """Measure, print the tables, and return 1 if a promise is not kept."""
+    from pallava.matmul import use_onednn
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="small model, for a test")
     parser.add_argument("--rounds", type=int, default=3, help="number of rounds (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="number of threads (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    use_onednn()  # as `pallava serve` does
     parts, rounds = (build_small(), 2) if options.small else (build_smollm2(), options.rounds)
     with serving(*parts, max_batch=max(CLIENTS)) as batched, serving(*parts, max_batch=1) as alone:
         check_answers(parts, (batched, alone))

@@ -129,7 +129,6 @@ class Api:
         timing, urls = Timing(self._metrics), body.image_urls()
         if len(urls) > self._options.max_images:
             raise PallavaError(f"a conversation must have at most {self._options.max_images} images, got {len(urls)}")
-        pictures = [await visit.wait(partial(self._openers.submit, self._see, url)) for url in urls]
         loop = asyncio.get_running_loop()
 
         def put(text: str | None) -> None:
@@ -139,16 +138,18 @@ class Api:
             timing.note_text()
             put(text)
 
-        make = partial(
-            self._chat.request,
-            body.to_messages(),
-            pictures,
-            max_new_tokens=min(body.max_new_tokens or self._options.max_new_tokens, self._options.max_new_tokens),
-            stop=body.stops,
-            on_text=note,
-            is_cancelled=visit.is_over,
-        )
-        future = self._scheduler.submit(await asyncio.to_thread(make), **body.options())
+        with self._scheduler.expect():
+            pictures = [await visit.wait(partial(self._openers.submit, self._see, url)) for url in urls]
+            make = partial(
+                self._chat.request,
+                body.to_messages(),
+                pictures,
+                max_new_tokens=min(body.max_new_tokens or self._options.max_new_tokens, self._options.max_new_tokens),
+                stop=body.stops,
+                on_text=note,
+                is_cancelled=visit.is_over,
+            )
+            future = self._scheduler.submit(await asyncio.to_thread(make), **body.options())
         timing.begin()
         future.add_done_callback(lambda done: timing.end(_reply_of(done)))
         future.add_done_callback(lambda _: put(None))

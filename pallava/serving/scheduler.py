@@ -3,8 +3,9 @@
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,8 @@ from pallava.serving.replies import ChatRequest, Reply, TogetherError, Unavailab
 _LOGGER = logging.getLogger(__name__)
 _CLOSING = "the server is closing; try again in a while"
 _GATHER = 0.01  # seconds in which requests that come together are put into one batch
+_GATHER_AGAIN = 0.1  # the same where several clients are about: those just answered often ask again at once
+_GATHER_EXPECTED = 0.3  # seconds at most that a batch waits for requests whose images are still being opened
 
 
 @dataclass(eq=False)
@@ -51,6 +54,8 @@ class Scheduler:
         self._chat, self._max_batch, self._max_waiting, self._on_batch = chat, max_batch, max_waiting, on_batch
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
+        self._num_expected = 0
+        self._last_size = 0
         self._is_closed = False
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(num_threads)]
         for thread in self._threads:
@@ -60,6 +65,18 @@ class Scheduler:
     def num_waiting(self) -> int:
         """Return the number of requests that no batch has taken yet."""
         return sum(not job.future.cancelled() for job in tuple(self._waiting))
+
+    @contextmanager
+    def expect(self) -> Iterator[None]:
+        """Let a batch wait, for a moment, for the request that is made and submitted within the context."""
+        with self._changed:
+            self._num_expected += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_expected -= 1
+                self._changed.notify_all()
 
     def submit(self, request: ChatRequest, **options: Any) -> "Future[Reply]":
         """Put a request into the line; the options are those of `ChatModel.reply`.
@@ -115,14 +132,20 @@ class Scheduler:
         """Wait for requests; return those of the next batch, perhaps none, or None once the scheduler is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
-            self._changed.wait_for(lambda: len(self._waiting) >= self._max_batch or self._is_closed, timeout=_GATHER)
+            has_several = max(self._last_size, len(self._waiting)) > 1
+            self._changed.wait_for(self._is_full, timeout=_GATHER_AGAIN if has_several else _GATHER)
+            self._changed.wait_for(lambda: self._is_full() or not self._num_expected, timeout=_GATHER_EXPECTED)
             if self._is_closed:
                 self._refuse_waiting()
                 return None
             batch = list[_Job]()  # another thread may have taken what there was
             while self._waiting and len(batch) < self._max_batch and _go_together([*batch, self._waiting[0]]):
                 batch.append(self._waiting.popleft())
+            self._last_size = len(batch)
             return batch
+
+    def _is_full(self) -> bool:
+        return len(self._waiting) >= self._max_batch or self._is_closed
 
     def _refuse_waiting(self) -> None:
         while self._waiting:

@@ -63,6 +63,31 @@ def test_what_waits_goes_into_batches(chat: Chat, line: Scheduler) -> None:
     assert chat.batches == [["first"], ["0", "1", "2"], ["3"]]
 
 
+def test_a_batch_waits_for_who_is_expected_but_not_for_long(chat: Chat, line: Scheduler) -> None:
+    chat.may.set()
+    with line.expect():
+        first = line.submit(request("first"))
+        time.sleep(0.15)  # longer than requests that come together are gathered
+        assert chat.batches == []
+        second = line.submit(request("second"))
+    assert [first.result(10).text, second.result(10).text] == ["first {}", "second {}"]
+    assert chat.batches == [["first", "second"]]
+    with line.expect():
+        assert line.submit(request("third")).result(10).text == "third {}"  # whoever is expected takes too long
+
+
+def test_who_was_answered_together_is_answered_together_again(chat: Chat, line: Scheduler) -> None:
+    first = begin(chat, line)
+    futures = [line.submit(request("a")), line.submit(request("b"))]
+    chat.may.set()
+    assert [future.result(10).text for future in [first, *futures]] == ["first {}", "a {}", "b {}"]
+    again = [line.submit(request("a"))]
+    time.sleep(0.03)  # as one client needs for its next request
+    again.append(line.submit(request("b")))
+    assert [future.result(10).text for future in again] == ["a {}", "b {}"]
+    assert chat.batches == [["first"], ["a", "b"], ["a", "b"]]
+
+
 def test_drawn_words_and_calls_are_alone(chat: Chat, line: Scheduler) -> None:
     begin(chat, line)
     futures = [line.submit(request("a")), line.submit(request("b"), seed=5), line.submit(request("c"))]
