@@ -72,7 +72,7 @@ def write_material(folder: Path, settings: DemoSettings, progress: Progress = la
 def read_pictures(folder: Path, name: str) -> list[Picture]:
     """Open the pictures of ``train.json`` or ``test.json``."""
     pictures = []
-    for record in json.loads((folder / f"{name}.json").read_text()):
+    for record in json.loads((folder / f"{name}.json").read_text(encoding="utf-8")):
         path = folder / "images" / record["name"]
         facts = Facts(**record["facts"]) if "facts" in record else None
         regions = tuple(Region(**region) for region in record["regions"])

@@ -40,7 +40,7 @@ def write_page(
         report=report,
         fine_detail=FINE_DETAIL,
         num_questions=Counter(name for each in answered for name in (each.item.group, each.item.kind)),
-        plip=json.loads((folder / "plip_report.json").read_text()),
+        plip=json.loads((folder / "plip_report.json").read_text(encoding="utf-8")),
         details=_details(folder, answered, without_tiles, most_read),
         samples=_samples(answered),
         curves=_curves(folder),
@@ -76,7 +76,7 @@ def _details(
     Each has a figure cut out of it, the overview, the tile that was read most, and both answers to a question.
     """
     again = {each.item.id: each for each in without_tiles}
-    records = {each["name"]: each for each in json.loads((folder / "data" / "test.json").read_text())}
+    records = {each["name"]: each for each in json.loads((folder / "data" / "test.json").read_text(encoding="utf-8"))}
     seen: Counter[bool] = Counter()
     shown: set[str] = set()
     for each in sorted(answered, key=lambda answer: answer.item.id):
@@ -135,7 +135,7 @@ def _curves(folder: Path) -> list[tuple[str, str]]:
 
 def _real_pictures(folder: Path) -> list[tuple[str, str, Image.Image]]:
     """Return stain, caption and picture of one record for each stain."""
-    records = json.loads((folder / "data" / "train.json").read_text())
+    records = json.loads((folder / "data" / "train.json").read_text(encoding="utf-8"))
     by_stain = {record["stain"]: record for record in records if "stain" in record}
     images = folder / "data" / "images"
     return [(stain, record["caption"], open_image(images / record["name"])) for stain, record in by_stain.items()]

@@ -57,7 +57,7 @@ def run_steps(steps: Sequence[Step], stamps: Path, say: Progress) -> dict[str, f
         title = f"[{number}/{len(steps)}] {step.name}"
         done: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError):
-            done = json.loads(stamp.read_text())
+            done = json.loads(stamp.read_text(encoding="utf-8"))
         if done.get("hash") == before and step.output.exists():
             seconds[step.name] = float(done["seconds"])
             say(f"{title}: nothing has changed, skipped")
@@ -175,11 +175,11 @@ class Demo:
         return read_predictions(self.folder / "evaluation" / "predictions.jsonl")
 
     def _write_report(self, seconds: dict[str, float]) -> dict[str, Any]:
-        results = json.loads((self.folder / "evaluation" / "results.json").read_text())
-        records = json.loads((self.folder / "answers_without_tiles.json").read_text())
+        results = json.loads((self.folder / "evaluation" / "results.json").read_text(encoding="utf-8"))
+        records = json.loads((self.folder / "answers_without_tiles.json").read_text(encoding="utf-8"))
         without_tiles = [Answer.from_record(record) for record in records]
         report = summary(results["data"]["questions"], without_tiles)
-        pointing = json.loads((self.folder / "pointing.json").read_text())
+        pointing = json.loads((self.folder / "pointing.json").read_text(encoding="utf-8"))
         report["pointing"] = pointing["kinds"]
         report["seconds"] = {**seconds, "total": round(sum(seconds.values()), 1)}
         write_json(self.folder / "report.json", report, indent=1)
@@ -199,7 +199,7 @@ def _code(*patterns: str) -> list[Path]:
 def quiet(log: Path) -> Iterator[None]:
     """Send the output of libraries to a file, and what programs that they start write to standard error."""
     terminal = os.dup(2)
-    with log.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+    with log.open("w", encoding="utf-8") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         os.dup2(out.fileno(), 2)
         try:
             yield

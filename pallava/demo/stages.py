@@ -84,14 +84,16 @@ def computes_in_bf16() -> bool:
 
 def plip_losses(log: Path) -> list[tuple[float, float]]:
     """Read the views seen and the loss on a batch from the log of `pretrain_plip`."""
-    batches = _BATCH.findall(log.read_text(errors="replace"))
+    batches = _BATCH.findall(log.read_text(encoding="utf-8", errors="replace"))
     return [(float(int(epoch) * int(size) + int(seen)), float(loss)) for epoch, seen, size, loss in batches]
 
 
 def read_losses(work_dir: Path) -> list[tuple[float, float]]:
     """Read steps and losses from the newest run of a stage."""
     logs = sorted(work_dir.glob("*/vis_data/scalars.json"))
-    records = [json.loads(line) for line in logs[-1].read_text().splitlines() if line.strip()] if logs else []
+    records = (
+        [json.loads(line) for line in logs[-1].read_text(encoding="utf-8").splitlines() if line.strip()] if logs else []
+    )
     return [(record["step"], record["loss"]) for record in records if "loss" in record]
 
 
@@ -121,5 +123,5 @@ def _run(words: Sequence[object], environment: Mapping[str, str], on_line: Progr
     if code == 128 + signal.SIGTERM:
         sys.exit(code)
     if code != 0 or not done.is_file():
-        tail = "\n".join("    " + line for line in log.read_text(errors="replace").splitlines()[-25:])
+        tail = "\n".join("    " + line for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
         raise PallavaError(f"`{' '.join(command)}` failed; {log} ends with:\n{tail}")

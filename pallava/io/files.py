@@ -15,6 +15,7 @@ from typing import IO, Any
 from pallava.errors import PallavaError
 
 _MANY_FILES = 1000
+_IS_WINDOWS = os.name == "nt"
 
 
 @contextmanager
@@ -140,6 +141,8 @@ def remove_leftovers(path: str | Path) -> None:
 def _put_in_place(temporary: Path, path: Path, replace: bool) -> None:
     if not replace or not path.exists() or _is_empty_folder(path):  # the first of two runs without `replace` wins
         try:
+            if _IS_WINDOWS and path.exists():  # it renames no folder over another, be it empty
+                path.rmdir()
             temporary.replace(path)
         except OSError as error:
             if error.errno == errno.ENOTEMPTY:
@@ -173,7 +176,7 @@ def _is_empty_folder(path: Path) -> bool:
 def synchronize(path: Path, *, recursive: bool = True) -> None:
     """Synchronize a file, or a folder with all that is below it, to the disk.
 
-    Some file systems cannot do it for a folder itself.
+    Some file systems, and Windows, cannot do it for a folder itself.
     """
     is_folder = path.is_dir()
     if is_folder and recursive:
@@ -182,7 +185,9 @@ def synchronize(path: Path, *, recursive: bool = True) -> None:
             return
         for inner in path.rglob("*"):
             synchronize(inner, recursive=False)
-    descriptor = os.open(path, os.O_RDONLY)
+    if is_folder and _IS_WINDOWS:
+        return
+    descriptor = os.open(path, os.O_RDWR if _IS_WINDOWS else os.O_RDONLY)  # it synchronizes what is open for writing
     try:
         os.fsync(descriptor)
     except OSError:

@@ -19,7 +19,8 @@ import psutil
 from pallava.errors import PallavaError
 from pallava.io.processes import num_cores
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # a process decides what it does with them
+# A process decides what it does with them; SIGUSR1 does not exist on Windows.
+FORWARDED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 _TORCHRUNS = "SIGHUP,SIGQUIT"  # end the processes
 
 

@@ -131,19 +131,24 @@ def run_child(
     Raises:
         OSError: The program cannot be started, or the log cannot be written.
     """
-    variables = {**(os.environ if environment is None else environment), "PYTHONUNBUFFERED": "1", _ENDS_WITH_STDIN: "1"}
+    ours = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", _ENDS_WITH_STDIN: "1"}
+    variables = {**(os.environ if environment is None else environment), **ours}
     process = subprocess.Popen(
         command,
         env=variables,
         stdin=subprocess.PIPE,  # nothing is written: a child sees it close when this process is gone
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         start_new_session=True,  # a process group, so that all its processes can be terminated
     )
     assert process.stdout is not None
-    with process, _terminated_at_exit(process), open(log or os.devnull, "w", buffering=1) as out:  # noqa: PTH123
+    with (
+        process,
+        _terminated_at_exit(process),
+        open(log or os.devnull, "w", buffering=1, encoding="utf-8") as out,  # noqa: PTH123
+    ):
         for line in process.stdout:
             out.write(line)
             on_line(line)
@@ -185,7 +190,10 @@ def hold_lock(path: str | Path, refusal: str) -> Iterator[None]:
 def _terminated_at_exit(process: subprocess.Popen[str]) -> Iterator[None]:
     def terminate(*_: object) -> None:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, signal.SIGTERM)
+            else:  # on Windows, where the child's own processes end with their stdin
+                process.terminate()
 
     before = None
     with suppress(ValueError):  # only the main thread can handle signals

@@ -103,7 +103,8 @@ def _files_of(folder: Path) -> list[Path]:
     if tagged:
         newest = max(tagged, key=lambda path: [int(number) for number in re.findall(r"\d+", path.parent.name)])
         latest = folder / "latest"
-        named = folder / latest.read_text(errors="replace").strip() / newest.name if latest.is_file() else newest
+        tag = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else newest.parent.name
+        named = folder / tag / newest.name
         return [named if named in tagged else newest]
     shards = sorted(folder.glob("model*.safetensors"))
     files = shards or sorted(p for p in folder.iterdir() if p.suffix in {".bin", ".pth", ".pt", ".safetensors"})

@@ -5,8 +5,10 @@ import signal
 import time
 from types import FrameType
 
+from pallava.io.launch import FORWARDED
+
 EXIT_CODE = 75  # of a training that was interrupted and saved; sysexits' "temporary failure, try again"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = FORWARDED
 _SAME = 1.0  # seconds within which a launcher repeats the signal that the scheduler has sent already
 
 

@@ -155,3 +155,30 @@ def test_errors_name_the_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space") as full:
         write_text(tmp_path / "file", "")
     assert full.value.filename == str(tmp_path / "file")
+
+
+def test_a_folder_takes_the_place_of_an_empty_one_on_windows(tmp_path: Path, monkeypatch) -> None:
+    """Windows renames no folder over another, opens none, and synchronizes a file that is open for writing."""
+    replace, opened = Path.replace, os.open
+
+    def replace_as_there(self: Path, target: Path) -> Path:
+        if target.is_dir():
+            raise PermissionError(errno.EACCES, "Access is denied", str(target))
+        return replace(self, target)
+
+    def open_as_there(path: Path, flags: int, *mode: int) -> int:
+        if path.is_dir() or not flags & (os.O_RDWR | os.O_WRONLY):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, flags, *mode)
+
+    monkeypatch.setattr(files, "_IS_WINDOWS", True)
+    monkeypatch.setattr(Path, "replace", replace_as_there)
+    monkeypatch.setattr(os, "open", open_as_there)
+    (tmp_path / "out").mkdir()
+    with whole_folder(tmp_path / "out") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "file").touch()
+    assert names(tmp_path / "out") == ["inner"]
+    with whole_folder(tmp_path / "out", replace=True) as folder:
+        write_text(folder / "new", "new")
+    assert names(tmp_path / "out") == ["new"]

@@ -50,7 +50,11 @@ def test_environment_and_log(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "blue\n"
 
 
-def test_an_error_while_reading_ends_the_child(tmp_path: Path) -> None:
+@pytest.mark.parametrize("system", ["posix", "windows"])
+def test_an_error_while_reading_ends_the_child(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if system == "windows":
+        monkeypatch.delattr("os.killpg")
+
     def fail(line: str) -> None:
         raise ValueError(line)
 

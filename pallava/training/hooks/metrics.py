@@ -2,7 +2,6 @@
 
 import json
 import math
-import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -137,6 +136,8 @@ def _rates(runner: Any) -> dict[str, float]:
 def _memory() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    import resource  # Windows lacks it
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # which Linux gives in KB
 
 
