@@ -2,6 +2,9 @@
 
 import ast
 import importlib.util
+import platform
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pallava
@@ -31,9 +34,10 @@ def find_config(name: str) -> Path:
         return Path(name)
     if name in config_names():
         return configs_dir() / f"{name}.py"
-    for path in (_xtuner_dir() / "configs").rglob(f"{Path(name).name}.py"):
-        if path.stem == name:
-            return path
+    for folder in _xtuner_folders():
+        for path in (folder / "configs").rglob(f"{Path(name).name}.py"):
+            if path.stem == name:
+                return path
     raise PallavaError(
         f"config '{name}' does not exist; give the path of a file, or choose {', '.join(config_names())}"
     )
@@ -47,13 +51,31 @@ def check_syntax(config: Path) -> None:
         raise PallavaError(f"config '{config}' is not valid Python: {error}") from None
 
 
+def check_can_train() -> None:
+    """Refuse to train where xtuner is not installed: it needs Linux.
+
+    Raises:
+        PallavaError: It is not.
+    """
+    if any(_xtuner_folders()):
+        return
+    if sys.platform != "linux":
+        raise PallavaError(
+            f"training needs Linux, got {platform.system()}; train there, and ask, evaluate or serve the model here"
+        )
+    raise PallavaError(
+        "training needs xtuner, which is not installed; install pallava in an environment of its own, with all that "
+        "it requires (`pip install .`)"
+    )
+
+
 def train_script() -> Path:
-    """Return the file of xtuner's trainer, which its own command runs."""
-    return _xtuner_dir() / "tools" / "train.py"
+    """Return the file of xtuner's trainer, which its own command runs; raise as `check_can_train` does."""
+    check_can_train()
+    return next(_xtuner_folders()) / "tools" / "train.py"
 
 
-def _xtuner_dir() -> Path:
-    spec = importlib.util.find_spec("xtuner")  # looks, does not import
-    if spec is None or not spec.submodule_search_locations:
-        raise PallavaError("xtuner is not installed; run `pip install xtuner==0.2.0`")
-    return Path(spec.submodule_search_locations[0])
+def _xtuner_folders() -> Iterator[Path]:
+    """Yield the folder of xtuner, if it is installed; it is not imported."""
+    spec = importlib.util.find_spec("xtuner")
+    yield from map(Path, (spec and spec.submodule_search_locations) or ())

@@ -10,7 +10,7 @@ from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
-from pallava.config_files import check_syntax, config_names, find_config, train_script
+from pallava.config_files import check_can_train, check_syntax, config_names, find_config, train_script
 from pallava.errors import PallavaError, check_at_least
 from pallava.io.files import write_bytes
 from pallava.io.launch import read_launch
@@ -27,6 +27,7 @@ def run_demo(
     """Train a small PA-LLaVA on this computer, and look at what it learnt."""
     from pallava.demo import DemoSettings
 
+    check_can_train()
     check_at_least(0, seed=seed)
     settings = DemoSettings(seed=seed).scaled(scale)
     from pallava.demo.pipeline import Demo  # takes seconds to import; a wrong argument fails at once
@@ -115,6 +116,7 @@ def run_doctor(
         if value is not None and not (0 < value <= most and value < inf):
             raise PallavaError(f"--{name} must be above 0{' and at most 1' * (most == 1)}, got {value:g}")
     find_config(config)
+    check_can_train()
     with redirect_stdout(sys.stderr):  # logs and progress of the libraries
         from pallava.training.doctor import DoctorSettings, examine
 

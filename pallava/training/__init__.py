@@ -2,8 +2,12 @@
 
 import sys
 
+from pallava.config_files import check_can_train
 from pallava.io.processes import end_with_parent
-from pallava.training import compat, failures
+
+check_can_train()  # before the imports below, which would not say what to do
+
+from pallava.training import compat, failures  # noqa: E402
 
 end_with_parent()
 failures.print_sentences()
