@@ -14,6 +14,7 @@ import pytest
 from pallava.io.launch import free_port
 from tests.tiny.answering_model import write_model
 from tests.tiny.offline.ask_server import ask
+from tests.tiny.wheel import build_wheel
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "Containerfile"
@@ -89,13 +90,7 @@ def test_what_is_copied_is_enough_for_the_package_and_is_not_ignored(tmp_path):
     assert rest[0] == "*"
     assert {line.removeprefix("!") for line in rest[1:]} == set(read_copied())
     assert last == "**/__pycache__"
-    for name in read_copied():
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tmp_path / name)
-    words = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", "wheels", "."]
-    done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (wheel,) = (tmp_path / "wheels").iterdir()
+    wheel = build_wheel(tmp_path, read_copied())
     assert {"pallava/serving/page.html", "pallava/configs/__init__.py"} <= {*zipfile.ZipFile(wheel).namelist()}
 
 
