@@ -46,6 +46,7 @@ custom_imports = dict(imports=["pallava.training"], allow_failed_imports=False)
 #######################################################################
 # Paths, relative to the directory you launch from. Yours to set.
 llm_name_or_path = "meta-llama/Meta-Llama-3-8B-Instruct"
+llm_in_4bit = False  # True is QLoRA, for small cards; needs pip install --no-deps bitsandbytes==0.50.2
 plip_path = "./pretrained/plip"  # or another encoder: "timm:vit_small_patch16_224", a folder of DINOv2 or SigLIP
 pretrained_pth = "./work_dirs/pallava_domain_alignment"  # stage 1: its work directory (the newest) or one checkpoint
 data_path = "./data/instruction_tuning.jsonl"
@@ -108,7 +109,12 @@ connector = dict(
 
 model = dict(
     type=PALLaVAModel,
-    llm=dict(type=load_llm, pretrained_model_name_or_path=llm_name_or_path, torch_dtype=precision),
+    llm=dict(
+        type=load_llm,
+        pretrained_model_name_or_path=llm_name_or_path,
+        torch_dtype=precision,
+        load_in_4bit=llm_in_4bit,
+    ),
     visual_encoder=dict(type=load_encoder, source=plip_path),
     connector=connector,
     freeze_llm=True,

@@ -33,6 +33,7 @@ COMMON = {
     "context_length": 2048,
     "num_visual_tokens": None,  # 196 for PLIP: as the encoder has it
     "llm_name_or_path": "meta-llama/Meta-Llama-3-8B-Instruct",
+    "llm_in_4bit": False,
     "prompt_template": "llama3_chat",
     "betas": (0.9, 0.999),
     "weight_decay": 0,
@@ -69,6 +70,7 @@ READ_BY = {
         "default_hooks.dataset_info.tokenizer.pretrained_model_name_or_path",
         "default_hooks.sample_chat.tokenizer.pretrained_model_name_or_path",
     ),
+    "llm_in_4bit": ("model.llm.load_in_4bit",),
     "plip_path": (
         "model.visual_encoder.source",
         "image_processor.source",

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pallava.cli.options import TrustRemoteCode, add_parameters
+from pallava.cli.options import LoadIn4bit, TrustRemoteCode, add_parameters
 from pallava.errors import PallavaError, check_at_least
 
 
@@ -20,6 +20,7 @@ def run_chat(
     base_llm: Annotated[
         str | None, "base language model of a folder with an adapter (default: the one it was trained on)"
     ] = None,
+    load_in_4bit: LoadIn4bit = False,
     trust_remote_code: TrustRemoteCode = False,
     device: Annotated[str, "device: auto, cpu, cuda or cuda:N"] = "auto",
 ) -> None:
@@ -34,7 +35,9 @@ def run_chat(
     if as_json and not question:
         raise PallavaError("--json needs a --question")
     images = [open_image(path) for path in image]  # before the model, which takes its time
-    parts = load(model, device, base_llm=base_llm, trust_remote_code=trust_remote_code)
+    parts = load(
+        model, device, base_llm=base_llm, trust_remote_code=trust_remote_code, load_in_4bit=load_in_4bit
+    )
     session = Session(*parts, images, names=image)
     if not question:
         from pallava.cli.terminal import Terminal

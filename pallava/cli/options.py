@@ -11,6 +11,8 @@ TrustRemoteCode = Annotated[
     bool, "permission to import the module of a connector that does not come with pallava (default: refuse)"
 ]
 
+LoadIn4bit = Annotated[bool, "language model in 4 bit: a quarter of the memory, and slightly other answers"]
+
 
 def add_parameters(
     parser: argparse.ArgumentParser, function: Callable[..., Any], names: Collection[str] | None = None

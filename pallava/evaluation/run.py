@@ -208,7 +208,8 @@ def _settings(model: str, task: Task, options: EvaluateOptions) -> dict[str, Any
         "base_llm": hash_model(base) if base else "",
         "max_new_tokens": options.max_new_tokens or task.max_new_tokens,
     }
-    return {**settings, "confidence": True} if options.confidence else settings  # answers without it stay resumable
+    # What is not asked for is left out: answers from before it existed stay resumable.
+    return settings | {name: True for name in ("confidence", "load_in_4bit") if getattr(options, name)}
 
 
 def hash_model(folder: str | Path) -> str:
@@ -218,5 +219,6 @@ def hash_model(folder: str | Path) -> str:
 
 def _load(model: str, options: EvaluateOptions, max_new_tokens: int, local_rank: int) -> Answerer:
     device = find_device(options.device, local_rank)
-    parts = load(model, device, base_llm=options.base_llm, trust_remote_code=options.trust_remote_code)
+    given = {name: getattr(options, name) for name in ("base_llm", "load_in_4bit", "trust_remote_code")}
+    parts = load(model, device, **given)
     return Answerer(*parts, max_new_tokens, options.confidence)

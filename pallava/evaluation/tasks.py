@@ -18,7 +18,8 @@ from pallava.evaluation.class_sets import known_sets
 from pallava.prompts import CAPTION_PROMPTS, build_class_question
 
 _FOR_ALL = {"split", "batch_size", "seed", "device"}
-_FOR_MODEL = {"limit", "exclude", "max_new_tokens", "consistency", "without_shuffled", "base_llm", "trust_remote_code"}
+_FOR_MODEL = {"limit", "exclude", "max_new_tokens", "consistency", "without_shuffled"}
+_FOR_MODEL |= {"base_llm", "load_in_4bit", "trust_remote_code"}
 _FOR_ENCODER = {"model_name", "pretrained", "cache"}
 
 

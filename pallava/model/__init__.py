@@ -22,10 +22,11 @@ from pallava.model.connectors import (
     register_connector,
 )
 from pallava.model.encoders import load_encoder, load_image_processor, load_plip, register_encoder
-from pallava.model.loading import for_answering
+from pallava.model.loading import find_folder, for_answering
 from pallava.model.modeling import PALLaVAConfig, PALLaVAForConditionalGeneration
 from pallava.model.processor import Image, PALLaVAProcessor, list_images
 from pallava.model.versions import register_by_name
+from pallava.model.weights import read_json
 from pallava.prompts import check_vocabulary
 
 AutoConfig.register(PALLaVAConfig.model_type, PALLaVAConfig, exist_ok=True)
@@ -46,15 +47,18 @@ def load(
     Args:
         folder: Output of ``pallava convert``, or its name on the Hugging Face hub.
         device: Name of the device; "auto" is this process's GPU, or else the CPU.
-        **options: Options of `PALLaVAForConditionalGeneration.from_pretrained`, such as `base_llm` and
-            `trust_remote_code`.
+        **options: Options of `PALLaVAForConditionalGeneration.from_pretrained`, such as `base_llm`, `load_in_4bit`
+            and `trust_remote_code`.
 
     Raises:
         PallavaError: The device is not available, or the folder cannot be opened.
     """
     device = find_device(device, int(os.environ.get("LOCAL_RANK", 0)))
-    model = PALLaVAForConditionalGeneration.from_pretrained(folder, **options)
-    processor = PALLaVAProcessor.from_pretrained(folder)
+    path = find_folder(folder, options)
+    if options.get("load_in_4bit") or read_json(path / "config.json").get("base_quantization"):
+        options.setdefault("device_map", {"": device})  # where weights are quantized
+    model = PALLaVAForConditionalGeneration.from_pretrained(path, **options)
+    processor = PALLaVAProcessor.from_pretrained(path)
     check_vocabulary(processor.tokenizer, model.llm.get_input_embeddings().num_embeddings)
     model = for_answering(model.to(device), keep_types="torch_dtype" in options or "dtype" in options)  # type: ignore[arg-type]
     return model, processor

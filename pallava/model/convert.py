@@ -16,6 +16,7 @@ from accelerate import init_empty_weights
 from torch import Tensor
 
 from pallava.errors import PallavaError, check_paths
+from pallava.four_bit import find_settings, round_weights
 from pallava.io.files import read_package_data, report_os_errors, whole_folder, write_json
 from pallava.model import (
     PALLaVAConfig,
@@ -30,6 +31,7 @@ from pallava.model import (
 from pallava.model.card import write_model_card
 from pallava.model.connectors import CONNECTORS, build_connector, import_name, import_path, own_checkpoint_keys
 from pallava.model.published import describe_weights, is_archive, is_published_folder, open_published
+from pallava.model.versions import need_bitsandbytes
 from pallava.model.weights import compare_keys, list_keys, load_strictly, read_json, read_weights
 from pallava.prompts import check_vocabulary
 
@@ -155,7 +157,7 @@ def convert_run(
     """
     _check_training_config(values, source)
     dataset = values["train_dataloader"]["dataset"]
-    network = _build_network(values["model"], trust_remote_code=trust_remote_code)
+    network = _build_network(values["model"], merge=merge, trust_remote_code=trust_remote_code)
     tokenizer = _build(dataset, "tokenizer", trust_remote_code)
     loading.check_reopenable_part(tokenizer, "tokenizer")
     image_processor = _build(dataset, "image_processor", trust_remote_code)
@@ -170,12 +172,23 @@ def convert_run(
     _write(network, processor, Path(out), describe_run(values), merge=merge, dtype=dtype, **save_kwargs)
 
 
-def _build_network(model: Mapping[str, Any], *, trust_remote_code: bool = False) -> PALLaVAForConditionalGeneration:
-    """Build the network that a config describes; its parameters require gradients where the run trains them."""
+def _build_network(
+    model: Mapping[str, Any], *, merge: bool, trust_remote_code: bool = False
+) -> PALLaVAForConditionalGeneration:
+    """Build the network that a config describes; its parameters require gradients where the run trains them.
+
+    A run in 4 bit taught its adapter, or its connector, what the rounded weights lack: where the language model is to be
+    written, it gets these. Otherwise the folder says how its base is quantized.
+    """
     if str(model.get("type")).rpartition(".")[2] != "PALLaVAModel":
         raise PallavaError(f"the config's model.type must be PALLaVAModel, got {model.get('type')!r}")
     llm = _build(model, "llm", trust_remote_code)
     loading.check_reopenable_part(llm, "language model")
+    quantization = find_settings(model["llm"])
+    if quantization and (merge or not model.get("llm_lora")):
+        need_bitsandbytes()
+        round_weights(llm, quantization)
+        quantization = None
     encoder = _build(model, "visual_encoder", trust_remote_code)
     connector = _build_connector(model, encoder, llm, trust_remote_code)
     llm.requires_grad_(not model.get("freeze_llm", True))
@@ -185,7 +198,9 @@ def _build_network(model: Mapping[str, Any], *, trust_remote_code: bool = False)
         with _building("llm_lora"):
             llm = loading.add_lora(llm, lora)
     layer = model.get("vision_feature_layer", -2)
-    return PALLaVAForConditionalGeneration.from_parts(llm, encoder, connector, vision_feature_layer=layer).eval()
+    network = PALLaVAForConditionalGeneration.from_parts(llm, encoder, connector, vision_feature_layer=layer)
+    network.config.base_quantization = quantization
+    return network.eval()
 
 
 def _build_connector(model: Mapping[str, Any], encoder: Any, llm: Any, trust_remote_code: bool) -> Any:
@@ -201,7 +216,7 @@ def _build_connector(model: Mapping[str, Any], encoder: Any, llm: Any, trust_rem
 
 
 def _open_base(pretrained_model_name_or_path: str, **options: Any) -> Any:
-    """Open the base language model as its files have it: how a training computed with it, as QLoRA, does not count."""
+    """Open the base language model as its files have it, however a training computed with it."""
     options = {name: value for name, value in options.items() if name not in _COMPUTING}
     return loading.open_llm(pretrained_model_name_or_path, torch_dtype="auto", low_cpu_mem_usage=True, **options)
 

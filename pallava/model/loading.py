@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from pallava.devices import device_dtype
 from pallava.errors import PallavaError, check_paths
-from pallava.model.versions import block_broken_bitsandbytes, keep_attention_cap
+from pallava.four_bit import SETTINGS, mark_in_4bit, quantization_config
+from pallava.model.versions import block_broken_bitsandbytes, keep_attention_cap, need_bitsandbytes
 from pallava.model.weights import check_finite, list_keys, read_json, read_weights, shorten
 
 ADAPTER_FOLDER = "adapter"
@@ -78,11 +79,17 @@ def open_whole(opener: Any, path: Path, args: tuple[Any, ...], options: dict[str
 
 
 def open_beside_llm(
-    opener: Any, path: Path, args: tuple[Any, ...], options: dict[str, Any], base_llm: str | None
+    opener: Any,
+    path: Path,
+    args: tuple[Any, ...],
+    options: dict[str, Any],
+    base_llm: str | None,
+    load_in_4bit: bool = False,
 ) -> Any:
     """Open encoder and connector from a folder as `open_whole` does, and its adapter beside the base language model.
 
     Options of placement and quantization go to the language model; `base_llm` is by default the one the folder names.
+    It is in 4 bit where the adapter was trained on that, or by `load_in_4bit`.
 
     Raises:
         PallavaError: As in `open_whole`, or the base language model cannot be opened.
@@ -90,6 +97,10 @@ def open_beside_llm(
     config = options.pop("config")
     llm_options = {key: options.pop(key) for key in _LLM_OPTIONS if options.get(key) is not None}
     base = base_llm or config.base_llm
+    if base and load_in_4bit:
+        check_not_quantized(base, {})
+    if settings := config.base_quantization or (SETTINGS if load_in_4bit else None):
+        llm_options.setdefault("quantization_config", in_4bit(settings, options["torch_dtype"]))
     llm = load_adapter(base, path / ADAPTER_FOLDER, torch_dtype=options["torch_dtype"], **llm_options)
     own = copy.deepcopy(config)
     # "auto" means the type that the folder's weights are stored in, and not what the config says of the whole.
@@ -100,6 +111,20 @@ def open_beside_llm(
     if not (path / "generation_config.json").is_file():
         model.generation_config = greedy(llm)
     return opened
+
+
+def check_not_in_4bit(path: Path, config: Any) -> None:
+    """Refuse to quantize the language model of a folder that is quantized already."""
+    if config.base_quantization or getattr(config.text_config, "quantization_config", None):
+        raise PallavaError(f"the language model of '{path}' is quantized already; leave --load-in-4bit out")
+
+
+def whole_in_4bit(config: Any, dtype: Any) -> Any:
+    """Return the `quantization_config` by which the language model of a whole network, and nothing else, is in 4 bit."""
+    with init_empty_weights():
+        llm = AutoModelForCausalLM.from_config(config.text_config)
+    output = next(name for name, each in llm.named_modules() if each is llm.get_output_embeddings())
+    return in_4bit(SETTINGS, dtype, skip=["visual_encoder", "connector", f"llm.{output}"])
 
 
 def is_adapted(llm: nn.Module) -> bool:
@@ -197,16 +222,44 @@ def open_llm(name_or_path: str | os.PathLike[str], **options: Any) -> Any:
 
 
 def load_llm(
-    pretrained_model_name_or_path: str, torch_dtype: str | torch.dtype | None = "auto", **options: Any
+    pretrained_model_name_or_path: str,
+    torch_dtype: str | torch.dtype | None = "auto",
+    load_in_4bit: bool = False,
+    **options: Any,
 ) -> PreTrainedModel:
     """Load the language model that a config names, as `open_llm` does, in the precision of training.
 
     `torch_dtype` "auto" is that of this device (bf16, fp16, or float32 on a CPU), whatever the files hold, None
-    that of transformers.
+    that of transformers. With `load_in_4bit`, its linear layers are quantized as in QLoRA, and compute in that type.
+
+    Raises:
+        PallavaError: As in `open_llm`; or bitsandbytes is missing, or the files are quantized already.
     """
     if isinstance(torch_dtype, str):
-        torch_dtype = device_dtype() if torch_dtype == "auto" else torch_dtype.removeprefix("torch.")
+        name = torch_dtype.removeprefix("torch.")
+        torch_dtype = device_dtype() if name == "auto" else getattr(torch, name, None) or name
+    if load_in_4bit:
+        check_not_quantized(pretrained_model_name_or_path, options)
+        options["quantization_config"] = in_4bit(SETTINGS, torch_dtype)
     return open_llm(pretrained_model_name_or_path, torch_dtype=torch_dtype, **options)
+
+
+def in_4bit(settings: Mapping[str, Any], dtype: Any, skip: list[str] | None = None) -> Any:
+    """Return transformers' `quantization_config` for settings of `pallava.four_bit`, once bitsandbytes can be used.
+
+    The layers compute in `dtype`; in the type of a training on this device where that is "auto" or None.
+    """
+    need_bitsandbytes()
+    return quantization_config(settings, dtype if isinstance(dtype, torch.dtype) else device_dtype(), skip)
+
+
+def check_not_quantized(name: str | os.PathLike[str], options: Mapping[str, Any]) -> None:
+    """Refuse to quantize a language model whose files are quantized."""
+    hub = {key: options[key] for key in _HUB_OPTIONS if key in options}
+    with loading_errors(name):
+        config = AutoConfig.from_pretrained(name, **hub)
+    if getattr(config, "quantization_config", None):
+        raise PallavaError(f"language model '{name}' is quantized already; leave 4 bit out (load_in_4bit=False)")
 
 
 def outline_llm(pretrained_model_name_or_path: str, torch_dtype: torch.dtype, **options: Any) -> PreTrainedModel:
@@ -224,6 +277,8 @@ def outline_llm(pretrained_model_name_or_path: str, torch_dtype: torch.dtype, **
         config = AutoConfig.from_pretrained(name, **kept)
         with init_empty_weights():
             model = AutoModelForCausalLM.from_config(config, torch_dtype=torch_dtype, **chosen)
+    if options.get("load_in_4bit"):
+        mark_in_4bit(model)
     model.config._name_or_path = str(name)
     if Path(name).is_dir() and "gguf_file" not in options:
         _check_files(Path(name))

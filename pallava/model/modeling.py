@@ -23,7 +23,16 @@ from pallava.model.cache import RowCaches, causal_lm, generate_behind, pad_ids, 
 from pallava.model.card import CARD, write_model_card
 from pallava.model.connectors import CONNECTORS, ConnectorConfig, import_connector, import_path, make_connector_config
 from pallava.model.encoders import adapter_of, encoder_config, num_tokens, patch_tokens, spare_memory
-from pallava.model.loading import ADAPTER_FOLDER, find_folder, greedy, is_adapted, open_beside_llm, open_whole
+from pallava.model.loading import (
+    ADAPTER_FOLDER,
+    check_not_in_4bit,
+    find_folder,
+    greedy,
+    is_adapted,
+    open_beside_llm,
+    open_whole,
+    whole_in_4bit,
+)
 from pallava.model.versions import CACHE_ARGUMENT, fill_defaults, keep_attention, keep_attention_cap
 from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from pallava.tiling import MAX_TILES
@@ -41,6 +50,7 @@ class PALLaVAConfig(PretrainedConfig):
         connector_config: Configuration of the connector; its `model_type` is the published one's by default.
         vision_feature_layer: Index of the encoder's hidden states that the connector reads.
         base_llm: Name or path of the language model, if the folder holds an adapter to it.
+        base_quantization: How that is quantized (`pallava.four_bit.SETTINGS`), if the adapter was trained on 4 bit.
         encoder_source: Where the encoder came from, which may hold the text tower that belongs to it; the folder
             itself does not need it.
         connector_class: Import path of the connector's class, if it does not come with pallava.
@@ -61,6 +71,7 @@ class PALLaVAConfig(PretrainedConfig):
         base_llm: str | None = None,
         encoder_source: str | None = None,
         connector_class: str | None = None,
+        base_quantization: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(text_config, PretrainedConfig):
@@ -73,6 +84,7 @@ class PALLaVAConfig(PretrainedConfig):
         self.connector_config: Any = connector_config
         self.vision_feature_layer = vision_feature_layer
         self.base_llm = base_llm
+        self.base_quantization = base_quantization
         self.encoder_source = encoder_source
         self.connector_class = connector_class
         super().__init__(**kwargs)
@@ -439,6 +451,7 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         *args: Any,
         base_llm: str | None = None,
         trust_remote_code: bool = False,
+        load_in_4bit: bool = False,
         **kwargs: Any,
     ) -> "PALLaVAForConditionalGeneration":
         """Open a model folder: whole, or with an adapter beside a named base language model.
@@ -448,6 +461,8 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             *args: Passed on to transformers.
             base_llm: Name or path of the base language model (default: the one that the folder names).
             trust_remote_code: Whether to import the module of a connector that does not come with pallava.
+            load_in_4bit: Whether to quantize the language model to 4 bit; the base of an adapter that was trained on 4
+                bit is quantized in any case.
             **kwargs: Passed on to transformers; `torch_dtype` is ``"auto"`` unless given.
 
         Raises:
@@ -460,10 +475,16 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         path = find_folder(folder, kwargs)
         if trust_remote_code:
             import_connector(path)
-        if not (path / ADAPTER_FOLDER).is_dir():
-            return open_whole(super().from_pretrained, path, args, kwargs)
-        kwargs["config"] = kwargs.get("config") or PALLaVAConfig.from_pretrained(path)
-        return open_beside_llm(super().from_pretrained, path, args, kwargs, base_llm)
+        is_whole = not (path / ADAPTER_FOLDER).is_dir()
+        if load_in_4bit or not is_whole:
+            kwargs["config"] = kwargs.get("config") or PALLaVAConfig.from_pretrained(path)
+        if load_in_4bit:
+            check_not_in_4bit(path, kwargs["config"])
+        if not is_whole:
+            return open_beside_llm(super().from_pretrained, path, args, kwargs, base_llm, load_in_4bit)
+        if load_in_4bit:
+            kwargs["quantization_config"] = whole_in_4bit(kwargs["config"], kwargs["torch_dtype"])
+        return open_whole(super().from_pretrained, path, args, kwargs)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Write one folder, in safetensors, with a model card; the adapter of a language model with LoRA is kept apart.

@@ -7,11 +7,14 @@ folder with an adapter opens without xtuner, too.
 """
 
 import importlib
+import importlib.metadata
 import inspect
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import transformers
@@ -25,6 +28,9 @@ _VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 
 NEEDS_CLASS_NAMES = _VERSION < (5, 0)
 """Whether a processor names the class of its image processor: 5.x finds it in the folder, and warns of the name."""
+
+INSTALL_BITSANDBYTES = "pip install --no-deps bitsandbytes==0.50.2"
+"""The command for 4 bit; ``constraints/four_bit.txt`` has the same version."""
 
 CACHE_ARGUMENT = "past_key_values"
 """Name of the argument with keys and values, which is shorter from 5.24 on."""
@@ -131,18 +137,49 @@ def block_broken_bitsandbytes() -> bool:
     They check whether the package exists, not whether it works, so that LoRA on an ordinary model fails. Must run
     before the first LoRA is built.
     """
+    return bool(_fault_of_bitsandbytes())
+
+
+@cache
+def _fault_of_bitsandbytes() -> str:
+    """Return why bitsandbytes cannot be imported, after hiding it, or else nothing."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every command on a CPU
     try:
         importlib.import_module("bitsandbytes")
     except Exception as error:  # it fails in many ways: ImportError, RuntimeError, OSError of a shared library
         reason = f"{type(error).__name__}: {error}"
     else:
-        return False
+        return ""
     for name in [name for name in sys.modules if name.split(".")[0] == "bitsandbytes"]:
         del sys.modules[name]  # half loaded
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # Python's way to say "not importable"
     _hide(reason)
-    return True
+    return reason
+
+
+def need_bitsandbytes() -> None:
+    """Check that language models can be quantized, and let transformers do it.
+
+    Raises:
+        PallavaError: bitsandbytes cannot be imported, or is too old.
+    """
+    if reason := _fault_of_bitsandbytes():
+        raise _needs_bitsandbytes(f"which cannot be imported ({reason})")
+    found = importlib.metadata.version("bitsandbytes")
+    if tuple(map(int, re.findall(r"\d+", found)[:2])) < (0, 50):
+        raise _needs_bitsandbytes(f"in version 0.50 or newer, got {found}")
+    if _VERSION < (4, 49):
+        integration = importlib.import_module("transformers.integrations.bitsandbytes")
+        # 4.48 demands Intel's extension of torch on a CPU, and fails where that is missing: it removes a member of a
+        # frozenset. This bitsandbytes needs no extension.
+        integration._validate_bnb_multi_backend_availability = lambda raise_exception: True
+
+
+def _needs_bitsandbytes(reason: str) -> PallavaError:
+    return PallavaError(
+        f"a 4- or 8-bit language model needs bitsandbytes, {reason}: xtuner 0.2.0 pins 0.45.0, which does not work with "
+        f"this torch; run `{INSTALL_BITSANDBYTES}`, or leave the quantization out"
+    )
 
 
 def _hide(reason: str) -> None:
@@ -157,11 +194,7 @@ def _hide(reason: str) -> None:
 
     def refuse(self: Any, *args: Any, **kwargs: Any) -> None:
         # Its own advice, `pip install -U bitsandbytes`, contradicts xtuner's pin.
-        raise PallavaError(
-            f"a 4- or 8-bit language model needs bitsandbytes, which cannot be imported ({reason}): xtuner 0.2.0 "
-            "pins bitsandbytes 0.45.0, which does not work with this torch; remove quantization_config, or install "
-            "a newer bitsandbytes over it"
-        )
+        raise _needs_bitsandbytes(f"which cannot be imported ({reason})")
 
     for quantizer in (Bnb4BitHfQuantizer, Bnb8BitHfQuantizer):
         quantizer.validate_environment = refuse  # type: ignore[method-assign]

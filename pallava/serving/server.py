@@ -60,7 +60,8 @@ def serve(folder: str | Path, log: Callable[[str], Any] = lambda line: None, **o
         device = find_device(given.device)
         # The layers of a language model that runs elsewhere are never put on the device.
         place = "cpu" if given.engine else device
-        model, processor = load(folder, place, base_llm=given.base_llm, trust_remote_code=given.trust_remote_code)
+        names = ("base_llm", "load_in_4bit", "trust_remote_code")
+        model, processor = load(folder, place, **{name: getattr(given, name) for name in names})
         server = Server(model, processor, given.name or Path(folder).resolve().name, given, key)
         model.to(device)  # type: ignore[arg-type]
         listener.listen()
@@ -139,6 +140,8 @@ def _check(options: ServeOptions) -> None:
     check_at_least(1, max_mb=options.max_mb, max_waiting=options.max_waiting, timeout=options.timeout)
     if options.engine:
         check_is_here(options.engine)
+    if options.engine and options.load_in_4bit:
+        raise PallavaError("--load-in-4bit does not go with --engine, which has the language model; choose one")
     for host in options.allow_url:
         if not re.fullmatch(r"[\w.-]+", host):
             raise PallavaError(f"--allow-url must be the name of a host, such as images.example.org, got '{host}'")

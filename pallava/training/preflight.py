@@ -14,6 +14,7 @@ import torch
 
 from pallava.devices import device_dtype
 from pallava.errors import PallavaError
+from pallava.four_bit import find_settings
 
 _DEVICES = Path("/dev")
 _SLURM_CARDS = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
@@ -115,12 +116,17 @@ def check_precision(config: Mapping[str, Any]) -> None:
 
     Raises:
         PallavaError: DeepSpeed does not follow the config's `precision`, the language model would be read in another
-            one, or rounded weights would be trained without float32 masters.
+            one, or weights would be trained that are in 4 bit, or rounded and without float32 masters.
     """
     model = config.get("model")
     llm = model.get("llm") if isinstance(model, Mapping) else None
     if not isinstance(model, Mapping) or not isinstance(llm, Mapping):
         return
+    if find_settings(llm) and not model.get("freeze_llm", True):
+        raise PallavaError(
+            "freeze_llm=False would train weights in 4 bit, which cannot move; set llm_in_4bit=False, or freeze_llm=True "
+            "with LoRA"
+        )
     trained, read = trained_precision(config), _dtype_of(llm)
     if _is_automatic(llm) and read in _HALF and read != trained:
         raise PallavaError(

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pallava.errors import PallavaError
-from pallava.model import PALLaVAForConditionalGeneration, PALLaVAProcessor, load
+from pallava.four_bit import SETTINGS
+from pallava.model import PALLaVAConfig, PALLaVAForConditionalGeneration, PALLaVAProcessor, load
 from pallava.model.convert import convert_run, training_config
 from pallava.model.weights import read_weights
 from pallava.training.model import PALLaVAModel
@@ -89,16 +90,8 @@ def test_a_type_that_is_given_rounds_once(parts: dict[str, Path], tmp_path: Path
 
 
 @pytest.mark.parametrize("merge", [True, False])
-@pytest.mark.parametrize(
-    "llm",
-    [
-        {"quantization_config": {"type": "transformers.BitsAndBytesConfig", "load_in_4bit": True}},
-        {"load_in_8bit": True, "type": "transformers.AutoModelForCausalLM.from_pretrained"},
-    ],
-)
-def test_a_run_with_a_quantized_base_becomes_whole(
-    parts: dict[str, Path], tmp_path: Path, llm: dict[str, Any], merge: bool
-) -> None:
+def test_a_run_with_a_base_in_8_bit_becomes_whole(parts: dict[str, Path], tmp_path: Path, merge: bool) -> None:
+    llm = {"load_in_8bit": True, "type": "transformers.AutoModelForCausalLM.from_pretrained"}
     whole, quantized = (
         convert(run(parts, **each), tmp_path / name, merge=merge) for name, each in (("a", {}), ("b", llm))
     )
@@ -107,6 +100,38 @@ def test_a_run_with_a_quantized_base_becomes_whole(
     with torch.no_grad():
         logits = [load(folder, "cpu")[0](ids).logits for folder in (whole, quantized)]
     assert torch.equal(*logits)
+
+
+FP4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False}
+QUANTIZED = [
+    ({"load_in_4bit": True}, SETTINGS),
+    ({"load_in_4bit": True, "type": "transformers.AutoModelForCausalLM.from_pretrained"}, FP4),
+    ({"quantization_config": {"type": "transformers.BitsAndBytesConfig", "load_in_4bit": True}}, FP4),
+]
+
+
+@pytest.mark.parametrize(("llm", "settings"), QUANTIZED)
+def test_a_run_in_4_bit_keeps_its_base(
+    parts: dict[str, Path], tmp_path: Path, llm: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    """It is neither merged with weights that it did not see, nor opened beside them."""
+    trained = run(parts, **llm)
+    out = convert(trained, tmp_path / "out", merge=False)
+    assert PALLaVAConfig.from_pretrained(out).base_quantization == settings
+    for ask in (lambda: load(out, "cpu"), lambda: convert(trained, tmp_path / "merged")):
+        with pytest.raises(PallavaError, match="bitsandbytes==0.50.2"):
+            ask()
+    assert not (tmp_path / "merged").exists()
+    with pytest.raises(PallavaError, match="quantized already"):
+        load(out, "cpu", load_in_4bit=True)
+
+
+def test_without_4_bit_nothing_is_said_of_it(parts: dict[str, Path], tmp_path: Path) -> None:
+    out = convert(run(parts, load_in_4bit=False), tmp_path / "out", merge=False)
+    assert PALLaVAConfig.from_pretrained(out).base_quantization is None
+    load(out, "cpu")
+    with pytest.raises(PallavaError, match="bitsandbytes==0.50.2"):
+        load(out, "cpu", load_in_4bit=True)
 
 
 @pytest.mark.parametrize("is_tied", [True, False])

@@ -24,6 +24,7 @@ from transformers import (
 
 from pallava.cli import main
 from pallava.errors import PallavaError
+from pallava.four_bit import mark_in_4bit
 from pallava.model.encoders import load_encoder, outline_encoder
 from pallava.model.weights import compare_keys
 from pallava.training.checkpoints import checkpoint_bytes
@@ -282,13 +283,15 @@ def test_a_mixture_of_experts_is_not_counted_wrongly() -> None:
         count_flops(model, batch_of(1, 200, num_taught=2))
 
 
-def full_size(use_checkpointing: bool = True) -> PALLaVAModel:
+def full_size(use_checkpointing: bool = True, *, in_4bit: bool = False, rank: int = 128) -> PALLaVAModel:
     sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
     with init_empty_weights():
         llm = LlamaForCausalLM(LlamaConfig(vocab_size=128256, num_key_value_heads=8, **sizes))
         sizes = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 16}
         encoder = CLIPVisionModel(CLIPVisionConfig(**sizes))
-        lora = dict(type=LoraConfig, r=128, lora_alpha=256, lora_dropout=0.05, target_modules="all-linear")
+        if in_4bit:
+            mark_in_4bit(llm)
+        lora = dict(type=LoraConfig, r=rank, lora_alpha=256, lora_dropout=0.05, target_modules="all-linear")
         options = {"llm_lora": lora, "use_activation_checkpointing": use_checkpointing}
         return PALLaVAModel(llm=llm, visual_encoder=encoder, **options).to(torch.bfloat16)
 
@@ -329,3 +332,26 @@ def test_the_published_sizes() -> None:
     assert ours.total < stock.total + 4 * counts.trained - 1_800_000_000
     assert count_flops(model, batch) / 6 == pytest.approx(16.35e12, rel=0.02)
     assert checkpoint_bytes(counts.trained, torch.bfloat16, has_deepspeed=True) == 14 * counts.trained
+
+
+def test_memory_in_4_bit(config: Path) -> None:
+    """Of the frozen language model, the linear layers alone are in 4 bit; half a byte, and 1.6 % more for scales."""
+    found = []
+    for in_4bit, rank, rows in ((False, 128, 6), (True, 128, 6), (True, 16, 1)):
+        model, batch = full_size(in_4bit=in_4bit, rank=rank), batch_of(rows, 346, num_taught=110)
+        step: dict[str, Any] = {"activation_checkpointing": "all", "activations": count_activations(model, batch)}
+        found.append(plain_memory(Parameters.of(model), torch.bfloat16, 1, **step).total / 1e9)
+    assert found == pytest.approx([26.7, 16.4, 9.8], abs=0.1)
+    case = Case(DoctorSettings(str(config), cfg_options=("model.llm.load_in_4bit=True",)))
+    counts = case.parameters
+    layers = 2 * (4 * 32 * 32 + 3 * 32 * 64)
+    assert counts.in_4bit == layers
+    assert counts.unpacked == 32 * 64
+    assert counts.total == Case(DoctorSettings(str(config))).parameters.total
+
+
+def test_4_bit_needs_a_working_bitsandbytes(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, report = doctor(config, "--cfg-options", "model.llm.load_in_4bit=True", capsys=capsys)
+    found = faults(report)
+    assert found.keys() == {"versions"}
+    assert "bitsandbytes==0.50.2" in found["versions"]

@@ -233,6 +233,14 @@ def test_rounded_weights_are_not_trained_without_masters(trained, kind):
         trained(STAGE, dtype=torch.float32, **options)
 
 
+def test_weights_in_4_bit_are_not_trained(trained):
+    for options in ({"load_in_4bit": True}, {"quantization_config": {"load_in_4bit": True}}):
+        options = {f"model__llm__{name}": value for name, value in options.items()}
+        trained(STAGE, **options)
+        with pytest.raises(PallavaError, match="freeze_llm=False .*4 bit"):
+            trained(STAGE, model__freeze_llm=False, **options)
+
+
 def test_other_models_are_let_alone():
     check_precision({"model": {"type": "a"}, "optim_wrapper": {"type": "OptimWrapper"}})
     check_precision({})

@@ -11,6 +11,7 @@ import torch
 from packaging.requirements import Requirement
 from torch.utils.data import DataLoader
 
+from pallava.model.versions import need_bitsandbytes
 from pallava.prompts import check_vocabulary, choose_template
 from pallava.training import preflight
 from pallava.training.checkpoints import checkpoint_bytes
@@ -41,6 +42,9 @@ def _check_versions(case: Case) -> Iterator[Found]:
         found = _version(requirement.name)
         if found == "none" or not requirement.specifier.contains(found, prereleases=True):
             yield "fail", f"{requirement} is required, got {found}; run `pip install '{requirement}'`"
+    if case.get("model.llm.load_in_4bit"):
+        need_bitsandbytes()
+        yield "ok", f"bitsandbytes {_version('bitsandbytes')}, for 4 bit"
 
 
 def _version(name: str) -> str:
@@ -93,9 +97,10 @@ def _is_name(key: str, path: str) -> bool:
 def _check_parts(case: Case) -> Iterator[Found]:
     yield "ok", f"encoder {type(case.visual_encoder).__name__}"
     language_model = case.language_model
+    in_4bit = case.get("model.llm.load_in_4bit", False)
     if getattr(language_model.config, "quantization_config", None) or case.get("model.llm.quantization_config"):
         yield "warn", "the language model's quantization is left out: its memory is that of half precision"
-    yield "ok", f"language model {type(language_model).__name__}, in {case.dtype}"
+    yield "ok", f"language model {type(language_model).__name__}, in {'4 bit and ' * in_4bit}{case.dtype}"
     check_connectors(case.config.to_dict())
     counts = case.parameters
     frozen = counts.frozen_llm + counts.frozen_others

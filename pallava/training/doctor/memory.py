@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pallava.four_bit import BYTES_PER_WEIGHT
 from pallava.training.recompute import Choice
 from pallava.training.zero import read_settings
 
@@ -52,23 +53,32 @@ class Parameters:
     """Numbers of parameters of a model."""
 
     trained: int
-    frozen_llm: int
+    frozen_llm: int  # in the precision of the training
     frozen_others: int
+    in_4bit: int = 0  # of the frozen language model, beside the former
+    unpacked: int = 0  # of the largest layer in 4 bit, which is unpacked while it computes
 
     @classmethod
     def of(cls, model: nn.Module) -> "Parameters":
         """Count those of a `PALLaVAModel`, each by its `lr_group`."""
-        counts = dict.fromkeys(("trained", "llm", "others"), 0)
+        counts, unpacked = dict.fromkeys(("trained", "llm", "others", "4bit"), 0), 0
         for parameter in model.parameters():
             is_llm = getattr(parameter, "lr_group", "") == "llm"
             name = "trained" if parameter.requires_grad else "llm" if is_llm else "others"
+            if getattr(parameter, "is_4bit", False):
+                name, unpacked = "4bit", max(unpacked, parameter.numel())
             counts[name] += parameter.numel()
-        return cls(counts["trained"], counts["llm"], counts["others"])
+        return cls(*counts.values(), unpacked)
 
     @property
     def total(self) -> int:
         """Return the number of all parameters."""
-        return self.trained + self.frozen_llm + self.frozen_others
+        return self.trained + self.frozen_llm + self.frozen_others + self.in_4bit
+
+    def frozen_bytes(self, llm_type: torch.dtype, others_type: torch.dtype) -> int:
+        """Return the bytes of all frozen weights in two types, and of those in 4 bit."""
+        packed = round(BYTES_PER_WEIGHT * self.in_4bit) + llm_type.itemsize * self.unpacked
+        return llm_type.itemsize * self.frozen_llm + others_type.itemsize * self.frozen_others + packed
 
 
 def plain_memory(parameters: Parameters, dtype: torch.dtype, num_processes: int, **step: Any) -> Memory:
@@ -82,7 +92,7 @@ def plain_memory(parameters: Parameters, dtype: torch.dtype, num_processes: int,
     step["activations"] = max(step["activations"], _FLOAT32 * trained - copies)  # AdamW's roots of all moments
     return Memory(
         "plain",
-        weights=dtype.itemsize * parameters.frozen_llm + _FLOAT32 * (trained + parameters.frozen_others),
+        weights=parameters.frozen_bytes(dtype, torch.float32) + _FLOAT32 * trained,
         gradients=_FLOAT32 * trained,
         optimizer=_ADAM * trained,
         buffers=copies + (_FLOAT32 * trained if num_processes > 1 else 0),  # DDP's buckets hold every gradient again
@@ -123,7 +133,7 @@ def zero_memory(
     step["activations"] = max(step["activations"], 0 if is_offloaded else 2 * _FLOAT32 * share - buffers)
     return Memory(
         f"ZeRO-{settings['stage']}",
-        weights=dtype.itemsize * parameters.total,
+        weights=parameters.frozen_bytes(dtype, dtype) + dtype.itemsize * parameters.trained,
         gradients=gradients,
         optimizer=0 if is_offloaded else (_FLOAT32 + _ADAM) * share,
         buffers=buffers,
