@@ -35,9 +35,7 @@ def run_chat(
     if as_json and not question:
         raise PallavaError("--json needs a --question")
     images = [open_image(path) for path in image]  # before the model, which takes its time
-    parts = load(
-        model, device, base_llm=base_llm, trust_remote_code=trust_remote_code, load_in_4bit=load_in_4bit
-    )
+    parts = load(model, device, base_llm=base_llm, trust_remote_code=trust_remote_code, load_in_4bit=load_in_4bit)
     session = Session(*parts, images, names=image)
     if not question:
         from pallava.cli.terminal import Terminal

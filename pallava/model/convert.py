@@ -177,7 +177,7 @@ def _build_network(
 ) -> PALLaVAForConditionalGeneration:
     """Build the network that a config describes; its parameters require gradients where the run trains them.
 
-    A run in 4 bit taught its adapter, or its connector, what the rounded weights lack: where the language model is to be
+    A run in 4 bit trained its adapter, or its connector, beside rounded weights: where the language model is to be
     written, it gets these. Otherwise the folder says how its base is quantized.
     """
     if str(model.get("type")).rpartition(".")[2] != "PALLaVAModel":

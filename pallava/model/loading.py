@@ -120,7 +120,7 @@ def check_not_in_4bit(path: Path, config: Any) -> None:
 
 
 def whole_in_4bit(config: Any, dtype: Any) -> Any:
-    """Return the `quantization_config` by which the language model of a whole network, and nothing else, is in 4 bit."""
+    """Return the `quantization_config` by which the language model of a whole network, and no more, is in 4 bit."""
     with init_empty_weights():
         llm = AutoModelForCausalLM.from_config(config.text_config)
     output = next(name for name, each in llm.named_modules() if each is llm.get_output_embeddings())

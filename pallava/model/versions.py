@@ -177,8 +177,8 @@ def need_bitsandbytes() -> None:
 
 def _needs_bitsandbytes(reason: str) -> PallavaError:
     return PallavaError(
-        f"a 4- or 8-bit language model needs bitsandbytes, {reason}: xtuner 0.2.0 pins 0.45.0, which does not work with "
-        f"this torch; run `{INSTALL_BITSANDBYTES}`, or leave the quantization out"
+        f"a 4- or 8-bit language model needs bitsandbytes, {reason}: xtuner 0.2.0 pins 0.45.0, which does not work "
+        f"with this torch; run `{INSTALL_BITSANDBYTES}`, or leave the quantization out"
     )
 
 

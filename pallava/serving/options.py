@@ -34,9 +34,9 @@ class ServeOptions:
     base_llm: Annotated[
         str | None, "base language model of a folder with an adapter (default: the one it was trained on)"
     ] = None
-    load_in_4bit: Annotated[
-        bool, "language model in 4 bit: a quarter of the memory, and slightly other answers"
-    ] = False
+    load_in_4bit: Annotated[bool, "language model in 4 bit: a quarter of the memory, and slightly other answers"] = (
+        False
+    )
     trust_remote_code: Annotated[
         bool, "permission to import the module of a connector that does not come with pallava (default: refuse)"
     ] = False

@@ -124,8 +124,8 @@ def check_precision(config: Mapping[str, Any]) -> None:
         return
     if find_settings(llm) and not model.get("freeze_llm", True):
         raise PallavaError(
-            "freeze_llm=False would train weights in 4 bit, which cannot move; set llm_in_4bit=False, or freeze_llm=True "
-            "with LoRA"
+            "freeze_llm=False would train weights in 4 bit, which cannot move; set llm_in_4bit=False, or "
+            "freeze_llm=True with LoRA"
         )
     trained, read = trained_precision(config), _dtype_of(llm)
     if _is_automatic(llm) and read in _HALF and read != trained:

@@ -13,6 +13,7 @@ from pallava.errors import PallavaError
 from pallava.four_bit import SETTINGS
 from pallava.model import PALLaVAConfig, PALLaVAForConditionalGeneration, PALLaVAProcessor, load
 from pallava.model.convert import convert_run, training_config
+from pallava.model.versions import INSTALL_BITSANDBYTES
 from pallava.model.weights import read_weights
 from pallava.training.model import PALLaVAModel
 from tests.tiny import training as tiny
@@ -220,3 +221,14 @@ def test_an_old_folder_stays_where_the_new_one_would_not_open(
         convert(trained, out)
     assert (out / "config.json").read_bytes() == before
     assert PALLaVAForConditionalGeneration.from_pretrained(out)
+
+
+def test_the_command_for_4_bit_installs_what_the_constraints_name() -> None:
+    (line,) = (Path(__file__).parents[2] / "constraints" / "four_bit.txt").read_text().splitlines()[1:]
+    assert f"pip install --no-deps {line}" == INSTALL_BITSANDBYTES
+    pages = (
+        "docs/training.md",
+        *(f"configs/pallava_{stage}.py" for stage in ("domain_alignment", "instruction_tuning")),
+    )
+    for page in pages:
+        assert line.partition("==")[2] in (Path(__file__).parents[2] / page).read_text(encoding="utf-8")

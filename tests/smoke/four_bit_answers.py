@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import torch
 import transformers.integrations.bitsandbytes as integration
 from peft import PeftModel
@@ -48,13 +49,17 @@ def main(base: str, merged: str, adapter: str, file: str) -> None:
     }
     dequantized = load_llm(base, load_in_4bit=True).dequantize()
     folders["by hand"][0].llm = PeftModel.from_pretrained(dequantized, str(Path(adapter, ADAPTER_FOLDER)))
-    turn = {"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "what is shown ?"}]}
+    turn = {
+        "role": "user",
+        "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "what is shown ?"}],
+    }
     found["logits"], found["kinds"] = {}, {}
     for name, (model, processor) in folders.items():
         inputs = processor.apply_chat_template([[turn]], tokenize=True, return_dict=True)
         with torch.no_grad():
             found["logits"][name] = model(**inputs).logits
-        found["kinds"][name] = sorted(each for each, layer in model.named_modules() if "4bit" in type(layer).__name__)
+        quantized = (each for each, layer in model.named_modules() if isinstance(layer, bitsandbytes.nn.Linear4bit))
+        found["kinds"][name] = sorted(quantized)
     torch.save(found, file)
 
 

@@ -30,10 +30,13 @@ def test_what_is_trained(kind: str, tmp_path: Path) -> None:
 
     pallava("convert", tmp_path / "run", tmp_path / "model")
     assert not (tmp_path / "model" / ADAPTER_FOLDER).exists()
-    written, before = read_weights(tmp_path / "model"), {
-        **{f"llm.{key}": value for key, value in read_weights(parts["llm"]).items()},
-        **{f"visual_encoder.{key}": value for key, value in read_weights(parts["plip"]).items()},
-    }
+    written, before = (
+        read_weights(tmp_path / "model"),
+        {
+            **{f"llm.{key}": value for key, value in read_weights(parts["llm"]).items()},
+            **{f"visual_encoder.{key}": value for key, value in read_weights(parts["plip"]).items()},
+        },
+    )
     assert {key.split(".")[0] for key in written} == {"llm", "connector", "visual_encoder"}
     assert all(torch.equal(written[key], value) for key, value in trained.items())
     moved = {key.split(".")[0] for key, value in before.items() if not torch.equal(written[key], value)}
