@@ -172,7 +172,7 @@ def need_bitsandbytes() -> None:
         integration = importlib.import_module("transformers.integrations.bitsandbytes")
         # 4.48 demands Intel's extension of torch on a CPU, and fails where that is missing: it removes a member of a
         # frozenset. This bitsandbytes needs no extension.
-        integration._validate_bnb_multi_backend_availability = lambda raise_exception: True
+        integration._validate_bnb_multi_backend_availability = lambda raise_exception: True  # type: ignore[attr-defined]
 
 
 def _needs_bitsandbytes(reason: str) -> PallavaError:

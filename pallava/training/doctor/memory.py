@@ -68,7 +68,7 @@ class Parameters:
             if getattr(parameter, "is_4bit", False):
                 name, unpacked = "4bit", max(unpacked, parameter.numel())
             counts[name] += parameter.numel()
-        return cls(*counts.values(), unpacked)
+        return cls(counts["trained"], counts["llm"], counts["others"], counts["4bit"], unpacked)
 
     @property
     def total(self) -> int:
