@@ -1,4 +1,4 @@
-"""The commands of training: `demo`, `train`, `doctor`, `pretrain`, `config list` and `config copy`."""
+"""The commands of training: `demo`, `train`, `doctor` and `pretrain`."""
 
 import argparse
 import os
@@ -10,9 +10,8 @@ from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
-from pallava.config_files import check_can_train, check_syntax, config_names, find_config, train_script
+from pallava.config_files import check_can_train, check_syntax, find_config, train_script
 from pallava.errors import PallavaError, check_at_least
-from pallava.io.files import write_bytes
 from pallava.io.launch import read_launch
 
 _DEEPSPEED = "settings of DeepSpeed: pallava_zero1, pallava_zero2, deepspeed_zero1, deepspeed_zero2, or a JSON file"
@@ -195,29 +194,3 @@ def run_pretrain(
         return failed.code
     print(encoder)
     return 0
-
-
-def run_config_list() -> None:
-    """List the names of our configs, which `pallava train` and `pallava config copy` take."""
-    print("\n".join(config_names()))
-
-
-def run_config_copy(
-    name: Annotated[str, "name from `pallava config list`", {"metavar": "NAME"}],
-    destination: Annotated[str, "file or folder", {"metavar": "DEST", "nargs": "?"}] = ".",
-    overwrite: Annotated[bool, "replacement of an existing file"] = False,
-) -> None:
-    """Copy a config to change it."""
-    source, target = find_config(name), Path(destination)
-    if "read_base" in source.read_text(encoding="utf-8"):
-        raise PallavaError(
-            f"'{name}' builds on another config, which a copy would lose; copy the one that its read_base "
-            "names, or change it by --cfg-options"
-        )
-    if target.is_dir() or not target.suffix:
-        target = target / source.name
-    if target.exists() and not overwrite:
-        raise PallavaError(f"'{target}' exists; choose another name, or add --overwrite to replace it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(target, source.read_bytes())
-    print(target)

@@ -16,7 +16,7 @@ from pallava.training.doctor.step import count_activations
 from pallava.training.hooks.random_state import get_random_state, set_random_state
 from pallava.training.recompute import TRIED, Choice, count_positions
 
-_SHARE = 0.9  # of a card that the estimate may take: the allocator's gaps and the largest kernels are not in it
+SHARE = 0.9  # of a card that the estimate may take: the allocator's gaps and the largest kernels are not in it
 
 
 def plan_step(case: Case, runner: str, choice: Choice, batch: str = "longest_batch") -> Memory:
@@ -39,7 +39,7 @@ def choose(case: Case) -> Memory:
     """Return the plan of the config's own runner with the least recomputation that fits: what "auto" takes."""
     for choice in TRIED:
         found = plan_step(case, case.runner_name, choice)
-        if case.fits(found, _SHARE):
+        if case.fits(found, SHARE):
             break
     return found
 
@@ -55,7 +55,7 @@ def most_positions(case: Case) -> int:
     least, most = (case.need(plan_step(case, case.runner_name, "none", batch)) for batch in batches)
     if high <= low or most <= least:
         return 0
-    return max(0, int(low + (_SHARE * case.room - least) * (high - low) / (most - least)))
+    return max(0, int(low + (SHARE * case.room - least) * (high - low) / (most - least)))
 
 
 def describe_choice(choice: Choice, above: int) -> str:

@@ -1,0 +1,128 @@
+"""The commands of configs: `config list`, `config copy` and `config new`."""
+
+import sys
+from contextlib import redirect_stdout
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pallava.config_files import check_can_train, config_names, find_config
+from pallava.errors import PallavaError, check_at_least
+from pallava.io.files import write_bytes, write_text
+from pallava.new_configs import PRESETS, STAGES, NewConfig, find_language_model, find_sample_image
+
+_Destination = Annotated[str, "file or folder", {"metavar": "DEST", "nargs": "?"}]
+
+
+def run_config_list() -> None:
+    """List the names of our configs, which `pallava train` and `pallava config copy` take."""
+    print("\n".join(config_names()))
+
+
+def run_config_copy(
+    name: Annotated[str, "name from `pallava config list`", {"metavar": "NAME"}],
+    destination: _Destination = ".",
+    overwrite: Annotated[bool, "replacement of an existing file"] = False,
+) -> None:
+    """Copy a config to change it."""
+    source = find_config(name)
+    if "read_base" in source.read_text(encoding="utf-8"):
+        raise PallavaError(
+            f"'{name}' builds on another config, which a copy would lose; copy the one that its read_base "
+            "names, or change it by --cfg-options"
+        )
+    target = _find_target(destination, source.name, overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(target, source.read_bytes())
+    print(target)
+
+
+def run_config_new(
+    destination: _Destination = ".",
+    llm: Annotated[str | None, "language model: a preset (below), a folder, or a name on the hub"] = None,
+    encoder: Annotated[str | None, "visual encoder: a folder, or timm:NAME"] = None,
+    data: Annotated[str | None, "training file, or a folder of such files"] = None,
+    images: Annotated[str | None, "folder that the image names are relative to"] = None,
+    cards: Annotated[int | None, "number of cards on all nodes"] = None,
+    card_gb: Annotated[float | None, "memory of a card in GB"] = None,
+    stage: Annotated[Literal["alignment", "instruction"], "stage of the training"] = "alignment",
+    stage1: Annotated[str | None, "work directory or checkpoint of the alignment, for --stage instruction"] = None,
+    overwrite: Annotated[bool, "replacement of an existing file", "--force", "--overwrite"] = False,
+) -> None:
+    """Write a config that fits a language model, data and cards; what is not given is asked for on a terminal."""
+    check_can_train()
+    target = _find_target(destination, f"{STAGES[stage]}.py", overwrite)
+    llm, preset = find_language_model(llm or _ask("--llm", f"language model ({', '.join(PRESETS)}, a folder, a name)"))
+    encoder = _find_path("--encoder", encoder, "visual encoder (a folder, or timm:NAME)")
+    data = _find_path("--data", data, "training file, or a folder of such files")
+    images = _find_path("--images", images, "folder of the images")
+    stage1 = _find_path("--stage1", stage1, "work directory of the alignment") if stage == "instruction" else None
+    cards = int(_read_number("--cards", cards, "number of cards"))
+    check_at_least(1, cards=cards)
+    card_gb = _read_number("--card-gb", card_gb, "memory of a card in GB")
+    config = NewConfig(
+        stage=stage,
+        llm=llm,
+        prompt_template=preset.prompt_template if preset else None,
+        encoder=encoder,
+        data=data,
+        images=images,
+        stage1=stage1,
+        cards=cards,
+        sample_image=find_sample_image(data, images),
+    )
+    with redirect_stdout(sys.stderr):  # logs of the libraries
+        from pallava.training.doctor.sizes import RUNNER, find_template, fit_card
+
+        if preset is None:
+            config = replace(config, prompt_template=find_template(llm))
+        config, memory = fit_card(config, card_gb, preset)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, config.write(target.name))
+    if preset and preset.note:
+        print(f"{llm}: {preset.note}", file=sys.stderr)
+    way = f"{'4 bit' if config.in_4bit else 'bf16'}, LoRA of rank {config.lora_rank}"
+    rows = f"{config.batch_size} x {config.accumulative_counts} rows on each of {cards} cards"
+    print(f"{way}, {rows}: at most {memory.total / 1e9:.1f} of {card_gb:g} GB", file=sys.stderr)
+    print(
+        f"next: pallava doctor {target} --deepspeed {RUNNER} --nproc {cards} --card-gb {card_gb:g}",
+        file=sys.stderr,
+    )
+    print(target)
+
+
+def _find_target(destination: str, name: str, overwrite: bool) -> Path:
+    """Return the file to write in a folder or under a path, which must not exist."""
+    target = Path(destination)
+    if target.is_dir() or not target.suffix:
+        target = target / name
+    if target.exists() and not overwrite:
+        raise PallavaError(f"'{target}' exists; choose another name, or add --overwrite to replace it")
+    return target
+
+
+def _ask(flag: str, what: str) -> str:
+    """Ask on the terminal, or refuse where nobody can answer."""
+    if not sys.stdin.isatty():
+        raise PallavaError(f"{flag} must be given where no terminal can ask for it: {what}")
+    print(f"{what}: ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip()
+
+
+def _find_path(flag: str, given: str | None, what: str) -> str:
+    path = given or _ask(flag, what)
+    if not path or not (Path(path).exists() or (flag == "--encoder" and path.startswith("timm:"))):
+        raise PallavaError(f"{flag} must be the path of what exists, got '{path}'")
+    return path
+
+
+def _read_number(flag: str, given: float | None, what: str) -> float:
+    text = _ask(flag, what) if given is None else given
+    try:
+        value = float(text)
+    except ValueError:
+        raise PallavaError(f"{flag} must be a number, got '{text}'") from None
+    if not 0 < value < inf:
+        raise PallavaError(f"{flag} must be above 0, got {value:g}")
+    return value
