@@ -77,6 +77,7 @@ def test_number_of_workers_does_not_change_a_byte(folder: Path, monkeypatch: pyt
     assert outcomes[0][1].left_out["missing"] == 26
 
 
+@pytest.mark.posix
 def test_each_reason_is_counted_and_has_its_position(folder: Path):
     outside = folder.parent / "secret.png"
     Image.new("RGB", (2, 2)).save(outside)

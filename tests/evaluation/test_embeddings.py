@@ -138,6 +138,7 @@ class Named:
     identity = "x"
 
 
+@pytest.mark.posix
 def test_a_killed_run_leaves_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(embeddings, "_SECONDS_BETWEEN_WRITES", 0)
     process = os.fork()  # a fresh interpreter would take seconds to import torch

@@ -25,6 +25,7 @@ def test_more_keys_than_a_query_holds(tmp_path):
         assert store.get("a", keys) == {key: {"k": key} for key in keys}
 
 
+@pytest.mark.posix
 def test_a_killed_process_leaves_what_it_stored(tmp_path):
     code = (
         "import os, signal, pathlib; from pallava.io.store import Store;"

@@ -107,10 +107,11 @@ def test_evaluate(run: Run, work: Path, tmp_path: Path) -> None:
     done = run(*words, "there", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     here(*words, "here", cwd=tmp_path)
-    for name in ("predictions.jsonl", "results.json"):
-        assert (tmp_path / "there" / name).is_file()
-    scores = [json.loads((tmp_path / name / "results.json").read_text())["scores"] for name in ("there", "here")]
-    assert scores[0] == scores[1]
+    there, own = (tmp_path / name / "predictions.jsonl" for name in ("there", "here"))
+    assert there.read_bytes() == own.read_bytes()
+    assert len({json.loads(line)["answer"] for line in own.read_text().splitlines()}) > 3
+    results = [json.loads((tmp_path / name / "results.json").read_text())["data"] for name in ("there", "here")]
+    assert results[0]["questions"]["scores"] == results[1]["questions"]["scores"]
 
 
 def test_serve(run: Run, work: Path, tmp_path: Path) -> None:
