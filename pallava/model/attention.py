@@ -88,11 +88,18 @@ def _attention_of_heads(connector: Any, overview: Tensor, tiles: Tensor) -> Tens
     """Return a connector's attention to the tiles, (B, K, heads, T, S)."""
     if not (isinstance(connector, ScaleInvariantConnector) and connector.config.reads_tiles):
         raise PallavaError("the connector must have cross-attention to the tiles; this one has none to show")
-    dtype = connector.norm.weight.dtype
-    read = connector.qformer(
-        query_embeds=overview.to(dtype), encoder_hidden_states=tiles.to(dtype), output_attentions=True
-    )
-    return torch.stack([layer.float() for layer in read.cross_attentions], dim=1)
+    attentions = [each.crossattention.attention for each in connector.qformer.encoder.layer if each.has_cross_attention]
+    linears = [linear for each in attentions for linear in (each.query, each.key)]
+    read: list[Tensor] = []  # queries and keys, layer by layer
+    hooks = [each.register_forward_hook(lambda module, arguments, output: read.append(output)) for each in linears]
+    try:
+        connector(*(tokens.to(connector.norm.weight.dtype) for tokens in (overview, tiles)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    heads = [tokens.unflatten(-1, (connector.config.num_attention_heads, -1)).transpose(1, 2) for tokens in read]
+    scores = [query @ key.mT / math.sqrt(query.shape[-1]) for query, key in zip(heads[::2], heads[1::2], strict=True)]
+    return torch.stack([each.softmax(-1).float() for each in scores], dim=1)
 
 
 @torch.no_grad()
