@@ -59,8 +59,10 @@ def test_an_error_while_reading_ends_the_child(system: str, monkeypatch: pytest.
         raise ValueError(line)
 
     program = "import os, time; print(os.getpid()); time.sleep(60)"
+    began = time.monotonic()
     with pytest.raises(ValueError, match=r"^\d+") as raised:
         run_child([sys.executable, "-c", program], fail)
+    assert time.monotonic() - began < 50
     assert not is_alive(int(str(raised.value)))
 
 
