@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from pallava.errors import PallavaError
 from pallava.io.files import write_text
-from pallava.serving.record import NOTICE, describe_probability, to_markdown
+from pallava.serving.record import NOTICE, describe_reply, to_markdown
 from pallava.serving.session import Session
 
 HELP = """/image PATH    show an image with the next question
@@ -46,6 +46,7 @@ class Terminal:
     ) -> None:
         self._session, self._name, self._facts, self._max_new_tokens = session, name, facts, max_new_tokens
         self._out, self._notes = out or sys.stdout, notes or sys.stderr
+        self._saved: set[str] = set()
         self._commands: dict[str, Callable[[str], None]] = {
             "/image": self._show,
             "/clear": self._clear,
@@ -108,13 +109,12 @@ class Terminal:
                 question, max_new_tokens=self._max_new_tokens, on_text=write, is_cancelled=is_stopped
             )
         self._write("\n")
-        cut = {"length": "cut at its largest length; ", "cancelled": "stopped; "}.get(reply.finish_reason, "")
-        self._note(f"({cut}{describe_probability(reply)})")
+        self._note(f"({describe_reply(reply)})")
 
     def _show(self, path: str) -> None:
         if not path:
             raise PallavaError("/image needs the path of an image")
-        self._session.show(path)
+        self._session.show(path, [path])
         self._note("the next question is about this image, too")
 
     def _clear(self, rest: str) -> None:
@@ -124,12 +124,15 @@ class Terminal:
     def _save(self, path: str) -> None:
         if not path:
             raise PallavaError("/save needs a file name, such as /save conversation.md")
-        if Path(path).is_file() and Path(path).suffix.lower() != ".md":
-            raise PallavaError(f"'{path}' must be a new file or end in .md, got a file of another kind; choose another")
+        if not self._session.turns:
+            raise PallavaError("/save needs a conversation, got no answer yet; ask first")
+        if Path(path).exists() and path not in self._saved:
+            raise PallavaError(f"'{path}' exists; choose another name")
         try:
             write_text(Path(path), to_markdown(self._name, self._session.turns, self._facts))
         except (OSError, ValueError) as error:  # such as a zero byte in its name
             raise PallavaError(f"cannot write '{path}': {getattr(error, 'strerror', None) or error}") from None
+        self._saved.add(path)
         self._note(f"wrote {path}")
 
     def _write(self, text: str) -> None:

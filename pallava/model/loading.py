@@ -52,7 +52,9 @@ def find_folder(folder: str | os.PathLike[str], options: dict[str, Any]) -> Path
             path = Path(snapshot_download(str(folder), **hub))
         except (OSError, ValueError) as error:  # it does not exist, or has a name that the hub could not have
             reason = _reason(error)
-            raise PallavaError(f"'{folder}' is neither a folder nor on the Hugging Face hub: {reason}") from None
+            raise PallavaError(
+                f"'{folder}' is neither a folder here nor found on the Hugging Face hub: {reason}"
+            ) from None
     if not (path / "config.json").is_file():
         raise PallavaError(f"'{path}' is not a model folder: its config.json is missing; `pallava convert` writes one")
     if not isinstance(found := read_json(path / "config.json"), dict) or found.get("model_type") != "pallava":

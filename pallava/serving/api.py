@@ -38,6 +38,12 @@ _PAGE = Path(__file__).with_name("page.html")
 _OPENERS = 2  # threads that open images, each of which may take a GiB
 _ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in ("4XX", 503)}
 _FAULT = "the server failed; its log has the reason"
+_FORMS = {
+    "missing": "must be given",
+    "model_attributes_type": "must be a JSON object",
+    "dict_type": "must be a JSON object",
+    "too_short": "must not be empty",
+}
 _FINISH = {"stop": "stop", "length": "length", "cancelled": "length"}
 
 
@@ -67,6 +73,7 @@ class Api:
         route("/health", self.health)
         route("/metrics", self.metrics, response_class=Response)
         route("/v1/models", self.models)
+        route("/v1/models/{name:path}", self.describe)
         route("/v1/chat/completions", self.complete, methods=["POST"])
         route("/v1/reading", self.read, methods=["POST"])
         app.exception_handler(PallavaError)(_on_user_error)
@@ -90,7 +97,12 @@ class Api:
         return Response(self._metrics.to_text(), media_type=CONTENT_TYPE)
 
     async def models(self) -> dict[str, Any]:
-        """Return the one model, with what a conversation's record should say of it."""
+        """Return a list of the one model."""
+        return {"object": "list", "data": [await self.describe(self.name)]}
+
+    async def describe(self, name: str) -> dict[str, Any]:
+        """Return the model, with what a conversation's record should say of it."""
+        self._check_name(name)
         about = {
             "facts": describe_model(self._chat.model),
             "max_new_tokens": self._options.max_new_tokens,
@@ -98,14 +110,11 @@ class Api:
             "reads_tiles": self._chat.model.config.connector_config.reads_tiles,
             "notice": NOTICE,
         }
-        model = {"id": self.name, "object": "model", "created": self._started, "owned_by": "pallava", "pallava": about}
-        return {"object": "list", "data": [model]}
+        return {"id": self.name, "object": "model", "created": self._started, "owned_by": "pallava", "pallava": about}
 
     async def complete(self, body: ChatCompletionRequest, request: Request) -> Any:
         """Answer a conversation; the probability of the answer is beside it as `pallava`."""
-        if body.model not in (None, self.name):
-            message = f"the model '{body.model}' does not exist; this server has '{self.name}'"
-            raise RefusedError(404, message, "model_not_found")
+        self._check_name(body.model or self.name)
         with ExitStack() as stack:
             visit = stack.enter_context(Visit(request, self._options.timeout))
             await self._submit(body, visit)
@@ -125,6 +134,11 @@ class Api:
             work = partial(read_image, self._chat.model, self._chat.processor, image)
             return (await visit.wait(partial(self._scheduler.call, work))).to_dict()
 
+    def _check_name(self, name: str) -> None:
+        if name != self.name:
+            message = f"the model '{name}' does not exist; this server has '{self.name}'"
+            raise RefusedError(404, message, "model_not_found")
+
     async def _submit(self, body: ChatCompletionRequest, visit: Visit) -> None:
         timing, urls = Timing(self._metrics), body.image_urls()
         if len(urls) > self._options.max_images:
@@ -139,7 +153,8 @@ class Api:
             put(text)
 
         with self._scheduler.expect():
-            pictures = [await visit.wait(partial(self._openers.submit, self._see, url)) for url in urls]
+            sources = enumerate(urls, start=1)
+            pictures = [await visit.wait(partial(self._openers.submit, self._see, *source)) for source in sources]
             make = partial(
                 self._chat.request,
                 body.to_messages(),
@@ -161,8 +176,11 @@ class Api:
     def _open(self, url: ImageURL) -> Image.Image:
         return open_image(self._resolve(url), max_pixels=self._options.max_pixels)
 
-    def _see(self, url: ImageURL) -> Picture:
-        return self._chat.see(self._resolve(url), max_pixels=self._options.max_pixels)
+    def _see(self, number: int, url: ImageURL) -> Picture:
+        try:
+            return self._chat.see(self._resolve(url), max_pixels=self._options.max_pixels)
+        except PallavaError as error:
+            raise PallavaError(f"image {number}: {error}") from None
 
     def _head(self, kind: str) -> dict[str, Any]:
         number = secrets.token_hex(12)
@@ -235,16 +253,24 @@ async def _on_user_error(request: Request, error: Any) -> JSONResponse:
 
 
 async def _on_invalid(request: Request, error: Any) -> JSONResponse:
-    first: dict[str, Any] = error.errors()[0]
-    place = ".".join(part for part in map(str, first["loc"][1:]) if part.isidentifier() or part.isdecimal())
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "json_invalid":
-        message = f"the body must be JSON: {first['ctx']['error']}"
-    return JSONResponse(error_body(400, f"{place}: {message}" if place else message, param=place or None), 400)
+    # Of the forms that a field may have, the deepest error is in the one that was meant; if there is none, not in text.
+    found = max(error.errors(), key=lambda each: (len(each["loc"]), each["type"] != "string_type"))
+    if found["type"] == "json_invalid":
+        return JSONResponse(error_body(400, f"the body must be JSON: {found['ctx']['error']}"), 400)
+    place = ".".join(part for part in map(str, found["loc"][1:]) if part.isidentifier() or part.isdecimal())
+    message = found["msg"].removeprefix("Value error, ")
+    if found["type"] in _FORMS:
+        message = f"{place or 'the body'} {_FORMS[found['type']]}"
+    elif place:
+        message = f"{place}: {message}"
+    return JSONResponse(error_body(400, message, param=place or None), 400)
 
 
 async def _on_http_error(request: Request, error: Any) -> JSONResponse:
-    return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code, error.headers)
+    message = str(error.detail)
+    if error.status_code in (404, 405):
+        message = f"there is no {request.method} {request.url.path}; /openapi.json lists what there is"
+    return JSONResponse(error_body(error.status_code, message), error.status_code, error.headers)
 
 
 async def _on_fault(request: Request, error: Exception) -> JSONResponse:

@@ -56,7 +56,8 @@ class EngineModel(ChatModel):
         try:
             names = [each.id for each in self._client.models.list()]
         except openai.APIError as error:
-            raise PallavaError(f"the engine at {url} cannot be reached ({error}); start it first") from None
+            reason = str(error.__cause__ or error).rstrip(".")
+            raise PallavaError(f"the engine at {url} cannot be reached ({reason}); start it first") from None
         if len(names) != 1:
             raise PallavaError(f"the engine at {url} must serve one model, got {', '.join(names) or 'none'}")
         self._name = names[0]

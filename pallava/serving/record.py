@@ -23,12 +23,13 @@ def describe_model(model: PALLaVAForConditionalGeneration) -> dict[str, str]:
     return {"language model": llm or config.text_config.model_type, "pallava": __version__, **versions}
 
 
-def describe_probability(reply: Reply) -> str:
-    """Return how probable a reply was, and what that means."""
+def describe_reply(reply: Reply) -> str:
+    """Return whether a reply was cut, how probable it was, and what that means."""
+    cut = {"length": "cut at its largest length; ", "cancelled": "stopped; "}.get(reply.finish_reason, "")
     shares = [f"{name} {share:.1%}" for name, share in reply.choices.items()]
     if not shares and reply.probability is not None:
         shares = [f"{reply.probability:.1%}"]
-    return ": ".join([reply.meaning, ", ".join(shares)]) if shares else reply.meaning
+    return cut + (": ".join([reply.meaning, ", ".join(shares)]) if shares else reply.meaning)
 
 
 def to_markdown(name: str, exchanges: Sequence[Exchange], facts: Mapping[str, Any]) -> str:
@@ -43,7 +44,7 @@ def to_markdown(name: str, exchanges: Sequence[Exchange], facts: Mapping[str, An
         lines += ["", "**Question:**", "", _fence(exchange.question), ""]
         if exchange.pictures:
             lines += [f"Pictures: {', '.join(map(_escape, exchange.pictures))}", ""]
-        lines += ["**Answer:**", "", _fence(exchange.reply.text), "", _escape(describe_probability(exchange.reply))]
+        lines += ["**Answer:**", "", _fence(exchange.reply.text), "", _escape(describe_reply(exchange.reply))]
     text = "\n".join(lines) + "\n"
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # names of files may not be UTF-8
 

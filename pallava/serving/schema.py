@@ -1,5 +1,6 @@
 """What the API takes: OpenAI's chat completions, as far as a PA-LLaVA can answer them."""
 
+from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -30,7 +31,9 @@ class _Part(BaseModel):
         """Refuse what would be ignored: a field that a PA-LLaVA cannot follow, or a misspelt one."""
         for name, value in (self.model_extra or {}).items():
             if value and name not in self.unused and value not in _NEUTRAL.get(name, []):
-                raise ValueError(f"a PA-LLaVA cannot use '{name}'; leave it out")
+                near = get_close_matches(name, type(self).model_fields, 1)
+                advice = f"did you mean '{near[0]}'?" if near else "leave it out"
+                raise ValueError(f"a PA-LLaVA cannot use '{name}'; {advice}")
         return self
 
     @field_validator("*", mode="after")
@@ -85,6 +88,13 @@ class Message(_Part):
         return value
 
     @property
+    def text(self) -> str:
+        """Return its text."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    @property
     def images(self) -> list[ImageURL]:
         """Return its images."""
         return [part.image_url for part in self.content if isinstance(part, ImagePart)]
@@ -128,6 +138,8 @@ class ChatCompletionRequest(_Part):
         roles = [message.role.replace("developer", "system") for message in self.messages]
         if roles[-1] != "user":
             raise ValueError(f"the last message must be a question from 'user', got one from '{roles[-1]}'")
+        if not self.messages[-1].text.strip():
+            raise ValueError("the last message must have a question, got no text")
         if roles[roles[0] == "system"] != "user":
             raise ValueError("the first message, or that after one from 'system', must be from 'user'")
         for place, message in enumerate(self.messages):

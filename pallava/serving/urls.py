@@ -35,11 +35,12 @@ def resolve_url(url: str, allowed_hosts: Collection[str], max_bytes: int) -> str
         host, port = (parts.hostname or "").lower(), parts.port
     except ValueError:
         raise ImageError("an image_url must be a data: URL, got one that cannot be read") from None
-    if parts.scheme not in ("http", "https") or host not in allowed_hosts:
-        raise ImageError(
-            f"an image_url must be a data: URL, got {name_of(url[:100])}; the server's owner can allow other hosts by "
-            "--allow-url HOST"
+    is_remote = parts.scheme in ("http", "https") and host
+    if not is_remote or host not in allowed_hosts:
+        advice = (
+            "the server's owner can allow its host by --allow-url" if is_remote else "read the file, and send its bytes"
         )
+        raise ImageError(f"an image_url must be a data: URL, got {name_of(url[:100])}; {advice}")
     try:
         return _fetch(
             parts.scheme, host, port, f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}", max_bytes

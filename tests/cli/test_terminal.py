@@ -66,13 +66,19 @@ def test_a_conversation(parts: Any, folder: Path) -> None:
 
 
 def test_a_saved_conversation(parts: Any, folder: Path, tmp_path: Path) -> None:
-    typed, path = Typed(parts), tmp_path / "talk.md"
+    typed, path, other = Typed(parts), tmp_path / "talk.md", tmp_path / "other.md"
+    assert "error" in typed.take(f"/save {path}")[1]  # nothing has been said
+    assert not path.exists()
+    other.write_text("mine")
     typed.take(f"/image {folder.parent / 'an image.png'}")
     answer = typed.take(QUESTION)[0].strip()
     assert str(path) in typed.take(f"/save {path}")[1]
     text = path.read_text()
-    for each in (answer, QUESTION, "an image.png", "a model", "language model: tiny", "research only"):
+    named = f"Pictures: {folder.parent.as_posix()}"
+    for each in (answer, QUESTION, named, "a model", "language model: tiny", "research only", "largest length"):
         assert each in text
+    assert str(other) in typed.take(f"/save {other}")[1]
+    assert other.read_text() == "mine"
     assert re.search(r"date: \d{4}-\d\d-\d\dT", text)
 
 

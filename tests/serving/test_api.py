@@ -164,8 +164,10 @@ def test_the_small_routes(url: str) -> None:
     assert "</html>" in page.text
     assert "http" not in page.text.replace("https", "http").lower(), "the page names no other place"
     assert "connect-src 'self'" in page.headers["content-security-policy"]
-    check_error(httpx.get(url + "/nowhere"), 404)
-    check_error(httpx.get(url + PATH), 405)
+    assert httpx.get(url + "/v1/models/tiny").json() == model
+    assert "'tiny'" in check_error(httpx.get(url + "/v1/models/other"), 404)
+    assert "/nowhere" in check_error(httpx.get(url + "/nowhere"), 404)
+    assert f"GET {PATH}" in check_error(httpx.get(url + PATH), 405)
     counts = httpx.get(url + "/metrics").text
     assert 'pallava_requests_total{path="other",status="404"}' in counts
 
@@ -183,17 +185,29 @@ def bomb(side: int) -> bytes:
 
 
 def with_url(url: str) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]}
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "what ?"}]
+    return {"messages": [{"role": "user", "content": content}]}
 
 
+IMAGE_AS_TEXT = {"type": "image_url", "image_url": "data:,"}
 BAD = {
-    "not an image": (body("what ?", b"no picture"), "not a picture"),
+    "not an image": (body("what ?", 0, b"no picture"), "image 2: "),
     "an empty image": (body("what ?", b""), "empty"),
     "a bomb": (body("what ?", bomb(50_000)), "200000 are allowed"),
     "too large": (body("what ?", picture().resize((600, 500))), "200000 are allowed"),
     "no base64": (with_url("data:image/png;base64,%%%"), "cannot read"),
     "a file": (with_url("file:///etc/passwd"), "data: URL"),
     "a path": (with_url("/etc/passwd"), "data: URL"),
+    "a URL as a text": (
+        body() | {"messages": [{"role": "user", "content": [IMAGE_AS_TEXT]}]},
+        "image_url must be a JSON",
+    ),
+    "a part of another kind": (
+        body() | {"messages": [{"role": "user", "content": [{"type": "input_image"}]}]},
+        "'type'",
+    ),
+    "no question": (body(" "), "question"),
+    "many stops": (body(stop=list("abcde")), "at most 4"),
     "a private network": (with_url("http://169.254.169.254/latest/meta-data"), "--allow-url"),
     "another server": (with_url("https://example.org/a.png"), "--allow-url"),
     "a broken URL": (with_url("http://[::1"), "data: URL"),
@@ -211,12 +225,12 @@ BAD = {
     "another role": ({"messages": [{"role": "tool", "content": "b"}]}, "role"),
     "half a character": ({"messages": [{"role": "user", "content": "a\ud800"}]}, "messages.0.content"),
     "half a character in a name": (body(**{"a\ud800": 1}), None),
-    "a misspelt option": (body(temprature=1), "'temprature'"),
+    "a misspelt option": (body(temprature=1), "did you mean 'temperature'?"),
     "a NUL": ({"messages": [{"role": "user", "content": "a\0"}]}, "encoded"),
     "a marker without its image": ({"messages": [{"role": "user", "content": "<image> what ?"}]}, "image"),
     "too long": ({"messages": [{"role": "user", "content": "what " * 50_000}]}, "room"),
-    "a list": ([1, 2], None),
-    "text": ("hello", None),
+    "a list": ([1, 2], "the body must be a JSON object"),
+    "text": ("hello", "the body must be a JSON object"),
 }
 
 

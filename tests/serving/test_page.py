@@ -165,6 +165,7 @@ def test_what_goes_wrong_is_a_sentence_and_the_question_stays(
         visit.page.keyboard.press("Enter")
         alert = visit.page.get_by_role("alert")
         alert.get_by_text(said).wait_for()
+        assert alert.inner_text().startswith(f"{path.name}: ")
         assert alert.inner_text().endswith(".")
         assert visit.page.input_value("#question") == "what is shown ?"
         assert not visit.page.locator(".turn").count()
@@ -296,7 +297,7 @@ def test_the_download_is_what_the_terminal_saves(browser: Any, url: str) -> None
     with visit.page.expect_download() as download:
         visit.page.get_by_role("button", name="Download").click()
     start = "\n**Question:**"
-    expected = to_markdown("tiny", exchanges, {}).replace("\n\nunknown probability\n", "\n")
+    expected = to_markdown("tiny", exchanges, {}).replace("\nunknown probability\n", "\nstopped by you\n")
     assert read(download).partition(start)[2] == expected.partition(start)[2]
     visit.end()
 
@@ -306,6 +307,11 @@ def test_a_server_with_a_key(browser: Any, parts: Any) -> None:
         context = browser.new_context()
         page = context.new_page()
         page.goto(url)
+        alert = page.get_by_role("alert")
+        alert.get_by_text("needs a key").wait_for()
+        page.get_by_label("Key of this server").fill("wrong")
+        page.keyboard.press("Enter")
+        alert.get_by_text("is not that").wait_for()
         page.get_by_label("Key of this server").fill("sesame")
         page.keyboard.press("Enter")
         page.locator("#versions:not(:empty)").wait_for()

@@ -41,11 +41,12 @@ def test_what_changes_nothing_is_taken() -> None:
     )
     read(user="a", metadata={"a": "b"}, store=True, service_tier="auto", parallel_tool_calls=True)
     image = {"type": "image_url", "image_url": {"url": "data:,", "detail": "high"}}
-    message = {"role": "user", "content": [image], "name": "Ann", "refusal": None}
+    question = {"type": "text", "text": "a"}
+    message = {"role": "user", "content": [image, question], "name": "Ann", "refusal": None}
     given = ChatCompletionRequest.model_validate(
         {"messages": [message], "stream_options": {"include_obfuscation": True}}
     )
-    assert given.to_messages() == [{"role": "user", "content": [{"type": "image"}]}]
+    assert given.to_messages() == [{"role": "user", "content": [{"type": "image"}, question]}]
 
 
 @pytest.mark.parametrize("what", ["image", "image_url", "text", "message", "stream_options"])
@@ -83,7 +84,8 @@ def test_images_are_the_users() -> None:
         messages = [("user", "a"), (role, image), ("user", "b")]
         with pytest.raises(ValidationError, match=f"messages.{place}.*'{role}'"):
             read(*messages[1 - place :])
-    assert len(read(("user", image), ("assistant", "a"), ("user", image * 2)).image_urls()) == 3
+    question = [*image * 2, {"type": "text", "text": "b"}]
+    assert len(read(("user", image), ("assistant", "a"), ("user", question)).image_urls()) == 3
 
 
 def test_content_that_is_none() -> None:
