@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pallava
 from pallava.errors import PallavaError
+from pallava.io.stacks import installed_stack
 
 
 def configs_dir() -> Path:
@@ -52,12 +53,13 @@ def check_syntax(config: Path) -> None:
 
 
 def check_can_train() -> None:
-    """Refuse to train where xtuner is not installed: it needs Linux.
+    """Refuse to train where xtuner is not installed, which needs Linux, or beside a transformers that only answers.
 
     Raises:
-        PallavaError: It is not.
+        PallavaError: One of them is so.
     """
     if any(_xtuner_folders()):
+        installed_stack(trains=True)
         return
     if sys.platform != "linux":
         raise PallavaError(

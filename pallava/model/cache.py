@@ -14,7 +14,7 @@ from transformers import Cache, DynamicCache, GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
 from pallava.model.loading import is_adapted
-from pallava.model.versions import CACHE_ARGUMENT, embeddings_behind_cache, keys_and_values
+from pallava.model.versions import CACHE_ARGUMENT, decoder_of, embeddings_behind_cache, keys_and_values, own_settings
 from pallava.prompts import IMAGE_TOKEN_INDEX
 
 _ONE_ROW_EACH = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
@@ -46,6 +46,7 @@ def generate_behind(llm: Any, cache: Cache | None, fused: dict[str, Tensor], **o
     Returns:
         The new tokens alone, as transformers' `generate` does without ids.
     """
+    options |= own_settings()
     if cache is None:
         return llm.generate(**fused, **options)
     options[CACHE_ARGUMENT] = cache
@@ -178,7 +179,7 @@ def share_beginnings(
     beginnings = _fuse(model, [ids for ids, _ in numbers], [visual_tokens[image] for _, image in numbers])
     rests = _fuse(model, [row[end:] for row, end in zip(rows, ends, strict=True)], [])
     cache = DynamicCache()
-    causal_lm(model.llm).base_model(**beginnings, use_cache=True, **{CACHE_ARGUMENT: cache})
+    decoder_of(causal_lm(model.llm))(**beginnings, use_cache=True, **{CACHE_ARGUMENT: cache})
     row_of = torch.tensor([numbers[key] for key in keys])  # (B,)
     cache.batch_select_indices(row_of)
     return {name: torch.cat([beginnings[name][row_of], rests[name]], dim=1) for name in rests}, cache

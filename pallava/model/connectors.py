@@ -455,8 +455,15 @@ def _build_projection(config: Any) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class _QFormer(Blip2QFormerModel):
+    def _init_weights(self, module: nn.Module) -> None:
+        """Do nothing where a norm has no weights, over which transformers stumbles from 4.57 on."""
+        if not isinstance(module, nn.LayerNorm) or module.elementwise_affine:
+            super()._init_weights(module)
+
+
 def _build_qformer(config: ScaleInvariantConnectorConfig) -> Blip2QFormerModel:
-    qformer = Blip2QFormerModel(
+    qformer = _QFormer(
         Blip2QFormerConfig(
             hidden_size=config.visual_hidden_size,
             encoder_hidden_size=config.visual_hidden_size,

@@ -28,7 +28,7 @@ from pallava.model.timm_encoder import (
     outline_timm_encoder,
     timm_image_processor,
 )
-from pallava.model.versions import vision_tower
+from pallava.model.versions import name_tower, vision_tower
 from pallava.model.weights import PLIP_RENAMES, StrPath, build_with_weights, read_json, read_weights, rename_keys
 from pallava.tiling import TileSpec
 
@@ -311,19 +311,23 @@ def _open_transformers(folder: Path, kind: str, description: Mapping[str, Any]) 
     config: Any = ENCODERS[kind].config_class.from_dict(dict(values))
     if kind == _SIGLIP:
         config.vision_use_head = False  # it pools what is read as tokens here
-    encoder = build_with_weights(ENCODERS[kind].build, config, _tower_state(folder, kind), folder)
+    encoder = build_with_weights(ENCODERS[kind].build, config, _tower_state(folder, kind, config), folder)
     if kind.startswith("dinov2"):
         _fit_positions(encoder, TileSpec.from_image_processor(_image_processor(folder, description)).size)
     return encoder
 
 
-def _tower_state(folder: Path, kind: str) -> dict[str, Tensor]:
+def _tower_state(folder: Path, kind: str, config: Any) -> dict[str, Tensor]:
     state = read_weights(folder)
     if kind == _CLIP:
-        return rename_keys({k: v for k, v in state.items() if not k.startswith(_OTHER_PARTS)}, PLIP_RENAMES)
+        state = rename_keys({k: v for k, v in state.items() if not k.startswith(_OTHER_PARTS)}, PLIP_RENAMES)
+        return name_tower(ENCODERS[kind].build, config, state)
     if kind == _SIGLIP:
-        tower = re.compile(r"vision_model\.(?!head\.|embeddings\.position_ids)")
-        return {key: value for key, value in state.items() if tower.match(key)}
+        if any(key.startswith("vision_model.") for key in state):
+            state = {key: value for key, value in state.items() if key.startswith("vision_model.")}
+        unread = re.compile(r"(vision_model\.)?(head\.|embeddings\.position_ids)")
+        state = {key: value for key, value in state.items() if not unread.match(key)}
+        return name_tower(ENCODERS[kind].build, config, state)
     trunk = {key.removeprefix(f"{kind}."): value for key, value in state.items() if key.startswith(f"{kind}.")}
     return trunk or state  # a classifier holds its trunk under this name
 

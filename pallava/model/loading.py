@@ -1,6 +1,7 @@
 """Open a model folder, a language model with or without an adapter, and a tokenizer, without running their code."""
 
 import copy
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from pallava.devices import device_dtype
 from pallava.errors import PallavaError, check_paths
 from pallava.four_bit import SETTINGS, mark_in_4bit, quantization_config
-from pallava.model.versions import block_broken_bitsandbytes, keep_attention_cap, need_bitsandbytes
+from pallava.model.versions import (
+    TEXT_PARTS,
+    advise,
+    block_broken_bitsandbytes,
+    keep_attention_cap,
+    need_bitsandbytes,
+    read_rope,
+)
 from pallava.model.weights import check_finite, list_keys, read_json, read_weights, shorten
 
 ADAPTER_FOLDER = "adapter"
@@ -204,14 +212,17 @@ def open_llm(name_or_path: str | os.PathLike[str], **options: Any) -> Any:
     """Open a causal language model without a missing, unexpected, reshaped or broken weight.
 
     transformers alone would draw missing weights at random, and leave out the cap of Gemma 2's attention. The options
-    are those of `from_pretrained`; code from the folder runs only with `trust_remote_code`.
+    are those of `from_pretrained`; code from the folder runs only with `trust_remote_code`. Of a model that sees images
+    by itself (Gemma 3, MedGemma) the text part is opened.
 
     Raises:
         PallavaError: The model does not exist, cannot be read, or is incomplete.
     """
     options = {"trust_remote_code": False, **options}
     with loading_errors(name_or_path):
+        options, others = _with_config(name_or_path, options)
         model, report = AutoModelForCausalLM.from_pretrained(name_or_path, output_loading_info=True, **options)
+    report = {**report, "unexpected_keys": [key for key in report["unexpected_keys"] if not key.startswith(others)]}
     # A missing key can stay on the meta device, where transformers takes it for one that is tied to another. On the
     # meta device by intent are weights that accelerate offloads, and those of a model that is built without memory.
     weights = model.state_dict()
@@ -221,6 +232,37 @@ def open_llm(name_or_path: str | os.PathLike[str], **options: Any) -> Any:
     check_finite(weights, name_or_path)
     keep_attention_cap(model)
     return model
+
+
+def _with_config(name: str | os.PathLike[str], options: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Add the configuration to options of `from_pretrained` that would read another, and list keys not to be read."""
+    if options.get("gguf_file"):
+        return options, ()
+    apart: dict[str, Any] = {
+        key: options[key] for key in ("torch_dtype", "dtype", "quantization_config") if key in options
+    }
+    rest = {key: value for key, value in options.items() if key not in apart}
+    whole, rest = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **rest)
+    config = _text_config(whole, name)
+    is_part, has_rope = config is not whole, hasattr(config, "rope_parameters")
+    read_rope(config)
+    if not is_part and (not has_rope or hasattr(config, "rope_parameters")):
+        return options, ()
+    hub = {key: options[key] for key in (*_HUB_OPTIONS, "trust_remote_code") if key in options}
+    options = {**rest, **hub, **apart, "config": config}
+    if not is_part:
+        return options, ()
+    part = TEXT_PARTS[whole.model_type]
+    return {**options, "key_mapping": part.renames}, part.others
+
+
+def _text_config(config: Any, name: str | os.PathLike[str]) -> Any:
+    """Return the configuration of a language model, or of its text part where it sees images by itself."""
+    if config.model_type not in TEXT_PARTS:
+        return config
+    text = "'%s' is a %s, which sees images by itself: its text part is used as the language model"
+    logging.getLogger(__name__).warning(text, name, config.model_type)
+    return config.get_text_config()
 
 
 def load_llm(
@@ -276,7 +318,8 @@ def outline_llm(pretrained_model_name_or_path: str, torch_dtype: torch.dtype, **
     kept = {key: options[key] for key in (*_HUB_OPTIONS, "gguf_file") if key in options} | {"local_files_only": True}
     chosen = {key: options[key] for key in ("attn_implementation",) if options.get(key)}
     with loading_errors(name, downloads_nothing=True):
-        config = AutoConfig.from_pretrained(name, **kept)
+        config = _text_config(AutoConfig.from_pretrained(name, **kept), name)
+        read_rope(config)
         with init_empty_weights():
             model = AutoModelForCausalLM.from_config(config, torch_dtype=torch_dtype, **chosen)
     if options.get("load_in_4bit"):
@@ -338,7 +381,7 @@ def loading_errors(
     except Exception as error:  # a broken folder makes transformers stumble over anything
         if downloads_nothing and isinstance(error, OSError) and not Path(source).exists():
             raise PallavaError(f"{part} '{source}' is not on this machine; download it, or give its folder") from None
-        raise PallavaError(f"{part} '{source}' cannot be opened: {_reason(error)}; {advice}") from None
+        raise PallavaError(f"{part} '{source}' cannot be opened: {_reason(error)}; {advise(error) or advice}") from None
 
 
 def greedy(llm: Any) -> GenerationConfig:

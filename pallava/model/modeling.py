@@ -33,7 +33,16 @@ from pallava.model.loading import (
     open_whole,
     whole_in_4bit,
 )
-from pallava.model.versions import CACHE_ARGUMENT, fill_defaults, keep_attention, keep_attention_cap
+from pallava.model.versions import (
+    CACHE_ARGUMENT,
+    choose_attention,
+    decoder_of,
+    fill_defaults,
+    keep_attention,
+    keep_attention_cap,
+    keep_name,
+    read_rope,
+)
 from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from pallava.tiling import MAX_TILES
 
@@ -77,6 +86,7 @@ class PALLaVAConfig(PretrainedConfig):
         if not isinstance(text_config, PretrainedConfig):
             values = dict(text_config or {})
             text_config = AutoConfig.for_model(values.pop("model_type", "llama"), **values)
+        read_rope(text_config)
         self.text_config = text_config
         self.vision_config: Any = encoder_config(vision_config)
         if not isinstance(connector_config, PretrainedConfig):
@@ -87,7 +97,8 @@ class PALLaVAConfig(PretrainedConfig):
         self.base_quantization = base_quantization
         self.encoder_source = encoder_source
         self.connector_class = connector_class
-        super().__init__(**kwargs)
+        with keep_attention(self):
+            super().__init__(**kwargs)
 
     @property
     def num_visual_tokens(self) -> int:
@@ -120,9 +131,9 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if hasattr(llm, "config"):  # a placeholder has none
             keep_attention_cap(llm)
         if visual_encoder is None:
-            visual_encoder = adapter_of(config.vision_config).build(config.vision_config)
+            visual_encoder = adapter_of(config.vision_config).build(choose_attention(config.vision_config))
         if connector is None:
-            connector = CONNECTORS[config.connector_config.model_type](config.connector_config)
+            connector = CONNECTORS[config.connector_config.model_type](choose_attention(config.connector_config))
         spare_memory(visual_encoder)
         self.llm: Any = llm
         self.visual_encoder: Any = visual_encoder
@@ -255,7 +266,7 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
         llm = causal_lm(self.llm)
         if any(getattr(llm.config, name, None) for name in _LOGIT_CHANGES):
             return llm(**inputs).logits[:, :-1][chosen]
-        hidden = llm.base_model(**inputs).last_hidden_state[:, :-1]  # (B, L'-1, H)
+        hidden = decoder_of(llm)(**inputs).last_hidden_state[:, :-1]  # (B, L'-1, H)
         return llm.get_output_embeddings()(hidden[chosen])
 
     @torch.no_grad()
@@ -517,9 +528,9 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.llm.tie_weights()
 
     @staticmethod
-    def _fix_state_dict_key_on_load(key: str) -> str:
+    def _fix_state_dict_key_on_load(key: str) -> Any:
         """Keep names: transformers would rename ``gamma``, the layer scale of timm's encoders."""
-        return key
+        return keep_name(key)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Keep all weights: the parts have initialized themselves."""

@@ -11,6 +11,7 @@ from transformers import CLIPImageProcessor, PretrainedConfig, PreTrainedModel
 
 from pallava.errors import PallavaError
 from pallava.model.clip import make_image_processor
+from pallava.model.versions import keep_name
 from pallava.model.weights import StrPath, load_strictly, read_weights
 
 _HEADS = ("head.", "fc_norm.", "head_drop.", "attn_pool.")  # layers after the tokens
@@ -73,9 +74,9 @@ class TimmEncoder(PreTrainedModel):
         self.timm_model.set_grad_checkpointing(False)
 
     @staticmethod
-    def _fix_state_dict_key_on_load(key: str) -> str:
+    def _fix_state_dict_key_on_load(key: str) -> Any:
         """Keep layer scale's ``gamma``, which transformers would rename to ``weight``."""
-        return key
+        return keep_name(key)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Fill what no file holds, such as frequencies, which newer transformers leave empty."""

@@ -1,9 +1,10 @@
 """Where packages differ from what training pins: transformers newer than 4.48, and a bitsandbytes that is broken.
 
-A model folder opens under transformers 4.48, which xtuner 0.2.0 pins, and 5.x. Each difference is here once with its
-reason; drop a function when the pin has moved past it: ``tests/smoke/test_newest_transformers.py`` fails when one is
-not needed. bitsandbytes 0.45.0, which xtuner pins, cannot be imported beside triton 3.3 or newer (torch 2.7), and a
-folder with an adapter opens without xtuner, too.
+Trainings run under transformers 4.48, which xtuner 0.2.0 pins, and 4.57; model folders also open under 5.x. Each
+difference is here once with its reason; drop a function when the pin has moved past it:
+``tests/smoke/test_newest_transformers.py`` and ``tests/smoke/test_families.py`` fail when one is not needed.
+bitsandbytes 0.45.0, which xtuner pins, cannot be imported beside triton 3.3 or newer (torch 2.7), and a folder with an
+adapter opens without xtuner, too.
 """
 
 import importlib
@@ -12,17 +13,20 @@ import inspect
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import transformers
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from pallava.errors import PallavaError
+from pallava.io.stacks import INSTALL, check_version
 
 _VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 
@@ -38,18 +42,16 @@ if "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).p
     CACHE_ARGUMENT = "cache"
 
 
-def check_version(version: tuple[int, ...]) -> None:
-    """Refuse a transformers between 4.48 and 5, which would sample as the language model's own file says."""
-    if version[0] != 5 and version != (4, 48):
-        raise PallavaError(
-            f"transformers must be 4.48 or 5, got {version[0]}.{version[1]}, which may answer differently; install "
-            "transformers==4.48.0, or one of 5"
-        )
-
-
 def vision_tower(encoder: Any) -> Any:
     """Return what has `embeddings` and `encoder`: 4.x wraps them as `vision_model`, in 5.x it is the model itself."""
     return getattr(encoder, "vision_model", encoder)
+
+
+def name_tower(build: Callable[[Any], Any], config: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name a vision encoder's weights as this transformers does, whichever wrote them: see `vision_tower`."""
+    with init_empty_weights():
+        prefix = "vision_model." if hasattr(build(config), "vision_model") else ""
+    return {prefix + key.removeprefix("vision_model."): value for key, value in state.items()}
 
 
 def register_by_name(model_class: Any) -> None:
@@ -70,13 +72,31 @@ def fill_defaults(config: GenerationConfig) -> None:
             setattr(config, name, value)
 
 
+def own_settings() -> dict[str, Any]:
+    """Return options of `generate` that keep it to the generation config that it is given.
+
+    4.57 fills settings that have their default value from the language model's own file, by which Llama 3 would sample.
+    """
+    return {"use_model_defaults": False} if (4, 50) <= _VERSION < (5, 0) else {}
+
+
+def decoder_of(llm: Any) -> Any:
+    """Return the stack of layers below a language model's output layer; Gemma 3's `base_model` is itself."""
+    return llm.get_decoder() if llm.base_model is llm else llm.base_model
+
+
+def keep_name(key: str) -> Any:
+    """Return a key as `_fix_state_dict_key_on_load` does that renames nothing; from 4.49 on with whether it has."""
+    return key if _VERSION < (4, 49) else (key, False)
+
+
 @contextmanager
 def embeddings_behind_cache(llm: nn.Module, embeddings: Tensor) -> Iterator[None]:
     """Let `generate` begin with embeddings (B, L', H) of which a cache holds the first positions.
 
     4.48 takes embeddings for an empty cache alone: it passes on ids, of which there are none.
     """
-    if _VERSION >= (5, 0):
+    if _VERSION >= (4, 57):
         yield
         return
 
@@ -104,9 +124,10 @@ def keys_and_values(cache: Any) -> list[tuple[Tensor, Tensor]]:
 
 @contextmanager
 def keep_attention(config: Any) -> Iterator[None]:
-    """Keep each part's kind of attention while the whole is built: 4.48 sets that of all parts to its own default.
+    """Keep each part's kind of attention while the whole, or its configuration, is built.
 
-    That is eager attention, which keeps all scores, for a language model that was opened with sdpa.
+    4.48 sets that of all parts to the whole's default, eager attention, which keeps all scores. 4.57 sets it to None,
+    with which no model computes.
     """
     parts = [getattr(config, name) for name in config.sub_configs]
     kinds = [getattr(part, "_attn_implementation_internal", None) for part in parts]
@@ -114,6 +135,71 @@ def keep_attention(config: Any) -> Iterator[None]:
     for part, kind in zip(parts, kinds, strict=True):
         if kind is not None:
             part._attn_implementation_internal = kind
+
+
+def choose_attention(config: Any) -> Any:
+    """Return a part's configuration with the kind of attention left to the part, which is about to be built.
+
+    4.57 gives all parts the one that the user asked for, which is the language model's, and refuses it where an encoder
+    or a connector does not have it.
+    """
+    config._attn_implementation_internal = None
+    return config
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """The language model inside a model of transformers that sees images by itself."""
+
+    renames: dict[str, str]  # of its weights, as patterns
+    others: tuple[str, ...]  # beginnings of the other weights' names
+
+
+# In 4.x a prefix that the text part names as its base, `language_model.`, goes by itself.
+TEXT_PARTS = {
+    "gemma3": TextPart(
+        {r"^model\.language_model\.": "model."}
+        if _VERSION < (5, 0)
+        else {r"^language_model\.model\.": "model.", r"^model\.language_model\.": "model."},
+        ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."),
+    )
+}
+"""Those that are known, by the `model_type` of the whole; MedGemma is a Gemma 3."""
+
+
+def advise(error: Exception) -> str | None:
+    """Return what to do about an error of transformers that a newer one would not raise."""
+    return f"run {INSTALL}" if "does not recognize this architecture" in str(error) and _VERSION < (4, 57) else None
+
+
+def read_rope(config: Any) -> None:
+    """Give a configuration that transformers 5 wrote the rotary embedding's settings by the names of 4.x, in place.
+
+    5.x writes them as `rope_parameters`, which 4.x keeps without reading it: every position would turn by the angle of
+    its default `rope_theta`.
+
+    Raises:
+        PallavaError: They are of a form that 4.x has no names for.
+    """
+    found = getattr(config, "rope_parameters", None)
+    if _VERSION >= (5, 0) or not found:
+        return
+    kinds = {"full_attention": found} if "rope_theta" in found else dict(found)
+    full, sliding = kinds.pop("full_attention", None), kinds.pop("sliding_attention", None)
+    has_both = sliding is None or hasattr(config, "rope_local_base_freq")
+    if kinds or not full or "rope_theta" not in full or not hasattr(config, "rope_theta") or not has_both:
+        raise PallavaError(
+            f"rope_parameters of a {config.model_type} cannot be read by transformers {transformers.__version__}, got "
+            f"{str(found)[:150]}; use the transformers that wrote them"
+        )
+    rest = {key: value for key, value in full.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    config.rope_theta = full["rope_theta"]
+    config.rope_scaling = None if rest.get("rope_type", "default") == "default" else rest
+    if "partial_rotary_factor" in full:
+        config.partial_rotary_factor = full["partial_rotary_factor"]
+    if sliding is not None:
+        config.rope_local_base_freq = sliding["rope_theta"]
+    del config.rope_parameters
 
 
 def keep_attention_cap(llm: Any) -> bool:

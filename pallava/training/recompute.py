@@ -79,11 +79,17 @@ def _switch(part: Any, on: bool) -> None:
 
 
 def _leave_out(llm: nn.Module, every: int) -> None:
-    """Let the layers between the n-th ones keep their activations: each stack asks for every layer."""
-    for stack in llm.modules():
+    """Let the layers between the n-th ones keep their activations: each stack asks for every layer.
+
+    In transformers 4.57 each layer asks for itself.
+    """
+    for stack in list(llm.modules()):
         if getattr(stack, "gradient_checkpointing", False):
             lists = [child for child in stack.children() if isinstance(child, nn.ModuleList)]
             kept = {layer for layers in lists for index, layer in enumerate(layers) if index % every}
+            for layer in kept:
+                if hasattr(layer, "gradient_checkpointing"):
+                    layer.gradient_checkpointing = False  # type: ignore[assignment]
             stack._gradient_checkpointing_func = partial(_run, stack._gradient_checkpointing_func, kept)  # type: ignore
 
 

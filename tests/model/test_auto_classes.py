@@ -13,14 +13,16 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
+    LlamaConfig,
     TextStreamer,
     pipeline,
 )
 
 from pallava.errors import PallavaError
+from pallava.io.stacks import INSTALL
 from pallava.model import PALLaVAConfig, PALLaVAForConditionalGeneration, PALLaVAProcessor, loading
 from pallava.model.processor import jinja_template, parse_prompt, read_messages, render_prompt
-from pallava.model.versions import check_version
+from pallava.model.versions import check_version, read_rope
 from pallava.prompts import IMAGE_TOKEN_INDEX, TEMPLATES, Turn, get_template
 from tests.tiny import folders as tiny_folders
 
@@ -387,12 +389,42 @@ def test_a_name_of_the_hub_is_fetched_whole(
         loading.find_folder("lab/none", {})
 
 
-@pytest.mark.parametrize("version", [(4, 47), (4, 49), (4, 57), (6, 0)])
+@pytest.mark.parametrize("version", [(4, 47), (4, 49), (4, 56), (6, 0)])
 def test_transformers_that_no_test_has_seen_is_refused(version: tuple[int, int]) -> None:
     with pytest.raises(PallavaError, match=f"got {version[0]}.{version[1]}"):
         check_version(version)
 
 
 def test_the_known_transformers_are_taken() -> None:
-    check_version((4, 48))
-    check_version((5, 23))
+    assert [check_version(version).name for version in ((4, 48), (4, 57), (5, 23))] == ["default", "newer", "newest"]
+    assert check_version((4, 57), trains=True).trains
+    with pytest.raises(PallavaError, match=r"to train, got 5\.23"):
+        check_version((5, 23), trains=True)
+
+
+def test_the_newer_stack_is_the_one_in_the_repository() -> None:
+    """What an error advises is what `make test-newer` installs."""
+    lines = (Path(__file__).parents[2] / "constraints" / "newer.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert len(pins) == 2
+    assert all(pin in INSTALL for pin in pins)
+
+
+ROPE = {"rope_theta": 5e5, "rope_type": "llama3", "factor": 8.0}
+
+
+@pytest.mark.parametrize("change", [{}, {"rope_type": "default"}])
+def test_rotary_settings_of_transformers_5_are_read(change: dict[str, Any]) -> None:
+    config = LlamaConfig(rope_parameters={**ROPE, **change})
+    read_rope(config)
+    assert config.rope_theta == 5e5
+    assert config.rope_scaling == (None if change else {"rope_type": "llama3", "factor": 8.0})
+    assert not hasattr(config, "rope_parameters")
+
+
+@pytest.mark.parametrize(
+    "found", [{"rope_type": "default"}, {"other_attention": ROPE}, {"full_attention": ROPE, "sliding_attention": ROPE}]
+)
+def test_rotary_settings_without_names_in_transformers_4_are_refused(found: dict[str, Any]) -> None:
+    with pytest.raises(PallavaError, match="rope_parameters of a llama"):
+        read_rope(LlamaConfig(rope_parameters=found))

@@ -123,6 +123,12 @@ def test_a_model_folder_keeps_the_cap(gemma, tmp_path, has_lora):
             torch.testing.assert_close(merged(IDS).logits, capped, atol=1e-5, rtol=0)
 
 
+def test_a_language_model_of_the_newer_stack_names_it(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen9"}')
+    with pytest.raises(PallavaError, match=r"qwen9.*constraints/newer\.txt"):
+        open_llm(tmp_path)
+
+
 def test_a_model_without_a_cap_keeps_sdpa(folder, caplog):
     assert open_llm(folder).config._attn_implementation == "sdpa"
     assert not caplog.messages

@@ -1,7 +1,8 @@
 """What model folders say, under whichever transformers this runs.
 
-``python -m tests.smoke.folder_answers OUT FOLDER...`` writes it to a file. pallava stands alone here:
-what only training, data and reports need cannot be imported.
+``python -m tests.smoke.folder_answers OUT THEIRS OURS NAMES FOLDER...`` writes it to a file, with what parts that this
+transformers writes into THEIRS compute, and those in OURS. pallava stands alone here: what only training, data and
+reports need cannot be imported.
 """
 
 import sys
@@ -66,4 +67,9 @@ if __name__ == "__main__":
     sys.modules.update(dict.fromkeys(NOT_NEEDED))
     import torch
 
-    torch.save({"about": describe(), **{folder: ask(Path(folder)) for folder in sys.argv[2:]}}, sys.argv[1])
+    from tests.smoke import part_answers
+
+    out, theirs, ours, names, *folders = sys.argv[1:]
+    part_answers.write(Path(theirs), names.split(","))
+    parts = {f"parts {kind}": part_answers.read(Path(each)) for kind, each in (("theirs", theirs), ("ours", ours))}
+    torch.save({"about": describe(), **parts, **{folder: ask(Path(folder)) for folder in folders}}, out)

@@ -22,13 +22,15 @@ from packaging.requirements import Requirement
 
 from pallava.model import ask as ask_model
 from pallava.model import load
+from pallava.model.weights import read_json, read_weights
+from tests.smoke import part_answers
 from tests.smoke.folder_answers import ask, describe
 from tests.tiny import folders as tiny_folders
 from tests.tiny.answering_model import write_model, write_questions
 
 pytestmark = pytest.mark.smoke
 ROOT = Path(__file__).parents[2]
-KINDS = ("clip", "clip tied", "clip adapter", "dinov2", "dinov2 adapter", "siglip", "timm")
+OLD_PARTS = ("clip", "siglip", "llama")  # that every stack knows
 
 
 def install_newest(target: Path, *others: str) -> None:
@@ -68,14 +70,7 @@ def is_there(need: str, target: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    work = tmp_path_factory.mktemp("folders")
-    parts = tiny_folders.save_parts(work / "parts")
-    saved = {}
-    for kind in KINDS:
-        llm = tiny_folders.open_llm(parts, is_tied="tied" in kind, has_lora="adapter" in kind)
-        model = tiny_folders.build(parts, llm, kind.split()[0])
-        saved[kind] = tiny_folders.save(parts, model, work / kind.replace(" ", "_"))
-    return saved
+    return tiny_folders.save_kinds(tmp_path_factory.mktemp("folders"))
 
 
 @pytest.fixture(scope="module")
@@ -83,17 +78,23 @@ def newest(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     """What the folders say there, by path, and what that transformers is like."""
     target = tmp_path_factory.mktemp("newest")
     install_newest(target / "packages")
-    command = [sys.executable, "-m", "tests.smoke.folder_answers", str(target / "answers.pt")]
-    path = os.pathsep.join([str(target / "packages"), str(ROOT)])
-    done = subprocess.run(
-        [*command, *map(str, folders.values())], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    part_answers.write(target / "ours", OLD_PARTS)
+    words = [target / "answers.pt", target / "theirs", target / "ours", ",".join(OLD_PARTS), *folders.values()]
+    done = run_beside(target / "packages", "tests.smoke.folder_answers", *words)
     assert "deprecated" not in done.stderr.replace("is_gradient_checkpointing` is deprecated", "")  # peft's own
-    return torch.load(target / "answers.pt")
+    return {**torch.load(target / "answers.pt"), "ours": target / "ours", "theirs": target / "theirs"}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def run_beside(packages: Path, module: str, *words: object, python: object = sys.executable) -> Any:
+    """Runs a module of the tests with packages in front of those of this environment."""
+    path = os.pathsep.join([str(packages), str(ROOT)])
+    command = [str(python), "-m", module, *map(str, words)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.mark.parametrize("kind", tiny_folders.KINDS)
 def test_answers_are_the_same(folders: dict[str, Path], newest: dict[str, Any], kind: str) -> None:
     here, there = ask(folders[kind]), newest[str(folders[kind])]
     torch.testing.assert_close(there.pop("logits"), here.pop("logits"), atol=1e-4, rtol=0)
@@ -101,6 +102,18 @@ def test_answers_are_the_same(folders: dict[str, Path], newest: dict[str, Any], 
     assert torch.equal(there.pop("pixels"), here.pop("pixels"))
     assert there == here
     assert here["pipeline"] == here["streamed"] == here["answers"][0]
+
+
+@pytest.mark.parametrize("writer", ["ours", "theirs"])
+def test_parts_are_read_whoever_wrote_them(newest: dict[str, Any], writer: str) -> None:
+    here, there = part_answers.read(newest[writer]), newest[f"parts {writer}"]
+    assert here.keys() == there.keys() == {*OLD_PARTS}
+    for name, found in here.items():
+        torch.testing.assert_close(found, there[name], atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+    if writer == "theirs":  # what the tests above are about
+        keys, config = read_weights(newest[writer] / "clip"), read_json(newest[writer] / "llama" / "config.json")
+        assert not any(key.startswith("vision_model.") for key in keys), "drop name_tower"
+        assert "rope_theta" not in config, "drop read_rope"
 
 
 def test_every_work_around_is_still_needed(newest: dict[str, Any]) -> None:

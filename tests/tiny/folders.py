@@ -1,5 +1,6 @@
 """Model folders of random weights, of every kind that can be saved."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pallava.model.timm_encoder import TimmEncoder, TimmEncoderConfig
 from pallava.model.versions import block_broken_bitsandbytes
 from tests.tiny import training as tiny
 
+KINDS = ("clip", "clip tied", "clip adapter", "dinov2", "dinov2 adapter", "siglip", "timm")
 _WIDTH = 24
 _SIZES = {"hidden_size": _WIDTH, "num_hidden_layers": 2, "image_size": tiny.TILE, "patch_size": 16}
 
@@ -86,3 +88,16 @@ def save(parts: dict[str, Path], model: PALLaVAForConditionalGeneration, folder:
     model.save_pretrained(folder)
     make_processor(parts).save_pretrained(folder)
     return folder
+
+
+def save_kinds(work: Path) -> dict[str, Path]:
+    """Writes a folder of each kind."""
+    parts, saved = save_parts(work / "parts"), {}
+    for kind in KINDS:
+        llm = open_llm(parts, is_tied="tied" in kind, has_lora="adapter" in kind)
+        saved[kind] = save(parts, build(parts, llm, kind.split()[0]), work / kind.replace(" ", "_"))
+    return saved
+
+
+if __name__ == "__main__":
+    save_kinds(Path(sys.argv[1]))

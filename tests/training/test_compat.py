@@ -14,6 +14,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import HistoryBuffer
 from packaging.requirements import Requirement
 
+from pallava.cli.train import run_train
 from pallava.config_files import find_config
 from pallava.devices import device_dtype
 from pallava.errors import PallavaError
@@ -253,3 +254,9 @@ def test_processes_wait_two_hours_for_each_other(monkeypatch, name, backend):
         assert group.options._timeout.total_seconds() == 2 * 60 * 60
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_a_transformers_that_only_answers_does_not_train(monkeypatch):
+    monkeypatch.setattr("pallava.io.stacks.version", lambda name: "5.24.0")
+    with pytest.raises(PallavaError, match=r"4\.48 or 4\.57 to train, got 5\.24"):
+        run_train("pallava_domain_alignment", [], None, launcher=None)

@@ -11,6 +11,7 @@ import torch
 from packaging.requirements import Requirement
 from torch.utils.data import DataLoader
 
+from pallava.io.stacks import installed_stack
 from pallava.model.versions import need_bitsandbytes
 from pallava.prompts import check_vocabulary, choose_template
 from pallava.training import preflight
@@ -35,8 +36,12 @@ _SHM = Path("/dev/shm")
 
 def _check_versions(case: Case) -> Iterator[Found]:
     versions = {name: _version(name) for name in ("pallava", *_NAMED)}
-    yield "ok", f"python {platform.python_version()}, {', '.join(f'{k} {v}' for k, v in versions.items())}"
+    stack = installed_stack(trains=True)
+    listed = ", ".join(f"{name} {found}" for name, found in versions.items())
+    yield "ok", f"the {stack.name} stack: python {platform.python_version()}, {listed}"
     for requirement in map(Requirement, importlib.metadata.requires("pallava") or ()):
+        if requirement.name == "transformers":  # a stack has another one than the default
+            continue
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
         found = _version(requirement.name)
