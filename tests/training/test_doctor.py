@@ -334,6 +334,7 @@ def test_the_published_sizes() -> None:
     assert checkpoint_bytes(counts.trained, torch.bfloat16, has_deepspeed=True) == 14 * counts.trained
 
 
+@pytest.mark.slow  # a model of 8 billion parameters is outlined three times
 def test_memory_in_4_bit(config: Path) -> None:
     """Of the frozen language model, the linear layers alone are in 4 bit; half a byte, and 1.6 % more for scales."""
     found = []
