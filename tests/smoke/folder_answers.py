@@ -19,6 +19,7 @@ def ask(folder: Path) -> dict[str, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreamer, pipeline
 
     import pallava.model  # noqa: F401
+    from pallava.serving.session import Session
 
     image = Image.linear_gradient("L").resize((80, 50)).convert("RGB")
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
@@ -36,12 +37,14 @@ def ask(folder: Path) -> dict[str, Any]:
     whole = model.generate(**inputs, max_new_tokens=6)
     alone = processor("what is shown here ?", images=image)
     streamed = model.generate(**alone, max_new_tokens=6, streamer=TextStreamer(processor.tokenizer, skip_prompt=True))
+    talk = Session(model, processor, image)
     return {
         "ids": inputs["input_ids"],
         "pixels": inputs["pixel_values"],
         "logits": logits,
         "answers": processor.batch_decode(whole[:, inputs["input_ids"].shape[1] :]),
         "pipeline": said[0]["generated_text"],
+        "conversation": [talk.ask(question, max_new_tokens=6) for question in ("what is shown here ?", "nuclei ?")],
         "streamed": processor.batch_decode(streamed[:, alone["input_ids"].shape[1] :])[0],
         "chat template": processor.chat_template,
     }
