@@ -24,7 +24,7 @@ test-slow: $(INSTALLED)
 # Trains, converts, reopens and asks newer language models under the newer stack; some 8 minutes on two cores, which
 # is more than `make test` has left.
 test-newer: $(NEWER)/.installed
-	PATH="$(NEWER_BIN):$$PATH" OMP_NUM_THREADS=1 PALLAVA_DEFAULT_BIN="$(BIN)" python -m pytest -m newer --durations=15 tests/smoke
+	PATH="$(NEWER_BIN):$$PATH" OMP_NUM_THREADS=1 PALLAVA_DEFAULT_BIN="$(BIN)" python -m pytest -m newer --durations=15 tests/smoke tests/training
 
 lint: $(INSTALLED)
 	$(RUN) ruff check .

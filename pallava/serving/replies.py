@@ -123,7 +123,9 @@ class Writer(BaseStreamer):
                 self._add(self._requests[row], self.replies[row], token, float(self._log_probabilities[row, token]))
 
     def end(self) -> None:
-        """Finish nothing: each reply has finished on its own."""
+        """Finish the replies that `generate` has ended by a token that is not among the end ids."""
+        for reply in self.replies:
+            reply.finish_reason = reply.finish_reason or "stop"
 
     def is_done(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """Return which rows have finished, (B,), as a stopping criterion."""

@@ -3,6 +3,7 @@
 The Makefile names the default stack's commands by PALLAVA_DEFAULT_BIN, for what must be equal under both.
 """
 
+import inspect
 import os
 import subprocess
 import sys
@@ -11,6 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import (
+    Blip2QFormerConfig,
+    Blip2QFormerModel,
+    GenerationMixin,
+    LlamaConfig,
+    LlavaConfig,
+    PreTrainedModel,
+)
 
 from pallava.io.stacks import installed_stack
 from pallava.model import PALLaVAForConditionalGeneration, ask, load
@@ -19,7 +28,7 @@ from tests.smoke import folder_answers, part_answers
 from tests.smoke.test_newest_transformers import install_newest, run_beside
 from tests.smoke.test_training import ROOT, STEPS, ZERO2, environment, losses, read, train
 from tests.tiny import folders as tiny_folders
-from tests.tiny.families import FAMILIES, NEEDS_NEWER, save_parts
+from tests.tiny.families import FAMILIES, NEEDS_NEWER, build_llm, save_parts
 from tests.tiny.training import save_data, write_config
 
 pytestmark = [pytest.mark.smoke, pytest.mark.newer]
@@ -109,6 +118,25 @@ def test_parts_of_each_stack_are_read_the_same_by_all(stacks: dict[str, Any]) ->
                 torch.testing.assert_close(
                     found, there[part], atol=1e-4, rtol=0, msg=lambda text, at=(name, writer, part): f"{at}: {text}"
                 )
+
+
+def test_the_bridges_to_this_stack_are_needed() -> None:
+    """Each of these in `pallava.model.versions` can go once its line here fails."""
+    norm = torch.nn.LayerNorm(4, elementwise_affine=False)
+    qformer = Blip2QFormerModel(Blip2QFormerConfig(hidden_size=4, num_attention_heads=1, intermediate_size=4))
+    with pytest.raises(AttributeError):  # _QFormer
+        qformer._init_weights(norm)
+    assert PreTrainedModel._fix_state_dict_key_on_load("key") == ("key", False)  # keep_name
+    parameters = inspect.signature(GenerationMixin.generate).parameters  # own_settings
+    assert parameters["use_model_defaults"].default is None
+    gemma = build_llm("gemma3_text", 64)
+    assert gemma.base_model is gemma  # decoder_of
+    config = LlavaConfig(vision_config={"model_type": "clip_vision_model"}, text_config={"model_type": "llama"})
+    config.text_config._attn_implementation_internal = "sdpa"
+    config._attn_implementation = None
+    assert config.text_config._attn_implementation_internal is None  # keep_attention
+    rope = LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": 5.0})
+    assert rope.rope_theta != 5.0  # read_rope
 
 
 def ask_of(folder: Path, data: Path) -> tuple[str, torch.Tensor]:
