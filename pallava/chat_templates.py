@@ -42,6 +42,8 @@ def read_chat_template(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     except Exception as error:  # a template may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PallavaError(f"the tokenizer's chat template must write a conversation, got '{reason:.200}'") from None
+    if fields := [each for each in ("{input}", "{round}", "{system}") if each in once + twice + asked]:
+        raise PallavaError(f"the tokenizer's chat template must not write {', '.join(fields)}")
     head, after, tail = _cut(once, _QUESTION, _ANSWER)
     end_token = _first_token(tail, tokenizer)
     suffix = _taught_end(tokenizer, once) or tail[: tail.index(end_token) + len(end_token)]
@@ -91,7 +93,7 @@ def _cut(text: str, *words: str) -> list[str]:
 def _first_token(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the first token in a text that the vocabulary has as a whole, whatever is around it."""
     known = {str(token) for token in (*tokenizer.added_tokens_decoder.values(), *tokenizer.all_special_tokens)}
-    found = [(text.index(token), -len(token), token) for token in known if token and token in text]
+    found = [(text.index(token), -len(token), token) for token in known if token.strip() and token in text]
     if not found:
         raise PallavaError(f"the tokenizer's chat template must write an end token behind an answer, got {text[:80]!r}")
     return min(found)[2]

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pallava.errors import PallavaError
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -17,14 +19,34 @@ BYTES_PER_WEIGHT = 0.5 + 1 / _BLOCK + 4 / (_BLOCK * _SCALES)
 
 
 def find_settings(llm: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return how a config's `model.llm` quantizes to 4 bit, as `BitsAndBytesConfig` names it; None if it does not."""
+    """Return how a config's `model.llm` quantizes to 4 bit, as `BitsAndBytesConfig` names it; None if it does not.
+
+    Raises:
+        PallavaError: Some layers are left out, which a model folder could not repeat.
+    """
     given = llm.get("quantization_config") or llm
     if not given.get("load_in_4bit"):
         return None
+    if given.get("llm_int8_skip_modules"):
+        raise PallavaError("4 bit must be of all linear layers but the output; leave llm_int8_skip_modules out")
     kind = llm.get("type")
     is_ours = given is llm and str(getattr(kind, "__name__", kind)).rpartition(".")[2] == "load_llm"
     defaults = SETTINGS if is_ours else _DEFAULTS
     return {name: given.get(name, value) for name, value in defaults.items()}
+
+
+def check_settings(settings: Any) -> None:
+    """Refuse what a model folder says of its base's quantization if it is not as `find_settings` returns it.
+
+    Raises:
+        PallavaError: It is not.
+    """
+    is_known = isinstance(settings, Mapping) and settings.keys() == SETTINGS.keys() and settings["load_in_4bit"] is True
+    if not is_known or settings["bnb_4bit_quant_type"] not in ("nf4", "fp4"):
+        raise PallavaError(
+            f"base_quantization in config.json must have {', '.join(SETTINGS)}, in 4 bit of nf4 or fp4, got "
+            f"{str(settings)[:150]}; convert the run again"
+        )
 
 
 def quantization_config(settings: Mapping[str, Any], dtype: "torch.dtype", skip: list[str] | None = None) -> Any:

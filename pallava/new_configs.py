@@ -68,7 +68,17 @@ class NewConfig:
     @property
     def accumulative_counts(self) -> int:
         """Return how many batches make an optimizer step of about the published size."""
-        return max(1, round(_GLOBAL_BATCH[self.stage] / (self.batch_size * self.cards)))
+        return max(1, round(self.published_rows / (self.batch_size * self.cards)))
+
+    @property
+    def rows(self) -> int:
+        """Return the number of rows of an optimizer step."""
+        return self.batch_size * self.cards * self.accumulative_counts
+
+    @property
+    def published_rows(self) -> int:
+        """Return that of the published training."""
+        return _GLOBAL_BATCH[self.stage]
 
     def write(self, name: str) -> str:
         """Return the text of the config, to be saved as a file of this name."""
@@ -130,10 +140,10 @@ def find_language_model(name: str) -> tuple[str, Preset | None]:
         PallavaError: It is neither a preset, a folder, nor a name on the hub; or transformers is too old for it.
     """
     preset = PRESETS.get(name.lower()) or next((each for each in PRESETS.values() if each.hub == name), None)
-    if preset is not None:
+    if preset is not None and not Path(name).is_dir():
         preset.check_version()
         return preset.hub, preset
-    if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+    if not name or (not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~")))):
         raise PallavaError(f"language model must be {', '.join(PRESETS)}, a folder or a name on the hub, got '{name}'")
     return name, None
 

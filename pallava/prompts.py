@@ -32,8 +32,8 @@ class PromptTemplate:
     """Marks of who speaks, for one family of language models."""
 
     name: str  # in configs
-    instruction: str  # format string with ``{input}`` around a human message, up to where the answer begins
-    system: str = "{system}\n"  # format string with ``{system}``, used only with a system message
+    instruction: str  # text with ``{input}`` around a human message, up to where the answer begins
+    system: str = "{system}\n"  # text with ``{system}``, used only with a system message
     suffix: str = ""  # text after each answer that is trained
     suffix_as_eos: bool = False  # whether the suffix ends the answer; otherwise the tokenizer's end token follows it
     sep: str = ""  # text after the end of each answer that is not trained
@@ -41,7 +41,7 @@ class PromptTemplate:
     extra_end_tokens: tuple[str, ...] = ()  # further ones, wherever the vocabulary has them
     # Those of a tokenizer's own chat template; None in xtuner's.
     begin: str | None = None  # text before the first question without a system message, the begin token included
-    question_system: str | None = None  # format string at the head of the first question, in the place of `system`
+    question_system: str | None = None  # text with ``{system}``, first in the first question, in the place of `system`
     answer_prefix: str | None = None  # text before each answer that is generated with it
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,8 +128,7 @@ def choose_template(
             try:
                 template = {"name": OWN_TEMPLATE, **read_chat_template(tokenizer)}
             except PallavaError as error:
-                others = ", ".join(name for name in fitting if name != OWN_TEMPLATE)
-                raise PallavaError(f"{error}; choose another prompt_template: {others}") from None
+                raise PallavaError(f"{error}; choose another prompt_template: {', '.join(fitting)}") from None
         template = get_template(template)
         if missing := _missing_marks(template, tokenizer):
             raise PallavaError(

@@ -261,3 +261,40 @@ def test_a_model_folder_asks_with_it(name: str, tmp_path: Path) -> None:
     for text in (prompt, [{"from": "human", "value": "x"}]):
         ids = opened(text)["input_ids"][0].tolist()
         assert ids == encode_prompt(asked if text is prompt else [Turn("x")], tokenizer, template)
+
+
+@pytest.mark.parametrize("mark", ["{input}", "{round}", "{system}"])
+def test_a_template_with_our_own_fields_is_refused(mark: str) -> None:
+    tokenizer = make_tokenizer("qwen")
+    tokenizer.chat_template = mark + tokenizer.chat_template
+    with pytest.raises(PallavaError, match=f"must not write {mark}"):
+        choose_template("tokenizer", tokenizer)
+
+
+def test_white_space_ends_no_answer() -> None:
+    tokenizer = make_tokenizer("qwen")
+    tokenizer.add_tokens(["\n"])
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "\n<|im_end|>")
+    assert choose_template("tokenizer", tokenizer).stop_words == ("<|im_end|>",)
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "")
+    with pytest.raises(PallavaError, match="end token"):
+        choose_template("tokenizer", tokenizer)
+
+
+def test_an_end_that_is_an_ordinary_token_is_not_read() -> None:
+    tokenizer = make_tokenizer("qwen")
+    tokenizer.add_tokens(["<over>"])
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<over>")
+    processor = PALLaVAProcessor(CLIPImageProcessor(), tokenizer, "tokenizer")
+    ids = tokenizer.encode("liver<over>", add_special_tokens=False)
+    assert processor.batch_decode([ids]) == ["liver"]
+    assert processor.batch_decode([ids], skip_special_tokens=False) == ["liver<over>"]
+
+
+def test_a_character_beyond_the_first_plane() -> None:
+    tokenizer = make_tokenizer("qwen")
+    tokenizer.chat_template = "\U0001f600" + tokenizer.chat_template
+    template = choose_template("tokenizer", tokenizer)
+    messages = [{"role": "user", "content": "a"}]
+    written = tokenizer.apply_chat_template(messages, chat_template=jinja_template(template), tokenize=False)
+    assert written.startswith("\U0001f600<|im_start|>user")

@@ -1,5 +1,6 @@
 """The commands of configs: `config list`, `config copy` and `config new`."""
 
+import shlex
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -48,23 +49,35 @@ def run_config_new(
     card_gb: Annotated[float | None, "memory of a card in GB"] = None,
     stage: Annotated[Literal["alignment", "instruction"], "stage of the training"] = "alignment",
     stage1: Annotated[str | None, "work directory or checkpoint of the alignment, for --stage instruction"] = None,
+    prompt_template: Annotated[
+        str | None, "name of the prompt template, or `tokenizer` (default: that of the preset, or of the tokenizer)"
+    ] = None,
     overwrite: Annotated[bool, "replacement of an existing file", "--force", "--overwrite"] = False,
 ) -> None:
     """Write a config that fits a language model, data and cards; what is not given is asked for on a terminal."""
     check_can_train()
     target = _find_target(destination, f"{STAGES[stage]}.py", overwrite)
+    if stage1 and stage != "instruction":
+        raise PallavaError("--stage1 is the start of the second stage; add --stage instruction, or leave it out")
     llm, preset = find_language_model(llm or _ask("--llm", f"language model ({', '.join(PRESETS)}, a folder, a name)"))
     encoder = _find_path("--encoder", encoder, "visual encoder (a folder, or timm:NAME)")
     data = _find_path("--data", data, "training file, or a folder of such files")
     images = _find_path("--images", images, "folder of the images")
+    if not Path(images).is_dir():
+        raise PallavaError(f"--images must be a folder, got the file '{images}'")
+    if Path(data).is_dir() and not any(Path(data).glob("*.json*")):
+        raise PallavaError(f"--data must be a training file or a folder of such, got '{data}' without any *.json*")
     stage1 = _find_path("--stage1", stage1, "work directory of the alignment") if stage == "instruction" else None
-    cards = int(_read_number("--cards", cards, "number of cards"))
+    num_cards = _read_number("--cards", cards, "number of cards")
+    cards = int(num_cards)
+    if cards != num_cards:
+        raise PallavaError(f"--cards must be a whole number, got {num_cards:g}")
     check_at_least(1, cards=cards)
     card_gb = _read_number("--card-gb", card_gb, "memory of a card in GB")
     config = NewConfig(
         stage=stage,
         llm=llm,
-        prompt_template=preset.prompt_template if preset else None,
+        prompt_template=prompt_template or (preset.prompt_template if preset else None),
         encoder=encoder,
         data=data,
         images=images,
@@ -73,9 +86,10 @@ def run_config_new(
         sample_image=find_sample_image(data, images),
     )
     with redirect_stdout(sys.stderr):  # logs of the libraries
+        from pallava.model.versions import INSTALL_BITSANDBYTES
         from pallava.training.doctor.sizes import RUNNER, find_template, fit_card
 
-        if preset is None:
+        if preset is None and prompt_template is None:
             config = replace(config, prompt_template=find_template(llm))
         config, memory = fit_card(config, card_gb, preset)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,11 +98,14 @@ def run_config_new(
         print(f"{llm}: {preset.note}", file=sys.stderr)
     way = f"{'4 bit' if config.in_4bit else 'bf16'}, LoRA of rank {config.lora_rank}"
     rows = f"{config.batch_size} x {config.accumulative_counts} rows on each of {cards} cards"
+    rows += f" ({config.rows} a step, published {config.published_rows})"
     print(f"{way}, {rows}: at most {memory.total / 1e9:.1f} of {card_gb:g} GB", file=sys.stderr)
-    print(
-        f"next: pallava doctor {target} --deepspeed {RUNNER} --nproc {cards} --card-gb {card_gb:g}",
-        file=sys.stderr,
-    )
+    if config.in_4bit:
+        print(f"4 bit needs `{INSTALL_BITSANDBYTES}`", file=sys.stderr)
+    if config.sample_image is None:
+        print("no image of the first rows was found: there are no sample chats", file=sys.stderr)
+    words = ["pallava", "doctor", target, "--deepspeed", RUNNER, "--nproc", cards, "--card-gb", f"{card_gb:g}"]
+    print(f"next: {shlex.join(map(str, words))}", file=sys.stderr)
     print(target)
 
 
@@ -97,6 +114,8 @@ def _find_target(destination: str, name: str, overwrite: bool) -> Path:
     target = Path(destination)
     if target.is_dir() or not target.suffix:
         target = target / name
+    if target.suffix != ".py" or set(target.name) & set('"\\'):
+        raise PallavaError(f"the name of a config must end in .py, and have no quotation mark, got '{target.name}'")
     if target.exists() and not overwrite:
         raise PallavaError(f"'{target}' exists; choose another name, or add --overwrite to replace it")
     return target

@@ -107,7 +107,7 @@ def open_beside_llm(
     config = options.pop("config")
     llm_options = {key: options.pop(key) for key in _LLM_OPTIONS if options.get(key) is not None}
     base = base_llm or config.base_llm
-    if base and load_in_4bit:
+    if base and (load_in_4bit or config.base_quantization):
         check_not_quantized(base, {})
     if settings := config.base_quantization or (SETTINGS if load_in_4bit else None):
         llm_options.setdefault("quantization_config", in_4bit(settings, options["torch_dtype"]))
@@ -303,7 +303,9 @@ def check_not_quantized(name: str | os.PathLike[str], options: Mapping[str, Any]
     with loading_errors(name):
         config = AutoConfig.from_pretrained(name, **hub)
     if getattr(config, "quantization_config", None):
-        raise PallavaError(f"language model '{name}' is quantized already; leave 4 bit out (load_in_4bit=False)")
+        raise PallavaError(
+            f"language model '{name}' is quantized already; give the one that is not, or leave 4 bit out"
+        )
 
 
 def outline_llm(pretrained_model_name_or_path: str, torch_dtype: torch.dtype, **options: Any) -> PreTrainedModel:

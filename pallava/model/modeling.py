@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Cache, GenerationMixi
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pallava.errors import PallavaError
+from pallava.four_bit import check_settings
 from pallava.model.cache import RowCaches, causal_lm, generate_behind, pad_ids, real_ids, share_beginnings, takes_cache
 from pallava.model.card import CARD, write_model_card
 from pallava.model.connectors import CONNECTORS, ConnectorConfig, import_connector, import_path, make_connector_config
@@ -41,6 +42,7 @@ from pallava.model.versions import (
     keep_attention,
     keep_attention_cap,
     keep_name,
+    names_to_write,
     read_rope,
 )
 from pallava.prompts import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -94,6 +96,8 @@ class PALLaVAConfig(PretrainedConfig):
         self.connector_config: Any = connector_config
         self.vision_feature_layer = vision_feature_layer
         self.base_llm = base_llm
+        if base_quantization is not None:
+            check_settings(base_quantization)
         self.base_quantization = base_quantization
         self.encoder_source = encoder_source
         self.connector_class = connector_class
@@ -502,9 +506,13 @@ class PALLaVAForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Other arguments are those of transformers, such as `max_shard_size`.
         """
+        state, output = self.state_dict(), self.get_output_embeddings()
+        if output is not None and not is_adapted(self.llm):  # 5.x unties what a file has two of, whatever it says
+            self.config.text_config.tie_word_embeddings = output.weight is self.get_input_embeddings().weight
         if is_adapted(self.llm):
             self.llm.save_pretrained(Path(folder) / ADAPTER_FOLDER)
-            kwargs["state_dict"] = {k: v for k, v in self.state_dict().items() if not k.startswith("llm.")}
+            state = {key: value for key, value in state.items() if not key.startswith("llm.")}
+        kwargs.setdefault("state_dict", names_to_write(self.visual_encoder, state))
         super().save_pretrained(folder, *args, **kwargs)
         if not (Path(folder) / CARD).exists():  # what somebody wrote stays
             write_model_card(folder)

@@ -210,7 +210,8 @@ class PALLaVAProcessor(ProcessorMixin):
         spaces does not: it changes words (``a 'so called' cell``), and what has been streamed.
         """
         kwargs.setdefault("clean_up_tokenization_spaces", False)
-        rows = [[int(index) for index in row if index != IMAGE_TOKEN_INDEX] for row in ids]
+        unread = {IMAGE_TOKEN_INDEX, *(self.end_token_ids if skip_special_tokens else ())}  # an end need not be special
+        rows = [[int(index) for index in row if int(index) not in unread] for row in ids]
         decoded = self.tokenizer.batch_decode(rows, skip_special_tokens=skip_special_tokens, **kwargs)
         return [answer.strip() for answer in decoded]
 
@@ -382,5 +383,7 @@ def jinja_template(template: PromptTemplate) -> str:
         "suffix_as_eos": template.suffix_as_eos,
         "sep": template.sep,
     }
-    settings = "".join(f"{{%- set {name} = {json.dumps(text)} -%}}\n" for name, text in texts.items())
+    settings = "".join(
+        f"{{%- set {name} = {json.dumps(text, ensure_ascii=False)} -%}}\n" for name, text in texts.items()
+    )
     return settings + Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")

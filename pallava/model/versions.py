@@ -54,6 +54,13 @@ def name_tower(build: Callable[[Any], Any], config: Any, state: Mapping[str, Ten
     return {prefix + key.removeprefix("vision_model."): value for key, value in state.items()}
 
 
+def names_to_write(encoder: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name the weights of a model with a vision encoder as 4.x does, which 5.x opens, too: see `vision_tower`."""
+    if not re.fullmatch(r"(clip|siglip)_vision_model", encoder.config.model_type) or hasattr(encoder, "vision_model"):
+        return dict(state)
+    return {re.sub(r"^visual_encoder\.", "visual_encoder.vision_model.", key): value for key, value in state.items()}
+
+
 def register_by_name(model_class: Any) -> None:
     """Let `transformers serve` find a model: it looks a class up by its name, whatever is registered."""
     # Not the module imported above: in 5.x an import of one of its parts loads the package a second time.
@@ -172,6 +179,13 @@ def advise(error: Exception) -> str | None:
     return f"run {INSTALL}" if "does not recognize this architecture" in str(error) and _VERSION < (4, 57) else None
 
 
+_ROPE_TYPES = ("default", "linear", "dynamic", "llama3")  # that 4.x reads from `rope_scaling` alone
+
+
+def _is_plain(rope: Mapping[str, Any]) -> bool:
+    return rope.get("rope_type", "default") == "default" and rope.keys() <= {"rope_type", "rope_theta"}
+
+
 def read_rope(config: Any) -> None:
     """Give a configuration that transformers 5 wrote the rotary embedding's settings by the names of 4.x, in place.
 
@@ -179,15 +193,17 @@ def read_rope(config: Any) -> None:
     its default `rope_theta`.
 
     Raises:
-        PallavaError: They are of a form that 4.x has no names for.
+        PallavaError: They are of a form that 4.x has no names for, or reads elsewhere: yarn, longrope, GPT-NeoX's.
     """
     found = getattr(config, "rope_parameters", None)
     if _VERSION >= (5, 0) or not found:
         return
     kinds = {"full_attention": found} if "rope_theta" in found else dict(found)
     full, sliding = kinds.pop("full_attention", None), kinds.pop("sliding_attention", None)
-    has_both = sliding is None or hasattr(config, "rope_local_base_freq")
-    if kinds or not full or "rope_theta" not in full or not hasattr(config, "rope_theta") or not has_both:
+    can_slide = sliding is None or (hasattr(config, "rope_local_base_freq") and _is_plain(sliding))
+    can_read = bool(full) and full.get("rope_type", "default") in _ROPE_TYPES and "rope_theta" in full
+    can_read &= hasattr(config, "rope_theta") and not hasattr(config, "rotary_pct")
+    if kinds or not can_read or not can_slide or any(isinstance(value, dict) for value in full.values()):
         raise PallavaError(
             f"rope_parameters of a {config.model_type} cannot be read by transformers {transformers.__version__}, got "
             f"{str(found)[:150]}; use the transformers that wrote them"

@@ -114,7 +114,7 @@ class Api:
 
     async def complete(self, body: ChatCompletionRequest, request: Request) -> Any:
         """Answer a conversation; the probability of the answer is beside it as `pallava`."""
-        self._check_name(body.model or self.name)
+        self._check_name(self.name if body.model is None else body.model)
         with ExitStack() as stack:
             visit = stack.enter_context(Visit(request, self._options.timeout))
             await self._submit(body, visit)

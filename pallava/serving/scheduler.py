@@ -145,7 +145,10 @@ class Scheduler:
             return batch
 
     def _is_full(self) -> bool:
-        return len(self._waiting) >= self._max_batch or self._is_closed
+        """Return whether the next batch cannot grow: the first request may have to go alone."""
+        first = self._waiting[0] if self._waiting else None
+        is_alone = first is not None and not _go_together([first, self._waiting[min(1, len(self._waiting) - 1)]])
+        return len(self._waiting) >= self._max_batch or is_alone or self._is_closed
 
     def _refuse_waiting(self) -> None:
         while self._waiting:

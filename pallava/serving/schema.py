@@ -31,7 +31,7 @@ class _Part(BaseModel):
         """Refuse what would be ignored: a field that a PA-LLaVA cannot follow, or a misspelt one."""
         for name, value in (self.model_extra or {}).items():
             if value and name not in self.unused and value not in _NEUTRAL.get(name, []):
-                near = get_close_matches(name, type(self).model_fields, 1)
+                near = get_close_matches(name, type(self).model_fields, 1, cutoff=0.85)
                 advice = f"did you mean '{near[0]}'?" if near else "leave it out"
                 raise ValueError(f"a PA-LLaVA cannot use '{name}'; {advice}")
         return self

@@ -423,7 +423,15 @@ def test_rotary_settings_of_transformers_5_are_read(change: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize(
-    "found", [{"rope_type": "default"}, {"other_attention": ROPE}, {"full_attention": ROPE, "sliding_attention": ROPE}]
+    "found",
+    [
+        {"rope_type": "default"},
+        {"other_attention": ROPE},
+        {"full_attention": ROPE, "sliding_attention": ROPE},
+        {**ROPE, "rope_type": "yarn"},
+        {**ROPE, "rope_type": "longrope"},
+        {**ROPE, "other_attention": ROPE},
+    ],
 )
 def test_rotary_settings_without_names_in_transformers_4_are_refused(found: dict[str, Any]) -> None:
     with pytest.raises(PallavaError, match="rope_parameters of a llama"):

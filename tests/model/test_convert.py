@@ -105,7 +105,7 @@ def test_a_connector_of_ones_own_needs_consent(run: Path, tmp_path: Path, monkey
     with pytest.raises(PallavaError, match="own_connector.MyConnector.*--trust-remote-code"):
         convert(tmp_path / "iter_10.pth", tmp_path / "out")
     assert "own_connector" not in sys.modules
-    network = _build_network(values["model"], trust_remote_code=True)
+    network = _build_network(values["model"], merge=False, trust_remote_code=True)
     trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
     torch.save({"state_dict": {name: value.detach() for name, value in trained.items()}}, tmp_path / "iter_10.pth")
     out = convert(tmp_path / "iter_10.pth", tmp_path / "out", trust_remote_code=True)
@@ -120,13 +120,13 @@ def test_a_connector_of_ones_own_needs_consent(run: Path, tmp_path: Path, monkey
 def test_a_part_with_an_option_that_does_not_exist(run: Path, key: str) -> None:
     model = run_config(run.parent)["model"]
     with pytest.raises(PallavaError, match=f"{'language model' if key == 'llm' else key}.*no_such_option"):
-        _build_network({**model, key: {**(model.get(key) or {}), "no_such_option": 1}})
+        _build_network({**model, key: {**(model.get(key) or {}), "no_such_option": 1}}, merge=False)
 
 
 def test_the_mlp_connector_needs_none(run: Path) -> None:
     values = run_config(run.parent)
     for name in ("pallava_mlp", "pallava.model.connectors.MLPConnector"):
-        network = _build_network({**values["model"], "connector": {"type": name}})
+        network = _build_network({**values["model"], "connector": {"type": name}}, merge=False)
         assert isinstance(network.connector, MLPConnector)
 
 

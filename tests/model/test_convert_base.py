@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pallava.errors import PallavaError
-from pallava.four_bit import SETTINGS
+from pallava.four_bit import SETTINGS, find_settings
 from pallava.model import PALLaVAConfig, PALLaVAForConditionalGeneration, PALLaVAProcessor, load
 from pallava.model.convert import convert_run, training_config
 from pallava.model.versions import INSTALL_BITSANDBYTES
@@ -232,3 +232,27 @@ def test_the_command_for_4_bit_installs_what_the_constraints_name() -> None:
     )
     for page in pages:
         assert line.partition("==")[2] in (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("change", [{"load_in_4bit": False}, {"bnb_4bit_quant_type": "zz"}, {"more": 1}])
+def test_a_quantization_that_is_not_ours_is_refused(change: dict[str, Any]) -> None:
+    for settings in ({**SETTINGS, **change}, "nf4"):
+        with pytest.raises(PallavaError, match="base_quantization in config.json"):
+            PALLaVAConfig(base_quantization=settings)
+    assert PALLaVAConfig(base_quantization=SETTINGS).base_quantization == SETTINGS
+
+
+def test_an_adapter_on_4_bit_is_not_opened_beside_another_base(parts: dict[str, Path], tmp_path: Path) -> None:
+    out = convert(run(parts, load_in_4bit=True), tmp_path / "out", merge=False)
+    base = shutil.copytree(parts["llm"], tmp_path / "quantized")
+    config = json.loads((base / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PallavaError, match="quantized already"):
+        load(out, "cpu", base_llm=base)
+
+
+def test_layers_that_4_bit_leaves_out_are_refused() -> None:
+    given = {"load_in_4bit": True, "llm_int8_skip_modules": ["o_proj"]}
+    with pytest.raises(PallavaError, match="llm_int8_skip_modules"):
+        find_settings({"quantization_config": given})

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,8 +24,10 @@ from pallava.model.convert import (
     training_config,
     write_training_config,
 )
-from pallava.model.loading import load_llm
-from pallava.training.hooks.config import load_config
+from pallava.model.loading import load_llm, load_tokenizer
+from pallava.prompts import choose_template, get_template
+from pallava.training.hooks.config import TrainingConfigHook, load_config
+from tests.test_chat_templates import make_tokenizer
 
 DUMPED = "model = dict(type='PALLaVAModel', llm=dict(type='load_llm'))\ntrain_dataloader = dict(dataset=dict())\n"
 _PICKLED = {
@@ -174,3 +177,20 @@ def test_a_card_takes_both(tmp_path: Path) -> None:
 
 def test_a_bare_config_is_described() -> None:
     assert describe_run(training_config(VALUES)) == {"data": []}
+
+
+def test_the_marks_of_a_tokenizers_own_template_are_written(tmp_path: Path) -> None:
+    """A later version of the tokenizer may have others."""
+    tokenizer = make_tokenizer("qwen")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    dataset = {
+        "prompt_template": "tokenizer",
+        "tokenizer": {"type": load_tokenizer, "pretrained_model_name_or_path": str(tmp_path / "tokenizer")},
+    }
+    config = Config({"model": {"type": "PALLaVAModel"}, "train_dataloader": {"dataset": dataset}})
+    TrainingConfigHook().before_run(SimpleNamespace(cfg=config, work_dir=tmp_path))
+    found = find_training_config(tmp_path / "iter_8.pth")
+    assert found is not None
+    assert get_template(found["train_dataloader"]["dataset"]["prompt_template"]) == choose_template(
+        "tokenizer", tokenizer
+    )

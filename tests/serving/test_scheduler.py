@@ -76,6 +76,17 @@ def test_a_batch_waits_for_who_is_expected_but_not_for_long(chat: Chat, line: Sc
         assert line.submit(request("third")).result(10).text == "third {}"  # whoever is expected takes too long
 
 
+def test_what_goes_alone_waits_for_nobody(chat: Chat, line: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_GATHER", "_GATHER_AGAIN", "_GATHER_EXPECTED"):
+        monkeypatch.setattr(f"pallava.serving.scheduler.{name}", 60)
+    chat.may.set()
+    with line.expect():
+        assert line.call(lambda: "called").result(10) == "called"
+        assert line.submit(request("drawn"), seed=5).result(10).text == "drawn {'seed': 5}"
+        first, call = line.submit(request("first")), line.call(lambda: "called")  # which no other may overtake
+        assert [first.result(10).text, call.result(10)] == ["first {}", "called"]
+
+
 def test_who_was_answered_together_is_answered_together_again(chat: Chat, line: Scheduler) -> None:
     first = begin(chat, line)
     futures = [line.submit(request("a")), line.submit(request("b"))]

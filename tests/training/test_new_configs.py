@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from pallava.cli import main
 from pallava.config_files import find_config
 from pallava.errors import PallavaError
+from pallava.io.stacks import installed_stack
 from pallava.new_configs import PRESETS, STAGES, NewConfig, find_language_model, replace_settings
 from pallava.prompts import choose_template, end_token_ids
 from pallava.training.doctor import sizes
@@ -68,7 +69,10 @@ def words_of(parts: dict[str, Path], **values: Any) -> list[str]:
 
 def mark(name: str) -> list[pytest.MarkDecorator]:
     if PRESETS[name].transformers != "4.48":
-        return [pytest.mark.newer]
+        return [
+            pytest.mark.newer,
+            pytest.mark.skipif(installed_stack().name != "newer", reason="run `make test-newer`"),
+        ]
     return [] if name in _FAST else [pytest.mark.slow]
 
 
@@ -98,6 +102,21 @@ def test_a_preset_that_this_transformers_does_not_know(monkeypatch: pytest.Monke
     monkeypatch.setitem(PRESETS, "qwen3-8b", dataclasses.replace(PRESETS["qwen3-8b"], transformers="99"))
     with pytest.raises(PallavaError, match=r"99 .*constraints/newer\.txt"):
         find_language_model("qwen3-8b")
+
+
+@pytest.mark.parametrize("name", ["own.yaml", "v1.0", 'a"b.py', "a\\Nb.py"])
+def test_names_that_no_trainer_opens(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "new", str(tmp_path / name)]) == 2
+    assert name in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_comes_before_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("llama-3-8b").mkdir()
+    assert find_language_model("llama-3-8b") == ("llama-3-8b", None)
+    with pytest.raises(PallavaError, match="got ''"):
+        find_language_model("")
 
 
 def test_a_preset_goes_by_its_name_on_the_hub() -> None:
@@ -159,6 +178,8 @@ def test_the_sizes_follow_the_card(parts: dict[str, Path], monkeypatch: pytest.M
     assert memory.total == rest + 4 * row
     config, _ = sizes.fit_card(make_config(parts), (rest + row - 100_000) / 0.9e9)
     assert (config.batch_size, config.in_4bit) == (1, True)
+    for cards, batch_size in ((200, 2), (1000, 1)):  # no more rows a step than published
+        assert sizes.fit_card(make_config(parts, cards=cards), 80)[0].batch_size == batch_size
     with pytest.raises(PallavaError, match=r"card must have 4 GB.*got 1\.5"):
         sizes.fit_card(make_config(parts), 1.5)
 
@@ -176,7 +197,7 @@ def test_the_batch_that_is_planned_fills_the_context(parts: dict[str, Path]) -> 
 def test_an_8b_model_is_in_4_bit_on_a_small_card(card_gb: float, in_4bit: bool, parts: dict[str, Path]) -> None:
     preset = PRESETS["llama-3-8b"]
     config, memory = sizes.fit_card(make_config(parts, llm=preset.hub, cards=8), card_gb, preset)
-    assert config.in_4bit == in_4bit
+    assert (config.in_4bit, config.batch_size) == (in_4bit, 3 if in_4bit else 6)
     assert 5e9 < memory.total < 0.9e9 * card_gb
 
 
@@ -194,6 +215,9 @@ def test_an_8b_model_is_in_4_bit_on_a_small_card(card_gb: float, in_4bit: bool, 
         ({"card-gb": -3}, "--card-gb.*-3"),
         ({"stage": "instruction"}, "--stage1"),
         ({"stage": "instruction", "stage1": "nowhere"}, "--stage1.*'nowhere'"),
+        ({"stage1": "work_dirs/run"}, "--stage instruction"),
+        ({"images": "rows"}, "--images must be a folder"),
+        ({"data": "images"}, r"--data.*without any \*\.json"),
         ({"card-gb": 0.5}, "0.5"),
     ],
 )
@@ -207,6 +231,7 @@ def test_choices_that_will_not_do(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     monkeypatch.setattr(sizes, "count_activations", lambda model, batch: 0)
+    changed = {flag: parts.get(str(value), value) for flag, value in changed.items()}
     assert main(["config", "new", str(tmp_path / "own.py"), *words_of(parts, **changed)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")

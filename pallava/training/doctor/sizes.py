@@ -60,6 +60,8 @@ def fit_card(config: NewConfig, card_gb: float, preset: Preset | None = None) ->
             if activations is None:
                 activations = count_activations(case.outline("all"), case.longest_batch)
             for batch_size in _BATCH_SIZES:
+                if batch_size > 1 and batch_size * config.cards > config.published_rows:
+                    continue  # an optimizer step would be larger than the published one
                 case.opened[_ACTIVATIONS] = batch_size * activations  # they grow with the rows
                 plan = plan_step(case, case.runner_name, "all")
                 if case.fits(plan, SHARE):

@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from pallava.model.convert import training_config, write_training_config
-from pallava.prompts import check_vocabulary
+from pallava.prompts import OWN_TEMPLATE, check_vocabulary, choose_template
 from pallava.training.dataset import check_connectors
 from pallava.training.model import build
 
@@ -26,13 +26,22 @@ class TrainingConfigHook(Hook):
         """
         check_connectors(runner.cfg.to_dict())
         if is_main_process():
-            write_training_config(runner.work_dir, runner.cfg.to_dict(), runner.cfg.filename)
+            write_training_config(runner.work_dir, _with_template(runner.cfg), runner.cfg.filename)
 
     def before_train(self, runner: Any) -> None:
         """Refuse a tokenizer with ids that the language model has no embedding for."""
         model, dataset = getattr(runner.model, "module", runner.model), runner.cfg.train_dataloader.dataset
         if "tokenizer" in dataset:
             check_vocabulary(build(dataset.tokenizer), model.llm.get_input_embeddings().num_embeddings)
+
+
+def _with_template(config: Config) -> dict[str, Any]:
+    """Return the config with the marks of the tokenizer's chat template, of which another version may have others."""
+    values, dataset = config.to_dict(), config.train_dataloader.dataset
+    if dataset.get("prompt_template") == OWN_TEMPLATE and "tokenizer" in dataset:
+        template = choose_template(OWN_TEMPLATE, build(dataset.tokenizer))
+        values["train_dataloader"]["dataset"]["prompt_template"] = template.to_dict()
+    return values
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
