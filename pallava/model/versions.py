@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
 import transformers
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -49,7 +49,7 @@ def vision_tower(encoder: Any) -> Any:
 
 def name_tower(build: Callable[[Any], Any], config: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Name a vision encoder's weights as this transformers does, whichever wrote them: see `vision_tower`."""
-    with init_empty_weights():
+    with torch.device("meta"):  # which draws no random numbers
         prefix = "vision_model." if hasattr(build(config), "vision_model") else ""
     return {prefix + key.removeprefix("vision_model."): value for key, value in state.items()}
 
