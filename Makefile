@@ -18,7 +18,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED) lint
 	$(RUN) OMP_NUM_THREADS=1 python -m pytest -m "not slow and not newer" --durations=15
 
-test-slow: $(INSTALLED)
+test-slow: $(INSTALLED) test-newer
 	$(RUN) OMP_NUM_THREADS=1 python -m pytest -m "slow and not newer" --durations=15
 
 # Trains, converts, reopens and asks newer language models under the newer stack; some 8 minutes on two cores, which
