@@ -56,7 +56,7 @@ def check_can_train() -> None:
     """Refuse to train where xtuner is not installed, which needs Linux, or beside a transformers that only answers.
 
     Raises:
-        PallavaError: One of them is so.
+        PallavaError: Either is the case.
     """
     if any(_xtuner_folders()):
         installed_stack(trains=True)

@@ -56,8 +56,7 @@ def quantization_config(settings: Mapping[str, Any], dtype: "torch.dtype", skip:
     """
     from transformers import BitsAndBytesConfig
 
-    known = {name: settings[name] for name in SETTINGS if name in settings}
-    return BitsAndBytesConfig(**known, bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=skip)
+    return BitsAndBytesConfig(**settings, bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=skip)
 
 
 def linear_layers(llm: "nn.Module") -> "dict[str, nn.Module]":

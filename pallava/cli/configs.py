@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
 from math import inf
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pallava.config_files import check_can_train, config_names, find_config
-from pallava.errors import PallavaError, check_at_least
+from pallava.errors import PallavaError
 from pallava.io.files import write_bytes, write_text
-from pallava.new_configs import PRESETS, STAGES, NewConfig, find_language_model, find_sample_image
+from pallava.new_configs import PRESETS, STAGES, NewConfig, Preset, find_language_model, find_sample_image
 
 _Destination = Annotated[str, "file or folder", {"metavar": "DEST", "nargs": "?"}]
 
@@ -62,17 +63,13 @@ def run_config_new(
     llm, preset = find_language_model(llm or _ask("--llm", f"language model ({', '.join(PRESETS)}, a folder, a name)"))
     encoder = _find_path("--encoder", encoder, "visual encoder (a folder, or timm:NAME)")
     data = _find_path("--data", data, "training file, or a folder of such files")
+    if Path(data).is_dir() and not any(Path(data).glob("*.json*")):
+        raise PallavaError(f"--data must be a training file or a folder of such, got '{data}' without any *.json*")
     images = _find_path("--images", images, "folder of the images")
     if not Path(images).is_dir():
         raise PallavaError(f"--images must be a folder, got the file '{images}'")
-    if Path(data).is_dir() and not any(Path(data).glob("*.json*")):
-        raise PallavaError(f"--data must be a training file or a folder of such, got '{data}' without any *.json*")
     stage1 = _find_path("--stage1", stage1, "work directory of the alignment") if stage == "instruction" else None
-    num_cards = _read_number("--cards", cards, "number of cards")
-    cards = int(num_cards)
-    if cards != num_cards:
-        raise PallavaError(f"--cards must be a whole number, got {num_cards:g}")
-    check_at_least(1, cards=cards)
+    cards = _read_count("--cards", cards, "number of cards")
     card_gb = _read_number("--card-gb", card_gb, "memory of a card in GB")
     config = NewConfig(
         stage=stage,
@@ -86,27 +83,34 @@ def run_config_new(
         sample_image=find_sample_image(data, images),
     )
     with redirect_stdout(sys.stderr):  # logs of the libraries
-        from pallava.model.versions import INSTALL_BITSANDBYTES
-        from pallava.training.doctor.sizes import RUNNER, find_template, fit_card
+        from pallava.training.doctor.sizes import find_template, fit_card
 
         if preset is None and prompt_template is None:
             config = replace(config, prompt_template=find_template(llm))
         config, memory = fit_card(config, card_gb, preset)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, config.write(target.name))
-    if preset and preset.note:
-        print(f"{llm}: {preset.note}", file=sys.stderr)
-    way = f"{'4 bit' if config.in_4bit else 'bf16'}, LoRA of rank {config.lora_rank}"
-    rows = f"{config.batch_size} x {config.accumulative_counts} rows on each of {cards} cards"
-    rows += f" ({config.rows} a step, published {config.published_rows})"
-    print(f"{way}, {rows}: at most {memory.total / 1e9:.1f} of {card_gb:g} GB", file=sys.stderr)
-    if config.in_4bit:
-        print(f"4 bit needs `{INSTALL_BITSANDBYTES}`", file=sys.stderr)
-    if config.sample_image is None:
-        print("no image of the first rows was found: there are no sample chats", file=sys.stderr)
-    words = ["pallava", "doctor", target, "--deepspeed", RUNNER, "--nproc", cards, "--card-gb", f"{card_gb:g}"]
-    print(f"next: {shlex.join(map(str, words))}", file=sys.stderr)
+    print("\n".join(_describe(config, preset, target, memory.total / 1e9, card_gb)), file=sys.stderr)
     print(target)
+
+
+def _describe(config: NewConfig, preset: Preset | None, target: Path, used_gb: float, card_gb: float) -> Iterator[str]:
+    """Yield what was chosen, what it needs, and the command that comes next."""
+    from pallava.model.versions import INSTALL_BITSANDBYTES
+    from pallava.training.doctor.sizes import RUNNER
+
+    if preset and preset.note:
+        yield f"{config.llm}: {preset.note}"
+    way = f"{'4 bit' if config.in_4bit else 'bf16'}, LoRA of rank {config.lora_rank}"
+    rows = f"{config.batch_size} x {config.accumulative_counts} rows on each of {config.cards} cards"
+    rows += f" ({config.rows} a step, published {config.published_rows})"
+    yield f"{way}, {rows}: at most {used_gb:.1f} of {card_gb:g} GB"
+    if config.in_4bit:
+        yield f"4 bit needs `{INSTALL_BITSANDBYTES}`"
+    if config.sample_image is None:
+        yield "sample chats are off, since the first rows name no image that exists; set sample_images"
+    words = ["pallava", "doctor", target, "--deepspeed", RUNNER, "--nproc", config.cards, "--card-gb", f"{card_gb:g}"]
+    yield f"next: {shlex.join(map(str, words))}"
 
 
 def _find_target(destination: str, name: str, overwrite: bool) -> Path:
@@ -134,6 +138,13 @@ def _find_path(flag: str, given: str | None, what: str) -> str:
     if not path or not (Path(path).exists() or (flag == "--encoder" and path.startswith("timm:"))):
         raise PallavaError(f"{flag} must be the path of what exists, got '{path}'")
     return path
+
+
+def _read_count(flag: str, given: int | None, what: str) -> int:
+    value = _read_number(flag, given, what)
+    if value != int(value):
+        raise PallavaError(f"{flag} must be a whole number, got {value:g}")
+    return int(value)
 
 
 def _read_number(flag: str, given: float | None, what: str) -> float:
