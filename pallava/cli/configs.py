@@ -53,7 +53,7 @@ def run_config_new(
     prompt_template: Annotated[
         str | None, "name of the prompt template, or `tokenizer` (default: that of the preset, or of the tokenizer)"
     ] = None,
-    overwrite: Annotated[bool, "replacement of an existing file", "--force", "--overwrite"] = False,
+    overwrite: Annotated[bool, "replacement of an existing file"] = False,
 ) -> None:
     """Write a config that fits a language model, data and cards; what is not given is asked for on a terminal."""
     check_can_train()

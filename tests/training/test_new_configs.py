@@ -252,7 +252,7 @@ def test_an_existing_config_stays(
     assert main(["config", "new", str(tmp_path), *words_of(parts)]) == 2
     assert str(target) in capsys.readouterr().err
     assert target.read_text() == "mine"
-    assert main(["config", "new", str(tmp_path), *words_of(parts), "--force"]) == 0
+    assert main(["config", "new", str(tmp_path), *words_of(parts), "--overwrite"]) == 0
     assert str(parts["llm"]) in target.read_text()
 
 
