@@ -25,6 +25,7 @@ from pallava.io.stacks import installed_stack
 from pallava.model import PALLaVAForConditionalGeneration, ask, load
 from pallava.model.convert import convert
 from tests.smoke import folder_answers, part_answers
+from tests.smoke.test_four_bit import assert_equal_to_dequantized, compute, convert_both, install_bitsandbytes
 from tests.smoke.test_newest_transformers import install_newest, run_beside
 from tests.smoke.test_training import ROOT, STEPS, ZERO2, environment, losses, read, train
 from tests.tiny import folders as tiny_folders
@@ -66,6 +67,14 @@ def test_a_family_trains_converts_and_answers(family: str, tmp_path: Path) -> No
     assert answers[0][0] == answers[1][0]
     if family not in NEEDS_NEWER:
         assert_equal_to_default(config, run, tmp_path)
+
+
+def test_qwen3_trains_in_4_bit(tmp_path: Path) -> None:
+    four_bit, config = install_bitsandbytes(tmp_path / "packages"), write_family(tmp_path, "qwen3")
+    options = ("model.llm.load_in_4bit=True", "model.llm_lora.init_lora_weights=gaussian")
+    rate = "optim_wrapper.optimizer.lr=0.02"  # or eight steps would hardly move the answers
+    train(config, tmp_path / "run", "--seed", "1024", "--cfg-options", *options, rate, **four_bit)
+    assert_equal_to_dequantized(compute(config, convert_both(tmp_path / "run", tmp_path, four_bit), four_bit))
 
 
 KNOWN_TO_ALL = ("clip", "siglip", *FAMILIES)
@@ -135,6 +144,8 @@ def test_the_bridges_to_this_stack_are_needed() -> None:
     config.text_config._attn_implementation_internal = "sdpa"
     config._attn_implementation = None
     assert config.text_config._attn_implementation_internal is None  # keep_attention
+    config._attn_implementation = "eager"
+    assert config.vision_config._attn_implementation_internal == "eager"  # choose_attention
     rope = LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": 5.0})
     assert rope.rope_theta != 5.0  # read_rope
 

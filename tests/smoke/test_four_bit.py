@@ -26,8 +26,11 @@ QUESTION = "what is shown here ?"
 
 @pytest.fixture(scope="module")
 def four_bit(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The variables of an environment that can quantize."""
-    target = tmp_path_factory.mktemp("packages")
+    return install_bitsandbytes(tmp_path_factory.mktemp("packages"))
+
+
+def install_bitsandbytes(target: Path) -> dict[str, str]:
+    """Return the variables of an environment that can quantize."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", str(target)]
     done = subprocess.run([*command, "-r", str(ROOT / "constraints" / "four_bit.txt")], capture_output=True, text=True)
     if done.returncode:
@@ -65,14 +68,21 @@ def pallava(*words: object, code: int = 0, **variables: str) -> subprocess.Compl
 
 @pytest.fixture(scope="module")
 def folders(trained: Path, four_bit: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    out = tmp_path_factory.mktemp("folders")
-    pallava("convert", trained / "iter_8.pth", out / "merged", "--merge", **four_bit)
-    pallava("convert", trained / "iter_8.pth", out / "adapter")  # rounds nothing, and needs no bitsandbytes
+    return convert_both(trained, tmp_path_factory.mktemp("folders"), four_bit)
+
+
+def convert_both(run: Path, out: Path, four_bit: dict[str, str]) -> dict[str, Path]:
+    pallava("convert", run, out / "merged", "--merge", **four_bit)
+    pallava("convert", run, out / "adapter")  # rounds nothing, and needs no bitsandbytes
     return {"merged": out / "merged", "adapter": out / "adapter"}
 
 
 @pytest.fixture(scope="module")
 def computed(config: Path, folders: dict[str, Path], four_bit: dict[str, str]) -> dict[str, Any]:
+    return compute(config, folders, four_bit)
+
+
+def compute(config: Path, folders: dict[str, Path], four_bit: dict[str, str]) -> dict[str, Any]:
     base, file = Config.fromfile(config).model.llm.pretrained_model_name_or_path, config.parent / "computed.pt"
     command = [sys.executable, "-m", "tests.smoke.four_bit_answers", base, *map(str, folders.values()), str(file)]
     done = subprocess.run(command, env=environment(**four_bit), capture_output=True, text=True)
@@ -94,6 +104,10 @@ def test_two_processes_under_zero(config: Path, four_bit: dict[str, str], tmp_pa
 
 
 def test_answers_are_those_of_the_adapter_on_the_dequantized_base(computed: dict[str, Any]) -> None:
+    assert_equal_to_dequantized(computed)
+
+
+def assert_equal_to_dequantized(computed: dict[str, Any]) -> None:
     logits, kinds = computed["logits"], computed["kinds"]
     assert computed["rounding"] == {"torch.float32": True, "torch.bfloat16": True}
     for name in ("merged", "adapter"):

@@ -25,6 +25,7 @@ from transformers import (
 from pallava.cli import main
 from pallava.errors import PallavaError
 from pallava.four_bit import mark_in_4bit
+from pallava.io.stacks import installed_stack
 from pallava.model.encoders import load_encoder, outline_encoder
 from pallava.model.weights import compare_keys
 from pallava.training.checkpoints import checkpoint_bytes
@@ -158,6 +159,7 @@ def test_a_training_that_would_do(config: Path, tmp_path: Path, capsys: pytest.C
     assert (code, report["exit_code"], faults(report)) == (0, 0, {})
     assert {each["check"] for each in report["findings"]} == {*checks.CHECKS, "memory", "compute"}
     assert "skipped" not in {each["status"] for each in report["findings"]}
+    assert any(f"the {installed_stack().name} stack" in each["text"] for each in report["findings"])
     assert [each["runner"] for each in report["memory"]] == ["plain", "ZeRO-1", "ZeRO-2"] * 5
     compute = report["compute"]
     expected = compute["flops_per_sample_with_checkpointing"] * compute["samples"] / (0.4 * 989e12 * 3600)
