@@ -17,6 +17,7 @@ from pallava.config_files import find_config
 from pallava.errors import PallavaError
 from pallava.io.files import read_package_data
 from pallava.io.records import RecordFile
+from pallava.io.stacks import INSTALL_NEWER
 
 STAGES = {"alignment": "pallava_domain_alignment", "instruction": "pallava_instruction_tuning"}
 """Published config of each stage."""
@@ -39,10 +40,7 @@ class Preset:
         """Refuse a transformers that does not know the model."""
         found = importlib.metadata.version("transformers")
         if Version(found) < Version(self.transformers):
-            raise PallavaError(
-                f"'{self.hub}' must have transformers {self.transformers} or newer, got {found}; run "
-                "`pip install --no-deps -r constraints/newer.txt`"
-            )
+            raise PallavaError(f"'{self.hub}' needs the newer stack, got transformers {found}; run `{INSTALL_NEWER}`")
 
 
 PRESETS = {name: Preset(**values) for name, values in read_package_data(__file__).items()}
@@ -144,7 +142,7 @@ def find_language_model(name: str) -> tuple[str, Preset | None]:
         preset.check_version()
         return preset.hub, preset
     if not name or (not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~")))):
-        raise PallavaError(f"language model must be {', '.join(PRESETS)}, a folder or a name on the hub, got '{name}'")
+        raise PallavaError(f"must be {', '.join(PRESETS)}, a folder or a name on the hub, got '{name}'")
     return name, None
 
 

@@ -64,6 +64,6 @@ def run_serve(model: str, **options: Any) -> None:
         if error.name not in ("fastapi", "prometheus_client", "uvicorn"):
             raise
         raise PallavaError(
-            f"serving needs {error.name}, which is not installed; run pip install 'pallava[serve]'"
+            f"serving needs {error.name}, which is not installed; run `pip install fastapi prometheus-client uvicorn`"
         ) from None
     serve(model, log=partial(print, flush=True), **options)

@@ -2,18 +2,20 @@
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
 from math import inf
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pallava.config_files import check_can_train, config_names, find_config
 from pallava.errors import PallavaError
 from pallava.io.files import write_bytes, write_text
 from pallava.new_configs import PRESETS, STAGES, NewConfig, Preset, find_language_model, find_sample_image
+from pallava.prompts import OWN_TEMPLATE, get_template
 
+_Read = TypeVar("_Read")
 _Destination = Annotated[str, "file or folder", {"metavar": "DEST", "nargs": "?"}]
 
 
@@ -60,17 +62,16 @@ def run_config_new(
     target = _find_target(destination, f"{STAGES[stage]}.py", overwrite)
     if stage1 and stage != "instruction":
         raise PallavaError("--stage1 is the start of the second stage; add --stage instruction, or leave it out")
-    llm, preset = find_language_model(llm or _ask("--llm", f"language model ({', '.join(PRESETS)}, a folder, a name)"))
-    encoder = _find_path("--encoder", encoder, "visual encoder (a folder, or timm:NAME)")
-    data = _find_path("--data", data, "training file, or a folder of such files")
-    if Path(data).is_dir() and not any(Path(data).glob("*.json*")):
-        raise PallavaError(f"--data must be a training file or a folder of such, got '{data}' without any *.json*")
-    images = _find_path("--images", images, "folder of the images")
-    if not Path(images).is_dir():
-        raise PallavaError(f"--images must be a folder, got the file '{images}'")
-    stage1 = _find_path("--stage1", stage1, "work directory of the alignment") if stage == "instruction" else None
-    cards = _read_count("--cards", cards, "number of cards")
-    card_gb = _read_number("--card-gb", card_gb, "memory of a card in GB")
+    if prompt_template not in (None, OWN_TEMPLATE):
+        get_template(prompt_template)
+    llm, preset = _choose("--llm", llm, f"language model ({', '.join(PRESETS)}, a folder, a name)", find_language_model)
+    encoder = _choose("--encoder", encoder, "visual encoder (a folder, or timm:NAME)", _read_encoder)
+    data = _choose("--data", data, "training file, or a folder of such files", _read_data)
+    images = _choose("--images", images, "folder of the images", _read_images)
+    if stage == "instruction":
+        stage1 = _choose("--stage1", stage1, "work directory or checkpoint of the alignment", _read_path)
+    cards = _choose("--cards", cards, "number of cards", _read_count)
+    card_gb = _choose("--card-gb", card_gb, "memory of a card in GB", _read_number)
     config = NewConfig(
         stage=stage,
         llm=llm,
@@ -82,6 +83,7 @@ def run_config_new(
         cards=cards,
         sample_image=find_sample_image(data, images),
     )
+    print("estimating the memory of a card, some seconds ...", file=sys.stderr)
     with redirect_stdout(sys.stderr):  # logs of the libraries
         from pallava.training.doctor.sizes import find_template, fit_card
 
@@ -102,9 +104,11 @@ def _describe(config: NewConfig, preset: Preset | None, target: Path, used_gb: f
     if preset and preset.note:
         yield f"{config.llm}: {preset.note}"
     way = f"{'4 bit' if config.in_4bit else 'bf16'}, LoRA of rank {config.lora_rank}"
-    rows = f"{config.batch_size} x {config.accumulative_counts} rows on each of {config.cards} cards"
+    rows = f"{config.batch_size} x {config.accumulative_counts} rows per card"
     rows += f" ({config.rows} a step, published {config.published_rows})"
     yield f"{way}, {rows}: at most {used_gb:.1f} of {card_gb:g} GB"
+    if config.rows > 1.1 * config.published_rows:
+        yield "a step has more rows than the published one; use fewer cards, or find another learning rate"
     if config.in_4bit:
         yield f"4 bit needs `{INSTALL_BITSANDBYTES}`"
     if config.sample_image is None:
@@ -125,34 +129,67 @@ def _find_target(destination: str, name: str, overwrite: bool) -> Path:
     return target
 
 
-def _ask(flag: str, what: str) -> str:
-    """Ask on the terminal, or refuse where nobody can answer."""
-    if not sys.stdin.isatty():
-        raise PallavaError(f"{flag} must be given where no terminal can ask for it: {what}")
-    print(f"{what}: ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip()
+def _choose(flag: str, given: Any, what: str, read: Callable[[Any], _Read]) -> _Read:
+    """Return what `read` makes of an option, or of what is typed on the terminal, until that will do.
+
+    Raises:
+        PallavaError: The option will not do, or there is none and nobody answers.
+    """
+    try:
+        if given is not None:
+            return read(given)
+        if not sys.stdin.isatty():
+            raise PallavaError(f"must be given where no terminal can ask for it: {what}")
+    except PallavaError as error:
+        raise PallavaError(f"{flag} {error}") from None
+    while True:
+        print(f"{what}: ", end="", file=sys.stderr, flush=True)
+        if not (line := sys.stdin.readline()):
+            print(file=sys.stderr)
+            raise PallavaError(f"{flag} must be given; the terminal ended before")
+        try:
+            return read(line.strip())
+        except PallavaError as error:
+            print(f"  {error}", file=sys.stderr)
 
 
-def _find_path(flag: str, given: str | None, what: str) -> str:
-    path = given or _ask(flag, what)
-    if not path or not (Path(path).exists() or (flag == "--encoder" and path.startswith("timm:"))):
-        raise PallavaError(f"{flag} must be the path of what exists, got '{path}'")
+def _read_path(given: str) -> str:
+    path = Path(given).expanduser()
+    if not given or not path.exists():
+        raise PallavaError(f"must be a file or folder that exists, got '{given}'")
+    return str(path)
+
+
+def _read_encoder(given: str) -> str:
+    return given if given.startswith("timm:") else _read_path(given)
+
+
+def _read_data(given: str) -> str:
+    path = _read_path(given)
+    if Path(path).is_dir() and not any(Path(path).glob("*.json*")):
+        raise PallavaError(f"must be a training file or a folder of such, got '{path}' without any *.json*")
     return path
 
 
-def _read_count(flag: str, given: int | None, what: str) -> int:
-    value = _read_number(flag, given, what)
+def _read_images(given: str) -> str:
+    path = _read_path(given)
+    if not Path(path).is_dir():
+        raise PallavaError(f"must be a folder, got the file '{path}'")
+    return path
+
+
+def _read_count(given: float | str) -> int:
+    value = _read_number(given)
     if value != int(value):
-        raise PallavaError(f"{flag} must be a whole number, got {value:g}")
+        raise PallavaError(f"must be a whole number, got {value:g}")
     return int(value)
 
 
-def _read_number(flag: str, given: float | None, what: str) -> float:
-    text = _ask(flag, what) if given is None else given
+def _read_number(given: float | str) -> float:
     try:
-        value = float(text)
+        value = float(given)
     except ValueError:
-        raise PallavaError(f"{flag} must be a number, got '{text}'") from None
+        raise PallavaError(f"must be a number, got '{given}'") from None
     if not 0 < value < inf:
-        raise PallavaError(f"{flag} must be above 0, got {value:g}")
+        raise PallavaError(f"must be a finite number above 0, got {value:g}")
     return value

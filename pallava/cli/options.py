@@ -11,7 +11,7 @@ TrustRemoteCode = Annotated[
     bool, "permission to import the module of a connector that does not come with pallava (default: refuse)"
 ]
 
-LoadIn4bit = Annotated[bool, "language model in 4 bit: a quarter of the memory, and slightly other answers"]
+LoadIn4bit = Annotated[bool, "language model in 4 bit: a quarter of the memory, other answers; slow on a CPU"]
 
 
 def add_parameters(

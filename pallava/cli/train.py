@@ -116,6 +116,7 @@ def run_doctor(
             raise PallavaError(f"--{name} must be above 0{' and at most 1' * (most == 1)}, got {value:g}")
     find_config(config)
     check_can_train()
+    print(f"examining '{config}', up to a minute ...", file=sys.stderr)
     with redirect_stdout(sys.stderr):  # logs and progress of the libraries
         from pallava.training.doctor import DoctorSettings, examine
 

@@ -23,10 +23,9 @@ class Stack:
 STACKS = (Stack("default", (4, 48), True), Stack("newer", (4, 57), True), Stack("newest", (5,), False))
 """What is tested: the reference that xtuner pins, one for newer language models, and one that only answers."""
 
-INSTALL = (
-    "`pip install transformers==4.48.0`, or for newer language models `pip install --no-deps transformers==4.57.6 "
-    "tokenizers==0.22.2` (constraints/newer.txt)"
-)
+INSTALL_NEWER = "pip install --no-deps transformers==4.57.6 tokenizers==0.22.2"
+"""The command for the newer stack; ``constraints/newer.txt`` has the same versions."""
+INSTALL = f"`pip install transformers==4.48.0`, or for newer language models `{INSTALL_NEWER}`"
 
 
 def check_version(version: tuple[int, ...], *, trains: bool = False) -> Stack:

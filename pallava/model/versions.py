@@ -26,7 +26,7 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from pallava.errors import PallavaError
-from pallava.io.stacks import INSTALL, check_version
+from pallava.io.stacks import INSTALL_NEWER, check_version
 
 _VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 
@@ -40,6 +40,12 @@ CACHE_ARGUMENT = "past_key_values"
 """Name of the argument with keys and values, which is shorter from 5.24 on."""
 if "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
     CACHE_ARGUMENT = "cache"
+
+if _VERSION >= (4, 56):  # they read `torch_dtype`, the name that all stacks know, with a warning at every command
+    for _name in ("configuration_utils", "modeling_utils"):
+        logging.getLogger(f"transformers.{_name}").addFilter(
+            lambda record: "`torch_dtype` is deprecated" not in record.getMessage()
+        )
 
 
 def vision_tower(encoder: Any) -> Any:
@@ -176,7 +182,11 @@ TEXT_PARTS = {
 
 def advise(error: Exception) -> str | None:
     """Return what to do about an error of transformers that a newer one would not raise."""
-    return f"run {INSTALL}" if "does not recognize this architecture" in str(error) and _VERSION < (4, 57) else None
+    return (
+        f"run `{INSTALL_NEWER}`"
+        if "does not recognize this architecture" in str(error) and _VERSION < (4, 57)
+        else None
+    )
 
 
 _ROPE_TYPES = ("default", "linear", "dynamic", "llama3")  # that 4.x reads from `rope_scaling` alone

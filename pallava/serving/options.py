@@ -34,7 +34,7 @@ class ServeOptions:
     base_llm: Annotated[
         str | None, "base language model of a folder with an adapter (default: the one it was trained on)"
     ] = None
-    load_in_4bit: Annotated[bool, "language model in 4 bit: a quarter of the memory, and slightly other answers"] = (
+    load_in_4bit: Annotated[bool, "language model in 4 bit: a quarter of the memory, other answers; slow on a CPU"] = (
         False
     )
     trust_remote_code: Annotated[

@@ -178,7 +178,9 @@ def check_options(config: Mapping[str, Any], options: Mapping[str, Any]) -> None
         if key in read or key in _READ or parent in holders:
             continue
         near = [known for known in read if known.rpartition(".")[2] == name]
-        advice = f"write {' or '.join(near)}" if near else "give the full key that the trainer reads"
+        advice = "give the full key that the trainer reads"
+        if near:
+            advice = f"write {near[0]}" if len(near) == 1 else f"write each that should change of {', '.join(near)}"
         raise PallavaError(
             f"--cfg-options {key}=... would change nothing; {advice}, or set it in a copy (`pallava config copy`)"
         )

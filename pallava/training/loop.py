@@ -18,7 +18,7 @@ from pallava.training.doctor.auto import settle
 from pallava.training.features import connected_features
 from pallava.training.hooks.checkpoint import WholeCheckpointHook
 from pallava.training.interrupts import EXIT_CODE, Interrupts
-from pallava.training.steps import ends_step
+from pallava.training.steps import accumulative_counts, check_length, ends_step
 
 
 class TrainLoop(BaseLoop):
@@ -84,7 +84,8 @@ class TrainLoop(BaseLoop):
         """Train; a run that a signal ended raises SystemExit with `EXIT_CODE`.
 
         Raises:
-            PallavaError: A worker of the loader died or hangs, or the data are not those of the interrupted run.
+            PallavaError: A worker of the loader died or hangs, the data are not those of the interrupted run, or they
+                are too few for an optimizer step.
         """
         try:
             with self.interrupts:
@@ -104,6 +105,7 @@ class TrainLoop(BaseLoop):
         runner.call_hook("before_train_epoch")
         self._check_rows()
         if hasattr(runner.model, "micro_steps"):  # DeepSpeed does not save where it is in an accumulation
+            check_length(self._max_iters, accumulative_counts(runner))
             runner.model.model.micro_steps = self._iter
         features = connected_features(self.dataloader.dataset, runner.model, runner.optim_wrapper)
         with features, closing(self._batches.iterate(self._iter)) as batches:

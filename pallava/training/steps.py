@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pallava.errors import PallavaError
+
 
 def accumulative_counts(runner: Any) -> int:
     """Return the number of iterations of an optimizer step."""
@@ -15,6 +17,21 @@ def ends_step(runner: Any) -> bool:
     """Return whether the current iteration is the last one of an optimizer step, or of the training."""
     done = runner.iter + 1
     return done % accumulative_counts(runner) == 0 or done == runner.max_iters
+
+
+def check_length(num_iters: int, counts: int) -> None:
+    """Refuse a training under DeepSpeed that ends before its first optimizer step: it would learn nothing.
+
+    The plain runner makes a step of what is left at the end.
+
+    Raises:
+        PallavaError: The training has fewer iterations than the first step.
+    """
+    if num_iters < counts:
+        raise PallavaError(
+            f"a training must have at least the {counts} iterations of an optimizer step, got {num_iters}; give more "
+            "rows or epochs, or a lower accumulative_counts"
+        )
 
 
 def is_due(runner: Any, interval: int) -> bool:

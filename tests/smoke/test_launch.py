@@ -73,6 +73,13 @@ def test_a_users_mistake_is_one_sentence_and_fails(run, options, fact):
     assert "Traceback" not in last
 
 
+@pytest.mark.slow
+def test_a_training_that_would_learn_nothing_is_refused(run):
+    done = run("optim_wrapper.accumulative_counts=5", deepspeed=("--deepspeed", "pallava_zero1"))
+    last = done.stderr.strip().splitlines()[-1]
+    assert (done.returncode, "error: " in last, "accumulative_counts" in last) == (1, True, True)
+
+
 @pytest.mark.parametrize(
     ("name", "variables", "fact"),
     [

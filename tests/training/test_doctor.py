@@ -179,6 +179,7 @@ def test_a_training_that_would_do(config: Path, tmp_path: Path, capsys: pytest.C
         (["model.llm.pretrained_model_name_or_path=nobody/nothing"], "parts", ["nobody/nothing", "download"]),
         (["model.connector.num_attention_heads=5"], "parts", ["num_attention_heads", "5"]),
         (["model.llm.type=my.loader"], "parts", ["loader", "load_llm"]),
+        (["param_scheduler.0.end=0"], "steps", ["warm-up", "warmup_ratio"]),
     ],
 )
 def test_a_fault_is_found(
@@ -189,6 +190,15 @@ def test_a_fault_is_found(
     assert code == report["exit_code"] == 1
     assert all(fact in found[check] for fact in facts), found
     assert all(len(text) <= 300 for text in found.values())
+
+
+def test_too_few_rows_for_a_step(config: Path, few: None, capsys: pytest.CaptureFixture[str]) -> None:
+    option = ("--cfg-options", "optim_wrapper.accumulative_counts=9")  # of 8 iterations
+    for words, expected in ((("--deepspeed", "pallava_zero1"), "fail"), ((), "warn")):
+        _, report = doctor(config, *words, *option, capsys=capsys)
+        (found,) = (each for each in report["findings"] if each["check"] == "steps")
+        assert found["status"] == expected
+        assert "9" in found["text"]
 
 
 def test_what_needs_a_missing_part_is_skipped(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -198,6 +198,20 @@ def test_a_training_that_does_not_end_at_a_step_is_not_due_twice():
     assert not is_due(runs, 5)
 
 
+@pytest.mark.parametrize("counts", [12, 13])
+def test_deepspeed_must_reach_a_step(counts):
+    loop, _ = make_loop(f"steps-{counts}")
+    loop.runner.optim_wrapper = SimpleNamespace()
+    engine = {"micro_steps": 0, "model": SimpleNamespace(), "gradient_accumulation_steps": lambda: counts}
+    loop.runner.model.__dict__.update(engine)
+    if counts > 12:
+        with pytest.raises(PallavaError, match="13 iterations.*got 12"):
+            loop.run()
+    else:
+        loop.run()
+    assert len(loop.runner.batches) == (0 if counts > 12 else 12)
+
+
 def test_workers_do_not_outlive_an_epoch():
     loop, _ = make_loop("persistent", loader={"num_workers": 1, "persistent_workers": True})
     loop.run()

@@ -50,7 +50,7 @@ class RayEngine(Engine):
         self._is_ours = False
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read at Ray's import, and by all that it starts
         if not getattr(importlib.util.find_spec("ray"), "origin", None):  # a folder of that name has none
-            raise PallavaError("the engine 'ray' needs Ray Data, got none; run `pip install 'pallava[ray]'`")
+            raise PallavaError("the engine 'ray' needs Ray Data, got none; run `pip install 'ray[data]<2.64'`")
         if address not in (None, "auto"):
             _check_address(address)
 

@@ -123,7 +123,7 @@ class EvaluateOptions:
     base_llm: Annotated[
         str | None, "base language model of a folder with an adapter (default: that of its training)"
     ] = None
-    load_in_4bit: Annotated[bool, "language model in 4 bit: a quarter of the memory, and slightly other answers"] = (
+    load_in_4bit: Annotated[bool, "language model in 4 bit: a quarter of the memory, other answers; slow on a CPU"] = (
         False
     )
     trust_remote_code: Annotated[

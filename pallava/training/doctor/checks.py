@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.registry import PARAM_SCHEDULERS
 from packaging.requirements import Requirement
 from torch.utils.data import DataLoader
 
@@ -18,6 +19,7 @@ from pallava.training import preflight
 from pallava.training.checkpoints import checkpoint_bytes
 from pallava.training.dataset import check_connectors
 from pallava.training.doctor.case import Case
+from pallava.training.steps import check_length
 
 Found = tuple[str, str]
 """Status ("ok", "warn" or "fail"), and what was found; for the last also what to do."""
@@ -32,6 +34,7 @@ _PATHS = {  # by the config's key, the name at its top that a user sets
     "default_hooks.sample_chat.images": "sample_images",
 }
 _SHM = Path("/dev/shm")
+_FEW_STEPS = 10  # in a whole training: fewer leave each change to chance
 
 
 def _check_versions(case: Case) -> Iterator[Found]:
@@ -129,6 +132,22 @@ def _check_batch(case: Case) -> Iterator[Found]:
         yield "ok", f"the {name} batch: {size}, {_batch_bytes(batch) / 1e6:.1f} MB"
 
 
+def _check_steps(case: Case) -> Iterator[Found]:
+    iterations, counts = int(case.num_epochs * case.num_batches), case.get("optim_wrapper.accumulative_counts", 1)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    known = {"optimizer": optimizer, "epoch_length": case.num_batches}
+    for scheduler in case.get("param_scheduler", []):  # as the trainer builds them
+        PARAM_SCHEDULERS.build(scheduler, default_args=known)
+    if case.deepspeed is not None:
+        check_length(iterations, counts)
+    steps = max(iterations // counts, 1)
+    text = f"optimizer steps: {steps}, of {counts} iterations each"
+    if steps < _FEW_STEPS:
+        yield "warn", f"{text}; so few learn little: give more rows or epochs, or a lower accumulative_counts"
+    else:
+        yield "ok", text
+
+
 def _batch_bytes(batch: Mapping[str, Any]) -> int:
     return sum(value.nbytes for value in batch["data"].values() if isinstance(value, torch.Tensor))
 
@@ -179,6 +198,7 @@ CHECKS: dict[str, Check] = {
     "parts": _check_parts,
     "tokens": _check_tokens,
     "first batch": _check_batch,
+    "steps": _check_steps,
     "shared memory": _check_shared_memory,
     "disk": _check_disk,
 }

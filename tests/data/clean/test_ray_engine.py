@@ -130,7 +130,7 @@ def test_without_ray(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     command = ["data", "clean", str(tmp_path / "out"), "--source", f"pairs={save_pairs(tmp_path / 'tree', 1)}"]
     assert main([*command, "--engine", "ray"]) == 2
-    assert "pallava[ray]" in capsys.readouterr().err
+    assert "ray[data]" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main(command) == 0
 
