@@ -11,6 +11,9 @@ import pallava
 from pallava.errors import PallavaError
 from pallava.io.stacks import installed_stack
 
+DEEPSPEED_SETTINGS = "pallava_zero1, pallava_zero2, deepspeed_zero1, deepspeed_zero2, or a JSON file"
+"""What `--deepspeed` takes, for messages."""
+
 
 def configs_dir() -> Path:
     """Return the folder of our configs: the package `pallava.configs` once installed, `configs/` in a clone."""

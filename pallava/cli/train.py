@@ -10,11 +10,11 @@ from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
-from pallava.config_files import check_can_train, check_syntax, find_config, train_script
+from pallava.config_files import DEEPSPEED_SETTINGS, check_can_train, check_syntax, find_config, train_script
 from pallava.errors import PallavaError, check_at_least
 from pallava.io.launch import read_launch
 
-_DEEPSPEED = "settings of DeepSpeed: pallava_zero1, pallava_zero2, deepspeed_zero1, deepspeed_zero2, or a JSON file"
+_DEEPSPEED = f"settings of DeepSpeed: {DEEPSPEED_SETTINGS}"
 
 
 def run_demo(

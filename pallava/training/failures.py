@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.runner import FlexibleRunner, Runner
 
+from pallava.config_files import DEEPSPEED_SETTINGS
 from pallava.errors import PallavaError, without_worker
 from pallava.io.files import read_package_data
 from pallava.training import preflight
@@ -49,7 +50,9 @@ def user_message(error: BaseException, trace: TracebackType | None = None) -> st
     if isinstance(error, KeyboardInterrupt):
         return "interrupted outside of the training's steps; the checkpoints that were written before stay"
     if isinstance(error, FileNotFoundError):
-        return f"{without_worker(str(error))}; correct the path"
+        words = without_worker(str(error))
+        is_name = words.startswith("Cannot find ")  # xtuner's, of --deepspeed
+        return f"{words}; {f'give {DEEPSPEED_SETTINGS}' if is_name else 'correct the path'}"
     calls = [frame.name for frame in traceback.extract_tb(trace)]
     if isinstance(error, (TypeError, KeyError)) and calls[-1:] == ["build_from_cfg"]:
         return f"a part of the config cannot be built: {error.args[0]}; correct its type or its settings"

@@ -47,6 +47,10 @@ def test_a_path_that_is_not_there():
     assert "nowhere.pth'" in caught(lambda: open("nowhere.pth"))  # noqa: PTH123, SIM115
 
 
+def test_deepspeed_settings_that_are_not_there():
+    assert "pallava_zero2" in user_message(FileNotFoundError("Cannot find pallava_zero3"))
+
+
 @pytest.mark.parametrize("content", [{"w": torch.ones(1)}, {"meta": {"epoch": 1}}, [1], torch.ones(2)])
 def test_a_file_to_resume_that_no_training_wrote(content, tmp_path):
     torch.save(content, tmp_path / "foreign.pth")

@@ -12,7 +12,7 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 from xtuner.configs import cfgs_name_path
 
-from pallava.config_files import check_syntax, find_config
+from pallava.config_files import DEEPSPEED_SETTINGS, check_syntax, find_config
 from pallava.devices import device_dtype
 from pallava.errors import PallavaError
 from pallava.io.processes import default_num_workers
@@ -115,10 +115,7 @@ class Case:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise PallavaError(
-                f"--deepspeed '{given}' must be pallava_zero1, pallava_zero2, deepspeed_zero1, deepspeed_zero2 or a "
-                f"JSON file ({error})"
-            ) from None
+            raise PallavaError(f"--deepspeed '{given}' must be {DEEPSPEED_SETTINGS} ({error})") from None
         return found
 
     @property
