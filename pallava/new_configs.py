@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import importlib.metadata
 import json
+import os
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -137,6 +138,7 @@ def find_language_model(name: str) -> tuple[str, Preset | None]:
     Raises:
         PallavaError: It is neither a preset, a folder, nor a name on the hub; or transformers is too old for it.
     """
+    name = os.path.expanduser(name)  # noqa: PTH111  # a name on the hub is no path
     preset = PRESETS.get(name.lower()) or next((each for each in PRESETS.values() if each.hub == name), None)
     if preset is not None and not Path(name).is_dir():
         preset.check_version()
