@@ -146,6 +146,7 @@ def test_the_bridges_to_this_stack_are_needed() -> None:
     assert config.text_config._attn_implementation_internal is None  # keep_attention
     config._attn_implementation = "eager"
     assert config.vision_config._attn_implementation_internal == "eager"  # choose_attention
+    assert isinstance(inspect.getattr_static(LlamaConfig, "torch_dtype"), property)  # the filter of its warning
     rope = LlamaConfig(rope_parameters={"rope_type": "default", "rope_theta": 5.0})
     assert rope.rope_theta != 5.0  # read_rope
 
