@@ -21,7 +21,7 @@ test: $(INSTALLED) lint
 test-slow: $(INSTALLED) test-newer
 	$(RUN) OMP_NUM_THREADS=1 python -m pytest -m "slow and not newer" --durations=15
 
-# Trains, converts, reopens and asks newer language models under the newer stack; some 8 minutes on two cores, which
+# Trains, converts, reopens and asks newer language models under the newer stack; some 9 minutes on two cores, which
 # is more than `make test` has left.
 test-newer: $(NEWER)/.installed
 	PATH="$(NEWER_BIN):$$PATH" OMP_NUM_THREADS=1 PALLAVA_DEFAULT_BIN="$(BIN)" python -m pytest -m newer --durations=15 tests/smoke tests/training
