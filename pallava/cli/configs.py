@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
+from itertools import islice
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pallava.config_files import check_can_train, config_names, find_config
 from pallava.errors import PallavaError
 from pallava.io.files import write_bytes, write_text
+from pallava.io.records import RecordFile
 from pallava.new_configs import PRESETS, STAGES, NewConfig, Preset, find_language_model, find_sample_image
 from pallava.prompts import OWN_TEMPLATE, get_template
 
@@ -168,6 +170,11 @@ def _read_data(given: str) -> str:
     path = _read_path(given)
     if Path(path).is_dir() and not any(Path(path).glob("*.json*")):
         raise PallavaError(f"must be a training file or a folder of such, got '{path}' without any *.json*")
+    if Path(path).is_file():
+        rows = [entry.value for entry in islice(RecordFile(path), 100)]
+        if not any(isinstance(row, dict) and "conversations" in row for row in rows):
+            begin = str(rows[:1])[:80]
+            raise PallavaError(f"must be a training file (id, image, conversations), got '{path}' with {begin}")
     return path
 
 

@@ -48,7 +48,8 @@ _LORA = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("parts")
-    found = {**save_parts(folder), **save_data(folder)}
+    found = {**save_parts(folder), **save_data(folder), "captions": folder / "captions.json"}
+    found["captions"].write_text('[{"image": "0.png", "caption": "a gland"}]', encoding="utf-8")
     tokenizer = AutoTokenizer.from_pretrained(found["llm"])
     tokenizer.chat_template = make_tokenizer("qwen").chat_template
     tokenizer.save_pretrained(found["llm"])
@@ -218,6 +219,7 @@ def test_an_8b_model_is_in_4_bit_on_a_small_card(card_gb: float, in_4bit: bool, 
         ({"stage": "instruction", "stage1": "nowhere"}, "--stage1.*'nowhere'"),
         ({"stage1": "work_dirs/run"}, "--stage instruction"),
         ({"images": "rows"}, "--images must be a folder"),
+        ({"data": "captions"}, r"--data.*conversations.*caption"),
         ({"data": "images"}, r"--data.*without any \*\.json"),
         ({"card-gb": 0.5}, "0.5"),
         ({"prompt-template": "nonsense"}, "llama3_chat.*'nonsense'"),
