@@ -182,11 +182,8 @@ TEXT_PARTS = {
 
 def advise(error: Exception) -> str | None:
     """Return what to do about an error of transformers that a newer one would not raise."""
-    return (
-        f"run `{INSTALL_NEWER}`"
-        if "does not recognize this architecture" in str(error) and _VERSION < (4, 57)
-        else None
-    )
+    is_newer = "does not recognize this architecture" in str(error)
+    return f"run `{INSTALL_NEWER}`" if is_newer and _VERSION < (4, 57) else None
 
 
 _ROPE_TYPES = ("default", "linear", "dynamic", "llama3")  # that 4.x reads from `rope_scaling` alone

@@ -133,10 +133,11 @@ def _check_batch(case: Case) -> Iterator[Found]:
 
 
 def _check_steps(case: Case) -> Iterator[Found]:
-    iterations, counts = int(case.num_epochs * case.num_batches), case.get("optim_wrapper.accumulative_counts", 1)
+    iterations = case.get("train_cfg.max_iters") or int(case.num_epochs * case.num_batches)
+    counts, schedulers = case.get("optim_wrapper.accumulative_counts", 1), case.get("param_scheduler", [])
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     known = {"optimizer": optimizer, "epoch_length": case.num_batches}
-    for scheduler in case.get("param_scheduler", []):  # as the trainer builds them
+    for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:  # as the trainer builds them
         PARAM_SCHEDULERS.build(scheduler, default_args=known)
     if case.deepspeed is not None:
         check_length(iterations, counts)
