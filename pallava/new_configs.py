@@ -148,13 +148,22 @@ def find_language_model(name: str) -> tuple[str, Preset | None]:
     return name, None
 
 
+def first_rows(file: str | Path) -> list[Any]:
+    """Return the first rows of a training file, whatever they are.
+
+    Raises:
+        PallavaError: The file is not JSON or JSON Lines.
+    """
+    return [entry.value for entry in islice(RecordFile(file), _NUM_LOOKED_AT)]
+
+
 def find_sample_image(data: str, images: str) -> str | None:
     """Return the first image of training files that exists, for sample chats; None if the first rows name none."""
     path = Path(data)
     files = sorted(path.glob("*.json*")) if path.is_dir() else [path]
     for file in files[:1]:
-        for record in islice(RecordFile(file), _NUM_LOOKED_AT):
-            name = record.value.get("image") if isinstance(record.value, dict) else None
+        for row in first_rows(file):
+            name = row.get("image") if isinstance(row, dict) else None
             if isinstance(name, str) and Path(images, name).is_file():
                 return str(Path(images, name))
     return None

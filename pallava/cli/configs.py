@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
-from itertools import islice
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -13,8 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pallava.config_files import check_can_train, config_names, find_config
 from pallava.errors import PallavaError
 from pallava.io.files import write_bytes, write_text
-from pallava.io.records import RecordFile
-from pallava.new_configs import PRESETS, STAGES, NewConfig, Preset, find_language_model, find_sample_image
+from pallava.new_configs import PRESETS, STAGES, NewConfig, Preset, find_language_model, find_sample_image, first_rows
 from pallava.prompts import OWN_TEMPLATE, get_template
 
 _Read = TypeVar("_Read")
@@ -110,7 +108,7 @@ def _describe(config: NewConfig, preset: Preset | None, target: Path, used_gb: f
     rows += f" ({config.rows} a step, published {config.published_rows})"
     yield f"{way}, {rows}: at most {used_gb:.1f} of {card_gb:g} GB"
     if config.rows > 1.1 * config.published_rows:
-        yield "a step has more rows than the published one; use fewer cards, or find another learning rate"
+        yield "a step has more rows than the published one; use fewer cards, or adjust the learning rate"
     if config.in_4bit:
         yield f"4 bit needs `{INSTALL_BITSANDBYTES}`"
     if config.sample_image is None:
@@ -148,7 +146,7 @@ def _choose(flag: str, given: Any, what: str, read: Callable[[Any], _Read]) -> _
         print(f"{what}: ", end="", file=sys.stderr, flush=True)
         if not (line := sys.stdin.readline()):
             print(file=sys.stderr)
-            raise PallavaError(f"{flag} must be given; the terminal ended before")
+            raise PallavaError(f"{flag} must be given; the input ended")
         try:
             return read(line.strip())
         except PallavaError as error:
@@ -171,7 +169,7 @@ def _read_data(given: str) -> str:
     if Path(path).is_dir() and not any(Path(path).glob("*.json*")):
         raise PallavaError(f"must be a training file or a folder of such, got '{path}' without any *.json*")
     if Path(path).is_file():
-        rows = [entry.value for entry in islice(RecordFile(path), 100)]
+        rows = first_rows(path)
         if not any(isinstance(row, dict) and "conversations" in row for row in rows):
             begin = str(rows[:1])[:80]
             raise PallavaError(f"must be a training file (id, image, conversations), got '{path}' with {begin}")

@@ -139,10 +139,11 @@ def _check_steps(case: Case) -> Iterator[Found]:
     known = {"optimizer": optimizer, "epoch_length": case.num_batches}
     for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:  # as the trainer builds them
         PARAM_SCHEDULERS.build(scheduler, default_args=known)
+    steps = -(-iterations // counts)  # the plain runner makes one of what is left at the end
     if case.deepspeed is not None:
         check_length(iterations, counts)
-    steps = max(iterations // counts, 1)
-    text = f"optimizer steps: {steps}, of {counts} iterations each"
+        steps = iterations // counts
+    text = f"{iterations} iterations, {counts} to an optimizer step: {steps} steps"
     if steps < _FEW_STEPS:
         yield "warn", f"{text}; so few learn little: give more rows or epochs, or a lower accumulative_counts"
     else:
