@@ -1,6 +1,8 @@
 """What several test modules share."""
 
 import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,16 @@ if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 ):  # started in the background; all that tests start would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def fresh_mmengine_logger() -> Iterator[None]:
+    """mmengine keeps its logger, and with it the stdout that a test captured: closed once the test is over."""
+    yield
+    if "mmengine.logging" in sys.modules:
+        from mmengine.logging import MMLogger
+
+        MMLogger._instance_dict.clear()
 
 
 @pytest.fixture(scope="session")
