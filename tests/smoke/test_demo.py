@@ -135,7 +135,6 @@ def test_what_the_whole_demo_learns(tmp_path):
     assert plip["density_accuracy"] >= 0.75
     for attribute in ("stain", "density"):  # what always says the largest class knows nothing either
         assert plip[f"{attribute}_accuracy_untrained"] <= plip[f"{attribute}_largest_class"] + 0.05
-    assert report["seconds"]["plip"] + report["seconds"]["plip_report"] <= 300
 
 
 def test_a_wrong_scale_is_told_in_a_sentence(tmp_path):
