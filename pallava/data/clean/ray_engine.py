@@ -127,10 +127,11 @@ class RayEngine(Engine):
         try:
             with _without_dashboard():
                 ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
-        except (AttributeError, ImportError, OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        except Exception as error:  # a bare one where its processes do not come up in time, as on busy cores
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             place = f"connect to Ray at '{self._address}'" if self._address else "start Ray"
-            raise PallavaError(f"cannot {place}: {reason}; check --ray-address, or use --engine local") from None
+            advice = "check --ray-address" if self._address else "try again"
+            raise PallavaError(f"cannot {place}: {reason}; {advice}, or use --engine local") from None
         self._is_ours = True
         return ray
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
@@ -135,29 +136,53 @@ def test_without_ray(tmp_path, capsys, monkeypatch) -> None:
     assert main(command) == 0
 
 
-@pytest.mark.parametrize("has_node", [True, False])
-def test_a_ray_that_keeps_its_dashboard_elsewhere_is_refused(has_node, monkeypatch) -> None:
+def pretend_ray(monkeypatch, node: ModuleType | None, init: Callable[..., object]) -> ModuleType:
+    ray = ModuleType("ray")
+    ray.is_initialized, ray.exceptions = lambda: False, SimpleNamespace(RayError=RuntimeError)
+    ray.init, ray.data = init, ModuleType("data")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin="ray"))
+    modules = {"ray": ray, "ray.data": ray.data, "ray._private": node, "ray._private.node": node}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return ray
+
+
+@pytest.fixture
+def node() -> ModuleType:
+    """Ray's module with the class that starts its processes."""
+
     class Node:
         def start_api_server(self, *args) -> None:
             raise AssertionError
 
-    ray, node, started = ModuleType("ray"), ModuleType("node"), []
-    ray.is_initialized, ray.exceptions = lambda: False, SimpleNamespace(RayError=RuntimeError)
-    ray.init = lambda **options: started.append(Node().start_api_server("a", "b"))
-    ray.data, node.Node, server = ModuleType("data"), Node, Node.start_api_server
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin="ray"))
-    modules = {"ray": ray, "ray.data": ray.data, "ray._private": node, "ray._private.node": node if has_node else None}
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    engine = RayEngine(None, 1)
-    if has_node:
-        assert engine._ray is ray
-        assert started == [None]
-        assert Node.start_api_server is server
-    else:
-        with pytest.raises(PallavaError, match=r"ray._private.node.*--engine local"):
-            engine._ray  # noqa: B018
-        assert not started
+    module = ModuleType("node")
+    module.Node = Node
+    return module
+
+
+def test_a_ray_starts_without_its_dashboard(node, monkeypatch) -> None:
+    started, server = [], node.Node.start_api_server
+    ray = pretend_ray(monkeypatch, node, lambda **options: started.append(node.Node().start_api_server("a", "b")))
+    assert RayEngine(None, 1)._ray is ray
+    assert started == [None]
+    assert node.Node.start_api_server is server
+
+
+def test_a_ray_that_keeps_its_dashboard_elsewhere_is_refused(monkeypatch) -> None:
+    started = []
+    pretend_ray(monkeypatch, None, lambda **options: started.append(options))
+    with pytest.raises(PallavaError, match=r"ray._private.*--engine local"):
+        RayEngine(None, 1)._ray  # noqa: B018
+    assert not started
+
+
+def test_a_ray_whose_processes_do_not_come_up_in_time(node, monkeypatch) -> None:
+    def time_out(**options: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen.")  # as Ray does
+
+    pretend_ray(monkeypatch, node, time_out)
+    with pytest.raises(PallavaError, match=r"cannot start Ray: The current node timed out.*--engine local"):
+        RayEngine(None, 1)._ray  # noqa: B018
 
 
 def test_an_address_where_nothing_listens() -> None:
