@@ -141,7 +141,7 @@ def pretend_ray(monkeypatch, node: ModuleType | None, init: Callable[..., object
     ray.is_initialized, ray.exceptions = lambda: False, SimpleNamespace(RayError=RuntimeError)
     ray.init, ray.data = init, ModuleType("data")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin="ray"))
-    modules = {"ray": ray, "ray.data": ray.data, "ray._private": node, "ray._private.node": node}
+    modules = {"ray": ray, "ray.data": ray.data, "ray._private": ModuleType("_private"), "ray._private.node": node}
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     return ray
@@ -171,7 +171,7 @@ def test_a_ray_starts_without_its_dashboard(node, monkeypatch) -> None:
 def test_a_ray_that_keeps_its_dashboard_elsewhere_is_refused(monkeypatch) -> None:
     started = []
     pretend_ray(monkeypatch, None, lambda **options: started.append(options))
-    with pytest.raises(PallavaError, match=r"ray._private.*--engine local"):
+    with pytest.raises(PallavaError, match=r"ray._private.node.*--engine local"):
         RayEngine(None, 1)._ray  # noqa: B018
     assert not started
 
